@@ -1,0 +1,60 @@
+/** Why a connection was destroyed. The first five are the pool's own decision (it evicts); the others were asked for, or happened. */
+export type DestroyReason =
+  /** More idle connections than needed: `idleTimeout` passed, or the pool was made smaller. */
+  | 'idle'
+  /** `maxLifetime` passed. */
+  | 'lifetime'
+  /** Lent `maxUses` times. */
+  | 'uses'
+  /** `validate` said no, failed, or took longer than `validateTimeout`. */
+  | 'invalid'
+  /** Created before the last `evict()`. */
+  | 'stale'
+  /** It died, or something on it failed. */
+  | 'error'
+  /** Its request ended abnormally and something may still be using it. */
+  | 'aborted'
+  /** Its lease was reported as leaked, and nobody can release it any more. */
+  | 'leaked'
+  /** The pool closes. */
+  | 'closed'
+  /** The borrower destroyed it without an error, or the pool no longer wanted it when it came. */
+  | 'released'
+
+/** An event of the driver's own, passed on as the pool's `driver` event. Plain data only: no connection, no secret. */
+export interface DriverEvent { readonly name: string, readonly [detail: string]: unknown }
+
+/**
+ * All that the pool asks of a database. Only `create` and `destroy` are needed.
+ *
+ * No method of one connection is called while another of the same connection is under way, but for `destroy` when the other is past its
+ * deadline. `signal` aborts at the deadline, and when the pool no longer wants the answer; a connector that ignores it is waited for no longer
+ * than that, and what it delivers too late is destroyed.
+ */
+export interface Connector<C = unknown> {
+  /** What the connections speak to, as in OpenTelemetry's `db.system.name`: 'mongodb', 'redis', 'ldap', ... */
+  readonly system: string
+  /** How many connections there can be at most, whatever the options say. Default: no such limit. */
+  readonly max?: number
+  /** Texts that no error, event or log line may show, besides those of the pool's `url` and `connection`. */
+  readonly secrets?: readonly string[]
+  /** Opens one connection, ready for use. Rejects on failure; must honour `signal`. */
+  create (signal: AbortSignal): Promise<C>
+  /** Closes it. Called exactly once for each connection that `create` delivered. Resolves when the server has let go. May reject: the pool reports and forgets. */
+  destroy (connection: C, reason: DestroyReason): Promise<void> | void
+  /** A round trip, before lending a connection that was idle for longer than `validateAfter`. May wait, up to `validateTimeout`. */
+  validate? (connection: C, signal: AbortSignal): Promise<boolean>
+  /** No I/O, must not wait. Called at every return and before every loan. */
+  isBroken? (connection: C): boolean
+  /**
+   * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the connection stays `used` until it
+   * settles, up to `resetTimeout`; no response waits for it. A rejection destroys the connection.
+   */
+  reset? (connection: C, signal: AbortSignal): Promise<void> | undefined
+  /** Where the driver tells of a death between loans. Called once per connection; an idle connection that dies is evicted at once. */
+  onDeath? (connection: C, listener: (error?: Error) => void): void
+  /** Where the driver has events of its own. Called once, when the pool is made. */
+  onDriverEvent? (listener: (event: DriverEvent) => void): void
+  /** What all connections share, and the connector made. Called once, when the pool has closed its last connection. */
+  close? (): Promise<void> | void
+}

@@ -1,0 +1,26 @@
+/** What went wrong, for programs. A code is never reused for something else. */
+export type PoolErrorCode =
+  /** No connection within the acquire's deadline. 503. */
+  | 'FST_POOL_ACQUIRE_TIMEOUT'
+  /** `maxPending` callers wait already. 503. */
+  | 'FST_POOL_QUEUE_FULL'
+  /** Connections can't be made; the cause says why. 503. */
+  | 'FST_POOL_CONNECT_FAILED'
+  /** The pool closes or is closed. 503. */
+  | 'FST_POOL_CLOSED'
+  /** The caller's signal aborted; the cause is its reason. */
+  | 'FST_POOL_ABORTED'
+  /** An option is unknown, of the wrong type or out of range. */
+  | 'FST_POOL_BAD_OPTIONS'
+  /** A pool of that name exists already. */
+  | 'FST_POOL_DUPLICATE_NAME'
+  /** There is no pool of that name. */
+  | 'FST_POOL_NOT_FOUND'
+  /** The backend's driver is not installed. */
+  | 'FST_POOL_MISSING_DRIVER'
+  /** The request has no lease on that pool. */
+  | 'FST_POOL_NOT_LEASED'
+  /** The lease has ended. */
+  | 'FST_POOL_LEASE_RELEASED'
+  /** `reset` failed or took too long; the connection was destroyed. Only in `error` events. */
+  | 'FST_POOL_RESET_FAILED'

@@ -1,0 +1,78 @@
+import type { Connector } from './connector.js'
+import type { AcquireOptions, Holder, Lease, PoolEventName, PoolHealth, PoolListener, PoolStats } from './pool.js'
+import type { Pool } from '../lib/pool/pool.js'
+import type { RoutePools } from '../lib/pool/options.js'
+
+/**
+ * The pools of your app, by name: what `request.<name>` is. Yours to augment:
+ *
+ * ```ts
+ * declare module 'fastify-pool' { interface RequestPools { db: Db, cache: Redis } }
+ * ```
+ */
+export interface RequestPools {}
+
+/** A pool's name: one of `RequestPools`, or any text. */
+export type PoolName = keyof RequestPools & string
+
+/** What a name's connections are. */
+export type ConnectionOf<N extends string> = N extends keyof RequestPools ? RequestPools[N] : unknown
+
+export interface PoolsHealth {
+  /** The worst of all pools. */
+  readonly status: PoolHealth['status']
+  readonly pools: Readonly<Record<string, PoolHealth>>
+}
+
+/** The manager: `app.pools`. A scope sees its own pools and those of the scopes around it. */
+export interface Pools {
+  /** @throws `FST_POOL_NOT_FOUND` */
+  get<N extends PoolName | (string & {})> (name: N): Pool<ConnectionOf<N>>
+  has (name: string): boolean
+  /** In the order in which a request takes its connections. */
+  readonly names: readonly string[]
+  /**
+   * Adds a pool that was made elsewhere; the manager closes it. Before the app listens, routes lease it as any other; later it is there for
+   * `request.acquire(name)`.
+   *
+   * @throws `FST_POOL_DUPLICATE_NAME`, `FST_POOL_BAD_OPTIONS`
+   */
+  add<C, K extends Connector<C>> (name: string, pool: Pool<C, K>): void
+  /** Closes a pool of this scope and forgets it. @throws `FST_POOL_NOT_FOUND` */
+  remove (name: string): Promise<void>
+  stats (): Record<string, PoolStats>
+  /** The leases that are out, the longest held first. */
+  holders (name?: string): Holder[]
+  /** Listens on every pool, later ones included. Returns its own undo. */
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void
+  health (): Promise<PoolsHealth>
+  /** Closes this scope's own pools. */
+  close (): Promise<void>
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** Every pool that this scope can use. */
+    pools: Pools
+  }
+
+  interface FastifyRequest extends RequestPools {
+    /**
+     * The lease behind `request.<name>`.
+     *
+     * @throws `FST_POOL_NOT_LEASED`, `FST_POOL_NOT_FOUND`
+     */
+    lease<N extends PoolName | (string & {})> (name: N): Lease<ConnectionOf<N>>
+    /**
+     * Takes a connection by hand; the plugin gives it back when the request ends. While a lease is out it gives the same one.
+     *
+     * @throws what `Pool.acquire` throws; `FST_POOL_NOT_FOUND`; `FST_POOL_ABORTED` when the request is over
+     */
+    acquire<N extends PoolName | (string & {})> (name: N, options?: AcquireOptions): Promise<Lease<ConnectionOf<N>>>
+  }
+
+  interface FastifyContextConfig {
+    /** Which pools this route leases, and how: `false` for none, names for exactly these, an object for exactly these with a policy. */
+    pools?: RoutePools
+  }
+}

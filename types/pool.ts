@@ -1,0 +1,147 @@
+import type { DestroyReason, DriverEvent } from './connector.js'
+
+/** Who takes a connection: a text, or the route and id of a request. Shown by `holders()`, events and the log, never to a client. */
+export type HolderLabel = string | { readonly route?: string, readonly id?: string }
+
+/** One lease that is out now. */
+export interface Holder {
+  readonly pool: string
+  readonly holder: HolderLabel | undefined
+  /** The connection's id. */
+  readonly id: number
+  /** How long it has been out, in ms. */
+  readonly heldFor: number
+}
+
+export interface AcquireOptions {
+  /** Leaves the line when it aborts: rejects with `FST_POOL_ABORTED`, whose cause is the signal's reason. */
+  signal?: AbortSignal
+  /** Instead of the pool's `acquireTimeout`, in ms. At least 1. */
+  timeout?: number
+  holder?: HolderLabel
+}
+
+/** The right to use one connection, until it ends. A lease that has ended can touch nobody's connection. */
+export interface Lease<C> {
+  /** @throws `FST_POOL_LEASE_RELEASED` once the lease has ended. */
+  readonly connection: C
+  /** The pool's name. */
+  readonly pool: string
+  readonly ended: boolean
+  /** Since it was lent, in ms; once ended, until its end. Read from the pool's coarse clock (100 ms) where nothing asked for more. */
+  readonly heldFor: number
+  /** Gives the connection back. Does nothing the second time. */
+  release (): void
+  /** Ends the lease and destroys the connection: with reason 'error', or 'released' where no error is given. Does nothing the second time. */
+  destroy (error?: Error): void
+  [Symbol.dispose] (): void
+}
+
+/** A distribution of durations in ms. Percentiles are exact to about 6 %. */
+export interface Durations { readonly count: number, readonly p50: number, readonly p99: number, readonly max: number }
+
+/** A frozen copy of the pool's books. */
+export interface PoolStats {
+  readonly name: string
+  readonly system: string
+  readonly min: number
+  readonly max: number
+  /** `creating + idle + used + closing <= max`, always. */
+  readonly creating: number
+  readonly idle: number
+  /** Lent, or being validated, kept alive or reset. */
+  readonly used: number
+  readonly closing: number
+  /** Callers that wait for a connection. */
+  readonly pending: number
+  /** Creates and destroys that are past their deadline and have not come back. */
+  readonly late: number
+  readonly acquired: number
+  readonly released: number
+  readonly created: number
+  readonly createErrors: number
+  readonly destroyed: Readonly<Record<DestroyReason, number>>
+  /** Acquires that failed because their deadline passed. */
+  readonly timeouts: number
+  /** Acquires refused at once: the line was full, or the pool closed. */
+  readonly refused: number
+  /** Acquires that their signal ended. */
+  readonly aborted: number
+  /** Leases that were out for longer than `leakAfter`. */
+  readonly leaked: number
+  /** How long acquires waited. Those served at once count as 0. */
+  readonly wait: Durations
+  /** How long leases were held: a sample, the first 64 leases of each 100 ms. */
+  readonly held: Durations
+  /** How long creates took. */
+  readonly create: Durations
+}
+
+export interface PoolHealth {
+  /** `degraded`: somebody waits, or the last create failed. `down`: no connection, and the last create failed. `draining`: it drains, closes or is closed. */
+  readonly status: 'up' | 'degraded' | 'down' | 'draining'
+  readonly reason?: string
+  /** Of one ping on an idle connection, in ms. `null`: none was idle, or the connector has no `validate`. */
+  readonly latency: number | null
+  readonly stats: PoolStats
+}
+
+interface Event {
+  readonly pool: string
+  /** When, in ms since 1970. */
+  readonly time: number
+}
+
+/** The phase of a connection's life in which an error happened. */
+export type ErrorPhase = 'create' | 'destroy' | 'validate' | 'isBroken' | 'reset' | 'death' | 'close' | 'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+
+/** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
+export interface PoolEvents {
+  connect: Event & { readonly id: number, readonly took: number }
+  disconnect: Event & { readonly id: number, readonly reason: DestroyReason, readonly age: number, readonly uses: number, readonly error?: Error }
+  acquire: Event & { readonly id: number, readonly wait: number, readonly holder?: HolderLabel }
+  release: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel }
+  /** A caller waits: no idle connection. */
+  wait: Event & { readonly pending: number, readonly holder?: HolderLabel }
+  /** At capacity, and now queueing. Once per episode. */
+  overflow: Event & { readonly pending: number }
+  timeout: Event & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
+  refuse: Event & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
+  leak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
+  unleak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
+  /** Something failed that no caller was told of. Without a listener it is silent: it never throws. */
+  error: Event & { readonly error: Error, readonly phase: ErrorPhase }
+  /** The driver's own. */
+  driver: Event & DriverEvent
+  open: Event
+  /** The pool began to drain. */
+  drain: Event
+  close: Event & { readonly took: number, readonly destroyed: number, readonly holders: readonly Holder[] }
+}
+
+export type PoolEventName = keyof PoolEvents
+export type PoolListener<E extends PoolEventName = PoolEventName> = (event: PoolEvents[E]) => void
+
+/** What a lifecycle hook is told. */
+export interface HookInfo {
+  readonly pool: string
+  /** The connection's id. */
+  readonly id: number
+  /** How many times it was lent, this one included. */
+  readonly uses: number
+  readonly holder?: HolderLabel
+  /** `onDisconnect` only. */
+  readonly reason?: DestroyReason
+}
+
+/** Where the pool's time and chance come from. A test brings its own: then time is a matter of steps. */
+export interface Clock {
+  /** Monotonic, in ms. */
+  now (): number
+  /** Calls `fn` once, after `ms`. Made unref'd: it does not keep the process alive until `ref` is called. */
+  setTimer (fn: () => void, ms: number): Timer
+  /** In [0, 1). */
+  random (): number
+}
+
+export interface Timer { ref (): void, unref (): void, cancel (): void }

@@ -1,0 +1,209 @@
+import { unescape } from 'node:querystring'
+import type { PoolErrorCode } from '../../types/errors.js'
+import type { Holder } from '../../types/pool.js'
+
+/** Codes that tell an HTTP client to come back later. */
+const unavailable: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
+  'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
+])
+
+export interface PoolErrorOptions {
+  cause?: unknown
+  /** Whole seconds until it is worth another try; 1 to 30. Only for codes that mean "unavailable". */
+  retryAfter?: number
+  /** Who held connections then: for the log, never for a client. */
+  holders?: readonly Holder[]
+}
+
+/**
+ * Every error of ours. `message` may reach HTTP clients: it has names and counts, never a host, a holder or a secret.
+ *
+ * Where the service is unavailable, `statusCode` is 503 and `headers` has `retry-after`; Fastify's own error handling sends both.
+ */
+export class PoolError extends Error {
+  override readonly name = 'PoolError'
+  readonly code: PoolErrorCode
+  // Declared, not defined: an error that has none must not show an `undefined` one.
+  declare readonly statusCode?: number
+  declare readonly headers?: { readonly 'retry-after': string }
+  /** The longest held first. Not enumerable, so that no serializer sends it. */
+  declare readonly holders?: readonly Holder[]
+
+  constructor (code: PoolErrorCode, message: string, { cause, retryAfter = 1, holders }: PoolErrorOptions = {}) {
+    super(message, cause === undefined ? undefined : { cause })
+    this.code = code
+    if (unavailable.has(code)) {
+      this.statusCode = 503
+      // A prediction may be NaN (nothing measured yet) or Infinity (nothing moves).
+      this.headers = { 'retry-after': String(Math.min(30, Math.max(1, Math.ceil(retryAfter) || 1))) }
+    }
+    if (holders !== undefined) Object.defineProperty(this, 'holders', { value: holders })
+  }
+}
+
+// --- Options --------------------------------------------------------------------------------------------------------------------------
+
+/** @param path which option, as the user wrote it: 'pools.db.max'; '' for the options as a whole */
+export function badOption (path: string, given: unknown, expected: string): PoolError {
+  const what = path === '' ? 'the options: given' : `option ${path} is`
+  return new PoolError('FST_POOL_BAD_OPTIONS', `${what} ${describe(path, given)}: expected ${expected}`)
+}
+
+/** A text for a message: itself if it is short and plain. A URL, or whatever else may have a password in it, is only called a text. */
+export function show (text: string): string {
+  return /^[\w $.,+-]{0,60}$/.test(text) ? text : 'a text'
+}
+
+/** What was given, where that is sure not to be a secret; else its type. */
+function describe (path: string, value: unknown): string {
+  if (value === undefined) return 'missing'
+  if (value === null) return 'null'
+  if (Array.isArray(value)) return 'an array'
+  if (typeof value === 'function' || typeof value === 'symbol') return `a ${typeof value}`
+  if (typeof value === 'object') return 'an object'
+  const type = typeof value === 'string' ? 'text' : typeof value
+  const names = path.split('.')
+  if (names.some((name) => name === 'url' || name === 'connection') || secretKey.test(names.at(-1)!)) return `a ${type}`
+  if (typeof value === 'bigint') return `${value}n`
+  if (typeof value !== 'string') return String(value)
+  return show(value) === value ? `'${value}'` : 'a text'
+}
+
+// --- Secrets --------------------------------------------------------------------------------------------------------------------------
+
+const secretKey = /pass|pwd|secret|token|credential|authorization|^auth$|key$|^pfx$|^psk$/i
+/** Beside a password there is a name, in `auth: { username, password }`: it is none. */
+const publicKey = /^user(name)?$|^type$/i
+
+/**
+ * Every secret text of a pool's options, in each way in which an error may show it: what `scrub` takes out. The longest first.
+ *
+ * Those are the passwords of URLs, wherever there is one, and all that is below a key such as `password`, `token` or `key`. What a function
+ * returns can't be known.
+ */
+export function secretsOf (options: { url?: unknown, connection?: unknown }): string[] {
+  const found = new Set<string>()
+  const add = (text: string) => {
+    for (const form of formsOf(text)) if (form !== '') found.add(form)
+  }
+  const seen = { public: new Set<object>(), secret: new Set<object>() }
+  const walk = (value: unknown, secret: boolean) => {
+    if (typeof value === 'string') {
+      if (secret) add(value)
+      addFromUrl(value, add)
+    } else if (typeof value === 'number' || typeof value === 'bigint') {
+      if (secret) add(String(value))
+    } else if (value instanceof Uint8Array) {
+      if (secret) add(Buffer.from(value).toString())
+    } else if (value instanceof URL) {
+      walk(value.href, secret)
+    } else if (typeof value === 'object' && value !== null) {
+      const done = secret ? seen.secret : seen.public
+      if (done.has(value)) return
+      done.add(value)
+      if (value instanceof Map) for (const [key, inner] of value) walk(inner, isSecret(String(key), secret))
+      // Getters are left alone: reading one is not for us to do.
+      for (const [key, property] of Object.entries(Object.getOwnPropertyDescriptors(value))) walk(property.value, isSecret(key, secret))
+    }
+  }
+  walk(options.url, false)
+  walk(options.connection, false)
+  return [...found].sort((a, b) => b.length - a.length)
+}
+
+function isSecret (key: string, within: boolean): boolean {
+  return secretKey.test(key) || (within && !publicKey.test(key))
+}
+
+/** Raw, decoded, encoded as a part of a URL, as a URL's password and as a form, and as JSON has it. */
+function formsOf (text: string): string[] {
+  // Lone surrogates have no encoded form: encodeURIComponent throws.
+  const raw = Buffer.from(text).toString()
+  const forms = [text, raw, JSON.stringify(raw).slice(1, -1)]
+  for (const one of new Set([raw, unescape(raw)])) {
+    const url = new URL('http://host')
+    url.password = one
+    forms.push(one, encodeURIComponent(one), encodeURI(one), url.password, new URLSearchParams([['', one]]).toString().slice(1))
+  }
+  return forms
+}
+
+/**
+ * By hand, since `new URL` refuses several hosts (MongoDB) and whatever else is wrong with a URL that gives an error. Where it is not clear what
+ * the password is (with `@`, `/` or `?` in it, not encoded), every reading of it is taken.
+ */
+function addFromUrl (text: string, add: (secret: string) => void): void {
+  if (!/^\s*file:/i.test(text)) {
+    const rest = text.replace(/^\s*[a-z][a-z0-9+.-]*:\/+/i, '')
+    const authority = rest.replace(/[?#].*$/s, '')
+    for (const part of [authority.replace(/\/.*$/s, ''), authority, rest, ...authority.split(',')]) {
+      const at = part.lastIndexOf('@')
+      const colon = part.indexOf(':')
+      if (colon >= 0 && at > colon) add(part.slice(colon + 1, at))
+    }
+  }
+  for (const [, key, value] of text.matchAll(/[?&;]([^=&;#]+)=([^&;#]+)/g)) {
+    if (secretKey.test(unescape(key!))) add(value!)
+    // authMechanismProperties=NAME:value,NAME:value
+    else for (const [, name, inner] of unescape(value!).matchAll(/(\w+):([^,]+)/g)) if (secretKey.test(name!)) add(inner!)
+  }
+}
+
+/** A secret that is shorter is only taken out where it stands by itself: else it would take letters out of every word, and so be told. */
+const shortest = 4
+
+/** Matches any of the secrets, the longest that fits first; in one pass, so that what was put in is not looked at again. */
+function patternOf (secrets: readonly string[]): RegExp {
+  return new RegExp(secrets.map((secret) => {
+    const literal = secret.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
+      // %2F and %2f are the same.
+      .replace(/%[0-9a-f]{2}/gi, (code) => code.replace(/[a-f]/gi, (digit) => `[${digit.toLowerCase()}${digit.toUpperCase()}]`))
+    return secret.length < shortest ? `(?<![\\p{L}\\p{N}])${literal}(?![\\p{L}\\p{N}])` : literal
+  }).join('|'), 'gu')
+}
+
+/**
+ * A copy of an error that is safe to show: name, message, code, stack and cause, the secrets replaced. Never the driver's object, which can hold
+ * them anywhere: ioredis has the password in `command.args`, Node and mysql2 the URL in `input`.
+ *
+ * One of ours stays one of ours, and keeps its cause as it is: that is clean already, or is the caller's own.
+ */
+export function scrub (error: unknown, secrets: readonly string[]): Error {
+  const pattern = secrets.length === 0 ? undefined : patternOf(secrets)
+  return copy(error, (text) => pattern === undefined ? text : text.replace(pattern, '***'), 0)
+}
+
+function copy (error: unknown, clean: (text: string) => string, depth: number): Error {
+  const { name, stack, code, cause } = (typeof error === 'object' && error !== null ? error : {}) as Record<string, unknown>
+  const message = clean(messageOf(error))
+  if (error instanceof PoolError) {
+    if (message === error.message) return error
+    const { holders } = error
+    const result = new PoolError(error.code, message, { cause, holders, retryAfter: Number(error.headers?.['retry-after'] ?? 1) })
+    result.stack = clean(error.stack ?? '')
+    return result
+  }
+  const result = new Error(message)
+  if (typeof name === 'string') define(result, 'name', clean(name))
+  if (typeof stack === 'string') result.stack = clean(stack)
+  if (typeof code === 'string' || typeof code === 'number') Object.assign(result, { code: typeof code === 'string' ? clean(code) : code })
+  // The depth ends a chain that leads back to itself.
+  if (cause !== undefined && depth < 4) define(result, 'cause', copy(cause, clean, depth + 1))
+  return result
+}
+
+/** As in errors of the language: neither `name` nor `cause` is enumerable. */
+function define (error: Error, key: string, value: unknown): void {
+  Object.defineProperty(error, key, { value, writable: true, configurable: true })
+}
+
+function messageOf (error: unknown): string {
+  if (typeof error === 'object' && error !== null) {
+    const { message, errors } = error as Record<string, unknown>
+    if (typeof message === 'string' && message !== '') return message
+    // Node, when it tried several addresses: an AggregateError without a message.
+    if (Array.isArray(errors) && errors.length > 0) return errors.map(messageOf).join('; ')
+    return typeof message === 'string' ? message : Object.prototype.toString.call(error)
+  }
+  return String(error)
+}

@@ -1,0 +1,1404 @@
+import { AsyncResource } from 'node:async_hooks'
+import type { Connector, DestroyReason } from '../../types/connector.js'
+import type {
+  AcquireOptions, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolHealth, PoolListener, PoolStats, Timer,
+} from '../../types/pool.js'
+import { systemClock } from './clock.js'
+import { PoolError, badOption, scrub, secretsOf } from './errors.js'
+import { checkEngineOptions, type EngineOptions, type ResolvedEngineOptions } from './options.js'
+import { Histogram } from './stats.js'
+import { Waiter, Waiters } from './waiters.js'
+
+// A connection's states. Its entry is in exactly one, and only `Pool.#move` changes it.
+const CREATING = 0
+const IDLE = 1
+/** Lent, or being prepared, validated, kept alive or reset. */
+const USED = 2
+const CLOSING = 3
+/** Its create or destroy is past the deadline: it no longer counts against `max`, and its late answer is still owned. */
+const LATE = 4
+const GONE = 5
+type State = typeof CREATING | typeof IDLE | typeof USED | typeof CLOSING | typeof LATE | typeof GONE
+
+/** How coarse the clock of the fast path is, in ms. A clock read costs as much as lending a connection (47 to 55 ns of 60). */
+const TICK = 100
+/** How many leases of a tick are timed exactly. */
+const SAMPLES = 64
+
+const reasons: readonly DestroyReason[] = ['idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released']
+
+const newContext = () => new AsyncResource('FASTIFY_POOL')
+
+/** The pool's record of one connection. */
+class Entry<C> {
+  connection: C = undefined as C
+  state: State = CREATING
+  /** Counts its leases. A lease knows its turn, so one that has ended can do nothing to a later one. */
+  turn = 0
+  uses = 0
+  lent = false
+  holder: HolderLabel | undefined
+  takenAt = 0
+  /** Whether `takenAt` is exact. */
+  timed = false
+  idleSince = 0
+  /** When it was last known to be alive. */
+  freshAt = 0
+  expiresAt = Infinity
+  /** What the pool itself does with it while it is used and not lent. */
+  doing: 'prepare' | 'validate' | 'reset' | undefined
+  /** Of the operation under way. */
+  deadline = Infinity
+  /** It is validated because somebody waits. */
+  awaited = false
+  /** The acquire that waits while `onAcquire` prepares this connection. */
+  prepared: Waiter<C> | undefined
+  /** `create` has delivered `connection`. */
+  delivered = false
+  /** Why it may not be lent again. */
+  broken: Error | undefined
+  /** How many creates in a row had failed when its own began. */
+  failures = 0
+  /** While it is created: why its connection will not be kept. */
+  unwanted: DestroyReason | undefined
+  controller: AbortController | undefined
+  leak: { readonly stack: string | undefined } | undefined
+  /** The lease object was garbage collected: nobody can release it. */
+  lost = false
+  /** How long the lease was held that the pool itself ended, its last one. */
+  revokedAfter = 0
+  stack: string | undefined
+
+  constructor (readonly id: number, readonly generation: number, public createdAt: number) {}
+
+  get signal (): AbortSignal {
+    return (this.controller ??= new AbortController()).signal
+  }
+}
+
+// What a lease may do to its pool, and nobody else: set where Pool's private methods are in reach.
+let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => void
+let throwAway: <C>(pool: Pool<C>, entry: Entry<C>, reason: DestroyReason, error?: Error) => void
+let heldSince: <C>(pool: Pool<C>, entry: Entry<C>) => number
+
+class PoolLease<C> implements Lease<C> {
+  readonly #pool: Pool<C>
+  readonly #entry: Entry<C>
+  readonly #turn: number
+  #held = -1
+
+  constructor (pool: Pool<C>, entry: Entry<C>) {
+    this.#pool = pool
+    this.#entry = entry
+    this.#turn = entry.turn
+  }
+
+  get connection (): C {
+    if (this.#entry.turn !== this.#turn) {
+      throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#pool.name}' has ended: acquire again, and do not keep the connection beyond the request`)
+    }
+    return this.#entry.connection
+  }
+
+  get pool (): string {
+    return this.#pool.name
+  }
+
+  get ended (): boolean {
+    return this.#entry.turn !== this.#turn
+  }
+
+  get heldFor (): number {
+    if (this.#entry.turn === this.#turn) return heldSince(this.#pool, this.#entry)
+    return this.#held >= 0 ? this.#held : this.#entry.revokedAfter
+  }
+
+  release (): void {
+    if (this.#entry.turn !== this.#turn) return
+    this.#held = heldSince(this.#pool, this.#entry)
+    giveBack(this.#pool, this.#entry)
+  }
+
+  destroy (error?: Error): void {
+    this.#destroy(error === undefined ? 'released' : 'error', error)
+  }
+
+  #destroy (reason: DestroyReason, error?: Error): void {
+    if (this.#entry.turn !== this.#turn) return
+    this.#held = heldSince(this.#pool, this.#entry)
+    throwAway(this.#pool, this.#entry, reason, error)
+  }
+
+  [Symbol.dispose] (): void {
+    this.release()
+  }
+
+  /** For the request scope: its request ended abnormally and its handler may still use the connection. */
+  static abandon<C> (lease: Lease<C>): void {
+    if (lease instanceof PoolLease) lease.#destroy('aborted')
+  }
+}
+
+/** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
+export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
+
+type Listeners = { [E in PoolEventName]?: ReadonlyArray<PoolListener<E>> }
+
+/**
+ * A pool of connections that a connector makes.
+ *
+ * `max` is hard: connections being made or closed count. Callers are served first come, first served, each by whichever connection is ready
+ * first. Every acquire settles once, by its deadline. Nothing foreign is waited for without one.
+ */
+export class Pool<C, K extends Connector<C> = Connector<C>> {
+  readonly name: string
+  /** The connector: what only this database has is there. */
+  readonly backend: K
+  /** How long `close()` takes at most, in ms, unless it is told otherwise. */
+  readonly closeTimeout: number
+
+  readonly #options: ResolvedEngineOptions<C>
+  readonly #secrets: readonly string[]
+  readonly #clock: Clock
+  /** Connector, hooks, listeners and timers run here, not in the async context of whichever caller happened to set them off. */
+  readonly #context = new AsyncResource('FASTIFY_POOL')
+  #min: number
+  #max: number
+  #maxConnecting: number | undefined
+
+  readonly #entries = new Set<Entry<C>>()
+  /** The last is the next to be lent: those at the front are left to idle out. */
+  readonly #idle: Array<Entry<C>> = []
+  /** How many entries are in each state. */
+  readonly #count = [0, 0, 0, 0, 0, 0]
+  /** Of those being created: nobody waits for them any more. */
+  #unwanted = 0
+  readonly #waiters = new Waiters<C>()
+  /** Of the used ones: being validated for somebody who waits. */
+  #validating = 0
+  /** How many have left the line for a connection that is being prepared for them. */
+  #preparing = 0
+
+  #phase: 'open' | 'draining' | 'closing' | 'closed' = 'open'
+  #suspended = false
+  /** Somebody has used or opened the pool, so `min` is kept from now on. */
+  #started = false
+  #openers: Array<{ readonly target: number, readonly resolve: () => void, readonly reject: (error: Error) => void }> = []
+  #closed: Promise<void> | undefined
+  /** Connections that had been destroyed when the pool began to drain. */
+  #destroyedBefore = 0
+  #quiet: Array<() => void> = []
+  #empty: Array<() => void> = []
+  /** `evict()` raises it; what was begun before is stale. */
+  #generation = 0
+  #lastId = 0
+
+  // Failing creates.
+  #failures = 0
+  #retryAt = 0
+  #lastFailure: Error | undefined
+
+  // Time.
+  /** As of the last tick, or of the last time somebody needed it exactly. */
+  #now: number
+  #timer: Timer | undefined
+  #timerAt = Infinity
+  #timerRef = false
+  /** No tick is due while nothing happens. */
+  #asleep = true
+  #acquiredAtTick = 0
+  readonly #alarms = new Set<{ readonly at: number, readonly ring: () => void }>()
+
+  // Books.
+  #acquired = 0
+  #released = 0
+  #created = 0
+  #createErrors = 0
+  readonly #destroyed = Object.fromEntries(reasons.map((reason) => [reason, 0])) as Record<DestroyReason, number>
+  #timeouts = 0
+  #refused = 0
+  #aborted = 0
+  #leaked = 0
+  #samples = SAMPLES
+  #overflowing = false
+  #hookWaits: boolean
+  readonly #waits = new Histogram()
+  readonly #holds = new Histogram()
+  readonly #creates = new Histogram()
+  #listeners: Listeners = {}
+  #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
+
+  static {
+    giveBack = (pool, entry) => { pool.#giveBack(entry) }
+    throwAway = (pool, entry, reason, error) => {
+      pool.#endLease(entry)
+      pool.#destroy(entry, reason, error && scrub(error, pool.#secrets))
+    }
+    // While no tick is due the coarse clock stands still.
+    heldSince = (pool, entry) => Math.max(0, (entry.timed || pool.#asleep ? pool.#read() : pool.#now) - entry.takenAt)
+  }
+
+  /**
+   * @param options see the README; `name` is 'db' unless given
+   * @throws `FST_POOL_BAD_OPTIONS`
+   */
+  constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock) {
+    this.#options = checkEngineOptions<C>(connector, options)
+    this.name = this.#options.name
+    this.backend = connector
+    this.closeTimeout = this.#options.closeTimeout
+    this.#min = this.#options.min
+    this.#max = Math.min(this.#options.max, this.#limit)
+    this.#maxConnecting = this.#options.maxConnecting
+    this.#secrets = secretsOf({ url: this.#options.url, connection: [this.#options.connection, { secrets: connector.secrets }] })
+    this.#hookWaits = this.#options.onAcquire?.constructor.name === 'AsyncFunction'
+    this.#clock = clock
+    this.#now = clock.now()
+    if (this.#options.leakAfter > 0) {
+      this.#registry = new FinalizationRegistry(({ entry, turn }) => {
+        if (entry.turn === turn) this.#lose(entry)
+      })
+    }
+    this.#run(() => connector.onDriverEvent?.((event) => {
+      if (this.#listeners.driver !== undefined) this.#emit('driver', event)
+    }))
+  }
+
+  // --- Taking ---------------------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Lends a connection; waits for one if none is idle.
+   *
+   * @throws `FST_POOL_ACQUIRE_TIMEOUT` at the deadline, or `FST_POOL_CONNECT_FAILED` where there is no connection and none can be made;
+   * `FST_POOL_QUEUE_FULL` at once when `maxPending` callers wait; `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the signal aborts;
+   * what `onAcquire` throws
+   */
+  acquire (options?: AcquireOptions): Promise<Lease<C>> {
+    if (options?.timeout !== undefined && !isDeadline(options.timeout)) {
+      return Promise.reject(badOption('timeout', options.timeout, 'milliseconds, at least 1'))
+    }
+    if (options?.signal?.aborted !== true) {
+      try {
+        const lease = this.#take(options?.holder)
+        if (lease !== null) return Promise.resolve(lease)
+      } catch (error) {
+        return Promise.reject(error)
+      }
+    }
+    return new Promise((resolve, reject) => { this.#wait(options ?? {}, resolve, reject) })
+  }
+
+  /**
+   * Lends an idle connection now, or returns null where somebody would have to wait: for a round trip, for others in line, for an async hook.
+   *
+   * @throws what a synchronous `onAcquire` throws
+   */
+  tryAcquire (options?: Pick<AcquireOptions, 'holder'>): Lease<C> | null {
+    return this.#take(options?.holder)
+  }
+
+  /** Calls `fn` with a connection and gives it back whatever happens. Rejects as `acquire` does, or with what `fn` throws. */
+  async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: AcquireOptions): Promise<T> {
+    const lease = await this.acquire(options)
+    try {
+      return await fn(lease.connection, lease)
+    } finally {
+      lease.release()
+    }
+  }
+
+  /** The fast path: no promise, no clock, no timer. */
+  #take (holder: HolderLabel | undefined): Lease<C> | null {
+    while (true) {
+      // Those who wait come first, even before a connection that became idle this moment. Asked each time: listeners may change it.
+      if (this.#idle.length === 0 || this.#waiters.size > 0 || this.#suspended || this.#hookWaits || this.#closed !== undefined) return null
+      if (this.#asleep) this.#wake()
+      const entry = this.#idle.at(-1)!
+      if (this.#isStale(entry)) return null
+      this.#idle.pop()
+      this.#move(entry, USED)
+      const reason = this.#unfit(entry) ?? this.#dead(entry)
+      if (reason !== undefined) {
+        this.#destroy(entry, reason, entry.broken)
+        continue
+      }
+      if (this.#options.onAcquire === undefined) return this.#lend(entry, holder, 0)
+      const preparation = this.#prepare(entry, holder)
+      if (preparation === undefined) return this.#lend(entry, holder, 0)
+      this.#clean(entry, preparation.then(() => this.#resetOf(entry), (error: unknown) => { throw new HookFailed(this.#report(error, 'onAcquire')) }))
+      return null
+    }
+  }
+
+  #lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C> {
+    entry.uses++
+    entry.lent = true
+    entry.holder = holder
+    this.#acquired++
+    entry.timed = this.#samples > 0 || this.#listeners.release !== undefined
+    if (entry.timed) this.#samples--
+    entry.takenAt = entry.timed ? this.#read() : this.#now
+    const lease = new PoolLease<C>(this as unknown as Pool<C>, entry)
+    if (this.#registry !== undefined) {
+      this.#registry.register(lease, { entry, turn: entry.turn })
+      // Stacks cost 3 us each: they are taken once something has leaked.
+      entry.stack = this.#leaked > 0 ? new Error('acquired').stack : undefined
+    }
+    if (this.#listeners.acquire !== undefined) this.#emit('acquire', { id: entry.id, wait, ...label(holder) })
+    return lease
+  }
+
+  #wait ({ signal, timeout, holder }: AcquireOptions, resolve: (lease: Lease<C>) => void, reject: (error: Error) => void): void {
+    const now = this.#read()
+    if (signal?.aborted === true) {
+      this.#aborted++
+      return reject(this.#abortError(signal))
+    }
+    this.#started = true
+    if (this.#closed !== undefined) return reject(this.#refuse(this.#closedError(), holder, 0))
+    // A line is for those who wait for capacity: whoever gets an idle connection, or one of its own made, does not stand in it.
+    const served = this.#count[IDLE]! + this.#coming + this.#validating + Math.max(0, this.#max - this.#total)
+    if (this.#waiters.size >= this.#options.maxPending + served) {
+      return reject(this.#refuse(new PoolError('FST_POOL_QUEUE_FULL',
+        `pool '${this.name}' is full, and ${this.#waiters.size} wait already (${this.#numbers()}). Look for slow queries or leaks, or raise max or maxPending.`,
+        { retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() }), holder, 0))
+    }
+
+    const waiter = new Waiter<C>(holder, now, now + (timeout ?? this.#options.acquireTimeout), resolve, reject)
+    if (signal !== undefined) {
+      const leave = () => {
+        this.#leave(waiter)
+        this.#aborted++
+        reject(this.#abortError(signal))
+      }
+      signal.addEventListener('abort', leave, { once: true })
+      waiter.unlisten = () => { signal.removeEventListener('abort', leave) }
+    }
+    this.#waiters.add(waiter)
+    this.#arm(waiter.deadline)
+    if (this.#asleep) this.#wake()
+    this.#keepAlive()
+    this.#pump()
+    if (!waiter.inLine) return
+    if (this.#listeners.wait !== undefined) this.#emit('wait', { pending: this.#waiters.size, ...label(holder) })
+    if (!this.#overflowing && this.#total >= this.#max && this.#waiters.size > this.#coming + this.#validating) {
+      this.#overflowing = true
+      if (this.#listeners.overflow !== undefined) this.#emit('overflow', { pending: this.#waiters.size })
+    }
+  }
+
+  /** Takes a waiter out of the line, or from the connection that is being prepared for it. False: it has left already. */
+  #leave (waiter: Waiter<C>): boolean {
+    if (!waiter.waiting) return false
+    waiter.waiting = false
+    waiter.unlisten?.()
+    if (waiter.inLine) this.#waiters.remove(waiter)
+    this.#setPreparing(waiter, false)
+    if (this.#waiters.size === 0) {
+      this.#overflowing = false
+      this.#settle()
+    }
+    return true
+  }
+
+  #setPreparing (waiter: Waiter<C>, preparing: boolean): void {
+    if (waiter.preparing === preparing) return
+    waiter.preparing = preparing
+    this.#preparing += preparing ? 1 : -1
+    this.#keepAlive()
+  }
+
+  /** Lends a connection that is ready to the first in line; there is one. */
+  #serve (entry: Entry<C>): void {
+    const waiter = this.#waiters.first()!
+    // First of all: what hooks and listeners set off must not serve it a second time.
+    this.#waiters.remove(waiter)
+    if (this.#options.onAcquire === undefined) return this.#handOver(entry, waiter)
+    let preparation: Promise<unknown> | undefined
+    try {
+      preparation = this.#prepare(entry, waiter.holder)
+    } catch (error) {
+      if (this.#leave(waiter)) waiter.reject(error as Error)
+      return
+    }
+    if (preparation === undefined) return this.#prepared(entry, waiter)
+    // Its deadline goes on, and no other connection is tried for it as long as this one lives.
+    entry.prepared = waiter
+    this.#begin(entry, 'prepare', waiter.deadline)
+    this.#setPreparing(waiter, true)
+    preparation.then(() => {
+      if (entry.state !== USED) return
+      this.#finish(entry)
+      const reason = waiter.waiting ? this.#dead(entry) : undefined
+      if (reason === undefined) return this.#prepared(entry, waiter)
+      this.#waiters.putBack(waiter)
+      this.#arm(waiter.deadline)
+      this.#keepAlive()
+      this.#destroy(entry, reason, entry.broken)
+    }, (error: unknown) => {
+      const reported = this.#report(error, 'onAcquire')
+      if (this.#leave(waiter)) waiter.reject(error as Error)
+      if (entry.state === USED) this.#destroy(entry, 'error', reported)
+    })
+  }
+
+  #prepared (entry: Entry<C>, waiter: Waiter<C>): void {
+    if (waiter.waiting) this.#handOver(entry, waiter)
+    // Prepared for somebody who has left: not for the next one.
+    else this.#clean(entry, this.#resetOf(entry))
+  }
+
+  #handOver (entry: Entry<C>, waiter: Waiter<C>): void {
+    // A long `onAcquire` may have seen the last tick.
+    if (this.#asleep) this.#wake()
+    const wait = this.#read() - waiter.since
+    this.#waits.record(wait)
+    const { resolve, holder } = waiter
+    this.#leave(waiter)
+    resolve(this.#lend(entry, holder, wait))
+  }
+
+  /** Runs `onAcquire`: undefined when it is done. Where it throws, the connection is destroyed and the caller of ours told. */
+  #prepare (entry: Entry<C>, holder: HolderLabel | undefined): Promise<unknown> | undefined {
+    try {
+      const preparation = asPromise(this.#run(() => this.#options.onAcquire!(entry.connection, this.#info(entry, { holder, uses: entry.uses + 1 }))))
+      // This hook returns promises: from now on everybody takes the way that can wait.
+      if (preparation !== undefined) this.#hookWaits = true
+      return preparation
+    } catch (error) {
+      this.#destroy(entry, 'error', this.#report(error, 'onAcquire'))
+      throw error
+    }
+  }
+
+  // --- Giving back ----------------------------------------------------------------------------------------------------------------------
+
+  #giveBack (entry: Entry<C>): void {
+    const { holder } = entry
+    this.#endLease(entry)
+    const reason = this.#dead(entry)
+    if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
+    if (this.#options.onRelease === undefined) {
+      const reset = this.#resetOf(entry)
+      if (reset === undefined) this.#offer(entry, true)
+      else this.#clean(entry, reset)
+      return
+    }
+    this.#clean(entry, this.#hook('onRelease', entry, { holder })?.then(() => this.#resetOf(entry)) ?? this.#resetOf(entry))
+  }
+
+  #endLease (entry: Entry<C>): void {
+    const { holder, leak } = entry
+    entry.turn++
+    entry.lent = false
+    entry.holder = undefined
+    entry.stack = undefined
+    this.#released++
+    if (!entry.timed && this.#listeners.release === undefined && leak === undefined) return
+    const held = Math.max(0, this.#read() - entry.takenAt)
+    if (entry.timed) this.#holds.record(held)
+    if (this.#listeners.release !== undefined) this.#emit('release', { id: entry.id, held, ...label(holder) })
+    if (leak !== undefined) {
+      entry.leak = undefined
+      if (this.#listeners.unleak !== undefined) this.#emit('unleak', { id: entry.id, held, ...label(holder), ...leak })
+    }
+  }
+
+  /** Starts the connector's reset: undefined when the connection is clean already. Never throws. */
+  #resetOf (entry: Entry<C>): Promise<unknown> | undefined {
+    const { backend } = this
+    if (backend.reset === undefined || this.#options.reset === 'none' || entry.state !== USED) return undefined
+    try {
+      // No copy: on the way of every return it would cost more than all the rest.
+      const reset = asPromise(this.#context.runInAsyncScope(() => backend.reset!(entry.connection, entry.signal)))
+      // A session reset undoes what `onConnect` had set, so it is set again before the next loan.
+      if (reset === undefined || this.#options.reset !== 'session' || this.#options.onConnect === undefined) return reset
+      return reset.then(() => {
+        if (entry.state === USED) return this.#hook('onConnect', entry)
+      })
+    } catch (error) {
+      return Promise.reject(error)
+    }
+  }
+
+  /** Waits, not for ever, until a connection is clean, and offers it. A failure destroys it. */
+  #clean (entry: Entry<C>, cleaning: Promise<unknown> | undefined): void {
+    if (cleaning === undefined) return this.#offer(entry)
+    this.#begin(entry, 'reset', this.#read() + this.#options.resetTimeout)
+    cleaning.then(() => {
+      if (entry.state !== USED) return
+      this.#finish(entry)
+      this.#offer(entry)
+    }, (error: unknown) => {
+      if (entry.state === USED) this.#unclean(entry, error)
+    })
+  }
+
+  #unclean (entry: Entry<C>, cause: unknown): void {
+    // A hook's own error was reported where it happened.
+    if (cause instanceof HookFailed) return this.#destroy(entry, 'error', cause.reported)
+    const message = `the reset of a connection of pool '${this.name}' failed; the connection was destroyed`
+    const error = new PoolError('FST_POOL_RESET_FAILED', message, { cause: scrub(cause, this.#secrets) })
+    this.#destroy(entry, 'error', this.#report(error, 'reset'))
+  }
+
+  /**
+   * A used connection is ready: for the first in line, else it is idle.
+   *
+   * @param alive it was seen alive this moment
+   * @param since when it was used last, where nobody has used it meanwhile: then its idle time goes on
+   */
+  #offer (entry: Entry<C>, alive = false, since?: number): void {
+    const reason = this.#unfit(entry) ?? (alive ? undefined : this.#dead(entry))
+    if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
+    if (this.#waiters.size > 0 && !this.#suspended) {
+      entry.freshAt = this.#now
+      return this.#serve(entry)
+    }
+    if (this.#phase !== 'open') return this.#destroy(entry, 'closed')
+    if (this.#asleep) this.#wake()
+    entry.freshAt = this.#now
+    entry.idleSince = since ?? this.#now
+    this.#move(entry, IDLE)
+    // In the order of their last use, which being asked does not change.
+    if (since === undefined) this.#idle.push(entry)
+    else this.#idle.splice(this.#idle.filter(({ idleSince }) => idleSince <= since).length, 0, entry)
+    if (this.#openers.length > 0) this.#settleOpeners()
+  }
+
+  // --- Judging --------------------------------------------------------------------------------------------------------------------------
+
+  /** The pool's own reasons against lending it again. */
+  #unfit (entry: Entry<C>): DestroyReason | undefined {
+    if (entry.generation !== this.#generation) return 'stale'
+    if (entry.expiresAt <= this.#now) return 'lifetime'
+    if (this.#options.maxUses > 0 && entry.uses >= this.#options.maxUses) return 'uses'
+    // Those that come and go count against `max` too, but how many must go is told by those that are here.
+    if (this.#count[IDLE]! + this.#count[USED]! > this.#max) return 'idle'
+    return undefined
+  }
+
+  /** What the driver knows without asking the server. */
+  #dead (entry: Entry<C>): DestroyReason | undefined {
+    if (entry.broken !== undefined) return 'error'
+    if (this.backend.isBroken === undefined) return undefined
+    try {
+      return this.backend.isBroken(entry.connection) ? 'error' : undefined
+    } catch (error) {
+      entry.broken = this.#report(error, 'isBroken')
+      return 'error'
+    }
+  }
+
+  /** Idle for so long that it must answer before it is lent. */
+  #isStale (entry: Entry<C>): boolean {
+    return this.backend.validate !== undefined && this.#now - entry.freshAt >= this.#options.validateAfter
+  }
+
+  /** Asks a used connection, and offers it where it is alive; nobody has used it meanwhile. Resolves to the round trip's ms; undefined: it is gone. */
+  async #validate (entry: Entry<C>): Promise<number | undefined> {
+    const began = this.#read()
+    this.#begin(entry, 'validate', began + this.#options.validateTimeout)
+    let valid = false
+    let failure: Error | undefined
+    const { signal } = entry
+    try {
+      const answer = this.#run(() => this.backend.validate!(entry.connection, signal))
+      // At its deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores the signal.
+      valid = await Promise.race([answer, new Promise<false>((resolve) => { signal.addEventListener('abort', () => { resolve(false) }) })])
+    } catch (error) {
+      if (entry.doing === 'validate') failure = this.#report(error, 'validate')
+    }
+    if (entry.doing !== 'validate') return undefined
+    this.#finish(entry)
+    if (!valid) {
+      this.#destroy(entry, 'invalid', failure)
+      return undefined
+    }
+    const latency = this.#read() - began
+    this.#offer(entry, false, entry.idleSince)
+    return latency
+  }
+
+  /** Asks an idle connection, for its own sake: nobody gets it meanwhile. */
+  #ping (entry: Entry<C>): Promise<number | undefined> {
+    this.#takeIdle(entry)
+    return this.#validate(entry)
+  }
+
+  // --- Creating -------------------------------------------------------------------------------------------------------------------------
+
+  /** The heart: after every change, brings connections to those who wait, and starts the creates that are needed. */
+  #pump (): void {
+    // Asked each time: hooks and listeners may change it.
+    while (!this.#halted && this.#waiters.size > this.#validating) {
+      const entry = this.#idle.pop()
+      if (entry === undefined) break
+      this.#move(entry, USED)
+      const reason = this.#unfit(entry) ?? this.#dead(entry)
+      if (reason !== undefined) this.#destroy(entry, reason, entry.broken)
+      else if (this.#isStale(entry)) this.#validateForWaiter(entry)
+      else this.#offer(entry, true)
+    }
+    while (!this.#halted && this.#mayCreate()) this.#create()
+  }
+
+  /** Nothing is lent to those who wait, and nothing created. */
+  get #halted (): boolean {
+    return this.#suspended || this.#phase === 'closed'
+  }
+
+  #validateForWaiter (entry: Entry<C>): void {
+    entry.awaited = true
+    this.#validating++
+    this.#validate(entry)
+  }
+
+  #mayCreate (): boolean {
+    const count = this.#count
+    if (this.#total >= this.#max || count[LATE]! >= this.#max || count[CREATING]! >= (this.#maxConnecting ?? this.#max)) return false
+    const missing = this.#phase === 'open' && this.#started ? this.#target() - count[IDLE]! - count[USED]! - this.#coming : 0
+    if (this.#waiters.size - this.#validating - this.#coming <= 0 && missing <= 0) return false
+    if (this.#failures === 0) return true
+    if (this.#read() >= this.#retryAt) return true
+    this.#arm(this.#retryAt)
+    return false
+  }
+
+  /** How many connections there should be even when nobody waits. */
+  #target (): number {
+    return this.#openers.reduce((most, { target }) => Math.max(most, target), this.#min)
+  }
+
+  #create (): void {
+    const now = this.#read()
+    const entry = new Entry<C>(++this.#lastId, this.#generation, now)
+    this.#entries.add(entry)
+    this.#count[CREATING]!++
+    this.#begin(entry, undefined, now + this.#options.connectTimeout)
+    entry.failures = this.#failures
+    // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
+    if (this.#failures > 0) this.#backOff(now)
+    this.#run(() => this.#make(entry))
+  }
+
+  /** One create, from its start to the connection's first offer or its end. It belongs to the pool: no caller's end ends it. */
+  async #make (entry: Entry<C>): Promise<void> {
+    try {
+      entry.connection = await this.backend.create(entry.signal)
+      entry.delivered = true
+      entry.freshAt = this.#clock.now()
+      if (entry.state === LATE) return this.#destroyLate(entry)
+      this.backend.onDeath?.(entry.connection, (error) => { this.#died(entry, error) })
+      if (entry.unwanted === undefined) await this.#hook('onConnect', entry)
+      // Else a server that hangs up on everybody would be called without a pause.
+      if (entry.state === CREATING && this.#dead(entry) !== undefined) throw entry.broken ?? new Error('the connection was dead at once')
+    } catch (error) {
+      return this.#notMade(entry, error)
+    }
+    // Its deadline passed while `onConnect` ran.
+    if (entry.state !== CREATING) return
+    const now = this.#read()
+    this.#finish(entry)
+    this.#created++
+    this.#creates.record(now - entry.createdAt)
+    this.#failures = 0
+    this.#lastFailure = undefined
+    const { maxLifetime } = this.#options
+    // Up to a tenth less: connections that were made together do not end together.
+    if (maxLifetime > 0) entry.expiresAt = now + maxLifetime * (1 - 0.1 * this.#clock.random())
+    this.#move(entry, USED)
+    if (this.#listeners.connect !== undefined) this.#emit('connect', { id: entry.id, took: now - entry.createdAt })
+    entry.createdAt = now
+    if (entry.unwanted !== undefined) this.#destroy(entry, entry.unwanted)
+    else this.#offer(entry)
+    this.#settleOpeners()
+    this.#pump()
+  }
+
+  #notMade (entry: Entry<C>, cause: unknown): void {
+    const { delivered, state, unwanted } = entry
+    if (state === LATE && !delivered) return this.#gone(entry)
+    if (state !== CREATING) return
+    const error = unwanted === undefined ? this.#createFailed(entry, cause) : undefined
+    if (!delivered) return this.#gone(entry)
+    this.#move(entry, USED)
+    this.#destroy(entry, unwanted ?? 'error', error)
+  }
+
+  /** Returns the scrubbed copy of the cause. */
+  #createFailed (entry: Entry<C>, cause: unknown): Error {
+    const now = this.#read()
+    this.#createErrors++
+    // Creates that were under way together fail together: that is one failure. (One from before the last success may know of more failures.)
+    if (entry.failures >= this.#failures) {
+      this.#failures++
+      this.#backOff(now)
+    }
+    // Last: what listeners do must not begin another create at once.
+    const error = cause instanceof HookFailed ? cause.reported : this.#report(cause, 'create')
+    this.#lastFailure = error
+    // Whoever opens a pool starts an app: unlike a request's client, it is told what happened.
+    this.#rejectOpeners(() => new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect: ${error.message}`, { cause: error }))
+    return error
+  }
+
+  /** Doubling, with full jitter. */
+  #backOff (now: number): void {
+    const { min, max } = this.#options.backoff
+    this.#retryAt = now + Math.max(1, this.#clock.random() * Math.min(max, min * 2 ** (this.#failures - 1)))
+  }
+
+  /** All creates but the first `kept` are not needed any more: they are told so, and what they still deliver is destroyed. */
+  #cancelCreates (kept: number, reason: DestroyReason): void {
+    const creating = [...this.#entries].filter((entry) => entry.state === CREATING && entry.unwanted === undefined)
+    for (const entry of creating.slice(kept)) {
+      this.#unwant(entry, reason)
+      this.#abort(entry, `pool '${this.name}' no longer needs this connection`)
+    }
+  }
+
+  #unwant (entry: Entry<C>, reason: DestroyReason): void {
+    entry.unwanted = reason
+    this.#unwanted++
+  }
+
+  #died (entry: Entry<C>, cause: Error | undefined): void {
+    if (entry.broken !== undefined || entry.state >= CLOSING) return
+    // First of all: nobody gets it, whatever listeners do.
+    entry.broken = new Error('the connection was closed')
+    if (cause !== undefined) entry.broken = this.#report(cause, 'death')
+    if (entry.state !== IDLE) return
+    this.#takeIdle(entry)
+    this.#destroy(entry, 'error', entry.broken)
+  }
+
+  // --- Ending connections ---------------------------------------------------------------------------------------------------------------
+
+  /** Ends a used connection. Nothing may wait for it; its slot is taken until it is gone. */
+  #destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
+    this.#finish(entry)
+    this.#move(entry, CLOSING)
+    const now = this.#read()
+    this.#begin(entry, undefined, now + this.#options.destroyTimeout)
+    this.#destroyed[reason]++
+    const { id, uses } = entry
+    if (this.#listeners.disconnect !== undefined) this.#emit('disconnect', { id, reason, age: now - entry.createdAt, uses, ...(error && { error }) })
+    this.#hook('onDisconnect', entry, { reason })?.catch(() => { /* It was reported, and changes nothing. */ })
+    this.#end(entry, reason)
+    this.#settle()
+    // However long it takes to close: there may be room for another one already.
+    this.#pump()
+  }
+
+  /** What came after its deadline: nobody was told of it, so it goes without an event. */
+  #destroyLate (entry: Entry<C>): void {
+    this.#destroyed.released++
+    this.#end(entry, 'released')
+  }
+
+  #end (entry: Entry<C>, reason: DestroyReason): void {
+    let ending: Promise<unknown> | undefined
+    try {
+      ending = asPromise(this.#run(() => this.backend.destroy(entry.connection, reason)))
+    } catch (error) {
+      this.#report(error, 'destroy')
+    }
+    if (ending === undefined) return this.#gone(entry)
+    ending.then(() => { this.#gone(entry) }, (error: unknown) => {
+      this.#report(error, 'destroy')
+      this.#gone(entry)
+    })
+  }
+
+  #gone (entry: Entry<C>): void {
+    this.#finish(entry)
+    this.#move(entry, GONE)
+    this.#entries.delete(entry)
+    this.#settle()
+    this.#pump()
+  }
+
+  /** The operation under way on an entry is past its deadline. */
+  #overdue (entry: Entry<C>): void {
+    const { doing, prepared } = entry
+    const { connectTimeout, destroyTimeout, resetTimeout, validateTimeout } = this.#options
+    if (entry.state === CREATING) {
+      const error = new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)
+      this.#abort(entry, error.message)
+      this.#finish(entry)
+      this.#move(entry, entry.delivered ? USED : LATE)
+      if (entry.unwanted === undefined) this.#createFailed(entry, error)
+      // It is there, and `onConnect` is what takes so long.
+      if (entry.delivered) this.#destroy(entry, entry.unwanted ?? 'error', error)
+    } else if (entry.state === CLOSING) {
+      this.#finish(entry)
+      this.#move(entry, LATE)
+      this.#report(new Error(`a connection was not closed within ${destroyTimeout} ms (destroyTimeout)`), 'destroy')
+    } else {
+      this.#abort(entry, 'past its deadline')
+      this.#finish(entry)
+      if (doing === 'prepare') {
+        this.#expire(prepared!)
+        this.#destroy(entry, 'error', this.#report(new Error('onAcquire was not done at the deadline of its acquire'), 'onAcquire'))
+      } else if (doing === 'reset') {
+        this.#unclean(entry, new Error(`not clean within ${resetTimeout} ms (resetTimeout)`))
+      } else {
+        this.#destroy(entry, 'invalid', this.#report(new Error(`no answer within ${validateTimeout} ms (validateTimeout)`), 'validate'))
+      }
+    }
+    this.#settle()
+    this.#settleOpeners()
+  }
+
+  /** The lease object was garbage collected without a release. */
+  #lose (entry: Entry<C>): void {
+    entry.lost = true
+    if (entry.leak !== undefined) this.#revoke(entry, 'leaked')
+  }
+
+  /** The pool itself ends a lease. */
+  #revoke (entry: Entry<C>, reason: DestroyReason): void {
+    entry.revokedAfter = this.#read() - entry.takenAt
+    this.#endLease(entry)
+    this.#destroy(entry, reason)
+  }
+
+  // --- Books ----------------------------------------------------------------------------------------------------------------------------
+
+  #move (entry: Entry<C>, state: State): void {
+    if (entry.state === CREATING && entry.unwanted !== undefined) this.#unwanted--
+    this.#count[entry.state]!--
+    this.#count[state]!++
+    entry.state = state
+  }
+
+  /** What the connector can have at most. */
+  get #limit (): number {
+    return this.backend.max ?? Number.MAX_SAFE_INTEGER
+  }
+
+  get #total (): number {
+    const count = this.#count
+    return count[CREATING]! + count[IDLE]! + count[USED]! + count[CLOSING]!
+  }
+
+  /** Creates whose connection will be kept. */
+  get #coming (): number {
+    return this.#count[CREATING]! - this.#unwanted
+  }
+
+  /** An idle entry, from wherever it stands, is used by the pool itself. */
+  #takeIdle (entry: Entry<C>): void {
+    this.#idle.splice(this.#idle.indexOf(entry), 1)
+    this.#move(entry, USED)
+  }
+
+  #begin (entry: Entry<C>, doing: Entry<C>['doing'], deadline: number): void {
+    entry.doing = doing
+    entry.deadline = deadline
+    this.#arm(deadline)
+  }
+
+  #finish (entry: Entry<C>): void {
+    entry.deadline = Infinity
+    entry.doing = undefined
+    // Its signal was of what is done now: the next operation gets its own.
+    entry.controller = undefined
+    if (entry.prepared !== undefined) this.#setPreparing(entry.prepared, false)
+    entry.prepared = undefined
+    if (entry.awaited) this.#validating--
+    entry.awaited = false
+  }
+
+  #abort (entry: Entry<C>, why: string): void {
+    this.#run(() => entry.controller?.abort(new Error(why)))
+  }
+
+  /** Wakes those who wait for the pool as a whole. */
+  #settle (): void {
+    if (this.#quiet.length > 0 && this.#count[USED] === 0 && this.#waiters.size === 0) {
+      for (const resolve of this.#quiet.splice(0)) resolve()
+    }
+    if (this.#empty.length > 0 && this.#total === 0) {
+      for (const resolve of this.#empty.splice(0)) resolve()
+    }
+  }
+
+  #settleOpeners (): void {
+    if (this.#openers.length === 0) return
+    const there = this.#count[IDLE]! + this.#count[USED]!
+    const ready = this.#openers.filter(({ target }) => there >= Math.min(target, this.#max))
+    this.#openers = this.#openers.filter((opener) => !ready.includes(opener))
+    if (ready.length > 0 && this.#listeners.open !== undefined) this.#emit('open', {})
+    for (const { resolve } of ready) resolve()
+    // Nothing is created any more, until one comes back that is late; that may be never.
+    if (this.#count[LATE]! >= this.#max) this.#rejectOpeners(() => this.#connectError(this.#lastFailure))
+    else this.#keepAlive()
+  }
+
+  #rejectOpeners (why: () => PoolError): void {
+    for (const { reject } of this.#openers.splice(0)) reject(why())
+    this.#keepAlive()
+  }
+
+  // --- Time -----------------------------------------------------------------------------------------------------------------------------
+
+  #read (): number {
+    return (this.#now = this.#clock.now())
+  }
+
+  /** One timer serves all: it is set to whatever comes first. */
+  #arm (at: number): void {
+    if (at >= this.#timerAt || at === Infinity) return
+    this.#timer?.cancel()
+    this.#timerAt = at
+    this.#timerRef = false
+    this.#timer = this.#run(() => this.#clock.setTimer(() => { this.#run(() => { this.#tick() }) }, Math.max(1, Math.ceil(at - this.#read()))))
+    this.#keepAlive()
+  }
+
+  #disarm (): void {
+    this.#timer?.cancel()
+    this.#timer = undefined
+    this.#timerAt = Infinity
+  }
+
+  /** The process stays alive for those who wait, and for nothing else. */
+  #keepAlive (): void {
+    const wanted = this.#waiters.size + this.#preparing + this.#openers.length + this.#alarms.size > 0
+    if (wanted === this.#timerRef || this.#timer === undefined) return
+    this.#timerRef = wanted
+    if (wanted) this.#timer.ref()
+    else this.#timer.unref()
+  }
+
+  #wake (): void {
+    this.#asleep = false
+    this.#samples = SAMPLES
+    this.#arm(this.#read() + TICK)
+  }
+
+  /** Housekeeping. */
+  #tick (): void {
+    this.#disarm()
+    const now = this.#read()
+    this.#samples = SAMPLES
+    this.#arm(this.#waiters.sweep(now, (waiter) => { this.#expire(waiter) }))
+    for (const alarm of this.#alarms) {
+      if (alarm.at > now) this.#arm(alarm.at)
+      else if (this.#alarms.delete(alarm)) alarm.ring()
+    }
+    for (const entry of this.#entries) {
+      if (entry.deadline <= now) this.#overdue(entry)
+      else if (entry.state === IDLE) this.#arm(this.#keep(entry, now))
+      else if (entry.lent && this.#options.leakAfter > 0) this.#arm(this.#watch(entry, now))
+      this.#arm(entry.deadline)
+    }
+    this.#pump()
+    // The coarse clock ticks only while connections are lent or waited for; the first to come wakes it.
+    this.#asleep = this.#acquired === this.#acquiredAtTick && this.#waiters.size === 0
+    this.#acquiredAtTick = this.#acquired
+    if (!this.#asleep) this.#arm(now + TICK)
+    this.#keepAlive()
+  }
+
+  /** Whether an idle connection is kept. Returns when to look again. */
+  #keep (entry: Entry<C>, now: number): number {
+    const { idleTimeout, keepalive } = this.#options
+    const more = this.#count[IDLE]! + this.#count[USED]! + this.#coming > this.#min
+    const idleAt = idleTimeout > 0 && more ? entry.idleSince + idleTimeout : Infinity
+    const pingAt = keepalive > 0 && this.backend.validate !== undefined ? entry.freshAt + keepalive : Infinity
+    const reason = entry.expiresAt <= now ? 'lifetime' : idleAt <= now ? 'idle' : undefined
+    if (reason !== undefined) {
+      this.#takeIdle(entry)
+      this.#destroy(entry, reason)
+      return Infinity
+    }
+    if (pingAt > now) return Math.min(entry.expiresAt, idleAt, pingAt)
+    this.#ping(entry)
+    return Math.min(entry.expiresAt, idleAt, now + keepalive)
+  }
+
+  /** Reports a lease that has been out for too long. Returns when to look again. */
+  #watch (entry: Entry<C>, now: number): number {
+    const leakAt = entry.takenAt + this.#options.leakAfter
+    if (leakAt > now) return leakAt
+    if (entry.leak !== undefined) return Infinity
+    this.#leaked++
+    entry.leak = { stack: entry.stack }
+    if (this.#listeners.leak !== undefined) {
+      this.#emit('leak', { id: entry.id, held: now - entry.takenAt, ...label(entry.holder), ...(entry.stack !== undefined && { stack: entry.stack }) })
+    }
+    if (entry.lost) this.#revoke(entry, 'leaked')
+    return Infinity
+  }
+
+  /** Resolves at `ms` from now, and keeps the process alive until then, or until `cancel`. */
+  #alarm (ms: number): { readonly rung: Promise<void>, cancel: () => void } {
+    let cancel = () => {}
+    const rung = new Promise<void>((resolve) => {
+      const alarm = { at: this.#read() + ms, ring: resolve }
+      cancel = () => { this.#alarms.delete(alarm) }
+      this.#alarms.add(alarm)
+      this.#arm(alarm.at)
+      this.#keepAlive()
+    })
+    return { rung, cancel }
+  }
+
+  /** At its deadline. */
+  #expire (waiter: Waiter<C>): void {
+    if (!this.#leave(waiter)) return
+    this.#timeouts++
+    const { holder, since, deadline, reject } = waiter
+    const down = this.#lastFailure !== undefined && this.#count[IDLE]! + this.#count[USED]! === 0
+    const error = down
+      ? this.#connectError(this.#lastFailure)
+      : new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${this.name}' within ${Math.round(deadline - since)} ms ` +
+        `(${this.#numbers()}). Look for slow queries or leaks, or raise max.`,
+      { cause: this.#lastFailure, retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() })
+    if (this.#listeners.timeout !== undefined) this.#emit('timeout', { error, wait: this.#now - since, ...label(holder) })
+    reject(error)
+  }
+
+  // --- Errors, events, hooks ------------------------------------------------------------------------------------------------------------
+
+  #numbers (): string {
+    const count = this.#count
+    return `max ${this.#max}, used ${count[USED]}, idle ${count[IDLE]}, creating ${count[CREATING]}, pending ${this.#waiters.size}`
+  }
+
+  /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
+  #predictedWait (): number {
+    const { count, p50 } = this.#holds.summary()
+    return count === 0 ? 1000 : (this.#waiters.size + 1) * p50 / this.#max
+  }
+
+  #topHolders (): readonly Holder[] {
+    return this.holders().slice(0, 10)
+  }
+
+  #connectError (cause: Error | undefined): PoolError {
+    return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect (${this.#numbers()}). Is its server up, and are its address and login right?`,
+      { cause, retryAfter: (this.#retryAt - this.#now) / 1000 })
+  }
+
+  #closedError (): PoolError {
+    return new PoolError('FST_POOL_CLOSED', `pool '${this.name}' is ${this.#phase}`, { retryAfter: this.#options.closeTimeout / 1000 })
+  }
+
+  #abortError (signal: AbortSignal): PoolError {
+    return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${this.name}' was aborted by its signal`, { cause: signal.reason })
+  }
+
+  #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
+    this.#refused++
+    if (this.#listeners.refuse !== undefined) this.#emit('refuse', { error, wait, ...label(holder) })
+    return error
+  }
+
+  /** Something failed that no caller is told of: to the listeners of `error`. Returns the scrubbed copy. */
+  #report (error: unknown, phase: ErrorPhase): Error {
+    const copy = scrub(error, this.#secrets)
+    if (this.#listeners.error !== undefined) this.#emit('error', { error: copy, phase })
+    return copy
+  }
+
+  #emit<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
+    const event = Object.freeze({ ...details, pool: this.name, time: Date.now() }) as unknown as PoolEvents[E]
+    for (const listener of this.#listeners[name] as ReadonlyArray<PoolListener<E>>) {
+      const failed = (error: unknown) => {
+        // What the error listener throws can't go to the error listener.
+        if (name === 'error') process.emitWarning(scrub(error, this.#secrets))
+        else this.#report(error, 'listener')
+      }
+      try {
+        const result: unknown = this.#run(() => listener(event))
+        asPromise(result)?.then(undefined, failed)
+      } catch (error) {
+        failed(error)
+      }
+    }
+  }
+
+  /** Each time in a new copy of the context: what foreign code stores (`enterWith`; `run` around a call of ours) would stay in it. */
+  #run<T> (fn: () => T): T {
+    return this.#context.runInAsyncScope(newContext).runInAsyncScope(fn)
+  }
+
+  #info (entry: Entry<C>, more: Partial<HookInfo> = {}): HookInfo {
+    return { pool: this.name, id: entry.id, uses: entry.uses, ...more }
+  }
+
+  /** Runs a hook: undefined when it is done, or there is none. Never throws; a failure is reported, and rejects with `HookFailed`. */
+  #hook (name: 'onConnect' | 'onRelease' | 'onDisconnect', entry: Entry<C>, more?: Partial<HookInfo>): Promise<unknown> | undefined {
+    const hook = this.#options[name]
+    if (hook === undefined) return undefined
+    const failed = (error: unknown) => { throw new HookFailed(this.#report(error, name)) }
+    try {
+      return asPromise(this.#run(() => hook(entry.connection, this.#info(entry, more))))?.then(undefined, failed)
+    } catch (error) {
+      return Promise.reject(error).catch(failed)
+    }
+  }
+
+  /**
+   * Listens to an event. What a listener throws goes to the listeners of `error`.
+   *
+   * @returns its own undo
+   * @throws `FST_POOL_BAD_OPTIONS` for an event that there is not
+   */
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+    if (!eventNames.has(event)) throw badOption('event', event, `one of ${[...eventNames].join(', ')}`)
+    if (typeof listener !== 'function') throw badOption('listener', listener, 'a function')
+    // A new list each time: one that is being walked does not change.
+    const listeners = this.#listeners as Record<PoolEventName, readonly unknown[] | undefined>
+    // Its own function, so that the same listener may be added, and taken off, twice.
+    const own = (payload: PoolEvents[E]) => listener(payload)
+    listeners[event] = [...listeners[event] ?? [], own]
+    return () => {
+      const rest = listeners[event]?.filter((other) => other !== own)
+      listeners[event] = rest === undefined || rest.length === 0 ? undefined : rest
+    }
+  }
+
+  // --- Control --------------------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Waits until `max(1, min)` connections are there. Optional: `acquire` works without.
+   *
+   * @throws `FST_POOL_CONNECT_FAILED` as soon as one can't be made, saying why; `FST_POOL_CLOSED`
+   */
+  async open (): Promise<void> {
+    if (this.#phase !== 'open' || this.#closed !== undefined) throw this.#closedError()
+    this.#started = true
+    const target = Math.max(1, this.#min)
+    await new Promise<void>((resolve, reject) => {
+      this.#openers.push({ target, resolve, reject })
+      this.#settleOpeners()
+      this.#pump()
+      this.#keepAlive()
+    })
+  }
+
+  /** Retires every connection: the idle ones now, the lent ones when they are given back, those being made when they come. @param options.idle only the idle ones */
+  evict ({ idle = false }: { idle?: boolean } = {}): void {
+    if (!idle) {
+      this.#generation++
+      for (const entry of this.#entries) if (entry.state === CREATING && entry.unwanted === undefined) this.#unwant(entry, 'stale')
+    }
+    // All of them first: what listeners do meanwhile finds none that is still to go.
+    const evicted = this.#idle.splice(0)
+    for (const entry of evicted) this.#move(entry, USED)
+    for (const entry of evicted) this.#destroy(entry, 'stale')
+    this.#pump()
+  }
+
+  /**
+   * Changes `min` and `max` from now on. Idle connections above the new `max` are destroyed, lent ones when they are given back.
+   *
+   * @throws `FST_POOL_BAD_OPTIONS`
+   */
+  resize ({ min = this.#min, max = this.#max }: { min?: number, max?: number }): void {
+    if (!Number.isSafeInteger(max) || max < 1 || max > this.#limit) throw badOption('max', max, `an integer from 1 to ${this.#limit}`)
+    if (!Number.isSafeInteger(min) || min < 0 || min > max) throw badOption('min', min, `an integer from 0 to max (${max})`)
+    this.#min = min
+    this.#max = max
+    // Creates first: what is there already is worth more.
+    this.#cancelCreates(Math.max(0, max - this.#count[IDLE]! - this.#count[USED]!), 'idle')
+    while (this.#count[IDLE]! + this.#count[USED]! > max && this.#idle.length > 0) {
+      const entry = this.#idle.shift()!
+      this.#move(entry, USED)
+      this.#destroy(entry, 'idle')
+    }
+    // With another `min`, other connections may idle out.
+    if (this.#asleep && this.#closed === undefined) this.#wake()
+    this.#settleOpeners()
+    this.#pump()
+  }
+
+  /** Lends nothing from now on: callers wait, until their deadlines. What is lent stays lent. */
+  suspend (): void {
+    this.#suspended = true
+  }
+
+  resume (): void {
+    this.#suspended = false
+    this.#pump()
+  }
+
+  /** Stops keeping idle connections. Whoever waits, and whoever still comes, is served. Resolves when nobody waits and none is used. */
+  drain (): Promise<void> {
+    if (this.#phase === 'open') {
+      this.#phase = 'draining'
+      this.#destroyedBefore = this.#destroyedTotal()
+      if (this.#listeners.drain !== undefined) this.#emit('drain', {})
+      this.#rejectOpeners(() => this.#closedError())
+      this.#closeIdle()
+    }
+    return new Promise((resolve) => {
+      this.#quiet.push(resolve)
+      this.#settle()
+    })
+  }
+
+  /**
+   * Drains and refuses newcomers; then destroys what is still lent, and rejects whoever still waits. Always resolves, by `timeout`: leases have
+   * until `destroyTimeout`, or a quarter of it if that is less, before.
+   *
+   * @param options.timeout in ms; `closeTimeout` unless given
+   * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
+   */
+  close ({ timeout = this.closeTimeout }: { timeout?: number } = {}): Promise<void> {
+    if (!isDeadline(timeout)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
+    if (this.#closed !== undefined) return this.#closed
+    let settle: (closed: Promise<void>) => void = () => {}
+    // First of all: what listeners do meanwhile is done to a pool that closes.
+    this.#closed = new Promise((resolve) => { settle = resolve })
+    settle(this.#run(() => this.#shut(timeout)))
+    return this.#closed
+  }
+
+  async #shut (timeout: number): Promise<void> {
+    const began = this.#read()
+    const drained = this.drain()
+    this.#phase = 'closing'
+    const deadline = this.#alarm(timeout)
+    const grace = this.#alarm(timeout - Math.min(this.#options.destroyTimeout, timeout / 4))
+    await Promise.race([drained, grace.rung])
+    grace.cancel()
+
+    const holders = this.holders()
+    this.#phase = 'closed'
+    for (let waiter = this.#waiters.first(); waiter !== undefined; waiter = this.#waiters.first()) this.#turnAway(waiter)
+    this.#cancelCreates(0, 'closed')
+    for (const entry of this.#entries) {
+      // It is there, and `onConnect` is what takes so long.
+      if (entry.state === CREATING && entry.delivered) this.#move(entry, USED)
+      if (entry.state !== USED) continue
+      if (entry.prepared !== undefined) this.#turnAway(entry.prepared)
+      this.#abort(entry, `pool '${this.name}' closes`)
+      if (entry.lent) this.#revoke(entry, 'closed')
+      else this.#destroy(entry, 'closed')
+    }
+    await Promise.race([new Promise<void>((resolve) => {
+      this.#empty.push(resolve)
+      this.#settle()
+    }), deadline.rung])
+    if (this.backend.close !== undefined) {
+      const closing = Promise.resolve().then(() => this.backend.close!()).catch((error: unknown) => { this.#report(error, 'close') })
+      // What is shared gets its chance even where connections took all the time.
+      const last = this.#alarm(Math.max(100, began + timeout - this.#read()))
+      await Promise.race([closing, last.rung])
+      last.cancel()
+    }
+    deadline.cancel()
+    // Whatever has not come back by now is late, and its answer is still owned.
+    for (const entry of this.#entries) if (entry.state !== LATE) this.#move(entry, LATE)
+    if (this.#listeners.close !== undefined) {
+      this.#emit('close', { took: this.#read() - began, destroyed: this.#destroyedTotal() - this.#destroyedBefore, holders })
+    }
+    this.#disarm()
+    this.#listeners = {}
+  }
+
+  #turnAway (waiter: Waiter<C>): void {
+    if (this.#leave(waiter)) waiter.reject(this.#refuse(this.#closedError(), waiter.holder, this.#now - waiter.since))
+  }
+
+  #closeIdle (): void {
+    for (let entry = this.#idle.pop(); entry !== undefined; entry = this.#idle.pop()) {
+      this.#move(entry, USED)
+      this.#destroy(entry, 'closed')
+    }
+    this.#cancelCreates(this.#waiters.size, 'closed')
+  }
+
+  async [Symbol.asyncDispose] (): Promise<void> {
+    await this.close()
+  }
+
+  // --- Reading --------------------------------------------------------------------------------------------------------------------------
+
+  stats (): PoolStats {
+    const count = this.#count
+    const waited = this.#waits.summary()
+    return Object.freeze({
+      name: this.name,
+      system: this.backend.system,
+      min: this.#min,
+      max: this.#max,
+      creating: count[CREATING]!,
+      idle: count[IDLE]!,
+      used: count[USED]!,
+      closing: count[CLOSING]!,
+      pending: this.#waiters.size,
+      late: count[LATE]!,
+      acquired: this.#acquired,
+      released: this.#released,
+      created: this.#created,
+      createErrors: this.#createErrors,
+      destroyed: Object.freeze({ ...this.#destroyed }),
+      timeouts: this.#timeouts,
+      refused: this.#refused,
+      aborted: this.#aborted,
+      leaked: this.#leaked,
+      wait: this.#waits.summary(this.#acquired - waited.count),
+      held: this.#holds.summary(),
+      create: this.#creates.summary(),
+    })
+  }
+
+  #destroyedTotal (): number {
+    return Object.values(this.#destroyed).reduce((sum, count) => sum + count, 0)
+  }
+
+  /** The leases that are out now, the longest held first. */
+  holders (): Holder[] {
+    const now = this.#read()
+    return [...this.#entries]
+      .filter(({ lent }) => lent)
+      .map(({ id, holder, takenAt }) => ({ pool: this.name, holder, id, heldFor: Math.max(0, now - takenAt) }))
+      .sort((a, b) => b.heldFor - a.heldFor)
+  }
+
+  /** How the pool is. Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
+  async health (): Promise<PoolHealth> {
+    const entry = this.#idle.at(-1)
+    const latency = entry === undefined || this.backend.validate === undefined ? null : await this.#ping(entry) ?? null
+    const stats = this.stats()
+    const failing = this.#lastFailure !== undefined
+    if (this.#phase !== 'open') return { status: 'draining', reason: `the pool is ${this.#phase}`, latency, stats }
+    if (failing && stats.idle + stats.used === 0) return { status: 'down', reason: 'no connection, and the last create failed', latency, stats }
+    if (failing) return { status: 'degraded', reason: 'the last create failed', latency, stats }
+    if (stats.pending > 0) return { status: 'degraded', reason: `${stats.pending} wait for a connection`, latency, stats }
+    return { status: 'up', latency, stats }
+  }
+}
+
+/** Carries the report of a failed hook to whoever has to act on it. */
+class HookFailed extends Error {
+  constructor (readonly reported: Error) {
+    super(reported.message)
+  }
+}
+
+const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver', 'open', 'drain', 'close',
+])
+
+function label (holder: HolderLabel | undefined): { holder?: HolderLabel } {
+  return holder === undefined ? {} : { holder }
+}
+
+/** Foreign: it may be no promise, or one that keeps none of the rules. */
+function asPromise (value: unknown): Promise<unknown> | undefined {
+  const pending = typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
+  return pending ? Promise.resolve(value) : undefined
+}
+
+/** Node fires a timer of more than 2^31 - 1 ms at once (its documentation of setTimeout). */
+function isDeadline (ms: unknown): ms is number {
+  return typeof ms === 'number' && ms >= 1 && ms <= 2 ** 31 - 1
+}

@@ -1,0 +1,1478 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
+import { inspect } from 'node:util'
+import fc from 'fast-check'
+import type { Connector, DestroyReason } from '../../types/connector.js'
+import type { PoolErrorCode } from '../../types/errors.js'
+import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats } from '../../types/pool.js'
+import { PoolError } from '../../lib/pool/errors.js'
+import type { EngineOptions } from '../../lib/pool/options.js'
+import { abandon, Pool } from '../../lib/pool/pool.js'
+import { VirtualClock, settle } from '../support/clock.js'
+
+// A pool is lived with for a while, at random: callers that come, wait, leave, give back; a connector and hooks that answer, fail, are late or
+// never answer; listeners that throw and call the pool. The connector keeps books of its own, and at each rest the engine's promises are
+// checked against those. A plan is plain data, drawn by fast-check, so a failing one shrinks to the few steps that matter.
+
+// --- Plans ----------------------------------------------------------------------------------------------------------------------------
+
+/** What a foreign function does when the pool calls it. */
+export type Outcome =
+  /** Answers, but not at once. */
+  | 'ok'
+  /** Answers at once: returns no promise. */
+  | 'sync'
+  | 'error'
+  | 'throw'
+  /** Answered by an `answer` action. Gives up when its signal aborts. */
+  | 'slow'
+  /** As `slow`, but ignores its signal. */
+  | 'deaf'
+  /** Never answers before the end of the run, but gives up when its signal aborts. */
+  | 'hang'
+  /** Ignores its signal, and answers when its deadline has passed. */
+  | 'late'
+  /** `validate`: not valid. `create`: delivers a connection that is broken already. */
+  | 'no'
+
+type HookName = 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+type Method = 'create' | 'destroy' | 'validate' | 'reset' | HookName
+
+const eventNames = [
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver', 'open', 'drain', 'close',
+] as const satisfies readonly PoolEventName[]
+
+const behaviours = ['count', 'throw', 'reject', 'acquire', 'tryAcquire', 'release', 'destroy', 'evict', 'resize', 'stats', 'abort', 'suspend', 'close', 'undo'] as const
+
+export type Action =
+  | { readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined }
+  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows', readonly which: number }
+  | { readonly do: 'evict', readonly idle: boolean }
+  | { readonly do: 'resize', readonly min: number | undefined, readonly max: number | undefined }
+  | { readonly do: 'tryAcquire' | 'suspend' | 'resume' | 'open' | 'drain' | 'health' | 'driver' }
+  | { readonly do: 'close', readonly timeout: number | undefined }
+  | { readonly do: 'answer', readonly which: number, readonly how: 'ok' | 'error' }
+  | { readonly do: 'advance', readonly ms: number }
+
+export interface Plan {
+  readonly options: EngineOptions<Conn>
+  /** What the connector can do besides `create` and `destroy`. */
+  readonly can: { readonly validate: boolean, readonly isBroken: boolean, readonly reset: boolean, readonly onDeath: boolean, readonly close: Outcome | undefined }
+  /** Which hooks there are. */
+  readonly hooks: readonly HookName[]
+  /** What each call does; those beyond the end of the list are 'ok', or as `repeats` says. */
+  readonly outcomes: Readonly<Record<Method, readonly Outcome[]>>
+  /** Beyond the end of the list: its last one, not 'ok'. */
+  readonly repeats: boolean
+  readonly listeners: ReadonlyArray<{ readonly event: PoolEventName, readonly behaviour: typeof behaviours[number] }>
+  /** `rest`: lets everything settle before the next one. */
+  readonly steps: ReadonlyArray<{ readonly action: Action, readonly rest: boolean }>
+  readonly seed: number
+}
+
+const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary })
+const just = <T extends string>(...values: T[]) => fc.constantFrom(...values)
+const which = fc.nat({ max: 7 })
+
+/** Good outcomes are drawn more often than each bad one: else nothing is ever lent. */
+const outcomesOf = (...bad: Outcome[]) => (...good: Outcome[]) =>
+  fc.array(fc.oneof(often(3, just(...good)), often(2, just(...bad))), { maxLength: 12, size: 'max' })
+
+const hookOutcomes = outcomesOf('error', 'throw', 'deaf', 'late')('sync', 'sync', 'ok')
+
+const action: fc.Arbitrary<Action> = fc.oneof(
+  often(10, fc.record({ do: just('acquire', 'acquire', 'acquire', 'use'), signal: just('none', 'none', 'live', 'live', 'aborted'), timeout: fc.constantFrom(undefined, undefined, 1, 40, 300, 3000) })),
+  often(2, fc.record({ do: just('tryAcquire') })),
+  often(8, fc.record({ do: just('release'), which })),
+  often(3, fc.record({ do: just('abort'), which })),
+  often(5, fc.record({ do: just('destroy', 'fail', 'abandon', 'stale', 'die', 'die', 'break', 'isBrokenThrows'), which })),
+  often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
+  often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
+  often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
+  often(1, fc.record({ do: just('resize'), min: fc.option(fc.nat({ max: 3 }), { nil: undefined }), max: fc.option(fc.integer({ min: 1, max: 4 }), { nil: undefined }) })),
+  often(2, fc.record({ do: just('suspend', 'resume', 'resume', 'open', 'open', 'health', 'health', 'driver') })),
+  often(1, fc.oneof(fc.record({ do: just('drain') }), fc.record({ do: just('close'), timeout: fc.constantFrom(undefined, 1, 100, 2000) })))
+)
+
+export const plans: fc.Arbitrary<Plan> = fc.record({
+  options: fc.integer({ min: 1, max: 4 }).chain((max) => fc.record({
+    max: fc.constant(max),
+    min: fc.nat({ max }),
+    acquireTimeout: fc.constantFrom(1000, 200, 5000),
+    connectTimeout: fc.constantFrom(300, 1000),
+    validateTimeout: fc.constantFrom(150, 400),
+    resetTimeout: fc.constantFrom(150, 400),
+    destroyTimeout: fc.constantFrom(200, 700),
+    closeTimeout: fc.constantFrom(800, 3000),
+    idleTimeout: fc.constantFrom(0, 60_000, 400, 2000),
+    maxLifetime: fc.constantFrom(0, 700, 3000),
+    maxUses: fc.constantFrom(0, 0, 1, 2, 3),
+    validateAfter: fc.constantFrom(1000, 0, 50),
+    keepalive: fc.constantFrom(0, 0, 250),
+    maxPending: fc.constantFrom(1000, 0, 1, 2),
+    maxConnecting: fc.constantFrom(undefined, undefined, 1, 2),
+    leakAfter: fc.constantFrom(0, 350),
+    backoff: fc.constantFrom({ min: 50, max: 1000 }, { min: 10, max: 80 }, { min: 20, max: 20 }),
+    reset: fc.constantFrom<'session' | 'transaction' | 'none'>('session', 'session', 'transaction', 'none'),
+  })),
+  can: fc.record({
+    validate: fc.boolean(),
+    isBroken: fc.boolean(),
+    reset: fc.boolean(),
+    onDeath: fc.boolean(),
+    close: fc.constantFrom<Outcome | undefined>(undefined, 'sync', 'ok', 'error', 'throw', 'deaf'),
+  }),
+  hooks: fc.oneof(fc.constant<HookName[]>([]), fc.subarray<HookName>(['onAcquire', 'onConnect', 'onRelease', 'onDisconnect'], { minLength: 1 })),
+  outcomes: fc.record({
+    create: outcomesOf('error', 'error', 'throw', 'slow', 'deaf', 'hang', 'late', 'no')('ok'),
+    destroy: outcomesOf('error', 'throw', 'slow', 'deaf', 'late')('ok', 'sync'),
+    validate: outcomesOf('no', 'error', 'throw', 'slow', 'deaf', 'hang', 'late')('ok'),
+    reset: outcomesOf('error', 'throw', 'slow', 'deaf', 'hang', 'late')('sync', 'ok'),
+    onConnect: hookOutcomes,
+    onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw')('sync', 'ok'),
+    onRelease: hookOutcomes,
+    onDisconnect: hookOutcomes,
+  }),
+  repeats: fc.boolean(),
+  listeners: fc.oneof(fc.constant([]), fc.array(fc.record({ event: fc.constantFrom(...eventNames), behaviour: fc.constantFrom(...behaviours) }), { maxLength: 8, size: 'max' })),
+  steps: fc.tuple(
+    fc.constantFrom([], [{ action: { do: 'open' } as const, rest: true }]),
+    fc.array(fc.record({ action, rest: fc.integer({ min: 0, max: 3 }).map((chance) => chance !== 3) }), { maxLength: 60, size: 'max' })
+  ).map((parts) => parts.flat()),
+  seed: fc.nat(),
+})
+
+// --- The other side -------------------------------------------------------------------------------------------------------------------
+
+const secrets = { password: 'hunter2-is-the-password', url: 'hunter2-is-in-the-url' }
+
+/** A call of the pool to foreign code that has not been answered. */
+interface Call {
+  readonly method: Method
+  readonly conn: Conn | undefined
+  readonly signal: AbortSignal | undefined
+  readonly since: number
+  readonly deadline: number
+  readonly outcome: Outcome
+  /** The holder for whom `onAcquire` runs. */
+  readonly holder: unknown
+  /** Of a create: the generation, and how many failures in a row there had been. */
+  readonly generation: number
+  readonly failures: number
+  /** It counted as a failure already, when its deadline passed. */
+  failed: boolean
+  /** A create that was not needed any more before its deadline. */
+  unwanted: boolean
+  answered: boolean
+  answer (how: 'ok' | 'error'): void
+}
+
+/** A connection, with what its connector knows about it. */
+class Conn {
+  /** The pool's id of it, as hooks are told. */
+  poolId: number | undefined
+  /** The batch in which it was delivered, or its `onConnect` ended. */
+  cameIn = -1
+  broken = false
+  brokenIn = Infinity
+  isBrokenThrows = false
+  dead = false
+  die: ((error?: Error) => void) | undefined
+  /** A method or hook of it is under way. */
+  busy: Call | undefined
+  /** The deadline of a `create` that was answered after it. */
+  late = false
+  /** `onConnect` has run. */
+  made = false
+  madeAt = 0
+  destroying: Call | undefined
+  destroyedFor: DestroyReason | undefined
+  gone = false
+  lease: Held | undefined
+  loans = 0
+  /** When it was last seen alive. */
+  aliveAt = 0
+  validated = false
+  idleSince: number | undefined
+  surplusSince: number | undefined
+  /** Whose traces are on it. */
+  dirty: unknown
+  /** A session reset took what `onConnect` had set. */
+  bare = false
+  /** Since when it is being cleaned. */
+  cleaning: number | undefined
+  invalid = false
+  /** Something else on it failed. */
+  wronged = false
+  /** It was idle when those were evicted. */
+  evicted = false
+  ending: string | undefined
+  /** The deadline of the acquire for which `onAcquire` ran. */
+  preparedUntil = Infinity
+  toldReason: DestroyReason | undefined
+
+  constructor (readonly id: number, readonly create: Call) {}
+}
+
+type Refusal = Extract<PoolErrorCode, 'FST_POOL_ACQUIRE_TIMEOUT' | 'FST_POOL_CONNECT_FAILED' | 'FST_POOL_QUEUE_FULL' | 'FST_POOL_CLOSED' | 'FST_POOL_ABORTED'>
+
+interface Ask {
+  readonly n: number
+  readonly holder: string
+  readonly kind: 'acquire' | 'use'
+  readonly since: number
+  readonly deadline: number
+  readonly controller: AbortController | undefined
+  /** When it came, at least `maxPending` waited. */
+  readonly isFull: boolean
+  /** Counting also those who wait for no capacity, it was one too many. */
+  readonly mustBeRefused: boolean
+  readonly findsIdle: boolean
+  settled: boolean
+  /** It has left the line with a connection, for which `onAcquire` runs. */
+  prepared: boolean
+  /** Listeners acquired within its call: those may have come first. */
+  interrupted: boolean
+  /** The last batch in which it may have been away from the line. */
+  awayIn: number
+  awayAtRest: boolean
+}
+
+interface Held {
+  readonly lease: Lease<Conn>
+  readonly conn: Conn
+  readonly n: number
+  readonly holder: string
+  readonly since: number
+  /** Ends the function of a `use()`. */
+  readonly finish: (() => void) | undefined
+  live: boolean
+  /** It was out for longer than `leakAfter`. */
+  leaked: boolean
+}
+
+class SimulationClock extends VirtualClock {
+  /** At least a half: then the least time between two creates that fail is known. */
+  override random (): number {
+    return 0.5 + super.random() / 2
+  }
+}
+
+const store = new AsyncLocalStorage<string>()
+
+/** What the process as a whole noticed. */
+const strays: unknown[] = []
+
+/** Notices what nobody handles. Returns its own undo. */
+export function watchProcess (): () => void {
+  const stray = (error: unknown) => { strays.push(error) }
+  const warned = (warning: Error) => { if (tells(warning)) strays.push(`a warning tells a secret: ${warning.message}`) }
+  // Node prints warnings, through a listener of its own: errors that listeners of `error` throw, here by the thousand.
+  const printers = process.listeners('warning')
+  process.removeAllListeners('warning')
+  process.on('warning', warned).on('unhandledRejection', stray).on('uncaughtException', stray)
+  const { stackTraceLimit } = Error
+  // Nobody reads the thousands of stacks; making them would take most of the time.
+  Error.stackTraceLimit = 1
+  return () => {
+    Error.stackTraceLimit = stackTraceLimit
+    process.off('warning', warned).off('unhandledRejection', stray).off('uncaughtException', stray)
+    for (const printer of printers) process.on('warning', printer)
+  }
+}
+
+/** Whether a secret is in it, anywhere that can be read. */
+function tells (value: unknown, depth = 0): boolean {
+  if (typeof value === 'string') return value.includes('hunter2-')
+  if (typeof value !== 'object' || value === null || depth > 6) return false
+  return Object.getOwnPropertyNames(value).some((key) => tells((value as Record<string, unknown>)[key], depth + 1))
+}
+
+/** @throws what promise was broken, and the steps up to then */
+export async function simulate (plan: Plan): Promise<void> {
+  const world = new World(plan)
+  await world.live()
+}
+
+/** The engine's own, where a plan says nothing. */
+const deadlines = {
+  acquireTimeout: 5000,
+  connectTimeout: 3000,
+  validateTimeout: 1000,
+  resetTimeout: 1000,
+  destroyTimeout: 2000,
+  closeTimeout: 8000,
+  validateAfter: 1000,
+  maxPending: 1000,
+}
+
+class World {
+  readonly #plan: Plan
+  readonly #clock: SimulationClock
+  readonly #pool: Pool<Conn>
+  readonly #options: EngineOptions<Conn> & typeof deadlines
+  readonly #history: Array<{ readonly at: number, readonly what: Action | 'the end', readonly more: string }> = []
+  readonly #violations: string[] = []
+
+  // The connector's books.
+  readonly #drawn: Partial<Record<Method, number>> = {}
+  /** From now on all goes well. */
+  #calm = false
+  readonly #calls: Call[] = []
+  /** Those whose destroy has not been answered. */
+  readonly #conns = new Set<Conn>()
+  #delivered = 0
+  #creates = 0
+  #createsInBatch = 0
+  readonly #destroyed: Partial<Record<DestroyReason, number>> = {}
+  #closes = 0
+  #failures = 0
+  #lastFailure = -Infinity
+  /** Creates that were answered, and the pool may not know it yet. */
+  #failing: Call[] = []
+  /** When a create last failed, or started while they fail: the next one may wait from then on. */
+  #lastTrouble = -Infinity
+  #createErrors = 0
+  #createErrorsBefore = 0
+  #driver: ((event: { name: string }) => void) | undefined
+
+  // The callers' books.
+  #n = 0
+  readonly #asks = new Set<Ask>()
+  readonly #signals: Ask[] = []
+  readonly #held: Held[] = []
+  readonly #ended: Held[] = []
+  #leases = 0
+  #leaked = 0
+  #mayHaveLeaked = 0
+  #latestServed = 0
+  readonly #outcomes: Record<Refusal, number> = { FST_POOL_ACQUIRE_TIMEOUT: 0, FST_POOL_CONNECT_FAILED: 0, FST_POOL_QUEUE_FULL: 0, FST_POOL_CLOSED: 0, FST_POOL_ABORTED: 0 }
+  /** What hooks threw: callers get it as it is. */
+  readonly #own = new WeakSet<object>()
+  readonly #openers: Array<{ readonly target: number, settled: boolean }> = []
+  #drains: Array<{ settled: boolean, readonly leases: readonly Held[] }> = []
+  #healths: Array<{ readonly by: number, settled: boolean }> = []
+  readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
+  readonly #connected = new Set<number>()
+  #connects = 0
+  readonly #disconnected = new Set<number>()
+  /** Calls of the pool from within its own listeners: each one may set off others. */
+  #budget = 12
+
+  // What was asked of the pool as a whole.
+  #min: number
+  #max: number
+  #generation = 0
+  #suspendedIn: number | undefined
+  #started = false
+  #draining = false
+  #close: { promise: Promise<void> | undefined, readonly at: number, readonly timeout: number, readonly grace: number, resolved: boolean } | undefined
+
+  /** Counts the rests. What happened in an earlier batch, everybody knows. */
+  #batch = 0
+  /** Nothing was done since the last rest: what is known of idle connections is so. */
+  #rested = true
+  #generationBefore = 0
+  #refSince: number | undefined
+  /** The caller within whose call the pool is. */
+  #mayBeFast: string | undefined
+  /** `onAcquire` has returned a promise. */
+  #hookWaits = false
+  #resized = false
+  #evictedIn = -1
+  #reactedIn = -1
+
+  constructor (plan: Plan) {
+    this.#plan = plan
+    this.#clock = new SimulationClock(plan.seed)
+    const { max = 10, min = 0 } = plan.options
+    this.#min = min
+    this.#max = max
+    const hooks = Object.fromEntries(plan.hooks.map((name) => [name, (conn: Conn, info: HookInfo) => this.#hook(name, conn, info)]))
+    this.#options = { ...deadlines, ...plan.options }
+    this.#pool = new Pool<Conn>(this.#connector(), {
+      ...plan.options, ...hooks, name: 'sim', url: `fake://user:${secrets.url}@host/`, connection: { password: secrets.password },
+    }, this.#clock)
+    this.#pool.on('connect', ({ id }) => {
+      if (this.#connected.has(id) || this.#disconnected.has(id)) this.#violate(`an event connect of ${id} too many`)
+      this.#connected.add(id)
+      this.#connects++
+      this.#failures = 0
+    })
+    this.#pool.on('disconnect', ({ id }) => {
+      // Of one that was there, but whose `onConnect` failed, it is the only event.
+      if (this.#disconnected.has(id)) this.#violate(`two events disconnect of ${id}`)
+      this.#disconnected.add(id)
+      this.#connected.delete(id)
+    })
+    for (const { event, behaviour } of plan.listeners) this.#listen(event, behaviour)
+  }
+
+  async live (): Promise<void> {
+    try {
+      for (const { action, rest } of this.#plan.steps) {
+        this.#note(action, rest ? '' : ' (no rest)')
+        if (action.do === 'advance') {
+          await this.#advance(action.ms)
+        } else {
+          // Each caller has an async context of its own: nobody else's code may ever see it.
+          store.run(`step ${this.#history.length}`, () => { this.#act(action) })
+          this.#rested = rest
+          if (!rest) continue
+          await settle()
+          this.#rest()
+        }
+      }
+      await this.#finish()
+    } catch (error) {
+      const steps = this.#history.map(({ at, what, more }) => `${at} ms: ${inspect(what, { breakLength: Infinity })}${more}`)
+      throw new Error(`${error instanceof Error ? error.message : String(error)}\n${steps.join('\n')}`, { cause: error })
+    }
+  }
+
+  #note (what: Action | 'the end', more = ''): void {
+    this.#history.push({ at: this.#clock.now(), what, more })
+  }
+
+  // --- Steps ----------------------------------------------------------------------------------------------------------------------------
+
+  #act (action: Action): void {
+    const pool = this.#pool
+    switch (action.do) {
+      case 'acquire':
+      case 'use':
+        return this.#ask(action.do, action.signal, action.timeout)
+      case 'tryAcquire':
+        return this.#try()
+      case 'abort':
+        return this.#abort(action.which)
+      case 'release':
+      case 'destroy':
+      case 'fail':
+      case 'abandon':
+        return this.#endLease(this.#pick(this.#held, action.which), action.do)
+      case 'stale':
+        return this.#useStale(this.#pick(this.#ended, action.which))
+      case 'die':
+      case 'break':
+      case 'isBrokenThrows':
+        return this.#hurt(this.#pick([...this.#conns].filter((conn) => conn.destroyedFor === undefined), action.which), action.do)
+      case 'answer':
+        return this.#pick(this.#calls.filter(({ outcome }) => outcome === 'slow' || outcome === 'deaf'), action.which)?.answer(action.how)
+      case 'evict':
+        if (!action.idle) {
+          this.#generation++
+          // What is being created is stale too, and whether it fails says nothing about the next one.
+          for (const { create, made } of this.#conns) create.unwanted ||= !made
+          for (const call of [...this.#calls, ...this.#failing]) call.unwanted ||= call.method === 'create' && !call.failed && call.deadline >= this.#clock.now()
+        }
+        this.#evictedIn = this.#batch
+        for (const conn of this.#conns) if (conn.idleSince !== undefined && conn.busy === undefined && !conn.validated) conn.evicted = true
+        return pool.evict({ idle: action.idle })
+      case 'resize':
+        return this.#resize(action.min, action.max)
+      case 'suspend':
+        this.#suspendedIn ??= this.#batch
+        return pool.suspend()
+      case 'resume':
+        this.#suspendedIn = undefined
+        return pool.resume()
+      case 'open':
+        return this.#open()
+      case 'drain': {
+        this.#draining = true
+        const drain = { settled: false, leases: this.#held.slice() }
+        this.#drains.push(drain)
+        pool.drain().then(() => { drain.settled = true })
+        return
+      }
+      case 'close':
+        return this.#shut(action.timeout)
+      case 'health': {
+        const health = { by: this.#clock.now() + this.#options.validateTimeout, settled: false }
+        this.#healths.push(health)
+        pool.health().then(({ latency }) => {
+          health.settled = true
+          if (latency !== null && !this.#plan.can.validate) this.#violate('health() tells a latency, and there is no validate')
+        })
+        return
+      }
+      case 'driver':
+        return this.#driver?.({ name: 'it' })
+    }
+  }
+
+  /** One who waits, if there is one; else one for whom it comes too late. */
+  #abort (which: number): void {
+    const waiting = this.#signals.filter(({ settled }) => !settled)
+    this.#pick(waiting.length > 0 ? waiting : this.#signals, which)?.controller?.abort(new Error('the caller left'))
+  }
+
+  #pick<T> (from: readonly T[], which: number): T | undefined {
+    return from[which % Math.max(1, from.length)]
+  }
+
+  #ask (kind: Ask['kind'], how: 'none' | 'live' | 'aborted', timeout: number | undefined): void {
+    const n = ++this.#n
+    const holder = `caller ${n}`
+    const now = this.#clock.now()
+    const controller = how === 'none' ? undefined : new AbortController()
+    if (how === 'aborted') controller!.abort(new Error('the caller left'))
+    const { pending, ...stats } = this.#pool.stats()
+    const { maxPending } = this.#options
+    // Whoever finds a connection, be it in the pool's own hands, or room for one, does not wait in line for it.
+    const served = stats.idle + stats.creating + stats.used - this.#held.length +
+      Math.max(0, this.#max - stats.creating - stats.idle - stats.used - stats.closing)
+    // The first promise ever that `onAcquire` returns costs its caller the idle connection.
+    const idle = this.#plan.hooks.includes('onAcquire') && !this.#hookWaits
+      ? 0
+      : Math.min(stats.idle, [...this.#conns].filter((conn) => this.#isFit(conn)).length)
+    const ask: Ask = {
+      n,
+      holder,
+      kind,
+      since: now,
+      deadline: now + (timeout ?? this.#options.acquireTimeout),
+      controller,
+      isFull: pending >= maxPending,
+      mustBeRefused: pending >= maxPending + served,
+      findsIdle: this.#rested && idle > 0 && pending === 0 && this.#suspendedIn === undefined,
+      settled: false,
+      prepared: false,
+      interrupted: false,
+      awayIn: -1,
+      awayAtRest: false,
+    }
+    this.#asks.add(ask)
+    if (controller !== undefined) this.#signals.push(ask)
+    const label = this.#label(n, holder)
+    const options = { ...(label !== undefined && { holder: label }), ...(controller && { signal: controller.signal }), ...(timeout !== undefined && { timeout }) }
+    const outer = this.#mayBeFast
+    this.#mayBeFast = holder
+    // The caller's own context goes on behind the await.
+    store.run(holder, () => {
+      const mine = () => { if (store.getStore() !== holder) this.#violate(`${holder} lost its async context: it sees ${store.getStore()}`) }
+      if (kind === 'acquire') {
+        this.#pool.acquire(options).then((lease) => {
+          mine()
+          this.#served(ask, lease, undefined)
+        }, (error: unknown) => {
+          mine()
+          this.#refused(ask, error)
+        })
+      } else {
+        const failure = new Error('the function failed')
+        this.#pool.use((conn, lease) => new Promise<number>((resolve, reject) => {
+          mine()
+          if (conn !== lease.connection) this.#violate('use() gave a connection that is not its lease\'s')
+          this.#served(ask, lease, () => { n % 3 === 0 ? reject(failure) : resolve(n) })
+        }), options).then((value) => {
+          mine()
+          if (value !== n) this.#violate(`use() resolved to ${value}`)
+        }, (error: unknown) => {
+          mine()
+          if (error !== failure) this.#refused(ask, error)
+        })
+      }
+    })
+    ask.interrupted = this.#n !== n
+    this.#mayBeFast = outer
+  }
+
+  /** In each form that it may have; hooks need one to know their caller by. */
+  #label (n: number, holder: string): HolderLabel | undefined {
+    if (n % 4 === 0) return { route: 'GET /', id: holder }
+    return n % 4 === 1 && !this.#plan.hooks.includes('onAcquire') ? undefined : holder
+  }
+
+  /** It is idle, and nothing speaks against lending it. */
+  #isFit (conn: Conn): boolean {
+    const { maxLifetime = 0 } = this.#options
+    return conn.idleSince !== undefined && conn.busy === undefined && conn.destroyedFor === undefined && !conn.broken && !conn.isBrokenThrows &&
+      (maxLifetime === 0 || this.#clock.now() - conn.madeAt < 0.9 * maxLifetime)
+  }
+
+  #try (): void {
+    const n = ++this.#n
+    const holder = `try ${n}`
+    const outer = this.#mayBeFast
+    this.#mayBeFast = holder
+    try {
+      const label = this.#label(n, holder)
+      const lease = this.#pool.tryAcquire(label === undefined ? undefined : { holder: label })
+      if (lease !== null) this.#lent(n, holder, lease, undefined)
+    } catch (error) {
+      if (!this.#isOwn(error)) this.#violate(`tryAcquire threw ${String(error)}`)
+    }
+    this.#mayBeFast = outer
+  }
+
+  #served (ask: Ask, lease: Lease<Conn>, finish: (() => void) | undefined): void {
+    if (ask.settled) return this.#violate(`${ask.holder} settled twice`)
+    this.#asks.delete(ask)
+    ask.settled = true
+    if (this.#clock.now() > ask.deadline + 1) this.#violate(`${ask.holder} was served ${this.#clock.now() - ask.deadline} ms after its deadline`)
+    this.#lent(ask.n, ask.holder, lease, finish, ask)
+  }
+
+  #lent (n: number, holder: string, lease: Lease<Conn>, finish: (() => void) | undefined, ask?: Ask): void {
+    this.#leases++
+    // Who had a connection prepared for it has had its turn before.
+    if (ask?.awayAtRest !== true) this.#latestServed = Math.max(this.#latestServed, n)
+    if (lease.ended) {
+      if (this.#close === undefined) this.#violate(`the lease of ${holder} had ended when it came`)
+      return
+    }
+    const conn = lease.connection
+    const now = this.#clock.now()
+    const { maxUses = 0, maxLifetime = 0, reset } = this.#options
+    conn.loans++
+    if (lease.pool !== 'sim') this.#violate(`a lease of a pool '${lease.pool}'`)
+    if (conn.lease?.live === true) this.#violate(`connection ${conn.id} is lent to ${holder}, and to another`)
+    if (conn.destroyedFor !== undefined) this.#violate(`connection ${conn.id} was destroyed, and then lent`)
+    if (conn.busy !== undefined) this.#violate(`connection ${conn.id} was lent while its ${conn.busy.method} was under way`)
+    if (conn.broken && conn.brokenIn < this.#batch) this.#violate(`connection ${conn.id} was broken, and then lent`)
+    if (maxUses > 0 && conn.loans > maxUses) this.#violate(`connection ${conn.id} was lent ${conn.loans} times`)
+    if (maxLifetime > 0 && ask?.prepared !== true && now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} was lent ${now - conn.madeAt} ms old`)
+    if (conn.create.generation < this.#generationBefore && ask?.prepared !== true) this.#violate(`connection ${conn.id} was stale, and then lent`)
+    if (this.#suspendedIn !== undefined && this.#suspendedIn < this.#batch && ask?.prepared !== true) this.#violate('a suspended pool lent a connection')
+    if (this.#close !== undefined && this.#close.resolved) this.#violate('a closed pool lent a connection')
+    this.#leaveIdle(conn)
+    if (this.#plan.can.reset && reset !== 'none' && conn.dirty !== undefined && conn.dirty !== holder) this.#violate(`connection ${conn.id} was lent to ${holder} with the traces of ${String(conn.dirty)}`)
+    if (conn.bare && this.#plan.hooks.includes('onConnect') && reset === 'session') this.#violate(`connection ${conn.id} was lent without what onConnect sets`)
+    if (this.#plan.hooks.includes('onAcquire') && conn.dirty !== holder) this.#violate(`connection ${conn.id} was lent to ${holder} and onAcquire had not run for it`)
+    conn.dirty = holder
+    conn.cleaning = undefined
+    conn.preparedUntil = Infinity
+    conn.evicted = false
+    const held: Held = { lease, conn, n, holder, since: now, finish, live: true, leaked: false }
+    conn.lease = held
+    this.#held.push(held)
+  }
+
+  /** It is about to be lent. */
+  #leaveIdle (conn: Conn): void {
+    const { validateAfter } = this.#options
+    const silent = this.#clock.now() - conn.aliveAt
+    if (this.#plan.can.validate && conn.idleSince !== undefined && !conn.validated && silent >= validateAfter + (validateAfter > 0 ? 101 : 0)) {
+      this.#violate(`connection ${conn.id} was silent for ${silent} ms, and then lent without being validated`)
+    }
+    conn.idleSince = conn.surplusSince = undefined
+    conn.validated = false
+  }
+
+  #refused (ask: Ask, error: unknown): void {
+    if (ask.settled) return this.#violate(`${ask.holder} settled twice`)
+    this.#asks.delete(ask)
+    ask.settled = true
+    const now = this.#clock.now()
+    if (now > ask.deadline + 1) this.#violate(`${ask.holder} was refused ${now - ask.deadline} ms after its deadline`)
+    if (this.#isOwn(error)) return
+    if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
+    if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
+    if (!(error.code in this.#outcomes)) return this.#violate(`${ask.holder} was refused with ${error.code}`)
+    const code = error.code as Refusal
+    this.#outcomes[code]++
+    const fits = {
+      FST_POOL_ACQUIRE_TIMEOUT: now >= ask.deadline,
+      FST_POOL_CONNECT_FAILED: now >= ask.deadline,
+      FST_POOL_QUEUE_FULL: ask.interrupted || (now === ask.since && ask.isFull && !ask.findsIdle),
+      FST_POOL_CLOSED: this.#close !== undefined,
+      FST_POOL_ABORTED: ask.controller?.signal.aborted === true && error.cause === ask.controller.signal.reason,
+    }[code]
+    if (!fits) this.#violate(`${ask.holder} was refused with ${code} at ${now}: ${error.message} (${inspect(ask, { depth: 0 })})`)
+  }
+
+  #isOwn (error: unknown): boolean {
+    return typeof error === 'object' && error !== null && this.#own.has(error)
+  }
+
+  #endLease (held: Held | undefined, how: 'release' | 'destroy' | 'fail' | 'abandon'): void {
+    if (held === undefined) return
+    this.#held.splice(this.#held.indexOf(held), 1)
+    this.#end(held)
+    held.live = false
+    const { lease, finish } = held
+    held.conn.ending = how
+    if (how === 'fail') held.conn.wronged = true
+    if (how === 'release') finish === undefined ? lease.release() : finish()
+    else if (how === 'destroy') lease.destroy()
+    else if (how === 'fail') lease.destroy(this.#failure('the borrower'))
+    else abandon(lease)
+    // A `use()` gives back some microtasks later, and then what it gives back has ended already.
+    if (how !== 'release') finish?.()
+    if (!lease.ended && finish === undefined) this.#violate('a lease had not ended behind its end')
+  }
+
+  /** What a lease that has ended does must touch nobody. */
+  #useStale (held: Held | undefined): void {
+    if (held === undefined || !held.lease.ended) return
+    const books = () => JSON.stringify([this.#pool.stats(), this.#calls.length, this.#creates, this.#destroyed, this.#held.map(({ lease }) => lease.ended)])
+    const before = books()
+    const { lease } = held
+    lease.release()
+    lease.destroy()
+    lease.destroy(new Error('stale'))
+    lease[Symbol.dispose]()
+    abandon(lease)
+    try {
+      this.#violate(`a stale lease gave connection ${lease.connection.id}`)
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== 'FST_POOL_LEASE_RELEASED') this.#violate(`a stale lease threw ${String(error)}`)
+    }
+    if (books() !== before) this.#violate('a stale lease touched something')
+  }
+
+  #hurt (conn: Conn | undefined, how: 'die' | 'break' | 'isBrokenThrows'): void {
+    // Of one that came this moment, nobody can say whether it was hurt before the pool looked.
+    if (conn === undefined || conn.cameIn === this.#batch) return
+    if (how === 'die' ? conn.die === undefined : !this.#plan.can.isBroken) return
+    if (how === 'isBrokenThrows') conn.isBrokenThrows = true
+    conn.broken = true
+    conn.brokenIn = Math.min(conn.brokenIn, this.#batch)
+    if (how === 'die') {
+      conn.dead = true
+      // Drivers tell more than once: an error, then the end.
+      conn.die?.(this.#failure('the connection'))
+      conn.die?.()
+    }
+  }
+
+  #resize (min: number | undefined, max: number | undefined): void {
+    const change = { ...(min !== undefined && { min }), ...(max !== undefined && { max }) }
+    this.#resized = true
+    const bad = (min ?? this.#min) > (max ?? this.#max)
+    try {
+      // Before: creates may start within the call.
+      if (!bad) {
+        this.#min = min ?? this.#min
+        this.#max = max ?? this.#max
+      }
+      this.#pool.resize(change)
+      if (bad) this.#violate('resize() took a min above max')
+    } catch (error) {
+      if (!bad || (error as { code?: unknown }).code !== 'FST_POOL_BAD_OPTIONS') throw error
+    }
+  }
+
+  #open (): void {
+    const opener = { target: Math.max(1, this.#min), settled: false }
+    this.#openers.push(opener)
+    if (!this.#draining) this.#started = true
+    this.#pool.open().then(() => {
+      opener.settled = true
+    }, (error: unknown) => {
+      opener.settled = true
+      const { code } = error as { code?: unknown }
+      if (tells(error)) this.#violate(`an error of open() tells a secret: ${inspect(error)}`)
+      if (code === 'FST_POOL_CLOSED' ? !this.#draining : code !== 'FST_POOL_CONNECT_FAILED') this.#violate(`open() was refused with ${String(error)}`)
+    })
+  }
+
+  #shut (timeout: number | undefined): void {
+    const given = timeout ?? this.#options.closeTimeout
+    const at = this.#clock.now()
+    const before = this.#close
+    this.#draining = true
+    const close = before ?? { promise: undefined, at, timeout: given, grace: at + given - Math.min(this.#options.destroyTimeout, given / 4), resolved: false }
+    // Known before the call: listeners run within it.
+    this.#close = close
+    const promise = this.#pool.close(timeout === undefined ? {} : { timeout })
+    if (before !== undefined) {
+      if (before.promise !== undefined && promise !== before.promise) this.#violate('close() gave another promise the second time')
+      return
+    }
+    close.promise = promise
+    promise.then(() => {
+      close.resolved = true
+      const took = this.#clock.now() - close.at
+      if (took > Math.ceil(close.timeout) + 101) this.#violate(`close() took ${took} ms, its timeout was ${close.timeout}`)
+    })
+  }
+
+  /** Lets time pass, with a rest after each timer; those that answer late do so on the way. */
+  async #advance (ms: number): Promise<void> {
+    const end = this.#clock.now() + ms
+    await settle()
+    this.#rest()
+    while (this.#clock.now() < end) {
+      const next = Math.min(end, ...this.#calls.filter(({ outcome }) => outcome === 'late').map(({ deadline }) => deadline + 30))
+      await this.#clock.advance(Math.max(0, next - this.#clock.now()), () => { this.#rest() })
+      for (const call of this.#calls.slice()) if (call.outcome === 'late' && call.deadline + 30 <= this.#clock.now()) call.answer(call.since % 3 === 0 ? 'error' : 'ok')
+      await settle()
+      this.#rest()
+    }
+  }
+
+  /** Whatever happened: the pool closes, by its deadline, and nothing is left. */
+  async #finish (): Promise<void> {
+    this.#note('the end')
+    await settle()
+    this.#rest()
+    this.#shut(undefined)
+    await this.#advance(Math.ceil(this.#close!.timeout) + 101)
+    if (!this.#close!.resolved) this.#violate(`close() did not resolve within its timeout of ${this.#close!.timeout} ms`)
+    this.#rest()
+    if (this.#closes !== (this.#plan.can.close === undefined ? 0 : 1)) this.#violate(`the connector was closed ${this.#closes} times`)
+    for (const { conn, lease } of this.#held) {
+      if (!lease.ended) this.#violate('a lease outlived its pool')
+      lease.release()
+      if (conn.destroyedFor === undefined) this.#violate(`connection ${conn.id}, lent at the end, was not destroyed`)
+    }
+    // Now everything answers that has not yet, and what comes is destroyed at once.
+    this.#calm = true
+    while (this.#calls.length > 0) {
+      for (const call of this.#calls.slice()) call.answer('ok')
+      await settle()
+      this.#rest()
+    }
+    await this.#advance(10_000)
+    if (this.#conns.size > 0) this.#violate(`${this.#conns.size} connections are left`)
+    const { late } = this.#pool.stats()
+    if (late !== 0) this.#violate(`stats() has ${late} late ones, and all have answered`)
+    if (this.#pool.tryAcquire() !== null) this.#violate('tryAcquire lends from a closed pool')
+    this.#ask('acquire', 'none', undefined)
+    await settle()
+    this.#rest()
+  }
+
+  // --- The connector and the hooks ------------------------------------------------------------------------------------------------------
+
+  #connector (): Connector<Conn> {
+    const { can } = this.#plan
+    return {
+      system: 'simulation',
+      create: (signal) => this.#create(signal),
+      destroy: (conn, reason) => this.#destroy(conn, reason),
+      ...(can.validate && { validate: (conn: Conn, signal: AbortSignal) => this.#validate(conn, signal) }),
+      ...(can.isBroken && { isBroken: (conn: Conn) => this.#isBroken(conn) }),
+      ...(can.reset && { reset: (conn: Conn, signal: AbortSignal) => this.#reset(conn, signal) }),
+      ...(can.onDeath && { onDeath: (conn: Conn, listener: (error?: Error) => void) => { this.#onDeath(conn, listener) } }),
+      onDriverEvent: (listener) => { this.#driver = listener },
+      ...(can.close !== undefined && { close: () => this.#closeConnector(can.close!) }),
+    }
+  }
+
+  #create (signal: AbortSignal): Promise<Conn> {
+    this.#foreign('create')
+    const now = this.#clock.now()
+    this.#creates++
+    this.#lastTrouble = now
+    if (++this.#createsInBatch > 100) {
+      this.#violate('creates run hot')
+      // Never answered: else the loop would not end, and nobody be told.
+      return new Promise(() => {})
+    }
+    this.#checkCreate(now)
+    const outcome = this.#draw('create')
+    const failures = this.#failures
+    if (failures > 0) this.#lastFailure = now
+    if (outcome === 'throw') {
+      this.#createFailed(failures)
+      throw this.#failure('create')
+    }
+    let call!: Call
+    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout }, (how, self) => {
+      call = self
+      return how === 'ok' ? this.#deliver(self, outcome === 'no') : undefined
+    })
+    // Before the pool's own: its books and these change one right after the other.
+    promise.catch(() => {
+      if (!call.unwanted && !call.failed) this.#createFailed(failures)
+    })
+    return promise as Promise<Conn>
+  }
+
+  #deliver (call: Call, broken: boolean): Conn {
+    const conn = new Conn(++this.#delivered, call)
+    conn.madeAt = conn.aliveAt = this.#clock.now()
+    conn.cameIn = this.#batch
+    conn.late = this.#close?.resolved === true || conn.madeAt >= call.deadline
+    conn.dead = broken && this.#plan.can.onDeath
+    conn.broken = broken && (this.#plan.can.isBroken || this.#plan.can.onDeath)
+    if (conn.broken) conn.brokenIn = this.#batch - 1
+    this.#conns.add(conn)
+    if (call.unwanted || !this.#plan.hooks.includes('onConnect')) this.#make(conn, 2)
+    return conn
+  }
+
+  /** `onConnect` has run, or there is none. */
+  #make (conn: Conn, hops: number): void {
+    if (conn.late || conn.destroyedFor !== undefined) return
+    if (conn.broken || conn.isBrokenThrows) {
+      this.#createWillFail(conn, hops)
+      return
+    }
+    conn.made = true
+    conn.madeAt = conn.aliveAt = this.#clock.now()
+  }
+
+  /** Those that were under way together fail together: that is one failure. */
+  #createFailed (failures: number, at = this.#clock.now()): void {
+    this.#createErrors++
+    if (failures < this.#failures) return
+    this.#failures++
+    this.#lastFailure = at
+  }
+
+  /** @param hops how many microtasks from now the pool learns of it */
+  async #createWillFail (conn: Conn, hops: number): Promise<void> {
+    for (let hop = 0; hop < hops; hop++) await undefined
+    if (!conn.create.unwanted) this.#createFailed(conn.create.failures)
+  }
+
+  #noteOverdue (until: number): void {
+    for (const call of this.#calls) {
+      if (call.method !== 'create' || call.deadline > until || call.failed || call.unwanted) continue
+      call.failed = true
+      this.#createFailed(call.failures, call.deadline)
+    }
+  }
+
+  #checkCreate (now: number): void {
+    const stats = this.#pool.stats()
+    const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
+    // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that failed, it goes.
+    const making = [...this.#conns].filter((conn) => !conn.late && !conn.made && conn.destroyedFor === undefined && conn.create.deadline > now &&
+      !conn.wronged && (conn.busy !== undefined || !conn.create.unwanted))
+    const live = creating.length + [...this.#conns].filter((conn) => !conn.late && (conn.destroying === undefined || conn.destroying.deadline > now)).length
+    if (live >= this.#max) this.#violate(`a create, and there are ${live} of at most ${this.#max}`)
+    const late = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline < now).length +
+      [...this.#conns].filter((conn) => conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now)).length
+    if (late >= this.#max) this.#violate(`a create, and there are ${late} late ones, and at most ${this.#max} connections`)
+    const { maxConnecting = Infinity, backoff } = this.#options
+    if (creating.length + making.length >= maxConnecting) this.#violate(`a create, and ${creating.length + making.length} are under way`)
+    if (this.#suspendedIn !== undefined) this.#violate('a suspended pool creates')
+    if (this.#close?.resolved === true) this.#violate('a closed pool creates')
+    const wanted = [...creating, ...making.map(({ create }) => create)].filter(({ unwanted }) => !unwanted).length
+    if (stats.pending <= wanted && stats.idle + stats.used + wanted >= this.#target()) this.#violate('a create that nobody needs')
+    this.#noteOverdue(now - 1)
+    const { min = 50, max = 1000 } = backoff ?? {}
+    const least = Math.max(1, 0.5 * Math.min(max, min * 2 ** (this.#failures - 1)))
+    if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - this.#lastFailure < least) {
+      this.#violate(`a create ${now - this.#lastFailure} ms behind failure ${this.#failures}: not before ${least} ms`)
+    }
+    // What falls due in this very millisecond the pool may be about to see.
+    this.#noteOverdue(now)
+  }
+
+  /** How many connections there should be even when nobody waits, once the pool has started. */
+  #target (): number {
+    if (this.#draining) return 0
+    return this.#openers.reduce((most, { target, settled }) => settled ? most : Math.max(most, Math.min(target, this.#max)), this.#min)
+  }
+
+  #destroy (conn: Conn, reason: DestroyReason): Promise<void> | void {
+    this.#foreign('destroy')
+    const now = this.#clock.now()
+    const { busy } = conn
+    if (conn.destroyedFor !== undefined) return this.#violate(`connection ${conn.id} was destroyed twice`)
+    conn.destroyedFor = reason
+    // Its `onConnect` took too long.
+    if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline) this.#createFailed(conn.create.failures)
+    this.#destroyed[reason] = (this.#destroyed[reason] ?? 0) + 1
+    if (conn.toldReason !== undefined && conn.toldReason !== reason) this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
+    if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was destroyed while it was lent`)
+    // A pool that closes waits for those that are used, but not for those that are made.
+    const forced = this.#close !== undefined && (now >= this.#close.grace || !conn.made)
+    if (busy !== undefined) {
+      if (now < busy.deadline && !forced) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
+      if (busy.signal?.aborted === false) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way, and the signal of that had not aborted`)
+    }
+    const { idle, used, creating } = this.#pool.stats()
+    // (What listeners do first may leave fewer.)
+    if (reason === 'idle' && !conn.create.unwanted && this.#reactedIn !== this.#batch && idle + used + creating < this.#min) this.#violate(`connection ${conn.id} was destroyed for the reason 'idle', and ${idle + used + creating} are left`)
+    if (!this.#maySay(reason, conn, now)) this.#violate(`connection ${conn.id} was destroyed for the reason '${reason}'`)
+    const outcome = this.#draw('destroy')
+    const gone = () => {
+      conn.gone = true
+      this.#conns.delete(conn)
+    }
+    if (outcome === 'sync' || outcome === 'throw') {
+      gone()
+      if (outcome === 'throw') throw this.#failure('destroy')
+      return
+    }
+    return this.#call('destroy', outcome, { conn, deadline: now + this.#options.destroyTimeout }, gone)
+  }
+
+  #maySay (reason: DestroyReason, conn: Conn, now: number): boolean {
+    const { idleTimeout = 60_000, maxLifetime = 1_800_000, maxUses = 0 } = this.#options
+    const overdue = conn.busy !== undefined && now >= conn.busy.deadline
+    switch (reason) {
+      case 'idle': return idleTimeout > 0 || this.#resized
+      case 'lifetime': return maxLifetime > 0 && now - conn.madeAt >= 0.9 * maxLifetime - 1
+      case 'uses': return maxUses > 0 && conn.loans >= maxUses
+      case 'invalid': return conn.invalid || (overdue && conn.busy?.method === 'validate')
+      case 'stale': return conn.create.generation < this.#generation || this.#evictedIn === this.#batch
+      case 'error': return conn.wronged || conn.broken || conn.isBrokenThrows || overdue || now >= conn.preparedUntil
+      case 'aborted': return conn.ending === 'abandon'
+      case 'leaked': return false
+      case 'closed': return this.#draining
+      case 'released': return conn.late || conn.ending === 'destroy'
+    }
+  }
+
+  #validate (conn: Conn, signal: AbortSignal): Promise<boolean> {
+    this.#foreign('validate')
+    this.#mustBeFree(conn, 'validated')
+    conn.cleaning = undefined
+    const outcome = this.#draw('validate')
+    if (outcome === 'throw') {
+      conn.invalid = true
+      throw this.#failure('validate')
+    }
+    return this.#call('validate', outcome, { conn, signal, deadline: this.#clock.now() + this.#options.validateTimeout }, (how) => {
+      const valid = how === 'ok' && outcome !== 'no'
+      if (valid) conn.aliveAt = this.#clock.now()
+      if (valid) conn.validated = true
+      else conn.invalid = true
+      return valid
+    })
+  }
+
+  // Sees its caller's async context, and may: a predicate that must not wait can't carry it anywhere.
+  #isBroken (conn: Conn): boolean {
+    this.#mustBeFree(conn, 'asked whether it is broken')
+    if (conn.isBrokenThrows) throw this.#failure('isBroken')
+    return conn.broken
+  }
+
+  #reset (conn: Conn, signal: AbortSignal): Promise<void> | undefined {
+    this.#foreign('reset')
+    this.#mustBeFree(conn, 'reset')
+    if (this.#options.reset === 'none') this.#violate('a reset in reset mode none')
+    conn.cleaning ??= this.#clock.now()
+    const outcome = this.#draw('reset')
+    const clean = (how: 'ok' | 'error') => {
+      if (how === 'ok') conn.dirty = undefined
+      else conn.wronged = true
+    }
+    if (outcome === 'sync') {
+      clean('ok')
+      return undefined
+    }
+    if (outcome === 'throw') {
+      clean('error')
+      throw this.#failure('reset')
+    }
+    return this.#call('reset', outcome, { conn, signal, deadline: conn.cleaning + this.#options.resetTimeout }, (how) => {
+      clean(how)
+      conn.bare = true
+    })
+  }
+
+  #onDeath (conn: Conn, listener: (error?: Error) => void): void {
+    this.#foreign('listening to deaths')
+    this.#mustBeFree(conn, 'listened to')
+    if (conn.die !== undefined) this.#violate('onDeath was called twice')
+    conn.die = listener
+    if (conn.dead) listener()
+  }
+
+  #closeConnector (outcome: Outcome): Promise<void> | void {
+    this.#foreign('close')
+    this.#closes++
+    const { at, timeout } = this.#close!
+    if (this.#clock.now() < at + timeout && [...this.#conns].some((conn) => !conn.late && (conn.destroying?.deadline ?? Infinity) > this.#clock.now())) {
+      this.#violate('the connector was closed before its connections')
+    }
+    if (outcome === 'throw') throw this.#failure('close')
+    if (outcome === 'error') return Promise.reject(this.#failure('close'))
+    if (outcome === 'deaf') return new Promise(() => {})
+    if (outcome === 'ok') return Promise.resolve()
+  }
+
+  #hook (name: HookName, conn: Conn, info: HookInfo): unknown {
+    this.#foreign(name)
+    const now = this.#clock.now()
+    if (conn.destroyedFor !== undefined) this.#violate(`${name} got connection ${conn.id}, which was destroyed`)
+    if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`${name} got connection ${conn.id} while it was lent`)
+    if (info.pool !== 'sim' || info.id !== (conn.poolId ??= info.id)) this.#violate(`${name} was told ${inspect(info)} of connection ${conn.id}`)
+    if (name === 'onDisconnect') conn.toldReason = info.reason
+    else this.#mustBeFree(conn, `given to ${name}`)
+    const outcome = this.#draw(name)
+    const { resetTimeout } = this.#options
+    let deadline = now + resetTimeout
+    if (name === 'onConnect') deadline = conn.made ? (conn.cleaning ?? now) + resetTimeout : conn.create.deadline
+    if (name === 'onRelease') conn.cleaning = now
+    if (name === 'onAcquire') {
+      const holder = typeof info.holder === 'object' ? info.holder.id : info.holder
+      if (info.uses !== conn.loans + 1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
+      // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection, and its caller waits.
+      const fast = holder === this.#mayBeFast && !this.#hookWaits
+      const waits = outcome !== 'sync' && outcome !== 'throw'
+      this.#hookWaits ||= waits
+      const ask = [...this.#asks].find((one) => one.holder === holder)
+      if (!fast && ask === undefined) this.#violate(`onAcquire was told of ${String(holder)}, who does not wait`)
+      if (!fast && ask !== undefined) {
+        deadline = ask.deadline
+        ask.prepared ||= waits
+        ask.awayIn = this.#batch
+      }
+      this.#leaveIdle(conn)
+      conn.cleaning = fast ? now : undefined
+      conn.preparedUntil = fast ? Infinity : deadline
+      conn.dirty = holder
+    }
+    const done = (how: 'ok' | 'error') => {
+      if (how === 'error' && name !== 'onDisconnect') conn.wronged = true
+      if (name !== 'onConnect') return
+      conn.cameIn = this.#batch
+      if (how === 'error') {
+        if (!conn.made && !conn.late && conn.destroyedFor === undefined) this.#createWillFail(conn, 2)
+        return
+      }
+      if (!conn.made) this.#make(conn, outcome === 'sync' ? 1 : 2)
+      conn.bare = false
+    }
+    if (outcome === 'sync') return done('ok')
+    if (outcome === 'throw') {
+      done('error')
+      throw this.#failure(name)
+    }
+    return this.#call(name, outcome, { conn, deadline, holder: typeof info.holder === 'object' ? info.holder.id : info.holder }, done)
+  }
+
+  /** Whatever the pool calls runs in the pool's own async context. */
+  #foreign (what: string): void {
+    const seen = store.getStore()
+    if (seen !== undefined) this.#violate(`${what} sees the async context of ${seen}`)
+    // An app's code may leave its own behind.
+    if (what.startsWith('on') || what.startsWith('a listener')) store.enterWith(what)
+  }
+
+  #mustBeFree (conn: Conn, what: string): void {
+    if (conn.destroyedFor !== undefined) this.#violate(`connection ${conn.id} was ${what} behind its end`)
+    if (conn.busy !== undefined) this.#violate(`connection ${conn.id} was ${what} while its ${conn.busy.method} was under way`)
+    if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was ${what} while it was lent`)
+  }
+
+  #draw (method: Method): Outcome {
+    if (this.#calm) return 'ok'
+    const list = this.#plan.outcomes[method]
+    const at = this.#drawn[method] ?? 0
+    this.#drawn[method] = at + 1
+    return list[at] ?? (this.#plan.repeats ? list.at(-1) : undefined) ?? 'ok'
+  }
+
+  #call<T> (method: Method, outcome: Outcome, { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown }, settled: (how: 'ok' | 'error', call: Call) => T): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      const call: Call = {
+        method,
+        conn,
+        signal,
+        since: this.#clock.now(),
+        deadline,
+        outcome,
+        holder,
+        generation: this.#generation,
+        failures: this.#failures,
+        failed: false,
+        unwanted: false,
+        answered: false,
+        answer: (how) => {
+          if (call.answered) return
+          call.answered = true
+          this.#calls.splice(this.#calls.indexOf(call), 1)
+          if (conn?.busy === call) conn.busy = undefined
+          const result = settled(how, call)
+          if (how === 'ok') return resolve(result)
+          if (method === 'create') this.#failing.push(call)
+          reject(this.#failure(method))
+        },
+      }
+      this.#calls.push(call)
+      if (method === 'destroy') conn!.destroying = call
+      else if (conn !== undefined && method !== 'onDisconnect') conn.busy = call
+      signal?.addEventListener('abort', () => {
+        call.unwanted ||= this.#clock.now() < deadline
+        if (outcome === 'slow' || outcome === 'hang') call.answer('error')
+      })
+      if (outcome === 'ok' || outcome === 'no') call.answer('ok')
+      else if (outcome === 'error') call.answer('error')
+    })
+  }
+
+  /** As a driver's: with the secrets everywhere. */
+  #failure (what: string): Error {
+    const error = Object.assign(new Error(`${what} failed: login with ${secrets.password} at fake://user:${secrets.url}@host/`, {
+      cause: new Error(`password ${secrets.password}`),
+    }), { args: [secrets.password] })
+    this.#own.add(error)
+    return error
+  }
+
+  // --- Listeners ------------------------------------------------------------------------------------------------------------------------
+
+  #listen (event: PoolEventName, behaviour: typeof behaviours[number]): void {
+    const counted = { event, count: 0 }
+    if (behaviour === 'count') this.#counted.push(counted)
+    const undo = this.#pool.on(event, (payload) => {
+      this.#foreign(`a listener of ${event}`)
+      if (tells(payload)) this.#violate(`the event ${event} tells a secret: ${inspect(payload)}`)
+      if (payload.pool !== 'sim' || !Object.isFrozen(payload)) this.#violate(`the event ${event} is ${inspect(payload)}`)
+      counted.count++
+      if (behaviour === 'throw') throw this.#failure(`a listener of ${event}`)
+      if (behaviour === 'reject') return Promise.reject(this.#failure(`a listener of ${event}`))
+      if (behaviour === 'undo') undo()
+      const reaction = this.#reaction(behaviour)
+      // Each call may set off other events.
+      if (reaction === undefined || this.#budget-- <= 0) return
+      this.#reactedIn = this.#batch
+      this.#rested = false
+      this.#note(reaction, ` (a listener of ${event})`)
+      const outer = this.#mayBeFast
+      this.#mayBeFast = undefined
+      store.run(`a listener of ${event}`, () => { this.#act(reaction) })
+      this.#mayBeFast = outer
+    })
+  }
+
+  #reaction (behaviour: typeof behaviours[number]): Action | undefined {
+    switch (behaviour) {
+      case 'acquire': return { do: 'acquire', signal: 'none', timeout: undefined }
+      case 'tryAcquire': return { do: 'tryAcquire' }
+      case 'release': return { do: 'release', which: 0 }
+      case 'destroy': return { do: 'destroy', which: 0 }
+      case 'evict': return { do: 'evict', idle: false }
+      case 'resize': return { do: 'resize', min: undefined, max: 1 + this.#budget % 4 }
+      case 'stats': return { do: 'health' }
+      case 'abort': return { do: 'abort', which: this.#budget }
+      case 'suspend': return { do: this.#budget % 2 === 0 ? 'suspend' : 'resume' }
+      case 'close': return { do: 'close', timeout: 500 }
+    }
+    return undefined
+  }
+
+  // --- The promises ---------------------------------------------------------------------------------------------------------------------
+
+  #violate (what: string): void {
+    this.#violations.push(what)
+  }
+
+  /** With nothing under way but what waits for somebody: every promise of the engine holds, as seen from outside. */
+  #rest (): void {
+    this.#batch++
+    this.#createsInBatch = 0
+    this.#failing = []
+    const stats = this.#pool.stats()
+    this.#noteOverdue(this.#clock.now())
+    this.#checkCreateErrors(stats)
+    this.#checkHeld(stats)
+    this.#checkAsks(stats)
+    this.#checkBooks(stats)
+    this.#checkDeadlines()
+    this.#checkOpeners(stats)
+    this.#checkTimers()
+    this.#generationBefore = this.#generation
+    if (strays.length > 0) this.#violate(`the process noticed ${inspect(strays.splice(0))}`)
+    if (this.#violations.length > 0) throw new Error(`at ${this.#clock.now()} ms: ${this.#violations.join('; ')}`)
+  }
+
+  #checkCreateErrors ({ createErrors }: PoolStats): void {
+    if (createErrors > this.#createErrorsBefore) this.#lastTrouble = this.#clock.now()
+    this.#createErrorsBefore = createErrors
+    if (createErrors === this.#createErrors) return
+    // What an `evict()`, or a listener, made needless this moment fails without being counted: nobody can say which came first.
+    if (this.#evictedIn !== this.#batch - 1 && this.#reactedIn !== this.#batch - 1) this.#violate(`${this.#createErrors} creates failed, stats() has ${createErrors}`)
+    this.#createErrors = createErrors
+    this.#failures = 0
+  }
+
+  #checkHeld (stats: PoolStats): void {
+    const now = this.#clock.now()
+    const { leakAfter = 0 } = this.#options
+    for (const held of this.#held.slice()) {
+      const { lease, conn } = held
+      if (!lease.ended) {
+        if (lease.connection !== conn) this.#violate('a lease has changed its connection')
+        if (Math.abs(lease.heldFor - (now - held.since)) > 100) this.#violate(`a lease held for ${now - held.since} ms says ${lease.heldFor}`)
+        if (leakAfter > 0 && now - held.since > leakAfter + 101) held.leaked = true
+        continue
+      }
+      if (this.#close === undefined) this.#violate('a lease ended by itself')
+      if (conn.destroyedFor === undefined) this.#violate(`connection ${conn.id} lost its lease, and was not destroyed`)
+      held.live = false
+      this.#held.splice(this.#held.indexOf(held), 1)
+      this.#end(held)
+      held.finish?.()
+    }
+    const leaked = this.#leaked + this.#held.filter((held) => held.leaked).length
+    const mayHaveLeaked = this.#mayHaveLeaked + this.#held.filter(({ since }) => now - since >= leakAfter - 100).length
+    if (leakAfter > 0 && (stats.leaked < leaked || stats.leaked > mayHaveLeaked)) this.#violate(`stats() has ${stats.leaked} leaked, and ${leaked} to ${mayHaveLeaked} have`)
+    const holders = this.#pool.holders()
+    const told = holders.map(({ holder }) => (typeof holder === 'object' ? holder.id : holder) ?? '').sort().join()
+    const known = this.#held.map(({ n, holder }) => this.#label(n, holder) === undefined ? '' : holder).sort().join()
+    if (told !== known) this.#violate(`holders() tells '${told}', and there are '${known}'`)
+    if (holders.some(({ heldFor }, i) => i > 0 && heldFor > holders[i - 1]!.heldFor)) this.#violate('holders() are out of order')
+  }
+
+  /** @param held its lease has ended */
+  #end (held: Held): void {
+    const { leakAfter = 0 } = this.#options
+    if (held.leaked) this.#leaked++
+    if (this.#clock.now() - held.since >= leakAfter - 100) this.#mayHaveLeaked++
+    this.#ended.push(held)
+    if (this.#ended.length > 8) this.#ended.shift()
+  }
+
+  #checkAsks (stats: PoolStats): void {
+    const now = this.#clock.now()
+    let inLine = 0
+    for (const ask of this.#asks) {
+      if (now > ask.deadline + 1) this.#violate(`${ask.holder} waits ${now - ask.deadline} ms behind its deadline`)
+      if (ask.controller?.signal.aborted === true) this.#violate(`${ask.holder} was aborted, and waits`)
+      if (this.#close?.resolved === true) this.#violate(`${ask.holder} waits at a closed pool`)
+      if (ask.mustBeRefused && !ask.interrupted) this.#violate(`${ask.holder} waits, and maxPending did so before`)
+      if (this.#calls.some(({ method, holder, conn }) => method === 'onAcquire' && holder === ask.holder && conn!.destroyedFor === undefined) && ask.prepared) {
+        ask.awayIn = this.#batch
+        ask.awayAtRest = true
+        continue
+      }
+      ask.awayAtRest = false
+      inLine++
+      // Who has gone back to the line, since the connection prepared for it died, was overtaken before.
+      if (ask.n < this.#latestServed && ask.awayIn < this.#batch - 1 && !ask.interrupted) this.#violate(`${ask.holder} waits, and caller ${this.#latestServed} was served`)
+    }
+    this.#latestServed = 0
+    if (stats.pending !== inLine) this.#violate(`${inLine} wait, stats() has ${stats.pending}`)
+    const { FST_POOL_ACQUIRE_TIMEOUT: timeouts, FST_POOL_CONNECT_FAILED: failed, FST_POOL_QUEUE_FULL: full, FST_POOL_CLOSED: closed, FST_POOL_ABORTED: aborted } = this.#outcomes
+    this.#compare(stats, { timeouts: timeouts + failed, refused: full + closed, aborted, acquired: this.#leases, released: this.#leases - this.#held.length })
+    if (this.#close?.resolved === true) return
+    for (const { event, count } of this.#counted) {
+      const expected = { acquire: stats.acquired, release: stats.released, timeout: stats.timeouts, refuse: stats.refused, leak: stats.leaked }[event as string]
+      if (expected !== undefined && expected !== count) this.#violate(`${count} events ${event}, stats() has ${expected}`)
+    }
+  }
+
+  #compare (stats: PoolStats, books: Partial<PoolStats>): void {
+    for (const [key, expected] of Object.entries(books)) {
+      const given = stats[key as keyof PoolStats]
+      if (given !== expected) this.#violate(`${key} is ${expected}, stats() has ${inspect(given)}`)
+    }
+  }
+
+  #checkBooks (stats: PoolStats): void {
+    const now = this.#clock.now()
+    const closed = this.#close?.resolved === true
+    const idle: Conn[] = []
+    let creating = 0
+    let wanted = 0
+    let used = 0
+    let closing = 0
+    let late = 0
+    let validating = 0
+    for (const { method, deadline, unwanted } of this.#calls) {
+      if (method === 'validate') validating++
+      if (method !== 'create') continue
+      if (closed || deadline <= now) late++
+      else creating++
+      if (deadline > now && !unwanted) wanted++
+    }
+    const there = new Set<number>()
+    for (const conn of this.#conns) {
+      if (conn.destroyedFor !== undefined) {
+        if (conn.late || closed || conn.destroying!.deadline <= now) late++
+        else closing++
+        continue
+      }
+      if (conn.late) this.#violate(`connection ${conn.id} came late, and was kept`)
+      if (closed) this.#violate(`connection ${conn.id} outlived its pool`)
+      if (!conn.made) {
+        if (conn.busy === undefined) this.#violate(`connection ${conn.id} was not made, and was not destroyed`)
+        creating++
+        if (!conn.create.unwanted) wanted++
+        continue
+      }
+      if (conn.poolId !== undefined) there.add(conn.poolId)
+      if (conn.lease?.live === true || conn.busy !== undefined) used++
+      else idle.push(conn)
+    }
+    this.#compare(stats, { creating, idle: idle.length, used, closing, late, created: this.#connects, min: this.#min, max: this.#max })
+    for (const [reason, count] of Object.entries(stats.destroyed)) {
+      const expected = this.#destroyed[reason as DestroyReason] ?? 0
+      if (count !== expected) this.#violate(`${expected} were destroyed for the reason ${reason}, stats() has ${count}`)
+    }
+    if (stats.wait.count !== stats.acquired || stats.create.count !== stats.created) this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
+    if (late > 8) this.#violate(`${late} are late`)
+    for (const id of there) if (!closed && !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
+    if (!closed && this.#connected.size !== idle.length + used) this.#violate(`${this.#connected.size} connections by the events, and ${idle.length + used} are there`)
+    this.#checkIdle(idle, idle.length + used + wanted)
+    this.#checkSupply(stats, { idle: idle.length, there: idle.length + used + wanted, total: creating + idle.length + used + closing, creating, wanted, late, validating })
+  }
+
+  #checkIdle (idle: readonly Conn[], there: number): void {
+    const now = this.#clock.now()
+    const { idleTimeout = 60_000, maxLifetime = 1_800_000, validateTimeout } = this.#options
+    if (this.#draining && idle.length > 0) this.#violate(`${idle.length} are idle while the pool drains`)
+    if (idle.length > 0 && there > this.#max) this.#violate(`${idle.length} are idle, and there are ${there} of at most ${this.#max}`)
+    for (const conn of idle) {
+      if (conn.idleSince === undefined) {
+        conn.idleSince = now
+        conn.aliveAt = Math.max(conn.aliveAt, now)
+      }
+      conn.cleaning = undefined
+      conn.validated = false
+      conn.surplusSince = there > this.#min ? conn.surplusSince ?? now : undefined
+      if (conn.create.generation < this.#generation || conn.evicted) this.#violate(`connection ${conn.id} is stale, and idle`)
+      if (conn.dead) this.#violate(`connection ${conn.id} has died, and is idle`)
+      if (maxLifetime > 0 && now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} is idle, ${now - conn.madeAt} ms old`)
+      // A ping may hold up the check.
+      if (idleTimeout > 0 && conn.surplusSince !== undefined && now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince) > 201 + validateTimeout) {
+        this.#violate(`connection ${conn.id} is idle since ${now - conn.idleSince} ms`)
+      }
+    }
+  }
+
+  /** Whoever waits is brought whatever there is, and what there may be. */
+  #checkSupply (stats: PoolStats, { idle, there, total, creating, wanted, late, validating }: { idle: number, there: number, total: number, creating: number, wanted: number, late: number, validating: number }): void {
+    if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
+    const { pending } = stats
+    if (pending > validating && idle > 0) this.#violate(`${pending} wait, and ${idle} are idle`)
+    const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
+    if (pending > 0) this.#started = true
+    const missing = Math.max(pending - validating - wanted, this.#started ? this.#target() - there : 0)
+    const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
+    if (mayCreate <= 0 || late >= this.#max) return
+    const failing = stats.createErrors > 0 && this.#clock.now() <= this.#lastTrouble + (backoff?.max ?? 1000) + 1
+    if (!failing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
+  }
+
+  #checkDeadlines (): void {
+    const now = this.#clock.now()
+    if (this.#close?.resolved === true) return
+    for (const { method, conn, signal, deadline } of this.#calls) {
+      if (now <= deadline + 1) continue
+      if (signal?.aborted === false) this.#violate(`a ${method} is past its deadline, and its signal has not aborted`)
+      if (conn?.destroyedFor === undefined && conn !== undefined && method !== 'onDisconnect') this.#violate(`${method} of connection ${conn.id} is ${now - deadline} ms past its deadline, and nobody minds`)
+    }
+    for (const { by, settled } of this.#healths) if (!settled && now > by + 1) this.#violate('health() is past its deadline')
+    this.#healths = this.#healths.filter(({ settled }) => !settled)
+  }
+
+  #checkOpeners (stats: PoolStats): void {
+    const there = stats.idle + stats.used
+    for (const { target, settled } of this.#openers) {
+      if (!settled && (this.#draining || there >= Math.min(target, this.#max))) this.#violate(`open() waits for ${target}, and there are ${there}${this.#draining ? ', and the pool drains' : ''}`)
+    }
+    for (const { settled, leases } of this.#drains) {
+      if (!settled && stats.used === 0 && stats.pending === 0) this.#violate('drain() does not resolve')
+      if (settled && leases.some(({ live }) => live)) this.#violate('drain() resolved while a connection was lent')
+    }
+    this.#drains = this.#drains.filter(({ settled }) => !settled)
+  }
+
+  /** The process lives as long as somebody waits, and no longer. */
+  #checkTimers (): void {
+    const now = this.#clock.now()
+    const { set, ref } = this.#clock.timers
+    if (set > 1) this.#violate(`${set} timers are set`)
+    if (this.#close?.resolved === true && set > 0) this.#violate('a timer outlives its pool')
+    // An `open()` of a suspended pool waits for nothing but its `resume()`.
+    const opening = this.#suspendedIn === undefined && this.#openers.some(({ settled }) => !settled)
+    const waiting = this.#asks.size > 0 || opening || this.#close?.resolved === false
+    if (waiting && ref === 0) this.#violate('somebody waits, and nothing keeps the process alive')
+    this.#refSince = waiting || ref === 0 || this.#openers.some(({ settled }) => !settled) ? undefined : this.#refSince ?? now
+    if (this.#refSince !== undefined && now - this.#refSince > 100) this.#violate('nobody waits, and the process is kept alive')
+  }
+}

@@ -1,0 +1,16 @@
+import { fastifyPool } from './lib/fastify/plugin.js'
+
+export default fastifyPool
+export { fastifyPool }
+export { Pool } from './lib/pool/pool.js'
+export { PoolError } from './lib/pool/errors.js'
+export { mongodb } from './lib/backends/mongodb.js'
+export { redis } from './lib/backends/redis.js'
+export { sqlite } from './lib/backends/sqlite.js'
+export { pluginOptionsSchema, poolOptionsSchema } from './lib/pool/options.js'
+
+export type { MongoConnector, MongoOptions } from './lib/backends/mongodb.js'
+export type { RedisConnector, RedisOptions } from './lib/backends/redis.js'
+export type { SqliteConnector, SqliteDatabase, SqliteOptions, SqliteStatement } from './lib/backends/sqlite.js'
+export type { EngineOptions, PluginOptions, Policy, PoolHooks, PoolOptions, RoutePools } from './lib/pool/options.js'
+export type * from './types/index.js'

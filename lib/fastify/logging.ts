@@ -1,0 +1,123 @@
+import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
+import type { ErrorPhase, Holder, HolderLabel, PoolEventName, PoolEvents } from '../../types/pool.js'
+import type { ResolvedPluginOptions } from '../pool/options.js'
+import type { PoolManager } from './pools.js'
+import { RequestHolder } from './scope.js'
+
+type Level = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace'
+
+const defaultLevels: Readonly<Record<PoolEventName, Level>> = {
+  acquire: 'trace',
+  release: 'trace',
+  connect: 'debug',
+  disconnect: 'debug',
+  wait: 'debug',
+  driver: 'debug',
+  overflow: 'warn',
+  timeout: 'warn',
+  refuse: 'warn',
+  leak: 'warn',
+  error: 'error',
+  unleak: 'info',
+  open: 'info',
+  drain: 'info',
+  close: 'info',
+}
+
+const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => string } = {
+  acquire: ({ wait }) => wait > 0 ? `connection lent after ${duration(wait)}` : 'connection lent',
+  release: ({ held }) => `connection given back after ${duration(held)}`,
+  connect: ({ took }) => `connected in ${duration(took)}`,
+  disconnect: ({ reason }) => `disconnected: ${reason}`,
+  wait: ({ pending }) => `waiting for a connection, ${pending} in line`,
+  driver: ({ name }) => `driver: ${name}`,
+  overflow: ({ pending }) => `all connections are used, ${pending} in line from now on`,
+  timeout: ({ error }) => error.message,
+  refuse: ({ error }) => error.message,
+  leak: ({ held }) => `a lease is out for ${duration(held)}: is it ever released?`,
+  unleak: ({ held }) => `the lease that was reported came back after ${duration(held)}`,
+  error: ({ error, phase }) => `${phase} failed: ${error.message}`,
+  open: () => 'pool is open',
+  drain: () => 'pool drains',
+  close: ({ took, holders }) => holders.length === 0 ? `pool closed in ${duration(took)}` : `pool closed in ${duration(took)}, with leases still out: ${tell(holders)}`,
+}
+
+/**
+ * Tells Fastify's logger what the pools of a scope do: `request.log` where a request is the cause, else a child logger with the pool's name.
+ * Subscribes only to levels that are enabled now, so call it when the app is ready. A payload that nobody logs is never built.
+ */
+export function logEvents (app: FastifyInstance, manager: PoolManager, levels: ResolvedPluginOptions['log']): void {
+  if (levels === false) return
+  for (const event of Object.keys(defaultLevels) as PoolEventName[]) {
+    const level = levels[event] ?? defaultLevels[event]
+    if (level === false || !isEnabled(app.log, level)) continue
+    subscribe(app, manager, event, level)
+  }
+}
+
+function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: PoolManager, event: E, level: Level): void {
+  const children = new Map<string, FastifyBaseLogger>()
+  const childOf = (pool: string) => {
+    const known = children.get(pool)
+    if (known !== undefined) return known
+    const child = app.log.child({ pool })
+    children.set(pool, child)
+    return child
+  }
+  /** Pools whose creates fail, and said so. */
+  const failing = new Set<string>()
+  if (event === 'error') manager.onOwn('connect', ({ pool }) => { failing.delete(pool) })
+
+  manager.onOwn(event, (payload) => {
+    if (event === 'error' && (payload as PoolEvents['error']).phase === 'create') {
+      if (failing.has(payload.pool)) return
+      failing.add(payload.pool)
+    }
+    const { time: _, pool, error, holder, holders, ...details } = payload as
+      PoolEvents[E] & { readonly error?: Error, readonly holder?: HolderLabel, readonly holders?: readonly Holder[] }
+    const request = RequestHolder.requestOf(holder)
+    const fields: object = {
+      ...(request !== undefined && { pool }),
+      ...(request === undefined && holder !== undefined && { holder }),
+      ...rounded(details),
+      ...(error !== undefined && { err: error }),
+      ...longestHeld(error),
+    }
+    // Under `request.log` the line has the request's id already.
+    const log = request === undefined ? childOf(pool) : request.log
+    // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
+    const replaced = level === 'error' && (payload as { phase?: ErrorPhase }).phase === 'reset'
+    log[replaced ? 'warn' : level](fields, messages[event](payload))
+  })
+}
+
+/** Durations as people read them, to the microsecond. */
+function rounded (details: object): object {
+  return Object.fromEntries(Object.entries(details).map(([key, value]) => [key, typeof value === 'number' ? Math.round(value * 1000) / 1000 : value]))
+}
+
+/** Who held the connections when somebody waited in vain: for whoever reads the log, and nobody else. */
+function longestHeld (error: Error | undefined): { longestHeld?: string } {
+  const holders = (error as { holders?: readonly Holder[] } | undefined)?.holders
+  return holders === undefined || holders.length === 0 ? {} : { longestHeld: tell(holders.slice(0, 3)) }
+}
+
+function tell (holders: readonly Holder[]): string {
+  return holders.map(({ holder, heldFor, id }) => `${duration(heldFor)} by ${nameOf(holder) ?? `connection ${id}`}`).join(', ')
+}
+
+function nameOf (holder: HolderLabel | undefined): string | undefined {
+  if (holder === undefined || typeof holder === 'string') return holder
+  return `${holder.route ?? 'unknown'}${holder.id === undefined ? '' : ` (${holder.id})`}`
+}
+
+function duration (ms: number): string {
+  return ms < 1000 ? `${Math.round(ms * 10) / 10} ms` : `${Math.round(ms / 100) / 10} s`
+}
+
+/** `logger: false` and a logger without levels of its own have no `isLevelEnabled`; Fastify's silent one has one function for all levels. */
+function isEnabled (log: FastifyBaseLogger, level: Level): boolean {
+  const { isLevelEnabled } = log as { isLevelEnabled?: (level: string) => boolean }
+  if (typeof isLevelEnabled === 'function') return isLevelEnabled.call(log, level)
+  return log.trace !== log.fatal
+}

@@ -1,0 +1,323 @@
+import type { Socket } from 'node:net'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { AcquireOptions, HolderLabel, Lease } from '../../types/pool.js'
+import { PoolError } from '../pool/errors.js'
+import { abandon } from '../pool/pool.js'
+import type { Step } from './plan.js'
+
+/** Where a request keeps its scope, and the reply that the scope listens to. */
+export const kScope = Symbol('fastify-pool.scope')
+export const kReply = Symbol('fastify-pool.reply')
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    [kScope]: RequestScope | null
+    [kReply]: FastifyReply | null
+  }
+}
+
+/** Who holds a request's connections. The request itself is not shown: it is there for the log. */
+export class RequestHolder {
+  readonly route: string
+  readonly id: string
+  readonly #request: FastifyRequest
+
+  constructor (route: string, request: FastifyRequest) {
+    this.route = route
+    this.id = request.id
+    this.#request = request
+  }
+
+  static requestOf (holder: HolderLabel | undefined): FastifyRequest | undefined {
+    return holder instanceof RequestHolder ? holder.#request : undefined
+  }
+}
+
+/** A request's place for one pool's connection. */
+interface Slot {
+  step: Step
+  lease: Lease<unknown> | undefined
+  /** It is being waited for: whoever else wants it waits for the same one. */
+  taking: Promise<Lease<unknown>> | undefined
+  /** Somebody has seen the connection, and may have kept it. */
+  touched: boolean
+  /** Given back while the body trickles in; taken again when it is there. */
+  parked: boolean
+}
+
+/** The requests that are queued on one socket, behind others. One listener for all of them: thirty would look like a leak to Node. */
+class Queue extends Set<() => void> {
+  static readonly #all = new WeakMap<Socket, Queue>()
+  readonly #end = () => { for (const end of this) end() }
+
+  /** Calls `end` when the socket closes. Returns its own undo. */
+  static join (socket: Socket, end: () => void): () => void {
+    let queue = Queue.#all.get(socket)
+    if (queue === undefined) {
+      queue = new Queue()
+      Queue.#all.set(socket, queue)
+      socket.on('close', queue.#end)
+    }
+    queue.add(end)
+    return () => { queue.#leave(socket, end) }
+  }
+
+  #leave (socket: Socket, end: () => void): void {
+    this.delete(end)
+    if (this.size > 0) return
+    Queue.#all.delete(socket)
+    socket.off('close', this.#end)
+  }
+}
+
+export interface Graces { readonly abortGrace: number, readonly bodyGrace: number }
+
+/**
+ * The leases of one request. They end with it, whichever way it ends, exactly once.
+ *
+ * Two questions at the end. Did the request end well: was its reply written (`writableEnded`), and not by `handlerTimeout`? If not, may its
+ * handler still be running with a connection? Then that connection is for nobody else: it waits for the handler to settle, `abortGrace` long,
+ * and is destroyed.
+ */
+export class RequestScope {
+  readonly #reply: FastifyReply
+  readonly #graces: Graces
+  readonly #holder: { readonly holder: RequestHolder }
+  readonly #slots: Slot[] = []
+  #ended = false
+  /** `onSend` has run: the handler has replied. */
+  #replied = false
+  /** The reply is a stream, which may read from a connection until its end. */
+  #streams = false
+  #timedOut = false
+  /** An error handler has been called. */
+  #failing = false
+  #abort: AbortController | undefined
+  #bodyTimer: NodeJS.Timeout | undefined
+  /** After an abnormal end: connections that the handler may still be using. */
+  #doubtful: Slot[] = []
+  readonly #end = () => { this.end() }
+  #leaveQueue: (() => void) | undefined
+
+  private constructor (request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces) {
+    this.#reply = reply
+    this.#graces = graces
+    this.#holder = { holder: new RequestHolder(route, request) }
+    reply.raw.on('close', this.#end)
+    // A pipelined response that is still queued has no socket, and never emits 'close'.
+    if (reply.raw.socket === null) this.#leaveQueue = Queue.join(request.raw.socket, this.#end)
+  }
+
+  /** The request's scope, made at its first need. Undefined: the request is over already, and nothing would ever end a lease. */
+  static of (request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces): RequestScope | undefined {
+    const known = request[kScope]
+    if (known !== null) return known.#ended ? undefined : known
+    if (isOver(request, reply)) return undefined
+    return (request[kScope] = new RequestScope(request, reply, route, graces))
+  }
+
+  // --- Taking ---------------------------------------------------------------------------------------------------------------------------
+
+  /** Takes a connection for each step, one after the other. Calls `done` at once where all are idle; else when it has them, or can't have one. */
+  take (steps: readonly Step[], done: (error?: Error) => void): void {
+    // An earlier hook may have waited while the request ended: then nothing would ever end a lease.
+    if (this.#ended) return this.#failed(overError(), done)
+    for (let at = 0; at < steps.length; at++) {
+      const slot = this.#slotFor(steps[at]!)
+      // Taken by hand before its turn.
+      if (slot.lease !== undefined && !slot.lease.ended) continue
+      let lease: Lease<unknown> | null = null
+      try {
+        if (slot.taking === undefined) lease = slot.step.pool.tryAcquire(this.#holder)
+      } catch (error) {
+        return this.#failed(error as Error, done)
+      }
+      if (lease === null) {
+        this.#takeRest(steps, at).then(() => { done() }, (error: Error) => { this.#failed(error, done) })
+        return
+      }
+      slot.lease = lease
+      slot.parked = false
+    }
+    done()
+  }
+
+  async #takeRest (steps: readonly Step[], from: number): Promise<void> {
+    for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
+  }
+
+  /** By hand. While a lease is out it is the same one; callers at the same time get the same one. */
+  acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
+    const slot = this.#find(step.name) ?? this.#slotFor(step)
+    slot.touched = true
+    return this.#leaseOf(slot, options)
+  }
+
+  #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
+    if (slot.lease !== undefined && !slot.lease.ended) return Promise.resolve(slot.lease)
+    return (slot.taking ??= this.#wait(slot.step, options).then((lease) => {
+      slot.parked = false
+      return (slot.lease = lease)
+    }).finally(() => { slot.taking = undefined }))
+  }
+
+  async #wait ({ pool }: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
+    if (this.#ended) throw overError()
+    const own = (this.#abort ??= new AbortController()).signal
+    const signal = options?.signal === undefined ? own : AbortSignal.any([own, options.signal])
+    const lease = await pool.acquire({ ...this.#holder, ...options, signal })
+    // The request may have ended between the loan and now.
+    if (!this.#ended) return lease
+    lease.release()
+    throw overError()
+  }
+
+  /** One connection can't be had: those that nobody has seen go back at once. */
+  #failed (error: Error, done: (error: Error) => void): void {
+    for (const { lease, touched } of this.#slots) if (!touched) lease?.release()
+    // Nobody reads this reply: its log line should not look like a fault of ours. One that is sent keeps its status.
+    if (this.#ended && !this.#reply.raw.headersSent) this.#reply.code(499)
+    done(error)
+  }
+
+  #slotFor (step: Step): Slot {
+    let slot = this.#find(step.name)
+    if (slot === undefined) {
+      slot = { step, lease: undefined, taking: undefined, touched: false, parked: false }
+      this.#slots.push(slot)
+    }
+    slot.step = step
+    return slot
+  }
+
+  // --- The request's body ---------------------------------------------------------------------------------------------------------------
+
+  /** From now on the body has `bodyGrace` to come in. Else connections that nobody has seen go back: slow bodies must not hold them all. */
+  awaitBody (): void {
+    if (this.#bodyTimer !== undefined || this.#ended) return
+    this.#bodyTimer = setTimeout(() => {
+      // It is in, and what takes so long is another hook, which may want its connection.
+      if (this.#reply.request.raw.complete) return
+      for (const slot of this.#slots) {
+        if (slot.touched || slot.lease === undefined) continue
+        slot.lease.release()
+        slot.lease = undefined
+        slot.parked = true
+      }
+    }, this.#graces.bodyGrace).unref()
+  }
+
+  /** The body is in: takes again what went back meanwhile. */
+  bodyIn (done: (error?: Error) => void): void {
+    clearTimeout(this.#bodyTimer)
+    const parked = this.#slots.filter((slot) => slot.parked).map(({ step }) => step)
+    if (parked.length === 0) return done()
+    this.take(parked, done)
+  }
+
+  // --- What the request sees ------------------------------------------------------------------------------------------------------------
+
+  isParked (name: string): boolean {
+    return this.#find(name)?.parked === true
+  }
+
+  connection (name: string): unknown {
+    const slot = this.#find(name)
+    if (slot === undefined || slot.lease === undefined) return undefined
+    slot.touched = true
+    return slot.lease.connection
+  }
+
+  lease (name: string): Lease<unknown> | undefined {
+    const slot = this.#find(name)
+    if (slot === undefined) return undefined
+    slot.touched = true
+    return slot.lease
+  }
+
+  #find (name: string): Slot | undefined {
+    for (const slot of this.#slots) if (slot.step.name === name) return slot
+    return undefined
+  }
+
+  // --- The end --------------------------------------------------------------------------------------------------------------------------
+
+  /** An error is about to be answered. After `handlerTimeout` that reply is not the handler's, which goes on. */
+  failing (error: { readonly code?: unknown }): void {
+    this.#failing = true
+    this.#timedOut ||= isHandlerTimeout(error)
+  }
+
+  /** Where an error handler runs into `handlerTimeout`, Fastify calls no `onError` a second time. Its signal is there already, and knows. */
+  #isTimedOut (): boolean {
+    const { request } = this.#reply
+    if (!this.#timedOut && this.#failing && request.routeOptions.handlerTimeout > 0) this.#timedOut = isHandlerTimeout(request.signal.reason)
+    return this.#timedOut
+  }
+
+  /** A reply is about to be sent. Also after the end, when a handler replies to a client that has gone: then it has settled. */
+  replying (payload: unknown): void {
+    if (this.#isTimedOut()) return
+    this.#replied = true
+    this.#streams = isStream(payload)
+    if (this.#ended) return this.#settleDoubtful(true)
+    if (this.#streams) return
+    for (const { step, lease } of this.#slots) if (step.release === 'onSend') lease?.release()
+  }
+
+  /** Ends every lease. Called by whichever signal of the request's end comes first, and does nothing the next time. */
+  end (): void {
+    if (this.#ended) return
+    this.#ended = true
+    const { raw } = this.#reply
+    raw.off('close', this.#end)
+    this.#leaveQueue?.()
+    clearTimeout(this.#bodyTimer)
+    this.#abort?.abort(overError())
+
+    const well = raw.writableEnded && !this.#isTimedOut()
+    for (const slot of this.#slots) {
+      // What nobody has seen, nobody can be using.
+      if (well || !slot.touched) slot.lease?.release()
+      else if (slot.lease !== undefined && !slot.lease.ended) this.#doubtful.push(slot)
+    }
+    if (this.#doubtful.length === 0) return
+    // Until the headers are out, hooks of others that come after ours may use a connection.
+    const settled = this.#replied && (this.#streams || raw.headersSent)
+    if (settled || this.#graces.abortGrace === 0) return this.#settleDoubtful(settled)
+    setTimeout(() => { this.#settleDoubtful(this.#replied && raw.headersSent) }, this.#graces.abortGrace).unref()
+  }
+
+  /**
+   * The handler has replied, to nobody: its connections are free again, but for a stream that was cut in the middle of its reading. Or it is not
+   * known to have settled: what it may still be using is destroyed.
+   */
+  #settleDoubtful (settled: boolean): void {
+    for (const { lease } of this.#doubtful.splice(0)) {
+      if (settled && !this.#streams) lease!.release()
+      else abandon(lease!)
+    }
+  }
+}
+
+/** Every signal of its end may have been emitted already, while an earlier hook waited. */
+export function isOver (request: FastifyRequest, { raw }: FastifyReply): boolean {
+  // HTTP/2's response has no `destroyed` of its own; under inject the socket has none.
+  const { stream } = raw as { stream?: { destroyed: boolean } }
+  return raw.writableEnded || (stream?.destroyed ?? raw.destroyed) || request.raw.socket?.destroyed === true
+}
+
+export function overError (): PoolError {
+  return new PoolError('FST_POOL_ABORTED', 'the request is over: it gets no connection any more')
+}
+
+function isHandlerTimeout (error: unknown): boolean {
+  return (error as { code?: unknown } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
+}
+
+/** A stream of Node's or of the web, or a `Response` with one in it, of whatever class. */
+function isStream (payload: unknown): boolean {
+  if (payload === null || typeof payload !== 'object') return false
+  const { pipe, getReader, body } = payload as { pipe?: unknown, getReader?: unknown, body?: { getReader?: unknown } | null }
+  return typeof pipe === 'function' || typeof getReader === 'function' || typeof body?.getReader === 'function'
+}

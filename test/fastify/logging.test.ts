@@ -1,0 +1,158 @@
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import t, { type Test } from 'tap'
+import fastifyPool, { type PluginOptions } from '../../index.js'
+import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
+import { settle } from '../support/clock.js'
+
+interface Line { level: number, msg: string, pool?: string, reqId?: string, err?: { code: string, message: string, stack: string }, longestHeld?: string, [detail: string]: unknown }
+
+const trace = 10
+const debug = 20
+const info = 30
+const warn = 40
+const error = 50
+
+/** An app whose log lines the test can read: those that have to do with pools. */
+async function logged (t: Test, options: Partial<PluginOptions>, level: FastifyServerOptions['logger'] & string = 'trace' as never) {
+  const lines: Line[] = []
+  const app = Fastify({ logger: { level, stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }, genReqId: () => 'req-7' })
+  t.teardown(() => app.close())
+  const connector = new FakeConnector()
+  await app.register(fastifyPool, { connector, ...options } as PluginOptions)
+  app.get('/', async () => 'hello')
+  const ofPool = () => lines.filter(({ pool }) => pool !== undefined)
+  return { app, connector, lines, ofPool }
+}
+
+const ask = (app: FastifyInstance) => app.inject('/')
+
+t.test('what a request causes is logged with its id, and what the pool does by itself with the pool\'s name', async (t) => {
+  const { app, connector, ofPool } = await logged(t, {})
+  await ask(app)
+  t.match(ofPool().find(({ msg }) => /lent/.test(msg)), { level: trace, pool: 'db', reqId: 'req-7', id: 1, wait: 0 })
+  t.match(ofPool().find(({ msg }) => /given back/.test(msg)), { level: trace, pool: 'db', reqId: 'req-7', held: Number })
+  connector.connections[0]!.die(new Error('gone'))
+  t.match(ofPool().at(-2), { level: error, pool: 'db', phase: 'death', err: { message: 'gone' } })
+  t.match(ofPool().at(-1), { level: debug, pool: 'db', msg: 'disconnected: error', reason: 'error', err: { message: 'gone' } })
+  t.notOk(ofPool().at(-1)!.reqId)
+  await app.close()
+  t.match(ofPool().at(-2), { level: info, msg: 'pool drains' })
+  t.match(ofPool().at(-1), { level: info, msg: /^pool closed in/, took: Number })
+})
+
+t.test('who held the connections is in the log of a timeout, and not in the answer', async (t) => {
+  const { app, ofPool } = await logged(t, { max: 1, acquireTimeout: 10 } as Partial<PluginOptions>)
+  let finish = () => {}
+  const reached = new Promise<void>((resolve) => {
+    app.get('/reports', async () => {
+      resolve()
+      await new Promise<void>((resolve) => { finish = resolve })
+      return 1
+    })
+  })
+  const first = app.inject('/reports')
+  await reached
+  const second = await ask(app)
+  t.equal(second.statusCode, 503)
+  t.match(second.headers['retry-after'], /^[1-9]\d*$/)
+  t.same(Object.keys(second.json()).sort(), ['code', 'error', 'message', 'statusCode'])
+  t.notMatch(second.body, /reports|req-7/)
+  const line = ofPool().find(({ err }) => err?.code === 'FST_POOL_ACQUIRE_TIMEOUT')!
+  t.match(line, { level: warn, pool: 'db', reqId: 'req-7', longestHeld: /by GET \/reports \(req-7\)/ })
+  t.match(line.msg, /max 1, used 1, idle 0, creating 0, pending/)
+  t.match(ofPool().find(({ msg }) => /in line from now on/.test(msg)), { level: warn, pending: 1 })
+  t.match(ofPool().find(({ msg }) => /waiting/.test(msg)), { level: debug, pending: 1, reqId: 'req-7' })
+  finish()
+  await first
+})
+
+t.test('failing creates are logged once per episode', async (t) => {
+  const { app, connector, ofPool } = await logged(t, { startup: 'lazy', acquireTimeout: 60, backoff: { min: 1, max: 2 } } as Partial<PluginOptions>)
+  connector.outcomes.create = 'error'
+  t.equal((await ask(app)).json().code, 'FST_POOL_CONNECT_FAILED')
+  t.ok(connector.creates > 2)
+  t.equal(ofPool().filter(({ phase }) => phase === 'create').length, 1)
+  connector.outcomes.create = 'ok'
+  t.equal((await ask(app)).statusCode, 200)
+  app.pools.get('db').evict()
+  connector.outcomes.create = 'error'
+  await ask(app)
+  t.equal(ofPool().filter(({ phase }) => phase === 'create').length, 2)
+})
+
+t.test('levels can be set, and turned off, for each event', async (t) => {
+  const { app, ofPool } = await logged(t, { log: { acquire: 'warn', release: false } })
+  await ask(app)
+  t.match(ofPool().find(({ msg }) => /lent/.test(msg)), { level: warn })
+  t.notOk(ofPool().some(({ msg }) => /given back/.test(msg)))
+})
+
+t.test('log: false logs nothing', async (t) => {
+  const { app, connector, ofPool } = await logged(t, { log: false })
+  await ask(app)
+  connector.connections[0]!.die()
+  t.same(ofPool(), [])
+})
+
+t.test('a payload is built only for levels that are enabled', async (t) => {
+  const { app, ofPool } = await logged(t, {}, 'info' as never)
+  const pool = app.pools.get('db')
+  await ask(app)
+  await settle()
+  t.same(ofPool(), [])
+  // A lease that somebody listens to is timed exactly; here nobody does, so the sample of 64 runs out.
+  for (let i = 0; i < 100; i++) (await pool.acquire()).release()
+  t.ok(pool.stats().held.count < 100)
+})
+
+t.test('a leak, and its end, are logged', async (t) => {
+  const { app, ofPool } = await logged(t, { leakAfter: 5 } as Partial<PluginOptions>)
+  const leaked = new Promise<void>((resolve) => { app.pools.on('leak', () => { resolve() }) })
+  app.get('/slow', async () => { await leaked })
+  // The pool's own timer keeps no process alive for a lease that is out; a server does.
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  await app.inject('/slow')
+  await settle()
+  t.match(ofPool().find(({ msg }) => /is it ever released/.test(msg)), { level: warn, reqId: 'req-7' })
+  t.match(ofPool().find(({ msg }) => /came back/.test(msg)), { level: info, reqId: 'req-7' })
+})
+
+t.test('at the close, who still held a connection is named', async (t) => {
+  const { app, ofPool } = await logged(t, { closeTimeout: 20 } as Partial<PluginOptions>)
+  let reached = () => {}
+  const there = new Promise<void>((resolve) => { reached = resolve })
+  app.get('/hangs', async () => {
+    reached()
+    await new Promise(() => {})
+  })
+  app.inject('/hangs').then(() => t.fail('it has no answer'), (error: unknown) => { throw error })
+  await there
+  await app.close()
+  t.match(ofPool().at(-1)!.msg, /leases still out: .* by GET \/hangs \(req-7\)/)
+})
+
+t.test('works without a logger, and with one of the app\'s own', async (t) => {
+  const silent = Fastify({ logger: false })
+  await silent.register(fastifyPool, { connector: new FakeConnector() })
+  silent.get('/', async (request) => (request.db as FakeConnection).id)
+  t.equal((await silent.inject('/')).body, '1')
+  await silent.close()
+
+  const said: string[] = []
+  const own = {
+    info: (...args: unknown[]) => { said.push(String(args.at(-1))) },
+    error: () => {},
+    debug: () => {},
+    fatal: () => {},
+    warn: () => {},
+    trace: () => {},
+    silent: () => {},
+    level: 'info',
+    child () { return own },
+  }
+  const app = Fastify({ loggerInstance: own })
+  await app.register(fastifyPool, { connector: new FakeConnector() })
+  await app.ready()
+  await app.close()
+  t.ok(said.includes('pool drains'))
+})

@@ -1,0 +1,39 @@
+import { execFileSync } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
+import t from 'tap'
+
+// The package as its users get it: `npm test` has built it.
+const root = new URL('../../', import.meta.url)
+const run = (...args: string[]) => execFileSync(process.execPath, args, { cwd: root, encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } }).trim()
+
+t.test('can be imported and required', async (t) => {
+  t.equal(run('--input-type=module', '-e', "import pool, { Pool } from 'fastify-pool'; console.log(typeof pool, typeof Pool)"), 'function function')
+  t.equal(run('--input-type=commonjs', '-e', "const pool = require('fastify-pool'); console.log(typeof pool.default, typeof pool.Pool)"), 'function function')
+  const usesRequired = "const Fastify = require('fastify'); const app = Fastify(); app.register(require('fastify-pool'), { backend: 'sqlite', url: ':memory:' }); app.ready().then(() => { console.log(app.pools.names); return app.close() })"
+  t.equal(run('--input-type=commonjs', '-e', usesRequired), "[ 'db' ]")
+})
+
+t.test('needs no driver to be imported', async (t) => {
+  const loaded = run('--input-type=commonjs', '-e', "require('fastify-pool'); console.log(Object.keys(require.cache).filter((file) => /mongodb|ioredis|libsql/.test(file)).length)")
+  t.equal(loaded, '0')
+})
+
+t.test('publishes what its exports name, types first', async (t) => {
+  const { exports, files } = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as { exports: Record<string, Record<string, string>>, files: string[] }
+  t.same(Object.keys(exports['.']!), ['types', 'default'])
+  for (const path of Object.values(exports['.']!)) {
+    t.ok(existsSync(new URL(path, root)), path)
+    t.ok(files.includes(path.slice(2)), path)
+  }
+  t.notMatch(readFileSync(new URL('dist/index.d.ts', root), 'utf8'), /from '\.\.\//, 'nothing outside of the package')
+})
+
+t.test('the README names every option, event and error code', async (t) => {
+  const { pluginOptionsSchema, poolOptionsSchema } = await import('../../index.js')
+  const readme = readFileSync(new URL('README.md', root), 'utf8')
+  const [map, one] = pluginOptionsSchema.anyOf
+  const events = Object.keys(map.properties.log.anyOf[1].properties)
+  const names = new Set([...Object.keys(poolOptionsSchema.properties), ...Object.keys(map.properties), ...Object.keys(one.properties), ...events])
+  for (const name of names) t.match(readme, new RegExp(`\\b${name}\\b`), name)
+  for (const [code] of readFileSync(new URL('types/errors.ts', root), 'utf8').matchAll(/FST_POOL_\w+/g)) t.ok(readme.includes(code), code)
+})

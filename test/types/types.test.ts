@@ -1,0 +1,52 @@
+import { expectTypeOf } from 'expect-type'
+import type { FastifyInstance, FastifyRequest, RouteShorthandOptions } from 'fastify'
+import type { Db } from 'mongodb'
+import type { Redis } from 'ioredis'
+import t from 'tap'
+import {
+  Pool, mongodb, redis, sqlite, type Connector, type Lease, type MongoConnector, type PluginOptions, type PoolEvents, type PoolOptions, type PoolStats, type SqliteDatabase,
+} from '../../index.js'
+import type { FakeConnection } from '../support/fake-connector.js'
+
+// What is checked here is checked by `npm run typecheck`; nothing of it runs. `db` and `cache` are declared in test/fastify/register.test.ts.
+export function checkTypes (app: FastifyInstance, request: FastifyRequest, connector: Connector<number>): void {
+  // What a request sees.
+  expectTypeOf(request.db).toEqualTypeOf<FakeConnection>()
+  expectTypeOf(request.lease('db')).toEqualTypeOf<Lease<FakeConnection>>()
+  expectTypeOf(request.acquire('db')).resolves.toEqualTypeOf<Lease<FakeConnection>>()
+  expectTypeOf(request.lease('other')).toEqualTypeOf<Lease<unknown>>()
+  expectTypeOf(app.pools.get('db')).toEqualTypeOf<Pool<FakeConnection>>()
+  expectTypeOf(app.pools.get('other')).toEqualTypeOf<Pool<unknown>>()
+  // @ts-expect-error no pool of that name was declared
+  expectTypeOf(request.other)
+
+  // Options.
+  expectTypeOf<{ backend: 'redis', url: string }>().toExtend<PoolOptions>()
+  expectTypeOf<{ connector: Connector<number>, max: number }>().toExtend<PoolOptions<number>>()
+  expectTypeOf<{ pools: { db: { backend: 'sqlite' } }, abortGrace: number }>().toExtend<PluginOptions>()
+  expectTypeOf<{ backend: 'oracle' }>().not.toExtend<PoolOptions>()
+  expectTypeOf<{ max: number }>().not.toExtend<PoolOptions>()
+  expectTypeOf<{ backend: 'redis', max: string }>().not.toExtend<PoolOptions>()
+  expectTypeOf<{ config: { pools: false } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: string[] } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: { db: { acquire: 'manual' } } } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: { db: { acquire: 'never' } } } }>().not.toExtend<RouteShorthandOptions>()
+
+  // The engine.
+  const pool = new Pool(connector, { onConnect: (connection) => { expectTypeOf(connection).toEqualTypeOf<number>() } })
+  expectTypeOf(pool.acquire()).resolves.toEqualTypeOf<Lease<number>>()
+  expectTypeOf(pool.tryAcquire()).toEqualTypeOf<Lease<number> | null>()
+  expectTypeOf(pool.use(async (connection, lease) => [connection, lease] as const)).resolves.toEqualTypeOf<readonly [number, Lease<number>]>()
+  expectTypeOf(pool.stats()).toEqualTypeOf<PoolStats>()
+  pool.on('disconnect', (event) => { expectTypeOf(event).toEqualTypeOf<PoolEvents['disconnect']>() })
+  // @ts-expect-error there is no such event
+  pool.on('explode', () => {})
+
+  // Connectors, and what only they have.
+  expectTypeOf(mongodb).returns.resolves.toExtend<Connector<Db>>()
+  expectTypeOf(redis).returns.resolves.toExtend<Connector<Redis>>()
+  expectTypeOf(sqlite).returns.resolves.toExtend<Connector<SqliteDatabase>>()
+  expectTypeOf((mongo: MongoConnector) => new Pool(mongo).backend.client).returns.toHaveProperty('db')
+}
+
+t.test('types are checked by the compiler', async (t) => { t.type(checkTypes, 'function') })

@@ -1,0 +1,165 @@
+import type { AddressInfo } from 'node:net'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { Writable } from 'node:stream'
+import Fastify, { type FastifyRequest } from 'fastify'
+import type { Redis } from 'ioredis'
+import type { Db } from 'mongodb'
+import t, { type Test } from 'tap'
+import fastifyPool, { type PoolOptions } from '../../index.js'
+import { type Server, needsOwn, startMongo, startRedis } from '../support/services.js'
+import { until } from '../support/until.js'
+import { type Answer, ask, keepAliveAgent } from './client.js'
+
+const width = 50
+const acquireTimeout = 800
+
+/** One answer, with what the server knows of its making. */
+interface Seen extends Answer { readonly at: number, readonly body: string }
+
+interface Story {
+  /** Of an error: whose it was, and how long after the request had come. */
+  readonly held: boolean
+  readonly code: string | undefined
+  readonly message: string
+  readonly ms: number
+}
+
+async function serve (t: Test, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>) {
+  const lines: Array<Record<string, unknown>> = []
+  const stream = new Writable({
+    write (chunk, _encoding, done) {
+      lines.push(JSON.parse(String(chunk)))
+      done()
+    },
+  })
+  const app = Fastify({ logger: { level: 'info', stream } })
+  app.addHook('onRequest', (request, _reply, done) => {
+    Object.assign(request, { began: performance.now(), held: false })
+    done()
+  })
+  await app.register(fastifyPool, pool)
+  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, request, reply) => {
+    const { began, held } = request as FastifyRequest & { began: number, held: boolean }
+    const story: Story = { held, code: error.code, message: error.message, ms: performance.now() - began }
+    return reply.code(error.statusCode ?? 500).send(story)
+  })
+  app.get('/', async (request) => {
+    const { db } = request as FastifyRequest & { db: unknown }
+    Object.assign(request, { held: true })
+    await query(db)
+    return 'served'
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.teardown(() => app.close())
+  return { app, lines, port: (app.server.address() as AddressInfo).port }
+}
+
+/** What nobody caught: tap fails for it too, but where it does not belong to the test. */
+function uncaught (t: Test): unknown[] {
+  const seen: unknown[] = []
+  const listen = (error: unknown) => { seen.push(error) }
+  process.on('unhandledRejection', listen)
+  process.on('uncaughtExceptionMonitor', listen)
+  t.teardown(() => {
+    process.off('unhandledRejection', listen)
+    process.off('uncaughtExceptionMonitor', listen)
+  })
+  return seen
+}
+
+async function outage (t: Test, server: Server, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>): Promise<void> {
+  const strays = uncaught(t)
+  const { app, lines, port } = await serve(t, { max: 10, acquireTimeout, ...pool } as PoolOptions, query)
+  const agent = keepAliveAgent(t)
+  const seen: Seen[] = []
+  const load = { on: true }
+  const clients = Promise.all(Array.from({ length: width }, async () => {
+    while (load.on) seen.push({ ...await ask({ port, path: '/', agent }), at: performance.now() })
+  }))
+  const servedSince = (time: number) => seen.filter(({ at, status }) => at > time && status === 200)
+  const failing = () => lines.filter(({ msg }) => String(msg).startsWith('create failed'))
+
+  const delay = monitorEventLoopDelay({ resolution: 5 })
+  delay.enable()
+  t.teardown(() => delay.disable())
+
+  for (const episode of [1, 2]) {
+    delay.reset()
+    const start = performance.now()
+    await until(() => servedSince(start).length > 100, { what: 'requests are served' })
+    const used = await until(() => app.pools.stats().db!.used)
+    t.ok(used > 0, `${used} connections are used when the server is killed`)
+    seen.length = 0
+    const killed = performance.now()
+    await server.kill()
+    const dead = performance.now()
+    await until(() => seen.filter(({ at, status }) => at > dead && status === 503).length > width * 3, { timeout: 30_000, what: 'requests are refused' })
+
+    const stories = seen.filter(({ at, status }) => at > killed && status !== 200).map(({ status, headers, body }) => ({ status, headers, story: JSON.parse(body) as Story }))
+    const held = stories.filter(({ story }) => story.held)
+    const later = stories.filter(({ story }) => !story.held)
+    t.ok(held.length > 0, `${held.length} requests held a connection`)
+    t.same(held.filter(({ story, status }) => status !== 500 || story.code?.startsWith('FST_')).slice(0, 3), [], "they get the driver's own error")
+    t.same(later.filter(({ story, status }) => status !== 503 || !story.code?.startsWith('FST_POOL_')).slice(0, 3), [], 'all others get 503')
+    t.same(later.filter(({ headers }) => !/^([1-9]|[12]\d|30)$/.test(String(headers['retry-after']))).slice(0, 3), [], 'with Retry-After, from 1 to 30')
+    const slowest = Math.max(...later.map(({ story }) => story.ms))
+    // Deadlines are kept by timers, and none fires while the process does not run.
+    t.ok(slowest < acquireTimeout + 300 + delay.max / 1e6, `the slowest of them after ${Math.round(slowest)} ms of ${acquireTimeout}`)
+    const refusedAt = seen.find(({ at, status }) => at > dead && status === 503)!.at
+    t.equal(seen.filter(({ at, status }) => at > refusedAt && status === 200).length, 0, 'and nobody is served any more')
+    t.equal(failing().length, episode, 'failing creates are logged once')
+
+    await server.restart()
+    const back = performance.now()
+    await until(() => servedSince(back).length > 0, { timeout: 20_000, what: 'a request is served again' })
+    const first = servedSince(back)[0]!.at - back
+    t.ok(first < 2000, `served again ${Math.round(first)} ms after the server's return`)
+    // All of them, not only a lucky one.
+    await until(() => servedSince(back).length > 100, { what: 'requests are served again' })
+    const lastFailure = Math.max(0, ...seen.filter(({ at, status }) => at > back && status !== 200).map(({ at }) => at - back))
+    t.ok(lastFailure < 2000, `the last failure ${Math.round(lastFailure)} ms after it`)
+    const codes = [...new Set(later.map(({ story }) => story.code))].map((code) => `${code} x${later.filter(({ story }) => story.code === code).length}`)
+    t.comment(`episode ${episode}: ${held.length} held (${[...new Set(held.map(({ story }) => story.message))].join('; ')})`)
+    t.comment(`later: ${codes.join(', ')}, the slowest after ${Math.round(slowest)} ms of ${acquireTimeout}`)
+    t.comment(`back: first success after ${Math.round(first)} ms, last failure after ${Math.round(lastFailure)} ms`)
+  }
+  load.on = false
+  await clients
+  t.same(strays, [], 'nothing was uncaught')
+  t.match(app.pools.stats().db, { used: 0, pending: 0, late: 0 })
+  t.equal((await app.pools.health()).status, 'up')
+}
+
+t.test('kill -9 of Redis under load', async (t) => {
+  const server = await startRedis(t, { own: true })
+  const pool = { backend: 'redis', url: server.url } as PoolOptions
+  // Something of it is under way when the server dies.
+  await t.test('requests that hold a connection fail with the driver\'s error, all later ones with 503, and they succeed again soon after it is back', needsOwn(server), (t) =>
+    outage(t, server, pool, (redis) => (redis as Redis).blpop('nothing', 0.01)))
+  await t.test('a pool that nobody used while its server was away serves the next request', needsOwn(server), (t) => quiet(t, server, pool, (redis) => (redis as Redis).ping()))
+})
+
+const mongo = await startMongo(t, { own: true })
+const noMongo = { skip: mongo === undefined && 'neither a mongod nor FerretDB is here' }
+t.test(`kill -9 of MongoDB (${mongo?.kind ?? 'none'}) under load`, noMongo, async (t) => {
+  const pool = { backend: 'mongodb', url: mongo!.url, database: 'outage' } as PoolOptions
+  await t.test('requests that hold a connection fail with the driver\'s error, all later ones with 503, and they succeed again soon after it is back', needsOwn(mongo!), (t) =>
+    outage(t, mongo!, pool, (db) => (db as Db).collection('things').findOne({})))
+  await t.test('a pool that nobody used while its server was away serves the next request', needsOwn(mongo!), (t) => quiet(t, mongo!, { ...pool, connection: { heartbeatFrequencyMS: 500 } } as PoolOptions, (db) => (db as Db).command({ ping: 1 })))
+})
+
+async function quiet (t: Test, server: Server, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>): Promise<void> {
+  const { app, port } = await serve(t, { max: 10, acquireTimeout: 2000, ...pool } as PoolOptions, query)
+  const agent = keepAliveAgent(t)
+  t.equal((await ask({ port, path: '/', agent })).status, 200)
+  await server.kill()
+  // A death between two loans is seen without anybody's asking.
+  await until(() => app.pools.stats().db!.idle === 0, { what: 'the dead connections are gone' })
+  await server.restart()
+  const back = performance.now()
+  const { status } = await ask({ port, path: '/', agent })
+  const took = performance.now() - back
+  t.equal(status, 200)
+  t.ok(took < 2000, `${Math.round(took)} ms`)
+  t.comment(`the first request after the return took ${Math.round(took)} ms`)
+}

@@ -1,0 +1,87 @@
+import { once } from 'node:events'
+import { type AddressInfo, type Socket, connect } from 'node:net'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import Fastify from 'fastify'
+import type { Redis } from 'ioredis'
+import t from 'tap'
+import fastifyPool from '../../index.js'
+import { startRedis } from '../support/services.js'
+import { until } from '../support/until.js'
+import { ask } from './client.js'
+
+declare module 'fastify' {
+  interface FastifyRequest { came: number }
+}
+
+const max = 4
+const bodyGrace = 1000
+const server = await startRedis(t)
+
+interface Trickler { readonly socket: Socket, readonly write: (text: string) => void, answer: string }
+
+t.test('max clients that trickle their POST bodies do not keep another request from being served within bodyGrace plus 100 ms', async (t) => {
+  const app = Fastify()
+  let came = 0
+  // Ahead of the plugin.
+  app.decorateRequest('came', 0)
+  app.addHook('onRequest', (request, _reply, done) => {
+    request.came = performance.now()
+    came++
+    done()
+  })
+  await app.register(fastifyPool, { backend: 'redis', url: server.url, max, bodyGrace })
+  app.post('/slow', async (request) => `${await (request.db as unknown as Redis).echo('slow')} ${JSON.stringify(request.body)}`)
+  app.get('/fast', async (request) => {
+    const waited = performance.now() - request.came
+    return { waited, echo: await (request.db as unknown as Redis).echo('fast') }
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.teardown(() => app.close())
+  const { port } = app.server.address() as AddressInfo
+
+  const body = JSON.stringify({ text: 'x'.repeat(30) })
+  const tricklers = await Promise.all(Array.from({ length: max }, async (): Promise<Trickler> => {
+    const socket = connect(port, '127.0.0.1')
+    t.teardown(() => { socket.destroy() })
+    await once(socket, 'connect')
+    const one: Trickler = { socket, answer: '', write: (text) => { socket.write(text) } }
+    socket.setEncoding('utf8').on('data', (text: string) => { one.answer += text })
+    one.write(`POST /slow HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body[0]}`)
+    return one
+  }))
+  await until(() => app.pools.stats().db!.used === max, { what: 'every connection is held by one of them' })
+  const held = performance.now()
+  t.equal(came, max)
+
+  let waits = 0
+  app.pools.on('wait', () => { waits++ })
+  const delay = monitorEventLoopDelay({ resolution: 5 })
+  delay.enable()
+  const asked = ask({ port, path: '/fast' })
+  let sent = 1
+  const arrived: { answer?: Awaited<typeof asked> } = {}
+  asked.then((answer) => { arrived.answer = answer }, (error: unknown) => { throw error })
+  await until(() => {
+    // They go on, a byte at a time, and never fall silent.
+    if (performance.now() > held + sent * 50 && sent < body.length / 2) {
+      for (const { write } of tricklers) write(body[sent]!)
+      sent++
+    }
+    return arrived.answer
+  }, { what: 'the other request is answered' })
+  delay.disable()
+  const { status, body: text } = arrived.answer!
+  const { waited, echo } = JSON.parse(text) as { waited: number, echo: string }
+  t.same({ status, echo }, { status: 200, echo: 'fast' })
+  t.ok(sent > 2 && tricklers.every(({ answer }) => answer === ''), `they still trickle, ${sent} bytes so far`)
+  // What the process could not do because it did not run is nobody's wait for a connection.
+  const stalled = delay.max / 1e6
+  t.ok(waited <= bodyGrace + 100 + stalled, `it waited ${Math.round(waited)} ms of at most ${bodyGrace} + 100 (the process stood still for up to ${Math.round(stalled)} ms)`)
+  t.equal(waits, 1, 'they did hold all connections')
+  t.comment(`waited ${waited.toFixed(1)} ms, with bodyGrace ${bodyGrace}; the loop stood still for at most ${stalled.toFixed(1)} ms`)
+
+  for (const { write } of tricklers) write(body.slice(sent))
+  await until(() => tricklers.every(({ answer }) => answer.endsWith(`slow ${body}`)), { what: 'those who trickled are served too' })
+  await until(() => app.pools.stats().db!.used === 0)
+  t.match(app.pools.stats().db, { pending: 0, timeouts: 0, refused: 0 })
+})

@@ -36,10 +36,11 @@ async function terminate (program: Program, count: Count, meanwhile: () => Promi
   program.kill('SIGTERM')
   const during = meanwhile()
   const [closed] = await Promise.all([program.message<Record<string, { used: number, idle: number, creating: number }>>('closed'), during])
-  const left = await count()
+  // A server hears of a close a moment after it; the process still lives, so it was the pool that closed them.
+  await until(async () => await count() === 0, { what: 'no connection of ours is open, after close() has resolved' })
   program.send({ go: true })
   const { code, signal, at } = await program.end()
-  return { code, signal, took: at - began, left, stats: closed.db!, after: await count() }
+  return { code, signal, took: at - began, stats: closed.db! }
 }
 
 // Beside the pool's: the shared client, or the driver's monitors.
@@ -61,7 +62,7 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     await until(async () => await count() >= 10, { what: 'connections are open' })
 
     let peak = 0
-    const { code, signal, took, left, stats, after } = await terminate(program, count, async () => {
+    const { code, signal, took, stats } = await terminate(program, count, async () => {
       await until(() => program.stdout.includes('pool drains'), { what: 'the pool drains' })
       busy.socket.write('GET /work HTTP/1.1\r\nhost: a\r\n\r\n')
       await until(async () => await refusal(port) === 'ECONNREFUSED', { what: 'a new connection is refused' })
@@ -80,8 +81,6 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     t.same({ code, signal }, { code: 0, signal: null })
     t.ok(took < 3000, `${Math.round(took)} ms from the signal to the exit`)
     t.ok(peak <= 10 + others, `at most ${peak} connections meanwhile`)
-    t.equal(left, 0, 'no connection of ours is open when close() has resolved')
-    t.equal(after, 0)
     t.match(stats, { used: 0, idle: 0, creating: 0 })
     t.comment(`${name}: from SIGTERM to the exit ${Math.round(took)} ms`)
   })
@@ -91,9 +90,8 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     const port = await program.message<number>('port')
     const agent = keepAliveAgent(t)
     t.equal((await ask({ port, path: '/work', agent })).status, 200)
-    const { code, took, left } = await terminate(program, count)
+    const { code, took } = await terminate(program, count)
     t.equal(code, 0)
-    t.equal(left, 0)
     t.ok(took < 2000, `${Math.round(took)} ms`)
     t.comment(`${name}: ${Math.round(took)} ms`)
   })
@@ -104,9 +102,8 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     const agent = keepAliveAgent(t)
     const stuck = Promise.allSettled([ask({ port, path: '/never', agent })])
     const id = await program.message<string>('never')
-    const { code, took, left } = await terminate(program, count)
+    const { code, took } = await terminate(program, count)
     t.equal(code, 0)
-    t.equal(left, 0)
     t.ok(took < 3000, `${Math.round(took)} ms`)
     const line = program.log.find(({ msg }) => String(msg).startsWith('pool closed'))
     t.match(line, { msg: /leases still out: .* by GET \/never/, })

@@ -38,10 +38,13 @@ type HookName = 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 type Method = 'create' | 'destroy' | 'validate' | 'reset' | HookName
 
 const eventNames = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver', 'open', 'drain', 'close',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver',
+  'open', 'drain', 'close',
 ] as const satisfies readonly PoolEventName[]
 
-const behaviours = ['count', 'throw', 'reject', 'acquire', 'tryAcquire', 'release', 'destroy', 'evict', 'resize', 'stats', 'abort', 'suspend', 'close', 'undo'] as const
+const behaviours = [
+  'count', 'throw', 'reject', 'acquire', 'tryAcquire', 'release', 'destroy', 'evict', 'resize', 'stats', 'abort', 'suspend', 'close', 'undo',
+] as const
 
 export type Action =
   | { readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined }
@@ -56,7 +59,7 @@ export type Action =
 export interface Plan {
   readonly options: EngineOptions<Conn>
   /** What the connector can do besides `create` and `destroy`. */
-  readonly can: { readonly validate: boolean, readonly isBroken: boolean, readonly reset: boolean, readonly onDeath: boolean, readonly close: Outcome | undefined }
+  readonly can: Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath', boolean>> & { readonly close: Outcome | undefined }
   /** Which hooks there are. */
   readonly hooks: readonly HookName[]
   /** What each call does; those beyond the end of the list are 'ok', or as `repeats` says. */
@@ -80,7 +83,11 @@ const outcomesOf = (...bad: Outcome[]) => (...good: Outcome[]) =>
 const hookOutcomes = outcomesOf('error', 'throw', 'deaf', 'late')('sync', 'sync', 'ok')
 
 const action: fc.Arbitrary<Action> = fc.oneof(
-  often(10, fc.record({ do: just('acquire', 'acquire', 'acquire', 'use'), signal: just('none', 'none', 'live', 'live', 'aborted'), timeout: fc.constantFrom(undefined, undefined, 1, 40, 300, 3000) })),
+  often(10, fc.record({
+    do: just('acquire', 'acquire', 'acquire', 'use'),
+    signal: just('none', 'none', 'live', 'live', 'aborted'),
+    timeout: fc.constantFrom(undefined, undefined, 1, 40, 300, 3000),
+  })),
   often(2, fc.record({ do: just('tryAcquire') })),
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
@@ -88,7 +95,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
   often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
-  often(1, fc.record({ do: just('resize'), min: fc.option(fc.nat({ max: 3 }), { nil: undefined }), max: fc.option(fc.integer({ min: 1, max: 4 }), { nil: undefined }) })),
+  often(1, fc.record({ do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4) })),
   often(2, fc.record({ do: just('suspend', 'resume', 'resume', 'open', 'open', 'health', 'health', 'driver') })),
   often(1, fc.oneof(fc.record({ do: just('drain') }), fc.record({ do: just('close'), timeout: fc.constantFrom(undefined, 1, 100, 2000) })))
 )
@@ -133,7 +140,10 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     onDisconnect: hookOutcomes,
   }),
   repeats: fc.boolean(),
-  listeners: fc.oneof(fc.constant([]), fc.array(fc.record({ event: fc.constantFrom(...eventNames), behaviour: fc.constantFrom(...behaviours) }), { maxLength: 8, size: 'max' })),
+  listeners: fc.oneof(
+    fc.constant([]),
+    fc.array(fc.record({ event: fc.constantFrom(...eventNames), behaviour: fc.constantFrom(...behaviours) }), { maxLength: 8, size: 'max' })
+  ),
   steps: fc.tuple(
     fc.constantFrom([], [{ action: { do: 'open' } as const, rest: true }]),
     fc.array(fc.record({ action, rest: fc.integer({ min: 0, max: 3 }).map((chance) => chance !== 3) }), { maxLength: 60, size: 'max' })
@@ -213,7 +223,8 @@ class Conn {
   constructor (readonly id: number, readonly create: Call) {}
 }
 
-type Refusal = Extract<PoolErrorCode, 'FST_POOL_ACQUIRE_TIMEOUT' | 'FST_POOL_CONNECT_FAILED' | 'FST_POOL_QUEUE_FULL' | 'FST_POOL_CLOSED' | 'FST_POOL_ABORTED'>
+type Refusal = Extract<PoolErrorCode,
+  'FST_POOL_ACQUIRE_TIMEOUT' | 'FST_POOL_CONNECT_FAILED' | 'FST_POOL_QUEUE_FULL' | 'FST_POOL_CLOSED' | 'FST_POOL_ABORTED'>
 
 interface Ask {
   readonly n: number
@@ -272,7 +283,7 @@ export function watchProcess (): () => void {
   process.on('warning', warned).on('unhandledRejection', stray).on('uncaughtException', stray)
   const { stackTraceLimit } = Error
   // Nobody reads the thousands of stacks; making them would take most of the time.
-  Error.stackTraceLimit = 1
+  Error.stackTraceLimit = 0
   return () => {
     Error.stackTraceLimit = stackTraceLimit
     process.off('warning', warned).off('unhandledRejection', stray).off('uncaughtException', stray)
@@ -345,7 +356,10 @@ class World {
   #leaked = 0
   #mayHaveLeaked = 0
   #latestServed = 0
-  readonly #outcomes: Record<Refusal, number> = { FST_POOL_ACQUIRE_TIMEOUT: 0, FST_POOL_CONNECT_FAILED: 0, FST_POOL_QUEUE_FULL: 0, FST_POOL_CLOSED: 0, FST_POOL_ABORTED: 0 }
+  readonly #refusals: Record<Refusal, number> = {
+    FST_POOL_ACQUIRE_TIMEOUT: 0, FST_POOL_CONNECT_FAILED: 0, FST_POOL_QUEUE_FULL: 0, FST_POOL_CLOSED: 0, FST_POOL_ABORTED: 0,
+  }
+
   /** What hooks threw: callers get it as it is. */
   readonly #own = new WeakSet<object>()
   readonly #openers: Array<{ readonly target: number, settled: boolean }> = []
@@ -463,7 +477,9 @@ class World {
           this.#generation++
           // What is being created is stale too, and whether it fails says nothing about the next one.
           for (const { create, made } of this.#conns) create.unwanted ||= !made
-          for (const call of [...this.#calls, ...this.#failing]) call.unwanted ||= call.method === 'create' && !call.failed && call.deadline >= this.#clock.now()
+          for (const call of [...this.#calls, ...this.#failing]) {
+            call.unwanted ||= call.method === 'create' && !call.failed && call.deadline >= this.#clock.now()
+          }
         }
         this.#evictedIn = this.#batch
         for (const conn of this.#conns) if (conn.idleSince !== undefined && conn.busy === undefined && !conn.validated) conn.evicted = true
@@ -545,7 +561,9 @@ class World {
     this.#asks.add(ask)
     if (controller !== undefined) this.#signals.push(ask)
     const label = this.#label(n, holder)
-    const options = { ...(label !== undefined && { holder: label }), ...(controller && { signal: controller.signal }), ...(timeout !== undefined && { timeout }) }
+    const options = {
+      ...(label !== undefined && { holder: label }), ...(controller && { signal: controller.signal }), ...(timeout !== undefined && { timeout }),
+    }
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
     // The caller's own context goes on behind the await.
@@ -632,14 +650,24 @@ class World {
     if (conn.busy !== undefined) this.#violate(`connection ${conn.id} was lent while its ${conn.busy.method} was under way`)
     if (conn.broken && conn.brokenIn < this.#batch) this.#violate(`connection ${conn.id} was broken, and then lent`)
     if (maxUses > 0 && conn.loans > maxUses) this.#violate(`connection ${conn.id} was lent ${conn.loans} times`)
-    if (maxLifetime > 0 && ask?.prepared !== true && now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} was lent ${now - conn.madeAt} ms old`)
+    if (maxLifetime > 0 && ask?.prepared !== true && now - conn.madeAt > maxLifetime + 101) {
+      this.#violate(`connection ${conn.id} was lent ${now - conn.madeAt} ms old`)
+    }
     if (conn.create.generation < this.#generationBefore && ask?.prepared !== true) this.#violate(`connection ${conn.id} was stale, and then lent`)
-    if (this.#suspendedIn !== undefined && this.#suspendedIn < this.#batch && ask?.prepared !== true) this.#violate('a suspended pool lent a connection')
+    if (this.#suspendedIn !== undefined && this.#suspendedIn < this.#batch && ask?.prepared !== true) {
+      this.#violate('a suspended pool lent a connection')
+    }
     if (this.#close !== undefined && this.#close.resolved) this.#violate('a closed pool lent a connection')
     this.#leaveIdle(conn)
-    if (this.#plan.can.reset && reset !== 'none' && conn.dirty !== undefined && conn.dirty !== holder) this.#violate(`connection ${conn.id} was lent to ${holder} with the traces of ${String(conn.dirty)}`)
-    if (conn.bare && this.#plan.hooks.includes('onConnect') && reset === 'session') this.#violate(`connection ${conn.id} was lent without what onConnect sets`)
-    if (this.#plan.hooks.includes('onAcquire') && conn.dirty !== holder) this.#violate(`connection ${conn.id} was lent to ${holder} and onAcquire had not run for it`)
+    if (this.#plan.can.reset && reset !== 'none' && conn.dirty !== undefined && conn.dirty !== holder) {
+      this.#violate(`connection ${conn.id} was lent to ${holder} with the traces of ${String(conn.dirty)}`)
+    }
+    if (conn.bare && this.#plan.hooks.includes('onConnect') && reset === 'session') {
+      this.#violate(`connection ${conn.id} was lent without what onConnect sets`)
+    }
+    if (this.#plan.hooks.includes('onAcquire') && conn.dirty !== holder) {
+      this.#violate(`connection ${conn.id} was lent to ${holder} and onAcquire had not run for it`)
+    }
     conn.dirty = holder
     conn.cleaning = undefined
     conn.preparedUntil = Infinity
@@ -669,9 +697,9 @@ class World {
     if (this.#isOwn(error)) return
     if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
-    if (!(error.code in this.#outcomes)) return this.#violate(`${ask.holder} was refused with ${error.code}`)
+    if (!(error.code in this.#refusals)) return this.#violate(`${ask.holder} was refused with ${error.code}`)
     const code = error.code as Refusal
-    this.#outcomes[code]++
+    this.#refusals[code]++
     const fits = {
       FST_POOL_ACQUIRE_TIMEOUT: now >= ask.deadline,
       FST_POOL_CONNECT_FAILED: now >= ask.deadline,
@@ -706,7 +734,9 @@ class World {
   /** What a lease that has ended does must touch nobody. */
   #useStale (held: Held | undefined): void {
     if (held === undefined || !held.lease.ended) return
-    const books = () => JSON.stringify([this.#pool.stats(), this.#calls.length, this.#creates, this.#destroyed, this.#held.map(({ lease }) => lease.ended)])
+    const books = () => JSON.stringify([
+      this.#pool.stats(), this.#calls.length, this.#creates, this.#destroyed, this.#held.map(({ lease }) => lease.ended),
+    ])
     const before = books()
     const { lease } = held
     lease.release()
@@ -773,7 +803,8 @@ class World {
     const at = this.#clock.now()
     const before = this.#close
     this.#draining = true
-    const close = before ?? { promise: undefined, at, timeout: given, grace: at + given - Math.min(this.#options.destroyTimeout, given / 4), resolved: false }
+    const grace = at + given - Math.min(this.#options.destroyTimeout, given / 4)
+    const close = before ?? { promise: undefined, at, timeout: given, grace, resolved: false }
     // Known before the call: listeners run within it.
     this.#close = close
     const promise = this.#pool.close(timeout === undefined ? {} : { timeout })
@@ -797,7 +828,9 @@ class World {
     while (this.#clock.now() < end) {
       const next = Math.min(end, ...this.#calls.filter(({ outcome }) => outcome === 'late').map(({ deadline }) => deadline + 30))
       await this.#clock.advance(Math.max(0, next - this.#clock.now()), () => { this.#rest() })
-      for (const call of this.#calls.slice()) if (call.outcome === 'late' && call.deadline + 30 <= this.#clock.now()) call.answer(call.since % 3 === 0 ? 'error' : 'ok')
+      for (const call of this.#calls.slice()) {
+        if (call.outcome === 'late' && call.deadline + 30 <= this.#clock.now()) call.answer(call.since % 3 === 0 ? 'error' : 'ok')
+      }
       await settle()
       this.#rest()
     }
@@ -928,13 +961,18 @@ class World {
     }
   }
 
+  /** How many connections count against `max`. */
+  #counting (now: number): number {
+    return [...this.#conns].filter(({ late, destroying }) => !late && (destroying === undefined || destroying.deadline > now)).length
+  }
+
   #checkCreate (now: number): void {
     const stats = this.#pool.stats()
     const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
     // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that failed, it goes.
     const making = [...this.#conns].filter((conn) => !conn.late && !conn.made && conn.destroyedFor === undefined && conn.create.deadline > now &&
       !conn.wronged && (conn.busy !== undefined || !conn.create.unwanted))
-    const live = creating.length + [...this.#conns].filter((conn) => !conn.late && (conn.destroying === undefined || conn.destroying.deadline > now)).length
+    const live = creating.length + this.#counting(now)
     if (live >= this.#max) this.#violate(`a create, and there are ${live} of at most ${this.#max}`)
     const late = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline < now).length +
       [...this.#conns].filter((conn) => conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now)).length
@@ -970,17 +1008,23 @@ class World {
     // Its `onConnect` took too long.
     if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline) this.#createFailed(conn.create.failures)
     this.#destroyed[reason] = (this.#destroyed[reason] ?? 0) + 1
-    if (conn.toldReason !== undefined && conn.toldReason !== reason) this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
+    if (conn.toldReason !== undefined && conn.toldReason !== reason) {
+      this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
+    }
     if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was destroyed while it was lent`)
     // A pool that closes waits for those that are used, but not for those that are made.
     const forced = this.#close !== undefined && (now >= this.#close.grace || !conn.made)
     if (busy !== undefined) {
       if (now < busy.deadline && !forced) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
-      if (busy.signal?.aborted === false) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way, and the signal of that had not aborted`)
+      if (busy.signal?.aborted === false) {
+        this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way, and the signal of that had not aborted`)
+      }
     }
     const { idle, used, creating } = this.#pool.stats()
     // (What listeners do first may leave fewer.)
-    if (reason === 'idle' && !conn.create.unwanted && this.#reactedIn !== this.#batch && idle + used + creating < this.#min) this.#violate(`connection ${conn.id} was destroyed for the reason 'idle', and ${idle + used + creating} are left`)
+    if (reason === 'idle' && !conn.create.unwanted && this.#reactedIn !== this.#batch && idle + used + creating < this.#min) {
+      this.#violate(`connection ${conn.id} was destroyed for the reason 'idle', and ${idle + used + creating} are left`)
+    }
     if (!this.#maySay(reason, conn, now)) this.#violate(`connection ${conn.id} was destroyed for the reason '${reason}'`)
     const outcome = this.#draw('destroy')
     const gone = () => {
@@ -1073,7 +1117,7 @@ class World {
     this.#foreign('close')
     this.#closes++
     const { at, timeout } = this.#close!
-    if (this.#clock.now() < at + timeout && [...this.#conns].some((conn) => !conn.late && (conn.destroying?.deadline ?? Infinity) > this.#clock.now())) {
+    if (this.#clock.now() < at + timeout && this.#counting(this.#clock.now()) > 0) {
       this.#violate('the connector was closed before its connections')
     }
     if (outcome === 'throw') throw this.#failure('close')
@@ -1155,7 +1199,10 @@ class World {
     return list[at] ?? (this.#plan.repeats ? list.at(-1) : undefined) ?? 'ok'
   }
 
-  #call<T> (method: Method, outcome: Outcome, { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown }, settled: (how: 'ok' | 'error', call: Call) => T): Promise<T> {
+  #call<T> (
+    method: Method, outcome: Outcome, { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown },
+    settled: (how: 'ok' | 'error', call: Call) => T
+  ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
       const call: Call = {
         method,
@@ -1274,7 +1321,9 @@ class World {
     this.#createErrorsBefore = createErrors
     if (createErrors === this.#createErrors) return
     // What an `evict()`, or a listener, made needless this moment fails without being counted: nobody can say which came first.
-    if (this.#evictedIn !== this.#batch - 1 && this.#reactedIn !== this.#batch - 1) this.#violate(`${this.#createErrors} creates failed, stats() has ${createErrors}`)
+    if (this.#evictedIn !== this.#batch - 1 && this.#reactedIn !== this.#batch - 1) {
+      this.#violate(`${this.#createErrors} creates failed, stats() has ${createErrors}`)
+    }
     this.#createErrors = createErrors
     this.#failures = 0
   }
@@ -1299,7 +1348,9 @@ class World {
     }
     const leaked = this.#leaked + this.#held.filter((held) => held.leaked).length
     const mayHaveLeaked = this.#mayHaveLeaked + this.#held.filter(({ since }) => now - since >= leakAfter - 100).length
-    if (leakAfter > 0 && (stats.leaked < leaked || stats.leaked > mayHaveLeaked)) this.#violate(`stats() has ${stats.leaked} leaked, and ${leaked} to ${mayHaveLeaked} have`)
+    if (leakAfter > 0 && (stats.leaked < leaked || stats.leaked > mayHaveLeaked)) {
+      this.#violate(`stats() has ${stats.leaked} leaked, and ${leaked} to ${mayHaveLeaked} have`)
+    }
     const holders = this.#pool.holders()
     const told = holders.map(({ holder }) => (typeof holder === 'object' ? holder.id : holder) ?? '').sort().join()
     const known = this.#held.map(({ n, holder }) => this.#label(n, holder) === undefined ? '' : holder).sort().join()
@@ -1324,7 +1375,8 @@ class World {
       if (ask.controller?.signal.aborted === true) this.#violate(`${ask.holder} was aborted, and waits`)
       if (this.#close?.resolved === true) this.#violate(`${ask.holder} waits at a closed pool`)
       if (ask.mustBeRefused && !ask.interrupted) this.#violate(`${ask.holder} waits, and maxPending did so before`)
-      if (this.#calls.some(({ method, holder, conn }) => method === 'onAcquire' && holder === ask.holder && conn!.destroyedFor === undefined) && ask.prepared) {
+      const isFor = ({ method, holder, conn }: Call) => method === 'onAcquire' && holder === ask.holder && conn!.destroyedFor === undefined
+      if (ask.prepared && this.#calls.some(isFor)) {
         ask.awayIn = this.#batch
         ask.awayAtRest = true
         continue
@@ -1332,15 +1384,24 @@ class World {
       ask.awayAtRest = false
       inLine++
       // Who has gone back to the line, since the connection prepared for it died, was overtaken before.
-      if (ask.n < this.#latestServed && ask.awayIn < this.#batch - 1 && !ask.interrupted) this.#violate(`${ask.holder} waits, and caller ${this.#latestServed} was served`)
+      if (ask.n < this.#latestServed && ask.awayIn < this.#batch - 1 && !ask.interrupted) {
+        this.#violate(`${ask.holder} waits, and caller ${this.#latestServed} was served`)
+      }
     }
     this.#latestServed = 0
     if (stats.pending !== inLine) this.#violate(`${inLine} wait, stats() has ${stats.pending}`)
-    const { FST_POOL_ACQUIRE_TIMEOUT: timeouts, FST_POOL_CONNECT_FAILED: failed, FST_POOL_QUEUE_FULL: full, FST_POOL_CLOSED: closed, FST_POOL_ABORTED: aborted } = this.#outcomes
-    this.#compare(stats, { timeouts: timeouts + failed, refused: full + closed, aborted, acquired: this.#leases, released: this.#leases - this.#held.length })
+    const refusals = this.#refusals
+    this.#compare(stats, {
+      timeouts: refusals.FST_POOL_ACQUIRE_TIMEOUT + refusals.FST_POOL_CONNECT_FAILED,
+      refused: refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_CLOSED,
+      aborted: refusals.FST_POOL_ABORTED,
+      acquired: this.#leases,
+      released: this.#leases - this.#held.length,
+    })
     if (this.#close?.resolved === true) return
     for (const { event, count } of this.#counted) {
-      const expected = { acquire: stats.acquired, release: stats.released, timeout: stats.timeouts, refuse: stats.refused, leak: stats.leaked }[event as string]
+      const { acquired: acquire, released: release, timeouts: timeout, refused: refuse, leaked: leak } = stats
+      const expected = { acquire, release, timeout, refuse, leak }[event as string]
       if (expected !== undefined && expected !== count) this.#violate(`${count} events ${event}, stats() has ${expected}`)
     }
   }
@@ -1369,7 +1430,7 @@ class World {
       else creating++
       if (deadline > now && !unwanted) wanted++
     }
-    const there = new Set<number>()
+    const ids = new Set<number>()
     for (const conn of this.#conns) {
       if (conn.destroyedFor !== undefined) {
         if (conn.late || closed || conn.destroying!.deadline <= now) late++
@@ -1384,7 +1445,7 @@ class World {
         if (!conn.create.unwanted) wanted++
         continue
       }
-      if (conn.poolId !== undefined) there.add(conn.poolId)
+      if (conn.poolId !== undefined) ids.add(conn.poolId)
       if (conn.lease?.live === true || conn.busy !== undefined) used++
       else idle.push(conn)
     }
@@ -1393,12 +1454,17 @@ class World {
       const expected = this.#destroyed[reason as DestroyReason] ?? 0
       if (count !== expected) this.#violate(`${expected} were destroyed for the reason ${reason}, stats() has ${count}`)
     }
-    if (stats.wait.count !== stats.acquired || stats.create.count !== stats.created) this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
+    if (stats.wait.count !== stats.acquired || stats.create.count !== stats.created) {
+      this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
+    }
     if (late > 8) this.#violate(`${late} are late`)
-    for (const id of there) if (!closed && !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
-    if (!closed && this.#connected.size !== idle.length + used) this.#violate(`${this.#connected.size} connections by the events, and ${idle.length + used} are there`)
-    this.#checkIdle(idle, idle.length + used + wanted)
-    this.#checkSupply(stats, { idle: idle.length, there: idle.length + used + wanted, total: creating + idle.length + used + closing, creating, wanted, late, validating })
+    for (const id of ids) if (!closed && !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
+    if (!closed && this.#connected.size !== idle.length + used) {
+      this.#violate(`${this.#connected.size} connections by the events, and ${idle.length + used} are there`)
+    }
+    const there = idle.length + used + wanted
+    this.#checkIdle(idle, there)
+    this.#checkSupply(stats, { idle: idle.length, there, total: creating + idle.length + used + closing, creating, wanted, late, validating })
   }
 
   #checkIdle (idle: readonly Conn[], there: number): void {
@@ -1418,23 +1484,26 @@ class World {
       if (conn.dead) this.#violate(`connection ${conn.id} has died, and is idle`)
       if (maxLifetime > 0 && now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} is idle, ${now - conn.madeAt} ms old`)
       // A ping may hold up the check.
-      if (idleTimeout > 0 && conn.surplusSince !== undefined && now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince) > 201 + validateTimeout) {
+      const surplusFor = now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince ?? Infinity)
+      if (idleTimeout > 0 && surplusFor > 201 + validateTimeout) {
         this.#violate(`connection ${conn.id} is idle since ${now - conn.idleSince} ms`)
       }
     }
   }
 
   /** Whoever waits is brought whatever there is, and what there may be. */
-  #checkSupply (stats: PoolStats, { idle, there, total, creating, wanted, late, validating }: { idle: number, there: number, total: number, creating: number, wanted: number, late: number, validating: number }): void {
+  #checkSupply (
+    { pending, createErrors }: PoolStats,
+    { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
+  ): void {
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
-    const { pending } = stats
     if (pending > validating && idle > 0) this.#violate(`${pending} wait, and ${idle} are idle`)
     const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
     if (pending > 0) this.#started = true
     const missing = Math.max(pending - validating - wanted, this.#started ? this.#target() - there : 0)
     const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
-    const failing = stats.createErrors > 0 && this.#clock.now() <= this.#lastTrouble + (backoff?.max ?? 1000) + 1
+    const failing = createErrors > 0 && this.#clock.now() <= this.#lastTrouble + (backoff?.max ?? 1000) + 1
     if (!failing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
   }
 
@@ -1444,7 +1513,9 @@ class World {
     for (const { method, conn, signal, deadline } of this.#calls) {
       if (now <= deadline + 1) continue
       if (signal?.aborted === false) this.#violate(`a ${method} is past its deadline, and its signal has not aborted`)
-      if (conn?.destroyedFor === undefined && conn !== undefined && method !== 'onDisconnect') this.#violate(`${method} of connection ${conn.id} is ${now - deadline} ms past its deadline, and nobody minds`)
+      if (conn?.destroyedFor === undefined && conn !== undefined && method !== 'onDisconnect') {
+        this.#violate(`${method} of connection ${conn.id} is ${now - deadline} ms past its deadline, and nobody minds`)
+      }
     }
     for (const { by, settled } of this.#healths) if (!settled && now > by + 1) this.#violate('health() is past its deadline')
     this.#healths = this.#healths.filter(({ settled }) => !settled)
@@ -1453,7 +1524,8 @@ class World {
   #checkOpeners (stats: PoolStats): void {
     const there = stats.idle + stats.used
     for (const { target, settled } of this.#openers) {
-      if (!settled && (this.#draining || there >= Math.min(target, this.#max))) this.#violate(`open() waits for ${target}, and there are ${there}${this.#draining ? ', and the pool drains' : ''}`)
+      if (settled || (!this.#draining && there < Math.min(target, this.#max))) continue
+      this.#violate(`open() waits for ${target}, and there are ${there}${this.#draining ? ', and the pool drains' : ''}`)
     }
     for (const { settled, leases } of this.#drains) {
       if (!settled && stats.used === 0 && stats.pending === 0) this.#violate('drain() does not resolve')

@@ -1,7 +1,7 @@
 import type { PoolError } from '../../lib/pool/errors.js'
 import type { EngineOptions } from '../../lib/pool/options.js'
 import { Pool } from '../../lib/pool/pool.js'
-import type { Connector, DestroyReason } from '../../types/connector.js'
+import type { Connector, DestroyReason, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { PoolEventName, PoolEvents } from '../../types/pool.js'
 import { VirtualClock } from './clock.js'
 
@@ -19,11 +19,21 @@ export interface FakeConnection {
 
 export interface Call { readonly name: string, readonly connection?: FakeConnection, readonly signal?: AbortSignal, pass (): void, fail (error?: Error): void }
 
+type Method = 'create' | 'destroy' | 'validate' | 'reset' | 'begin' | 'commit' | 'rollback' | 'savepoint'
+
+/** An open transaction, or a savepoint in one, as the connector knows it. */
+interface Open { readonly name: string | undefined, readonly rows: string[] }
+
 /** A connector in the test's hands. It keeps its own books of what the pool asked of it. */
 export class FakeConnector implements Connector<FakeConnection> {
   readonly system = 'fake'
   /** What the next calls do, by method; the last one stays. */
-  outcomes: Record<'create' | 'destroy' | 'validate' | 'reset', Outcome> = { create: 'ok', destroy: 'ok', validate: 'ok', reset: 'sync' }
+  outcomes: Record<Method, Outcome> = {
+    create: 'ok', destroy: 'ok', validate: 'ok', reset: 'sync', begin: 'ok', commit: 'ok', rollback: 'ok', savepoint: 'ok',
+  }
+
+  /** What the next calls of `transactions` do, one after the other, before `outcomes` says it again. */
+  readonly next: Partial<Record<Method, Outcome[]>> = {}
   /** Gated and hanging calls that have not been answered. */
   readonly calls: Call[] = []
   readonly connections: FakeConnection[] = []
@@ -35,6 +45,96 @@ export class FakeConnector implements Connector<FakeConnection> {
   closed = 0
   honoursSignal = true
   brokenThrows = false
+  /** The database: what was committed. Written to by `write`. */
+  readonly rows: string[] = []
+  /** What transactions were asked, in order: `begin`, `savepoint x`, `commit`, `commit x`, `rollback`, `rollback x`, each with ` #` and the connection's id. */
+  readonly asked: string[] = []
+  /** How each one began. */
+  readonly begun: TransactionOptions[] = []
+  /** Whether transactions work through another object than the connection, as MongoDB's do. */
+  binds = false
+  /** Whether there are transactions within transactions. */
+  nests = true
+  /** Called within each call of `transactions`. */
+  onAsked: (what: string) => void = () => {}
+  readonly #open = new Map<number, Open[]>()
+  /** What `transactions` do on each connection now. */
+  readonly #under = new Map<number, string>()
+
+  transactions?: Transactions<FakeConnection> = {
+    isolation: ['read committed', 'serializable'] satisfies Isolation[],
+    readOnly: true,
+    begin: (connection, options, signal) => {
+      this.begun.push(options)
+      if (this.#levels(connection).length > 0) this.violations.push(`begin on connection ${connection.id}, whose transaction is open`)
+      return this.#ask('begin', connection, undefined, () => this.#opened(connection, undefined), signal)
+    },
+    isTransient: (error) => error instanceof Error && error.message.includes('transient'),
+  }
+
+  /** A statement: it stays if the transaction that it is in does, or at once where none is open. */
+  write (connection: FakeConnection, row: string): void {
+    const { id, state } = connection
+    if (state !== 'open') throw new Error(`connection ${id} is closed`)
+    const rows = this.#open.get(id)?.at(-1)?.rows ?? this.rows
+    rows.push(row)
+  }
+
+  /** How deep that connection is in transactions. */
+  depth ({ id }: FakeConnection): number {
+    return this.#open.get(id)?.length ?? 0
+  }
+
+  #levels ({ id }: FakeConnection): Open[] {
+    const levels = this.#open.get(id) ?? []
+    this.#open.set(id, levels)
+    return levels
+  }
+
+  #opened (connection: FakeConnection, name: string | undefined): Transaction<FakeConnection> {
+    const levels = this.#levels(connection)
+    const open: Open = { name, rows: [] }
+    levels.push(open)
+    const innermost = (what: string) => {
+      if (levels.at(-1) !== open) this.violations.push(`${what} ${name ?? ''} on connection ${connection.id}: it is not the innermost`)
+    }
+    return {
+      connection: this.binds ? { ...connection } : connection,
+      commit: () => {
+        innermost('commit')
+        return this.#ask('commit', connection, name, () => {
+          levels.pop()
+          const outer = levels.at(-1)?.rows ?? this.rows
+          outer.push(...open.rows)
+        })
+      },
+      // Undoes those within it too; does nothing where it is not open any more.
+      rollback: () => this.#ask('rollback', connection, name, () => { if (levels.includes(open)) levels.length = levels.indexOf(open) }),
+      ...(this.nests && {
+        savepoint: (inner: string) => {
+          innermost('savepoint in')
+          if (levels.some((level) => level.name === inner)) this.violations.push(`savepoint ${inner} is open already`)
+          return this.#ask('savepoint', connection, inner, () => this.#opened(connection, inner))
+        },
+      }),
+    }
+  }
+
+  #ask<T> (method: Method, connection: FakeConnection, name: string | undefined, ok: () => T, signal?: AbortSignal): Promise<T> {
+    const { id } = connection
+    const what = `${method}${name === undefined ? '' : ` ${name}`} #${id}`
+    this.#check(`asked to ${what}`, connection)
+    const under = this.#under.get(id)
+    if (under !== undefined) this.violations.push(`${what} while ${under} was under way`)
+    this.asked.push(what)
+    this.onAsked(what)
+    const done = () => { this.#under.delete(id) }
+    this.#under.set(id, what)
+    return this.#answer(method, this.next[method]?.shift() ?? this.outcomes[method], () => {
+      done()
+      return ok()
+    }, { connection, ...(signal && { signal }), failed: done })
+  }
 
   create (signal: AbortSignal): Promise<FakeConnection> {
     this.creates++
@@ -103,6 +203,7 @@ export class FakeConnector implements Connector<FakeConnection> {
 
   #check (what: string, connection: FakeConnection): void {
     if (connection.state !== 'open') this.violations.push(`connection ${connection.id} was ${what} after its end`)
+    if (/^(reset|validated)/.test(what) && this.depth(connection) > 0) this.violations.push(`connection ${connection.id} was ${what} with an open transaction`)
   }
 
   #answer<T> (name: string, outcome: Outcome, ok: () => T, { connection, signal, failed = () => {} }: { connection?: FakeConnection, signal?: AbortSignal, failed?: () => void }): Promise<T> {

@@ -1,8 +1,8 @@
-// Where the servers of the tests are found. Shared by install.mjs, which runs before there is any build, and services.ts.
+// What install.mjs and run.mjs, which run before there is any build, share with services.ts: where the servers of the tests are found, and what becomes of them.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
-import { delimiter, join } from 'node:path'
+import { accessSync, constants, existsSync, readFileSync, readdirSync, rmSync } from 'node:fs'
+import { delimiter, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -23,16 +23,75 @@ export function which (name) {
   return folders.filter((folder) => folder !== '').map((folder) => join(folder, name)).find(isExecutable)
 }
 
+/** False for one that is dead but not yet waited for by its parent. */
+export function runs (pid) {
+  try {
+    process.kill(pid, 0)
+    return process.platform !== 'linux' || !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  } catch {
+    return false // ESRCH or ENOENT: gone.
+  }
+}
+
+/** Removes what a killed PostgreSQL with that data folder left outside of it, or what would keep it from starting again. */
+export function clearPostgres (dir) {
+  const file = join(dir, 'postmaster.pid')
+  if (!existsSync(file)) return
+  // "key id" of the bit of System V shared memory that says that the folder is in use: of those there are but 4096 in a machine.
+  const id = /^\s*\d+\s+(\d+)\s*$/.exec(readFileSync(file, 'utf8').split('\n')[6] ?? '')?.[1]
+  const ipcrm = which('ipcrm')
+  if (id !== undefined && ipcrm !== undefined) execFileSync(ipcrm, ['-m', id])
+  // The next start would refuse where another process has got that pid meanwhile.
+  rmSync(file)
+}
+
+const versions = new Map()
+
 function version (file, pattern) {
-  return pattern.exec(execFileSync(file, ['--version'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }))?.[1] ?? '?'
+  if (!versions.has(file)) {
+    versions.set(file, pattern.exec(execFileSync(file, ['--version'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }))?.[1] ?? '?')
+  }
+  return versions.get(file)
 }
 
 /** @returns {import('./find.mjs').Found | undefined} */
 export function findRedis () {
   const file = which('redis-server')
   if (file === undefined) return undefined
-  const how = file === '/usr/bin/redis-server' && existsSync('/var/lib/dpkg/info/redis-server.list') ? 'apt' : 'PATH'
-  return { kind: 'Redis', file, how, version: version(file, /v=([\d.]+)/) }
+  return { kind: 'Redis', file, how: byDpkg(file, '/usr/bin/redis-server', 'redis-server'), version: version(file, /v=([\d.]+)/) }
+}
+
+/** @returns {import('./find.mjs').Found | undefined} */
+export function findPostgres () {
+  const debian = '/usr/lib/postgresql'
+  const majors = existsSync(debian) ? readdirSync(debian).sort((a, b) => Number(b) - Number(a)) : []
+  const installed = majors.map((major) => join(debian, major, 'bin/postgres')).find(hasInitdb)
+  const file = installed ?? [which('postgres')].find(hasInitdb)
+  return file && { kind: 'PostgreSQL', file, how: file === installed ? 'apt' : 'PATH', version: version(file, /([\d.]+)/) }
+}
+
+/** @returns {import('./find.mjs').Found | undefined} */
+export function findPgbouncer () {
+  const file = which('pgbouncer')
+  if (file === undefined) return undefined
+  return { kind: 'PgBouncer', file, how: byDpkg(file, '/usr/sbin/pgbouncer', 'pgbouncer'), version: version(file, /PgBouncer ([\d.]+)/) }
+}
+
+function byDpkg (file, usual, packageName) {
+  return file === usual && existsSync(`/var/lib/dpkg/info/${packageName}.list`) ? 'apt' : 'PATH'
+}
+
+/** A client's package leaves a folder without a server. */
+function hasInitdb (file) {
+  return file !== undefined && isExecutable(file) && isExecutable(join(dirname(file), 'initdb'))
+}
+
+/** @returns {import('./find.mjs').Found | undefined} */
+export function findMariadb () {
+  const file = which('mariadbd')
+  // The last two make its first data; they are in other packages than the server, and the last one in that of the client.
+  if (file === undefined || which('mariadb-install-db') === undefined || which('my_print_defaults') === undefined) return undefined
+  return { kind: 'MariaDB', file, how: byDpkg(file, '/usr/sbin/mariadbd', 'mariadb-server-core'), version: version(file, /([\d.]+)-MariaDB/) }
 }
 
 /** @returns {import('./find.mjs').Found | undefined} */
@@ -56,4 +115,18 @@ export function ferretdbBuild () {
   const folder = join(root, '.cache/ferretdb')
   const version = /FerretDB\/FerretDB v([\d.]+)/.exec(readFileSync(join(module, 'go.mod'), 'utf8'))?.[1] ?? '?'
   return { module, folder, file: join(folder, `ferretdb-${hash.digest('hex').slice(0, 12)}`), version }
+}
+
+/** The folder to require better-sqlite3 from, or undefined. It has to be compiled, and its newest versions need a newer Node than ours, so it is no dependency. */
+export function findBetterSqlite () {
+  const named = process.env.POOL_TEST_BETTER_SQLITE3
+  if (named) return named
+  const { folder } = betterSqliteBuild()
+  return existsSync(folder) ? folder : undefined
+}
+
+/** What a build of better-sqlite3 would be: for this Node's ABI. The folder is there only when it is complete. */
+export function betterSqliteBuild () {
+  const version = '12.11.1'
+  return { version, folder: join(root, '.cache/better-sqlite3', `${version}-${process.platform}-${process.arch}-${process.versions.modules}`) }
 }

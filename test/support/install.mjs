@@ -1,24 +1,28 @@
-// `npm run pretest`: finds the servers of the tests or brings them. Does nothing, in a few milliseconds, when all are there.
+// `npm run pretest`: finds the servers of the tests or brings them. Does nothing, in 0.1 s, when all are there.
 //
-// POOL_TEST_REDIS_URL, POOL_TEST_MONGO_URL   use that server instead
-// POOL_TEST_NO_INSTALL                       install and build nothing
-import { execFileSync } from 'node:child_process'
+// POOL_TEST_REDIS_URL, POOL_TEST_POSTGRES_URL, POOL_TEST_MARIADB_URL, POOL_TEST_MONGO_URL   use that server instead
+// POOL_TEST_BETTER_SQLITE3                                                                  the folder to require better-sqlite3 from
+// POOL_TEST_NO_INSTALL                                                                      install and build nothing
+import { execFile } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
-import { ferretdbBuild, findFerretdb, findMongod, findRedis, which } from './find.mjs'
+import { promisify } from 'node:util'
+import { betterSqliteBuild, ferretdbBuild, findBetterSqlite, findFerretdb, findMariadb, findMongod, findPgbouncer, findPostgres, findRedis, which } from './find.mjs'
 
 const { env } = process
 const mayInstall = !env.POOL_TEST_NO_INSTALL
 
-function run (file, args, options = {}) {
+async function run (file, args, options = {}) {
   try {
-    execFileSync(file, args, { stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8', maxBuffer: 1e8, ...options })
+    await promisify(execFile)(file, args, { maxBuffer: 1e8, ...options })
   } catch (error) {
-    throw new Error(`${basename(file)} ${args.join(' ')} failed:\n${error.stderr ?? error.message}`)
+    throw new Error(`${basename(file)} ${args.join(' ')} failed:\n${error.stderr || error.message}`)
   }
 }
+
+const told = ({ kind, version, how }) => `${kind} ${version} (${how})`
 
 const seconds = (since) => `${((performance.now() - since) / 1000).toFixed(1)} s`
 
@@ -56,28 +60,69 @@ function abandoned (lock, owner) {
   }
 }
 
-function installRedis () {
-  const remedy = 'Install it (Debian: apt-get install redis-server, macOS: brew install redis) or name a server in POOL_TEST_REDIS_URL.'
-  const byApt = existsSync('/etc/debian_version') && which('apt-get') !== undefined && process.getuid?.() === 0
-  if (!mayInstall || !byApt) throw new Error(`The tests need redis-server, which is not on PATH. ${remedy}`)
-  const since = performance.now()
-  const options = { env: { ...env, DEBIAN_FRONTEND: 'noninteractive' } }
-  const wait = ['-o', 'DPkg::Lock::Timeout=120']
-  run('apt-get', ['update', '-qq', ...wait], options)
-  run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...wait, 'redis-server'], options)
-  const found = findRedis()
-  if (found === undefined) throw new Error(`apt-get installed redis-server, but it can't be found. ${remedy}`)
-  return `installed Redis ${found.version} (apt, ${seconds(since)})`
+/** Of these the machine's packages are taken: the ones of Debian and Ubuntu can be installed here. */
+const servers = [
+  { name: 'Redis', find: findRedis, url: 'POOL_TEST_REDIS_URL', packages: ['redis-server'], brew: 'redis' },
+  { name: 'PostgreSQL', find: findPostgres, url: 'POOL_TEST_POSTGRES_URL', packages: ['postgresql'], brew: 'postgresql' },
+  { name: 'MariaDB', find: findMariadb, url: 'POOL_TEST_MARIADB_URL', packages: ['mariadb-server-core', 'mariadb-client-core'], brew: 'mariadb' },
+  // Its tests are skipped where there is none, but not in CI.
+  { name: 'PgBouncer', find: findPgbouncer, packages: ['pgbouncer'], brew: 'pgbouncer', optional: !env.CI },
+]
+
+/** What there is, or undefined. */
+function serverOf ({ name, find, url }) {
+  if (url !== undefined && env[url]) return `${name} (${url})`
+  const found = find()
+  return found && told(found)
 }
 
-function buildFerretdb (go) {
+const remedy = ({ name, packages, url, brew }) =>
+  `The tests need ${name}. Install it (Debian: apt-get install ${packages.join(' ')}; macOS: brew install ${brew})${url === undefined ? '' : ` or name a server in ${url}`}.`
+
+/** @returns a line for each of `missing` */
+async function installServers (missing) {
+  const byApt = existsSync('/etc/debian_version') && which('apt-get') !== undefined && process.getuid?.() === 0
+  if (!mayInstall || !byApt) {
+    const needed = missing.filter(({ optional }) => !optional)
+    if (needed.length > 0) throw new Error(needed.map(remedy).join('\n'))
+    return missing.map(({ name }) => `no ${name}: those tests are skipped`)
+  }
+  const since = performance.now()
+  const packages = missing.flatMap((server) => server.packages)
+  if (packages.includes('postgresql')) noMainCluster()
+  // The last one keeps the file of noMainCluster.
+  const options = { env: { ...env, DEBIAN_FRONTEND: 'noninteractive', UCF_FORCE_CONFFOLD: '1' } }
+  const wait = ['-o', 'DPkg::Lock::Timeout=120']
+  try {
+    await run('apt-get', ['update', '-qq', ...wait], options)
+    await run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...wait, ...packages], options)
+  } catch (error) {
+    throw new Error(`${missing.map(remedy).join('\n')}\n${error.message}`)
+  }
+  const took = seconds(since)
+  return missing.map((server) => {
+    const found = server.find()
+    if (found === undefined) throw new Error(`apt-get installed ${server.packages.join(' ')}, but ${server.name} can't be found. ${remedy(server)}`)
+    return `installed ${told(found)} (in ${took})`
+  })
+}
+
+/** Else the package makes a database in /var/lib, and may start a server on the standard port. */
+function noMainCluster () {
+  const file = '/etc/postgresql-common/createcluster.conf'
+  if (existsSync(file)) return
+  mkdirSync(dirname(file), { recursive: true })
+  writeFileSync(file, 'create_main_cluster = false\n')
+}
+
+async function buildFerretdb (go) {
   const since = performance.now()
   const { module, folder, file, version } = ferretdbBuild()
   console.log(`pretest: building FerretDB ${version}, once (1 to 2 minutes) ...`)
   mkdirSync(folder, { recursive: true })
   const unfinished = `${file}.${process.pid}`
   try {
-    run(go, ['build', '-trimpath', '-buildvcs=false', '-tags', 'ferretdb_no_postgresql', '-o', unfinished, '.'],
+    await run(go, ['build', '-trimpath', '-buildvcs=false', '-tags', 'ferretdb_no_postgresql', '-o', unfinished, '.'],
       { cwd: module, env: { ...env, CGO_ENABLED: '0', GOFLAGS: '' } })
     renameSync(unfinished, file)
   } catch (error) {
@@ -88,32 +133,72 @@ function buildFerretdb (go) {
   return `built FerretDB ${version} (Go, ${seconds(since)})`
 }
 
-const told = ({ kind, version, how }) => `${kind} ${version} (${how})`
-
 /** What there is, or undefined. */
-function redis () {
-  if (env.POOL_TEST_REDIS_URL) return 'Redis (POOL_TEST_REDIS_URL)'
-  const found = findRedis()
-  return found && told(found)
-}
-
 function mongo () {
   if (env.POOL_TEST_MONGO_URL) return 'MongoDB (POOL_TEST_MONGO_URL)'
   const found = findMongod() ?? findFerretdb()
   return found && told(found)
 }
 
-function bringMongo () {
+async function bringMongo () {
   const go = which('go')
-  if (go !== undefined && mayInstall) return buildFerretdb(go)
+  if (go !== undefined && mayInstall) return await buildFerretdb(go)
   if (env.CI) throw new Error('The tests need mongod, Go (to build FerretDB), or POOL_TEST_MONGO_URL. In CI a missing server is a failure.')
   return 'no MongoDB: neither mongod, nor Go to build FerretDB with; those tests are skipped'
 }
 
+/** What there is, or undefined. */
+function betterSqlite () {
+  if (env.POOL_TEST_BETTER_SQLITE3) return 'better-sqlite3 (POOL_TEST_BETTER_SQLITE3)'
+  return findBetterSqlite() && `better-sqlite3 ${betterSqliteBuild().version}`
+}
+
+/** Where it can't be built, that is kept in a file beside it: only CI tries again each time. */
+async function bringBetterSqlite () {
+  const since = performance.now()
+  const { folder, version } = betterSqliteBuild()
+  const failed = `${folder}.failed`
+  const skipped = `no better-sqlite3: it could not be built (${failed} says why; remove it to try again); those tests are skipped`
+  const npm = which('npm')
+  if (!mayInstall || npm === undefined) {
+    if (env.CI) throw new Error('The tests need better-sqlite3, which npm compiles, or POOL_TEST_BETTER_SQLITE3. In CI it must be there.')
+    return 'no better-sqlite3: no npm to build it with, or POOL_TEST_NO_INSTALL; those tests are skipped'
+  }
+  if (!env.CI && existsSync(failed)) return skipped
+  console.log(`pretest: building better-sqlite3 ${version}, once (1 to 2 minutes) ...`)
+  const unfinished = `${folder}.${process.pid}`
+  mkdirSync(unfinished, { recursive: true })
+  try {
+    await run(npm, ['install', '--prefix', unfinished, '--no-audit', '--no-fund', '--no-package-lock', '--foreground-scripts', `better-sqlite3@${version}`], { cwd: unfinished })
+    // npm may have been told to run no scripts.
+    await run(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:').prepare('SELECT 1').get()"], { cwd: unfinished })
+    renameSync(unfinished, folder)
+    rmSync(failed, { force: true })
+  } catch (error) {
+    rmSync(unfinished, { recursive: true, force: true })
+    if (env.CI) throw new Error(`better-sqlite3 can't be built: it needs Python 3, make and a C++ compiler. Or name the folder of one in POOL_TEST_BETTER_SQLITE3.\n${error.message}`)
+    writeFileSync(failed, error.message)
+    return skipped
+  }
+  return `built better-sqlite3 ${version} (${seconds(since)})`
+}
+
 async function main () {
-  let line = [redis(), mongo()]
-  if (line.includes(undefined)) line = await locked(() => [redis() ?? installRedis(), mongo() ?? bringMongo()])
+  let line = [...servers.map(serverOf), mongo(), betterSqlite()]
+  if (line.includes(undefined)) line = await locked(bring)
   console.log(`pretest: ${line.join(', ')}`)
+}
+
+/** All that is missing, side by side. */
+async function bring () {
+  const missing = servers.filter((server) => serverOf(server) === undefined)
+  const there = servers.map(serverOf).filter((text) => text !== undefined)
+  const jobs = [missing.length > 0 ? installServers(missing) : [], mongo() ?? bringMongo(), betterSqlite() ?? bringBetterSqlite()]
+  // None is left running when another one fails.
+  const ended = await Promise.allSettled(jobs)
+  const failures = ended.filter(({ status }) => status === 'rejected')
+  if (failures.length > 0) throw new Error(failures.map(({ reason }) => reason.message).join('\n'))
+  return [...there, ...ended.flatMap(({ value }) => value)]
 }
 
 main().catch((error) => {

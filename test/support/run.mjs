@@ -2,13 +2,13 @@
 //
 // Shows what failed or was skipped, the coverage, and the servers used. The last line is the count, alone: `N passed, N failed[, N skipped]`.
 import { spawn } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { Report } from 'c8'
-import { root } from './find.mjs'
+import { clearPostgres, root, runs } from './find.mjs'
 
 /** In percent, of lines and of branches, over all of index.ts and lib/. */
 const bar = 95
@@ -16,11 +16,14 @@ const coverage = join(root, '.tap/coverage')
 
 const files = process.argv.slice(2)
 const scratch = mkdtempSync(join(tmpdir(), 'fastify-pool-run-'))
+// PostgreSQL refuses to run as root, and its files are in there.
+chmodSync(scratch, 0o755)
 const log = join(scratch, 'servers.jsonl')
 
 try {
   process.exitCode = await main()
 } finally {
+  for (const name of readdirSync(scratch)) clearPostgres(join(scratch, name, 'data'))
   rmSync(scratch, { recursive: true, force: true, maxRetries: 3 })
 }
 
@@ -121,14 +124,4 @@ function tellServers () {
   }
   console.log(`servers: ${[...times].map(([name, count]) => `${name} x${count}`).join(', ')}`)
   return started.filter(({ pid }) => pid !== undefined && runs(pid)).map(({ kind, pid }) => `${kind}, process ${pid}, was left running`)
-}
-
-function runs (pid) {
-  try {
-    process.kill(pid, 0)
-    // One that is dead but not yet waited for by its parent is gone.
-    return process.platform !== 'linux' || !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
-  } catch {
-    return false // ESRCH or ENOENT: gone.
-  }
 }

@@ -24,11 +24,48 @@ export type DestroyReason =
 /** An event of the driver's own, passed on as the pool's `driver` event. Plain data only: no connection, no secret. */
 export interface DriverEvent { readonly name: string, readonly [detail: string]: unknown }
 
+/** How far a transaction is kept from what others do at the same time: the SQL standard's four levels, and MongoDB's 'snapshot'. */
+export type Isolation = 'read uncommitted' | 'read committed' | 'repeatable read' | 'serializable' | 'snapshot'
+
+/** How a transaction begins. What is left out is as the database has it. */
+export interface TransactionOptions {
+  isolation?: Isolation | undefined
+  /** It may only read. Default false. */
+  readOnly?: boolean | undefined
+}
+
+/** An open transaction, or a savepoint in one. Its methods are called one after the other, never two at the same time. */
+export interface Transaction<C> {
+  /** What works inside of it: the connection itself; for MongoDB a `Db` that is bound to the session. */
+  readonly connection: C
+  /**
+   * Resolves only where all of it, and nothing else, was committed. Rejects with the database's own error, or with `FST_POOL_TRANSACTION_ENDED`
+   * where it was no longer open (the database had ended it after an error, or somebody's own COMMIT). `rollback` comes after a rejection.
+   */
+  commit (): Promise<void>
+  /** Undoes it. Does nothing where it is not open any more. A rejection destroys the connection. */
+  rollback (): Promise<void>
+  /** Begins a transaction within it, where the database has such. @param name unique among those that are open; letters, digits and '_' */
+  savepoint? (name: string): Promise<Transaction<C>>
+}
+
+/** The transactions of a database. */
+export interface Transactions<C> {
+  /** The levels that it has. */
+  readonly isolation: readonly Isolation[]
+  /** Whether `readOnly` can be asked for. */
+  readonly readOnly: boolean
+  /** Begins one, where none is open. Should honour `signal` (the deadline). After a rejection none is open. */
+  begin (connection: C, options: TransactionOptions, signal: AbortSignal): Promise<Transaction<C>>
+  /** Whether a transaction that ended with this error can be run again from its beginning: a serialization failure, a deadlock. */
+  isTransient (error: unknown): boolean
+}
+
 /**
  * All that the pool asks of a database. Only `create` and `destroy` are needed.
  *
- * No method of one connection is called while another of the same connection is under way, but for `destroy` when the other is past its
- * deadline. `signal` aborts at the deadline, and when the pool no longer wants the answer; a connector that ignores it is waited for no longer
+ * No method of one connection is called while another of the same connection is under way, but for `isBroken`, and for `destroy` when the other is past
+ * its deadline. `signal` aborts at the deadline, and when the pool no longer wants the answer; a connector that ignores it is waited for no longer
  * than that, and what it delivers too late is destroyed.
  */
 export interface Connector<C = unknown> {
@@ -48,13 +85,18 @@ export interface Connector<C = unknown> {
   isBroken? (connection: C): boolean
   /**
    * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the connection stays `used` until it
-   * settles, up to `resetTimeout`; no response waits for it. A rejection destroys the connection.
+   * settles, up to `resetTimeout`; no response waits for it. A rejection destroys the connection. `signal` is only given to a function that declares it
+   * (its `length` is 2): to make one costs about 1 us.
    */
   reset? (connection: C, signal: AbortSignal): Promise<void> | undefined
   /** Where the driver tells of a death between loans. Called once per connection; an idle connection that dies is evicted at once. */
   onDeath? (connection: C, listener: (error?: Error) => void): void
   /** Where the driver has events of its own. Called once, when the pool is made. */
   onDriverEvent? (listener: (event: DriverEvent) => void): void
+  /** Where the database has transactions. */
+  readonly transactions?: Transactions<C>
+  /** Where connections that only read are others than those that write: what makes those. */
+  readonly replica?: Connector<C>
   /** What all connections share, and the connector made. Called once, when the pool has closed its last connection. */
   close? (): Promise<void> | void
 }

@@ -24,3 +24,7 @@ export type PoolErrorCode =
   | 'FST_POOL_LEASE_RELEASED'
   /** `reset` failed or took too long; the connection was destroyed. Only in `error` events. */
   | 'FST_POOL_RESET_FAILED'
+  /** The database, or this connection of it, can't do what was asked: no transactions, no savepoints, a write on a connection that only reads. */
+  | 'FST_POOL_NOT_SUPPORTED'
+  /** A transaction was no longer open when it should have been committed. The cause says why, where that is known. */
+  | 'FST_POOL_TRANSACTION_ENDED'

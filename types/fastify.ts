@@ -1,6 +1,5 @@
 import type { Connector } from './connector.js'
-import type { AcquireOptions, Holder, Lease, PoolEventName, PoolHealth, PoolListener, PoolStats } from './pool.js'
-import type { Pool } from '../lib/pool/pool.js'
+import type { AcquireOptions, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions } from './pool.js'
 import type { RoutePools } from '../lib/pool/options.js'
 
 /**
@@ -26,8 +25,11 @@ export interface PoolsHealth {
 
 /** The manager: `app.pools`. A scope sees its own pools and those of the scopes around it. */
 export interface Pools {
-  /** @throws `FST_POOL_NOT_FOUND` */
-  get<N extends PoolName | (string & {})> (name: N): Pool<ConnectionOf<N>>
+  /**
+   * @typeParam K what its `backend` is: `get<'db', PostgresConnector>('db').backend.listen(...)`
+   * @throws `FST_POOL_NOT_FOUND`
+   */
+  get<N extends PoolName | (string & {}), K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K>
   has (name: string): boolean
   /** In the order in which a request takes its connections. */
   readonly names: readonly string[]
@@ -37,7 +39,7 @@ export interface Pools {
    *
    * @throws `FST_POOL_DUPLICATE_NAME`, `FST_POOL_BAD_OPTIONS`
    */
-  add<C, K extends Connector<C>> (name: string, pool: Pool<C, K>): void
+  add<C, K extends Connector<C>> (name: string, pool: PoolFace<C, K>): void
   /** Closes a pool of this scope and forgets it. @throws `FST_POOL_NOT_FOUND` */
   remove (name: string): Promise<void>
   stats (): Record<string, PoolStats>
@@ -69,6 +71,13 @@ declare module 'fastify' {
      * @throws what `Pool.acquire` throws; `FST_POOL_NOT_FOUND`; `FST_POOL_ABORTED` when the request is over
      */
     acquire<N extends PoolName | (string & {})> (name: N, options?: AcquireOptions): Promise<Lease<ConnectionOf<N>>>
+    /**
+     * Calls `fn` between BEGIN and COMMIT on this request's connection, which is taken if it is not there; when it throws, everything is rolled back. Within
+     * another transaction of the request (also the route's own) it is a savepoint.
+     *
+     * @throws what `acquire` and `Lease.transaction` throw
+     */
+    transaction<N extends PoolName | (string & {}), T> (name: N, fn: (connection: ConnectionOf<N>) => T | Promise<T>, options?: RunOptions): Promise<T>
   }
 
   interface FastifyContextConfig {

@@ -1,4 +1,5 @@
-import type { DestroyReason, DriverEvent } from './connector.js'
+import type { Pool } from '../lib/pool/pool.js'
+import type { Connector, DestroyReason, DriverEvent, TransactionOptions } from './connector.js'
 
 /** Who takes a connection: a text, or the route and id of a request. Shown by `holders()`, events and the log, never to a client. */
 export type HolderLabel = string | { readonly route?: string, readonly id?: string }
@@ -19,6 +20,20 @@ export interface AcquireOptions {
   /** Instead of the pool's `acquireTimeout`, in ms. At least 1. */
   timeout?: number
   holder?: HolderLabel
+  /** Which kind of connection, where there are two: 'replica' for one that only reads. Default 'primary'. */
+  role?: Role
+}
+
+/** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
+export type Role = 'primary' | 'replica'
+
+/** How `transaction(fn, options)` runs. */
+export interface RunOptions extends TransactionOptions {
+  /**
+   * How many times more the whole of `fn` may be run, in a new transaction, where the database gave up this one because of others (a serialization
+   * failure, a deadlock). Default 0: `fn` runs once. Not for a transaction within another.
+   */
+  retry?: number | undefined
 }
 
 /** The right to use one connection, until it ends. A lease that has ended can touch nobody's connection. */
@@ -34,6 +49,13 @@ export interface Lease<C> {
   release (): void
   /** Ends the lease and destroys the connection: with reason 'error', or 'released' where no error is given. Does nothing the second time. */
   destroy (error?: Error): void
+  /**
+   * Calls `fn` between BEGIN and COMMIT, and gives what it gives; when it throws, everything is rolled back. Within another transaction of the lease it
+   * is a savepoint. Calls side by side run one after the other: a connection has one transaction at a time.
+   *
+   * @throws what `fn` or the commit throws; `FST_POOL_NOT_SUPPORTED`; `FST_POOL_TRANSACTION_ENDED`; `FST_POOL_LEASE_RELEASED`; `FST_POOL_BAD_OPTIONS`
+   */
+  transaction<T> (fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T>
   [Symbol.dispose] (): void
 }
 
@@ -75,6 +97,8 @@ export interface PoolStats {
   readonly held: Durations
   /** How long creates took. */
   readonly create: Durations
+  /** Where connections that write and connections that read are pools of their own: each one's books, whose sum the others are. */
+  readonly targets?: ReadonlyArray<PoolStats & { readonly role: Role }>
 }
 
 export interface PoolHealth {
@@ -93,7 +117,7 @@ interface Event {
 }
 
 /** The phase of a connection's life in which an error happened. */
-export type ErrorPhase = 'create' | 'destroy' | 'validate' | 'isBroken' | 'reset' | 'death' | 'close' | 'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+export type ErrorPhase = 'create' | 'destroy' | 'validate' | 'isBroken' | 'reset' | 'death' | 'begin' | 'rollback' | 'close' | 'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 /** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
 export interface PoolEvents {
@@ -145,3 +169,6 @@ export interface Clock {
 }
 
 export interface Timer { ref (): void, unref (): void, cancel (): void }
+
+/** All that a pool offers, be it one pool or several behind one name. */
+export interface PoolFace<C, K extends Connector<C> = Connector<C>> extends Pick<Pool<C, K>, keyof Pool<C, K>> {}

@@ -304,8 +304,8 @@ function driverOptions (options: RedisOptions): IORedisOptions {
     throw badOption('connection.tls', connection.tls, 'an object, since the url says rediss://')
   }
   const base: IORedisOptions = { ...client?.options, ...fromUrl }
-  const said = { host, port, db: numberOf(database), ...connection }
-  for (const [name, value] of Object.entries(said)) if (value !== undefined) Object.assign(base, { [name]: value })
+  const said = [...Object.entries({ host, port, db: numberOf(database) }), ...Object.entries(connection)]
+  for (const [name, value] of said) if (value !== undefined) Object.assign(base, { [name]: value })
   return base
 }
 
@@ -490,8 +490,10 @@ class Guard {
     if (this.#mode === 'none') return undefined
     if (this.#connection.sendCommand !== this.#seam) this.#lose('another sendCommand')
     if ((this.#left & ~listeners) === 0 && !isBusy(this.#connection)) {
-      if (this.#left !== 0) this.#forgetListeners()
-      return undefined
+      if (this.#left === 0) return undefined
+      this.#forgetListeners()
+      // No round trip, and yet a reset: `onConnect` may have been the one that added them, and runs again.
+      return Promise.resolve()
     }
     return this.#clean(signal)
   }

@@ -1,8 +1,9 @@
 import { existsSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import { badOption, PoolError } from '../pool/errors.js'
 import { importDriver } from './driver.js'
-import type { Connector } from '../../types/connector.js'
+import type { Connector, DestroyReason, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 
 /** What both drivers' prepared statements have. */
 export interface SqliteStatement {
@@ -53,63 +54,90 @@ export interface SqliteOptions {
   reset?: 'session' | 'transaction' | 'none'
   /** Default: libsql, else better-sqlite3. Or the driver's class itself. */
   driver?: 'libsql' | 'better-sqlite3' | SqliteDriver
+  /** The pool's, for messages. */
+  name?: string
 }
 
+/** Makes the handle that writes; its `replica` makes those that read. */
 export interface SqliteConnector extends Connector<SqliteDatabase> {
   readonly system: 'sqlite'
   /** How many connections its pool may have: there is one writer to a file. */
   readonly max: 1
+  readonly transactions: Transactions<SqliteDatabase>
+  /** Handles on the same file that only read. None for ':memory:', which only its one handle sees. */
+  readonly replica?: Connector<SqliteDatabase>
 }
 
 /**
- * SQLite, on libsql or better-sqlite3. A connection is a handle of its own, in WAL mode where it is a file.
+ * SQLite, on libsql or better-sqlite3. A connection is a handle of its own, in WAL mode where it is a file: one writes, and any number of others
+ * (`replica`) read at the same time.
  *
  * At return an open transaction is rolled back and iterators are ended; a handle that is left with temp objects, other attached databases or
  * other settings than it had before its first loan (after `onConnect`) is refused, so that the pool opens a new one. It costs nothing where no
  * text that can do so was seen. Not undone: `last_insert_rowid()` and `changes()`, and the rows of temp tables that `onConnect` made.
  *
+ * A statement ends with the lease in which it was prepared: run later, it throws `FST_POOL_LEASE_RELEASED` (not with reset 'none'). Those that
+ * `onConnect` prepared stay for all borrowers. A kept handle can't be told from the next borrower's: it is the same object.
+ *
+ * A handle that reads has `query_only` on from its first loan (`onConnect` may still write); a write on it throws `FST_POOL_NOT_SUPPORTED`. A
+ * borrower that switches it off can write, on purpose; the next one can't.
+ *
  * ':memory:' is one handle that lives, with its data, until `close()`: whatever the pool's reasons, `destroy` only makes it clean, and the next
  * `create` delivers it again. There, what a handle is left with is undone one by one; functions that were defined on it and extensions stay.
  *
  * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to block the event loop.
+ * `transactions` wait for the lock, and block nothing: they ask for it again and again, as BEGIN IMMEDIATE.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function sqlite (options: SqliteOptions): Promise<SqliteConnector> {
   const path = pathOf(options.url)
-  return new Sqlite(await driverOf(options.driver), path, options)
+  return new Writer(await driverOf(options.driver), path, options)
 }
 
-class Sqlite implements SqliteConnector {
+class Handles implements Connector<SqliteDatabase> {
   readonly system = 'sqlite'
-  readonly max = 1
+  readonly transactions: Transactions<SqliteDatabase>
   readonly #Database: SqliteDriver
   readonly #path: string
   readonly #options: Record<string, unknown>
   readonly #whole: boolean
   readonly #memory: boolean
+  /** Of those that only read: what a write is told. */
+  readonly #refusal: string | undefined
   readonly #watches = new WeakMap<SqliteDatabase, Watch>()
   /** The one handle of ':memory:'. */
   #kept: SqliteDatabase | undefined
   #closed = false
 
-  constructor (Database: SqliteDriver, path: string, { connection, reset }: SqliteOptions) {
+  constructor (Database: SqliteDriver, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
     this.#Database = Database
     this.#path = path
     this.#options = { ...connection, timeout: connection?.timeout ?? 0 }
     this.#whole = reset !== 'transaction'
     this.#memory = path === ':memory:'
+    this.#refusal = reads ? `this connection${name === undefined ? '' : ` of pool '${name}'`} only reads: lease role: 'primary' to write` : undefined
+    this.transactions = {
+      // All that SQLite has.
+      isolation: ['serializable'],
+      readOnly: true,
+      begin: (db, options, signal) => this.#watchOf(db).begin(options, signal),
+      isTransient: isBusy,
+    }
   }
 
   async create (signal: AbortSignal): Promise<SqliteDatabase> {
     signal.throwIfAborted()
     if (this.#closed) throw new Error('the SQLite connector is closed')
-    if (this.#kept?.open) return this.#kept
+    if (this.#kept?.open) {
+      this.#watchOf(this.#kept).reopen()
+      return this.#kept
+    }
     const db = this.#open()
     try {
-      // Writes to the file only where it is not so already.
-      if (!this.#memory && !db.readonly) db.pragma('journal_mode = WAL')
-      this.#watches.set(db, new Watch(db))
+      // Writes to the file only where it is not so already. A reader does it as well: it may be the first.
+      if (!this.#memory && !db.readonly) await patiently(() => db.pragma('journal_mode = WAL'), signal)
+      this.#watches.set(db, new Watch(db, this.#refusal))
     } catch (error) {
       db.close()
       throw error
@@ -118,16 +146,13 @@ class Sqlite implements SqliteConnector {
     return db
   }
 
-  destroy (db: SqliteDatabase): void {
-    if (!db.open) return
+  destroy (db: SqliteDatabase, _reason?: DestroyReason): void {
     const watch = this.#watchOf(db)
-    if (this.#memory) return watch.undo()
-    try {
-      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
-      watch.endWork()
-    } finally {
-      db.close()
+    if (this.#memory && db.open) {
+      watch.endLease()
+      return watch.undo()
     }
+    watch.close()
   }
 
   async validate (db: SqliteDatabase): Promise<boolean> {
@@ -147,7 +172,8 @@ class Sqlite implements SqliteConnector {
   reset (db: SqliteDatabase): Promise<void> | undefined {
     const watch = this.#watchOf(db)
     try {
-      if (!this.#whole) watch.endWork()
+      watch.endLease()
+      if (!this.#whole) watch.endWorkOnly()
       else if (this.#memory) watch.undo()
       else watch.check()
       return undefined
@@ -158,10 +184,7 @@ class Sqlite implements SqliteConnector {
 
   close (): void {
     this.#closed = true
-    if (this.#kept?.open) {
-      this.#watchOf(this.#kept).endWork()
-      this.#kept.close()
-    }
+    if (this.#kept !== undefined) this.#watchOf(this.#kept).close()
     this.#kept = undefined
   }
 
@@ -181,6 +204,55 @@ class Sqlite implements SqliteConnector {
   }
 }
 
+class Writer extends Handles implements SqliteConnector {
+  readonly max = 1
+  declare readonly replica?: Connector<SqliteDatabase>
+
+  constructor (Database: SqliteDriver, path: string, options: SqliteOptions) {
+    super(Database, path, options, false)
+    if (path !== ':memory:') this.replica = new Handles(Database, path, options, true)
+  }
+}
+
+// --- Waiting --------------------------------------------------------------------------------------------------------------------------
+
+/** In ms: the longest between two attempts. */
+const longestPause = 25
+/**
+ * In ms: how long a COMMIT is tried. Nothing from outside ends it, and a response waits for it. With a WAL it finds nobody in its way; without one
+ * (a file system that has none) it waits for readers, whose locks are short.
+ */
+const commitPatience = 1000
+
+/** Tries again while somebody else has the lock, from JS: SQLite would wait by blocking the event loop. At the signal it fails as the last attempt did. */
+async function patiently (attempt: () => unknown, signal?: AbortSignal): Promise<void> {
+  for (let ms = 1; ; ms = Math.min(ms * 2, longestPause)) {
+    try {
+      attempt()
+      return
+    } catch (error) {
+      if (!isBusy(error)) throw error
+      signal ??= AbortSignal.timeout(commitPatience)
+      try {
+        await pause(ms, undefined, { signal })
+      } catch {
+        // The signal has no more to tell than that time is up.
+        throw error
+      }
+    }
+  }
+}
+
+function codeOf (error: unknown): string {
+  const code: unknown = error instanceof Error && 'code' in error ? error.code : undefined
+  return typeof code === 'string' ? code : ''
+}
+
+/** Also SQLITE_BUSY_SNAPSHOT: it wants to write on what it read before somebody else wrote. */
+function isBusy (error: unknown): boolean {
+  return /^SQLITE_BUSY(_|$)/.test(codeOf(error))
+}
+
 // --- What is left behind --------------------------------------------------------------------------------------------------------------
 
 /** What a text may have changed. */
@@ -188,6 +260,26 @@ const schema = 1
 const pragmas = 2
 /** Something that can't be read back. */
 const unreadable = 4
+
+/** On each statement: in which turn it was prepared. */
+const turnOf: unique symbol = Symbol('turn')
+
+interface Stamped extends SqliteStatement { [turnOf]: number }
+
+/** The turn of statements that `onConnect` prepared: they outlive all leases, but not the handle. */
+const forever = Number.MAX_SAFE_INTEGER
+
+/** An iterator that may have more rows. */
+interface Held {
+  readonly iterator: IterableIterator<unknown>
+  /** The driver's own. */
+  readonly next: () => IteratorResult<unknown>
+  readonly turn: number
+  state: 'open' | 'done' | 'ended'
+}
+
+/** The savepoint around all of a transaction. It goes where the transaction goes, so somebody else's can't be taken for it. */
+const outermost = 'fastify_pool'
 
 /**
  * Sees to it that nothing a borrower leaves on a handle is seen by the next one.
@@ -199,23 +291,45 @@ class Watch {
   readonly #db: SqliteDatabase
   readonly #exec: (sql: string) => unknown
   readonly #prepare: (sql: string) => SqliteStatement
+  /** What a write is told, where the handle only reads. */
+  readonly #refusal: string | undefined
   /** Seen since the last return. */
   #seen = 0
-  /** Of statements that were prepared: whoever kept one can run it at any later time. */
+  /** Of statements that `onConnect` prepared: whoever has one can run it at any later time. */
   #prepared = 0
   #settled = false
   #before: { schema: string, pragmas: string } | undefined
-  readonly #iterators = new Set<IterableIterator<unknown>>()
+  readonly #iterators = new Set<Held>()
   #readSchema: SqliteStatement | undefined
   #readPragmas: SqliteStatement | undefined
+  #readQueryOnly: SqliteStatement | undefined
   #select: SqliteStatement | undefined
 
-  constructor (db: SqliteDatabase) {
+  /** Raised at each return. */
+  #turn = 0
+  /** What new statements are stamped with. */
+  #stamp = forever
+  /** Statements of an earlier turn are refused; where it is Infinity, everything is. */
+  #floor = 0
+  #closed = false
+
+  /** One of the pool's transactions was begun, and has not been told of its end. */
+  #inside = false
+  /** The error with which SQLite ended it. */
+  #endedBy: unknown
+  /** It only reads: what `query_only` was before. */
+  #queryOnly: unknown
+
+  constructor (db: SqliteDatabase, refusal: string | undefined) {
     this.#db = db
+    this.#refusal = refusal
     this.#exec = db.exec.bind(db)
     this.#prepare = db.prepare.bind(db)
     this.#hide()
+    // As it will be when it is settled.
+    if (refusal !== undefined) this.#exec('PRAGMA query_only = ON')
     this.#before = this.#read()
+    if (refusal !== undefined) this.#exec('PRAGMA query_only = OFF')
   }
 
   ping (): void {
@@ -227,15 +341,51 @@ class Watch {
   settle (): void {
     if (this.#settled) return
     this.#settled = true
+    // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
+    if (this.#refusal !== undefined) this.#exec('PRAGMA query_only = ON')
     if (this.#seen !== 0) this.#before = this.#read()
     this.#seen = 0
     this.#prepared &= ~unreadable
+    this.#stamp = this.#turn
+  }
+
+  /** `onConnect` comes once more. */
+  reopen (): void {
+    this.#settled = false
+    this.#stamp = forever
+  }
+
+  /** What was prepared until now can't be run any more. */
+  endLease (): void {
+    this.#floor = this.#stamp = ++this.#turn
+  }
+
+  close (): void {
+    this.#closed = true
+    this.#floor = Infinity
+    if (!this.#db.open) return
+    try {
+      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
+      this.endWork()
+    } finally {
+      this.#db.close()
+    }
   }
 
   /** Ends what is under way: transaction and iterators. */
   endWork (): void {
+    // To ask a closed handle of libsql whether it is in a transaction aborts the process.
+    if (!this.#db.open) throw new Error('the SQLite handle is closed')
     if (this.#iterators.size > 0) this.#endIterators()
     if (this.#db.inTransaction) this.#exec('ROLLBACK')
+    this.#leave()
+  }
+
+  /** For reset 'transaction'. */
+  endWorkOnly (): void {
+    this.endWork()
+    if (this.#refusal !== undefined && ((this.#seen | this.#prepared) & (pragmas | unreadable)) !== 0) this.#exec('PRAGMA query_only = ON')
+    this.#seen = 0
   }
 
   /** @throws where something is left that only a new handle is without */
@@ -260,6 +410,88 @@ class Watch {
     if (((this.#seen | this.#prepared) & schema) !== 0) this.#undoSchema()
     this.#seen = 0
   }
+
+  // --- The pool's transactions ---
+
+  async begin ({ readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<SqliteDatabase>> {
+    if (!readOnly && this.#refusal !== undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', this.#refusal)
+    if (readOnly && this.#refusal === undefined) {
+      this.#readQueryOnly ??= this.#prepare('select query_only as state from pragma_query_only')
+      this.#queryOnly = (this.#readQueryOnly.get() as { state: unknown }).state
+      this.#exec('PRAGMA query_only = ON')
+    }
+    // Who is going to write takes the lock now: later, what was read until then may be out of date (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
+    await patiently(() => this.#exec(`BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${outermost}`), signal)
+    this.#inside = true
+    return {
+      connection: this.#db,
+      commit: async () => {
+        this.#release(outermost)
+        await patiently(() => this.#exec('COMMIT'))
+        this.#leave()
+      },
+      rollback: async () => { if (this.#db.open) this.endWork() },
+      savepoint: async (name) => this.#savepoint(name),
+    }
+  }
+
+  #savepoint (name: string): Transaction<SqliteDatabase> {
+    // Where none is open, it would begin one.
+    if (!this.#isOpen()) throw this.#ended()
+    this.#exec(`SAVEPOINT ${quote(name)}`)
+    return {
+      connection: this.#db,
+      commit: async () => { this.#release(name) },
+      rollback: async () => {
+        if (!this.#isOpen()) return
+        if (this.#iterators.size > 0) this.#endIterators()
+        // An iterator that writes takes the whole transaction along.
+        if (!this.#db.inTransaction) return this.#lose(new Error('an iterator that writes was under way when a savepoint was rolled back'))
+        try {
+          this.#exec(`ROLLBACK TO ${quote(name)}; RELEASE ${quote(name)}`)
+        } catch (error) {
+          // It is not open any more: there is nothing to undo.
+          if (!isNoSavepoint(error)) throw error
+        }
+      },
+      savepoint: async (inner) => this.#savepoint(inner),
+    }
+  }
+
+  #release (name: string): void {
+    if (!this.#isOpen()) throw this.#ended()
+    try {
+      this.#exec(`RELEASE ${quote(name)}`)
+    } catch (error) {
+      throw isNoSavepoint(error) ? this.#ended() : error
+    }
+  }
+
+  #isOpen (): boolean {
+    return this.#endedBy === undefined && this.#db.open && this.#db.inTransaction
+  }
+
+  #ended (): PoolError {
+    const why = this.#endedBy === undefined ? 'by a COMMIT or ROLLBACK that is not the pool\'s' : 'by SQLite, after an error'
+    return new PoolError('FST_POOL_TRANSACTION_ENDED', `the transaction is no longer open: it was ended ${why}`, { cause: this.#endedBy })
+  }
+
+  /** What comes after would be committed statement by statement: until the pool has seen it, all is refused. */
+  #lose (error: unknown): void {
+    this.#endedBy = error
+    this.#floor = Infinity
+  }
+
+  /** The pool knows of its end. */
+  #leave (): void {
+    this.#inside = false
+    if (this.#endedBy !== undefined && !this.#closed) this.#floor = this.#turn
+    this.#endedBy = undefined
+    if (this.#queryOnly !== undefined) this.#exec(`PRAGMA query_only = ${this.#queryOnly}`)
+    this.#queryOnly = undefined
+  }
+
+  // --- What is left ---
 
   #undoPragmas (): void {
     const before = this.#before!.pragmas.split('|')
@@ -306,48 +538,76 @@ class Watch {
   // --- Iterators ---
 
   #endIterators (): void {
-    for (const iterator of this.#iterators) {
+    for (const held of this.#iterators) {
       // Only better-sqlite3 has it. There the handle does nothing else while an iterator is open.
-      if (iterator.return === undefined) continue
-      iterator.return()
-      this.#iterators.delete(iterator)
+      if (held.iterator.return === undefined) continue
+      held.iterator.return()
+      this.#end(held, 'ended')
     }
     if (this.#iterators.size === 0) return
     // libsql has no end for an iterator, not even where a loop breaks off. Left alone, it keeps its snapshot: the next borrower would read old
     // rows and could not write. But every statement that is under way when the handle is interrupted fails at its next step, and has ended then.
     (this.#db as { interrupt?: () => void }).interrupt?.()
-    for (const iterator of this.#iterators) {
+    for (const held of this.#iterators) {
       // Rows that the driver had fetched ahead (100) come first.
-      for (let rows = 0; rows <= 200 && this.#iterators.has(iterator); rows++) {
+      for (let rows = 0; rows <= 200 && held.state === 'open'; rows++) {
         try {
-          iterator.next()
+          if (held.next().done) this.#end(held, 'ended')
         } catch {
           // That is its end.
+          this.#end(held, 'ended')
         }
       }
-      if (this.#iterators.has(iterator)) throw new Error('an iterator on the SQLite handle can not be ended')
+      if (held.state === 'open') throw new Error('an iterator on the SQLite handle can not be ended')
     }
   }
 
-  /** Remembers it until its last row, or its failure. */
+  #end (held: Held, state: 'done' | 'ended'): void {
+    held.state = state
+    this.#iterators.delete(held)
+  }
+
+  /** Remembers it until its last row, or its failure. Asked again after that, libsql's would begin anew. */
   #follow (iterator: IterableIterator<unknown>): IterableIterator<unknown> {
-    const open = this.#iterators
-    const next = iterator.next.bind(iterator)
-    open.add(iterator)
+    const held: Held = { iterator, next: iterator.next.bind(iterator), turn: this.#turn, state: 'open' }
+    this.#iterators.add(held)
     iterator.next = () => {
+      if (held.state === 'ended') throw this.#cut(held)
+      if (held.state === 'done') return { done: true, value: undefined }
       try {
-        const result = next()
-        if (result.done) open.delete(iterator)
+        const result = held.next()
+        if (result.done) this.#end(held, 'done')
         return result
       } catch (error) {
-        open.delete(iterator)
-        throw error
+        this.#end(held, 'done')
+        throw this.#told(error)
       }
     }
     return iterator
   }
 
+  /** No end of the rows: whoever asks must not take those that it got for all. */
+  #cut ({ turn }: Held): PoolError {
+    if (turn === this.#turn && !this.#closed) return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the iterator was ended by a rollback')
+    return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
+  }
+
   // --- The seam ---
+
+  /** What the borrower gets instead of the driver's error. */
+  #told (error: unknown): unknown {
+    if (this.#inside && this.#endedBy === undefined && this.#db.open && !this.#db.inTransaction) this.#lose(error)
+    const refusal = this.#queryOnly === undefined ? this.#refusal : 'this transaction only reads: begin it without readOnly to write'
+    if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
+    return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
+  }
+
+  #refused (): PoolError {
+    if (this.#closed) return new PoolError('FST_POOL_LEASE_RELEASED', 'this SQLite handle is closed: its lease has ended')
+    if (this.#floor === Infinity) return this.#ended()
+    const message = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, once for all leases of a connection'
+    return new PoolError('FST_POOL_LEASE_RELEASED', message)
+  }
 
   #hide (): void {
     const db = this.#db
@@ -356,52 +616,114 @@ class Watch {
     const pragma = db.pragma.bind(db)
     let inside = false
     const follow = (iterator: IterableIterator<unknown>) => this.#follow(iterator)
+    const admit = (turn: number) => { if (turn < this.#floor) throw this.#refused() }
+    const told = (error: unknown) => this.#told(error)
     // Shared by all statements of the handle, so that a prepare makes no functions.
-    const { iterate, all } = Object.getPrototypeOf(prepare('select 1')) as SqliteStatement
-    function followed (this: SqliteStatement, ...params: unknown[]) {
-      const iterator = iterate.apply(this, params)
-      return inside ? iterator : follow(iterator)
+    const driver = Object.getPrototypeOf(prepare('select 1')) as SqliteStatement
+    function run (this: Stamped, ...params: unknown[]) {
+      admit(this[turnOf])
+      try {
+        return driver.run.apply(this, params)
+      } catch (error) {
+        throw told(error)
+      }
     }
-    // libsql's `all` calls `iterate`.
-    function whole (this: SqliteStatement, ...params: unknown[]) {
+    function get (this: Stamped, ...params: unknown[]) {
+      admit(this[turnOf])
+      try {
+        return driver.get.apply(this, params)
+      } catch (error) {
+        throw told(error)
+      }
+    }
+    function iterate (this: Stamped, ...params: unknown[]) {
+      // libsql's `all` calls `iterate`.
+      if (inside) return driver.iterate.apply(this, params)
+      admit(this[turnOf])
+      try {
+        return follow(driver.iterate.apply(this, params))
+      } catch (error) {
+        throw told(error)
+      }
+    }
+    function all (this: Stamped, ...params: unknown[]) {
+      admit(this[turnOf])
       inside = true
       try {
-        return all.apply(this, params)
+        return driver.all.apply(this, params)
+      } catch (error) {
+        throw told(error)
       } finally {
         inside = false
       }
     }
     const own: Record<string, unknown> = {
       prepare: (sql: string) => {
-        const statement = prepare(sql)
+        admit(forever)
+        const statement = prepare(sql) as Stamped
         if (mayLeave.test(sql)) {
           const what = judge(sql)
           this.#seen |= what
-          this.#prepared |= what
+          if (!this.#settled) this.#prepared |= what
         }
-        statement.iterate = followed
-        statement.all = whole
+        statement.run = run
+        statement.get = get
+        statement.all = all
+        statement.iterate = iterate
+        statement[turnOf] = this.#stamp
         return statement
       },
       exec: (sql: string) => {
+        admit(forever)
         if (mayLeave.test(sql)) this.#seen |= judge(sql)
-        return exec(sql)
+        try {
+          return exec(sql)
+        } catch (error) {
+          throw told(error)
+        }
       },
       // Nobody gets hold of the statement, so `#prepared` stays as it is, though libsql's calls `prepare`.
       pragma: (source: string, options?: { simple?: boolean }) => {
+        admit(forever)
         this.#seen |= judge(`PRAGMA ${source}`)
         const prepared = this.#prepared
         try {
           return options === undefined ? pragma(source) : pragma(source, options)
+        } catch (error) {
+          throw told(error)
         } finally {
           this.#prepared = prepared
         }
       },
     }
+    // better-sqlite3's begins by itself, and not by `exec`.
+    if (this.#refusal !== undefined) {
+      const transaction = db.transaction.bind(db)
+      own.transaction = <A extends unknown[], R>(fn: (...args: A) => R) => {
+        const made = transaction(fn)
+        const telling = (run: (...args: A) => R) => function (this: unknown, ...args: A): R {
+          try {
+            return run.apply(this, args)
+          } catch (error) {
+            throw told(error)
+          }
+        }
+        const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
+        return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: db })
+      }
+    }
+    const { interrupt } = db as { interrupt?: () => void }
+    if (interrupt !== undefined) {
+      own.interrupt = () => {
+        // On a closed handle libsql's aborts the process.
+        if (db.open) interrupt.call(db)
+      }
+    }
     for (const name of ['function', 'aggregate', 'table', 'loadExtension', 'authorizer', 'unsafeMode', 'defaultSafeIntegers']) {
       const method: unknown = db[name as keyof SqliteDatabase]
       if (typeof method !== 'function') continue
       own[name] = (...args: unknown[]) => {
+        admit(forever)
         this.#seen |= unreadable
         return method.apply(db, args)
       }
@@ -411,6 +733,10 @@ class Watch {
 }
 
 interface Schema { temp: Array<[type: string, name: string, sql: string]>, attached: Array<[name: string, file: string]> }
+
+function isNoSavepoint (error: unknown): boolean {
+  return error instanceof Error && error.message.startsWith('no such savepoint')
+}
 
 function quote (name: string): string {
   return `"${name.replaceAll('"', '""')}"`

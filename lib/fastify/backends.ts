@@ -4,6 +4,8 @@ import type { MongoClient } from 'mongodb'
 import type { Connector } from '../../types/connector.js'
 import { importDriver } from '../backends/driver.js'
 import { mongodb, type MongoConnector } from '../backends/mongodb.js'
+import { mysql } from '../backends/mysql.js'
+import { postgresql } from '../backends/postgresql.js'
 import { redis, type RedisConnector } from '../backends/redis.js'
 import { sqlite } from '../backends/sqlite.js'
 import { PoolError, scrub, secretsOf } from '../pool/errors.js'
@@ -49,6 +51,11 @@ async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promis
       const connector = await redis(options)
       return { connector: connector as Connector<unknown>, share: () => shareRedis(app, options, connector) }
     }
+    case 'postgresql':
+    case 'postgres':
+      return { connector: await postgresql(options) as Connector<unknown> }
+    case 'mysql':
+      return { connector: await mysql(options) as Connector<unknown> }
     case 'sqlite':
       return { connector: await sqlite(options) as Connector<unknown> }
   }

@@ -1,14 +1,19 @@
 import type { FastifyRequest } from 'fastify'
+import type { PoolFace, Role } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
-import { readRoutePools, type Policy } from '../pool/options.js'
-import type { Pool } from '../pool/pool.js'
+import { defaultPolicy, readRoutePools, type Policy } from '../pool/options.js'
+import { checkTransactionOptions } from '../pool/transaction.js'
 import type { PoolManager } from './pools.js'
+
+export type TransactionPolicy = Exclude<Policy['transaction'], boolean>
 
 /** One connection that a route leases. */
 export interface Step {
   readonly name: string
-  readonly pool: Pool<unknown>
+  readonly pool: PoolFace<unknown>
   readonly release: Policy['release']
+  readonly role: Role
+  readonly transaction: TransactionPolicy | undefined
 }
 
 /** What one scope's pools owe to one route, in the order in which the pools were registered: two requests can't wait for each other within a phase. */
@@ -24,7 +29,7 @@ export interface Plan {
   readonly version: number
 }
 
-/** A route's config object is its own (Fastify copies it), so what was worked out is kept there, under a symbol for each scope. */
+/** A route's config object is its own (Fastify copies it), so what was worked out is kept there, under a symbol for each scope, by method. */
 export class Plans {
   readonly #key = Symbol('fastify-pool.plan')
   readonly #manager: PoolManager
@@ -35,36 +40,64 @@ export class Plans {
 
   /** Worked out at a route's first request. */
   of (request: FastifyRequest): Plan {
-    const config = request.routeOptions.config as object as { [key: symbol]: Plan | undefined }
-    const known = config[this.#key]
+    const config = request.routeOptions.config as object as { [key: symbol]: Record<string, Plan> | undefined }
+    const plans = (config[this.#key] ??= Object.create(null) as Record<string, Plan>)
+    const known = plans[request.method]
     if (known !== undefined && known.version === this.#manager.version) return known
-    return (config[this.#key] = this.#make(config, `${request.method} ${request.routeOptions.url ?? ''}`))
+    return (plans[request.method] = this.#make(config, request.method, request.routeOptions.url ?? ''))
   }
 
-  #make (config: unknown, route: string): Plan {
+  #make (config: unknown, method: string, url: string): Plan {
+    const route = `${method} ${url}`
     const named = readRoutePools(config, `route ${route}`)
     const wanted = this.#manager.own.flatMap(({ name, pool, policy }) => {
       const own = named?.get(name)
       if (named === undefined ? policy === false : own === undefined) return []
-      const { acquire, release } = { ...defaults, ...(policy === false ? {} : policy), ...own }
-      return [{ acquire, name, pool, release }]
+      const merged = { ...defaultPolicy, ...(policy === false ? {} : policy), ...own }
+      const { acquire, release } = merged
+      const transaction = merged.transaction === true ? {} : merged.transaction || undefined
+      return [{ acquire, step: { name, pool, release, transaction, role: merged.role ?? roleOf(method, pool, transaction) } }]
     })
-    const phase = (when: Policy['acquire']) => wanted.filter(({ acquire }) => acquire === when).map(({ name, pool, release }) => ({ name, pool, release }))
+    const phase = (when: Policy['acquire']): Step[] => wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
     return { route, onRequest: phase('onRequest'), preHandler: phase('preHandler'), manual: phase('manual'), named: named !== undefined, version: this.#manager.version }
   }
 }
 
-const defaults: Policy = { acquire: 'onRequest', release: 'onResponse' }
+/** Which connection a request gets, unless somebody says which. */
+export function roleOf (method: string, { backend }: PoolFace<unknown>, transaction?: { readonly readOnly?: boolean | undefined }): Role {
+  const reads = transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
+  return reads && backend.replica !== undefined ? 'replica' : 'primary'
+}
+
+/**
+ * Whether a policy asks for transactions that its pool can have.
+ *
+ * @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_BAD_OPTIONS`
+ */
+export function checkPolicy (policy: Partial<Policy> | false, { name, backend: { transactions } }: PoolFace<unknown>): void {
+  if (policy === false || policy.transaction === undefined || policy.transaction === false) return
+  const { isolation, readOnly } = policy.transaction === true ? {} as TransactionPolicy : policy.transaction
+  checkTransactionOptions({ name, transactions }, { isolation, readOnly })
+}
 
 /**
  * Whether a route's `config.pools` can be followed, at boot: where a mistake costs a start, not a request.
  *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_NOT_FOUND`
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_NOT_FOUND`, `FST_POOL_NOT_SUPPORTED`
  */
 export function checkRoute (route: { readonly method: string | string[], readonly url: string, readonly config?: unknown }, manager: PoolManager): void {
   const where = `route ${[route.method].flat().join(',')} ${route.url}`
-  for (const name of readRoutePools(route.config, where)?.keys() ?? []) {
-    if (manager.has(name)) continue
+  for (const [name, policy] of readRoutePools(route.config, where) ?? []) {
+    const found = manager.find(name)
+    if (found !== undefined) {
+      try {
+        checkPolicy(policy, found.pool)
+      } catch (error) {
+        if (!(error instanceof PoolError)) throw error
+        throw new PoolError(error.code, `${where}: config.pools.${name}.transaction: ${error.message}`)
+      }
+      continue
+    }
     throw new PoolError('FST_POOL_NOT_FOUND', `${where}: config.pools names '${name}', and there is no such pool (there is ${manager.names.map((one) => `'${one}'`).join(', ')})`)
   }
 }

@@ -1,12 +1,13 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import type { AcquireOptions, Lease } from '../../types/pool.js'
+import type { AcquireOptions, Lease, PoolFace, RunOptions } from '../../types/pool.js'
+import { RolePool } from '../balance/roles.js'
 import { PoolError } from '../pool/errors.js'
 import { checkPluginOptions, checkRequestName, type PluginOptions, type ResolvedPluginOptions, type ResolvedPoolOptions } from '../pool/options.js'
 import { Pool } from '../pool/pool.js'
 import { connect, type Share } from './backends.js'
 import { logEvents } from './logging.js'
-import { Plans, checkRoute, type Step } from './plan.js'
+import { Plans, checkPolicy, checkRoute, roleOf, type Step } from './plan.js'
 import { PoolManager } from './pools.js'
 import { RequestHolder, RequestScope, kReply, kScope, overError } from './scope.js'
 
@@ -31,12 +32,13 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   for (const name of checked.pools.keys()) setting.manager.checkNew(name)
 
   // Nothing half-open is left behind: whatever fails, what was made before it is closed.
-  const made: Array<Pool<unknown>> = []
+  const made: Array<PoolFace<unknown>> = []
   try {
     const shares: Share[] = []
     for (const [name, poolOptions] of checked.pools) {
       const { connector, share } = await connect(app, poolOptions)
-      const pool = new Pool(connector, poolOptions)
+      // One connection reads and writes.
+      const pool = connector.replica !== undefined && poolOptions.max > 1 ? new RolePool(connector, poolOptions) : new Pool(connector, poolOptions)
       made.push(pool)
       setting.manager.add(name, pool, poolOptions.lease)
       if (share !== undefined) shares.push(share)
@@ -49,7 +51,7 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   }
 }
 
-async function start (app: FastifyInstance, pool: Pool<unknown>, { name, startup }: ResolvedPoolOptions): Promise<void> {
+async function start (app: FastifyInstance, pool: PoolFace<unknown>, { name, startup }: ResolvedPoolOptions): Promise<void> {
   if (startup === 'require') await pool.open()
   if (startup === 'warm') pool.open().catch((err: unknown) => { app.log.child({ pool: name }).error({ err }, 'could not connect at start: acquires will try again') })
 }
@@ -58,13 +60,15 @@ async function start (app: FastifyInstance, pool: Pool<unknown>, { name, startup
 function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: ResolvedPluginOptions): Setting {
   const outer = kSetting in app ? app[kSetting] : undefined
   let ready = false
-  const manager: PoolManager = new PoolManager(outer?.manager, (name) => {
+  const manager: PoolManager = new PoolManager(outer?.manager, (name, pool, own) => {
     checkRequestName(name)
+    const policy = own ?? lease
+    checkPolicy(policy, pool)
     // Fastify takes no decorators any more: such a pool is there for `request.acquire(name)`.
-    if (ready) return lease === false ? false : { ...lease, acquire: 'manual' }
+    if (ready) return policy === false ? false : { ...policy, acquire: 'manual' }
     if (app.hasRequestDecorator(name)) throw new PoolError('FST_POOL_DUPLICATE_NAME', `request.${name} exists already: give the pool another name`)
     app.decorateRequest(name, { getter (this: FastifyRequest) { return connectionOf(this, name) } })
-    return lease
+    return policy
   })
   const setting: Setting = { outer, manager, plans: new Plans(manager), graces: { abortGrace, bodyGrace } }
   app.decorate(kSetting, setting)
@@ -99,7 +103,7 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
  * Fastify runs `onClose` when every request has ended, and there are handlers that never do. So the pool closes in time without it, and requests
  * that hold a connection even then are cut off: theirs is destroyed anyway.
  */
-function closeInTime (pool: Pool<unknown>): NodeJS.Timeout {
+function closeInTime (pool: PoolFace<unknown>): NodeJS.Timeout {
   const rest = Math.max(1, Math.min(1000, pool.closeTimeout / 4))
   return setTimeout(() => {
     pool.on('close', ({ holders }) => {
@@ -119,6 +123,9 @@ function decorateRequests (app: FastifyInstance): void {
   app.decorateRequest(kScope, null)
   app.decorateRequest(kReply, null)
   app.decorateRequest('lease', function (this: FastifyRequest, name: string) { return leaseOf(this, name) } as FastifyRequest['lease'])
+  app.decorateRequest('transaction', function (this: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options?: RunOptions) {
+    return transactionFor(this, name, fn, options)
+  } as FastifyRequest['transaction'])
   app.decorateRequest('acquire', function (this: FastifyRequest, name: string, options?: AcquireOptions) { return acquireFor(this, name, options) } as FastifyRequest['acquire'])
 }
 
@@ -150,7 +157,13 @@ async function acquireFor (request: FastifyRequest, name: string, options?: Acqu
   if (reply === null) throw notLeased(request, name)
   const scope = RequestScope.of(request, reply, `${request.method} ${request.routeOptions.url ?? ''}`, graces)
   if (scope === undefined) throw overError()
-  return scope.acquire(manualStep(request, name) ?? { name, pool, release: 'onResponse' }, options)
+  return scope.acquire(manualStep(request, name) ?? { name, pool, release: 'onResponse', role: roleOf(request.method, pool), transaction: undefined }, options)
+}
+
+async function transactionFor (request: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options: RunOptions = {}): Promise<unknown> {
+  // Where the request has a connection already, it is that one.
+  const lease = await acquireFor(request, name, options.readOnly === true ? {} : { role: 'primary' })
+  return await lease.transaction(fn, options)
 }
 
 /** What the route's policy says of a pool that it takes by hand. */
@@ -212,12 +225,13 @@ function addEndHooks (app: FastifyInstance): void {
     done()
   })
 
-  app.addHook('onSend', (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: (error?: Error | null) => void) => {
-    request[kScope]?.replying(payload)
+  app.addHook('onSend', (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: (error?: Error | null, payload?: unknown) => void) => {
     // A client that keeps its connection open would hold up `app.close()` for `keepAliveTimeout` (72 s; fastify/fastify#7044). HTTP/2 forbids
     // the header, and closes its sessions itself.
     if (closing && request.raw.httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
-    done()
+    const scope = request[kScope]
+    if (scope === null) done()
+    else scope.replying(payload, done)
   })
 
   app.addHook('onError', (request: FastifyRequest, reply: FastifyReply, error: { code?: string }, done: () => void) => {

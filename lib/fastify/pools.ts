@@ -1,16 +1,15 @@
 import type { Connector } from '../../types/connector.js'
 import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
-import type { Holder, PoolEventName, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
+import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 import type { ResolvedPoolOptions } from '../pool/options.js'
-import type { Pool } from '../pool/pool.js'
 
 type Policy = ResolvedPoolOptions['lease']
 
 /** A pool in a manager, with when routes lease it. */
 export interface Managed {
   readonly name: string
-  readonly pool: Pool<unknown>
+  readonly pool: PoolFace<unknown>
   readonly policy: Policy
 }
 
@@ -24,13 +23,13 @@ export class PoolManager implements Pools {
   readonly #own = new Map<string, Managed>()
   readonly #outer: PoolManager | undefined
   /** Of `on`: for pools that come later. */
-  readonly #subscriptions = new Set<(pool: Pool<unknown>) => void>()
-  readonly #admit: (name: string) => Policy
+  readonly #subscriptions = new Set<(pool: PoolFace<unknown>) => void>()
+  readonly #admit: (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy
   /** Raised when a pool comes or goes: what was worked out before is worked out again. */
   version = 0
 
-  /** @param admit lets a pool in, or throws: makes `request.<name>`, and says when routes lease it unless they say otherwise */
-  constructor (outer: PoolManager | undefined, admit: (name: string) => Policy) {
+  /** @param admit lets a pool in, or throws: makes `request.<name>`, and says when routes lease it unless they say otherwise (its own policy, else the usual one) */
+  constructor (outer: PoolManager | undefined, admit: (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy) {
     this.#outer = outer
     this.#admit = admit
   }
@@ -44,8 +43,8 @@ export class PoolManager implements Pools {
     return this.#own.get(name) ?? this.#outer?.find(name)
   }
 
-  get<N extends string> (name: N): Pool<ConnectionOf<N>> {
-    return this.#required(name).pool as Pool<ConnectionOf<N>>
+  get<N extends string, K extends Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K> {
+    return this.#required(name).pool as unknown as PoolFace<ConnectionOf<N>, K>
   }
 
   has (name: string): boolean {
@@ -61,12 +60,11 @@ export class PoolManager implements Pools {
     if (this.has(name)) throw new PoolError('FST_POOL_DUPLICATE_NAME', `there is a pool '${name}' already: give this one another name`)
   }
 
-  add<C, K extends Connector<C>> (name: string, added: Pool<C, K>, policy?: Policy): void {
+  add<C, K extends Connector<C>> (name: string, added: PoolFace<C, K>, policy?: Policy): void {
     // What its connections are is between the app and its handlers.
-    const pool = added as unknown as Pool<unknown>
+    const pool = added as unknown as PoolFace<unknown>
     this.checkNew(name)
-    const usual = this.#admit(name)
-    this.#own.set(name, { name, pool, policy: policy ?? usual })
+    this.#own.set(name, { name, pool, policy: this.#admit(name, pool, policy) })
     this.version++
     for (const subscribe of this.#subscriptions) subscribe(pool)
   }
@@ -96,7 +94,7 @@ export class PoolManager implements Pools {
   /** As `on`, without the pools of the scopes around. */
   onOwn<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
     const undos: Array<() => void> = []
-    const subscribe = (pool: Pool<unknown>) => { undos.push(pool.on(event, listener)) }
+    const subscribe = (pool: PoolFace<unknown>) => { undos.push(pool.on(event, listener)) }
     for (const { pool } of this.#own.values()) subscribe(pool)
     this.#subscriptions.add(subscribe)
     return () => {

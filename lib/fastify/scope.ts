@@ -1,9 +1,12 @@
 import type { Socket } from 'node:net'
+import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { AcquireOptions, HolderLabel, Lease } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
-import { abandon } from '../pool/pool.js'
+import { abandon, hold } from '../pool/pool.js'
+import type { HeldTransaction } from '../pool/transaction.js'
 import type { Step } from './plan.js'
+import { gate, isResponse, isStream, readableOf, resetHttp2, stop } from './reply.js'
 
 /** Where a request keeps its scope, and the reply that the scope listens to. */
 export const kScope = Symbol('fastify-pool.scope')
@@ -70,6 +73,8 @@ class Queue extends Set<() => void> {
   }
 }
 
+interface Held { readonly slot: Slot, readonly transaction: HeldTransaction, readonly commitOn: 'success' | 'reply' }
+
 export interface Graces { readonly abortGrace: number, readonly bodyGrace: number }
 
 /**
@@ -84,14 +89,22 @@ export class RequestScope {
   readonly #graces: Graces
   readonly #holder: { readonly holder: RequestHolder }
   readonly #slots: Slot[] = []
+  /** The transactions that the route asks for, until the reply ends them. */
+  #held: Held[] = []
   #ended = false
   /** `onSend` has run: the handler has replied. */
   #replied = false
   /** The reply is a stream, which may read from a connection until its end. */
   #streams = false
   #timedOut = false
+  /** Transactions are being committed or rolled back: the reply waits for it. */
+  #ending = false
+  /** The handler threw while its reply waited: sends the error's reply instead. */
+  #overtaken: (() => void) | undefined
   /** An error handler has been called. */
   #failing = false
+  /** And that while the reply waited. */
+  #failedLate = false
   #abort: AbortController | undefined
   #bodyTimer: NodeJS.Timeout | undefined
   /** After an abnormal end: connections that the handler may still be using. */
@@ -128,12 +141,12 @@ export class RequestScope {
       if (slot.lease !== undefined && !slot.lease.ended) continue
       let lease: Lease<unknown> | null = null
       try {
-        if (slot.taking === undefined) lease = slot.step.pool.tryAcquire(this.#holder)
+        if (slot.taking === undefined && slot.step.transaction === undefined) lease = slot.step.pool.tryAcquire(this.#optionsOf(slot.step))
       } catch (error) {
         return this.#failed(error as Error, done)
       }
       if (lease === null) {
-        this.#takeRest(steps, at).then(() => { done() }, (error: Error) => { this.#failed(error, done) })
+        this.#takeRest(steps, at).then(() => { done() }, (error: unknown) => { this.#failed(errorOf(error), done) })
         return
       }
       slot.lease = lease
@@ -155,21 +168,34 @@ export class RequestScope {
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (slot.lease !== undefined && !slot.lease.ended) return Promise.resolve(slot.lease)
-    return (slot.taking ??= this.#wait(slot.step, options).then((lease) => {
+    return (slot.taking ??= this.#wait(slot, options).then((lease) => {
       slot.parked = false
       return (slot.lease = lease)
     }).finally(() => { slot.taking = undefined }))
   }
 
-  async #wait ({ pool }: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
+  async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (this.#ended) throw overError()
+    const { step } = slot
     const own = (this.#abort ??= new AbortController()).signal
     const signal = options?.signal === undefined ? own : AbortSignal.any([own, options.signal])
-    const lease = await pool.acquire({ ...this.#holder, ...options, signal })
-    // The request may have ended between the loan and now.
-    if (!this.#ended) return lease
-    lease.release()
-    throw overError()
+    const lease = await step.pool.acquire({ ...this.#optionsOf(step), ...options, signal })
+    try {
+      if (!this.#ended && step.transaction !== undefined) {
+        const { commitOn = 'success', ...begin } = step.transaction
+        this.#held.push({ slot, transaction: await hold(lease, begin), commitOn })
+      }
+      // The request may have ended between the loan and now.
+      if (this.#ended) throw overError()
+      return lease
+    } catch (error) {
+      lease.release()
+      throw error
+    }
+  }
+
+  #optionsOf ({ role }: Step): AcquireOptions {
+    return role === 'primary' ? this.#holder : { ...this.#holder, role }
   }
 
   /** One connection can't be had: those that nobody has seen go back at once. */
@@ -203,6 +229,8 @@ export class RequestScope {
         slot.lease.release()
         slot.lease = undefined
         slot.parked = true
+        // Its transaction was rolled back with the lease, and had done nothing.
+        this.#held = this.#held.filter((held) => held.slot !== slot)
       }
     }, this.#graces.bodyGrace).unref()
   }
@@ -240,11 +268,53 @@ export class RequestScope {
     return undefined
   }
 
+  // --- Transactions of the route --------------------------------------------------------------------------------------------------------
+
+  /**
+   * Commits, before the reply goes out, or rolls back. Done once: `onSend` runs again for the error that a commit throws, and by then it is rolled back.
+   * Resolves to what should be sent instead of a stream, which reads within the transaction: that is committed at its end.
+   */
+  async #endTransactions (payload: unknown): Promise<unknown> {
+    const reply = this.#reply
+    const response = isResponse(payload) ? payload : undefined
+    const status = response?.status ?? reply.statusCode
+    const fits = ({ commitOn }: Held) => !this.#failing && (commitOn === 'reply' || status < 400)
+    const end = () => endAll(this.#held.splice(0), fits)
+    if (!this.#streams) {
+      await end()
+      return payload
+    }
+    if (!this.#held.some(fits)) {
+      // They end with their leases: the stream may read until then.
+      this.#held = []
+      return payload
+    }
+    // Fastify refuses it, and the error's reply rolls back.
+    if (response?.bodyUsed === true) return payload
+    const source = readableOf(response?.body ?? payload)
+    if (response !== undefined) {
+      // As Fastify would have done.
+      reply.code(response.status)
+      for (const [name, value] of response.headers) reply.header(name, value)
+    }
+    if (reply.request.method !== 'HEAD' && status !== 204) {
+      return gate(source, reply.hasHeader('content-length'), () => end().catch((error: unknown) => {
+        resetHttp2(reply)
+        throw error
+      }))
+    }
+    // A reply without a body: Fastify would send it at once.
+    await stop(source)
+    await end()
+    return Readable.from([])
+  }
+
   // --- The end --------------------------------------------------------------------------------------------------------------------------
 
   /** An error is about to be answered. After `handlerTimeout` that reply is not the handler's, which goes on. */
   failing (error: { readonly code?: unknown }): void {
     this.#failing = true
+    this.#failedLate = this.#ending
     this.#timedOut ||= isHandlerTimeout(error)
   }
 
@@ -256,11 +326,53 @@ export class RequestScope {
   }
 
   /** A reply is about to be sent. Also after the end, when a handler replies to a client that has gone: then it has settled. */
-  replying (payload: unknown): void {
-    if (this.#isTimedOut()) return
+  replying (payload: unknown, done: (error?: Error | null, payload?: unknown) => void): void {
+    if (this.#isTimedOut()) return done()
+    if (this.#ending) {
+      // Fastify can't know yet that there is a reply. The first one goes out, as it always does; but an error has its status and headers set already.
+      if (this.#failedLate) this.#overtaken = done
+      else this.#reply.log.warn('the reply was already sent, and waits for the commit of its transaction: did you forget to return or await reply.send()?')
+      return
+    }
     this.#replied = true
     this.#streams = isStream(payload)
-    if (this.#ended) return this.#settleDoubtful(true)
+    if (this.#ended) {
+      this.#settleDoubtful(true)
+      return done()
+    }
+    if (this.#held.length > 0) {
+      this.#ending = true
+      this.#endTransactions(payload).then((replaced) => {
+        this.#releaseOnSend()
+        this.#goOn(this.#overtaken ?? (() => { done(null, replaced) }), done)
+      }, (error: Error) => { this.#goOn(() => { done(error) }, done, error) })
+      return
+    }
+    this.#releaseOnSend()
+    done()
+  }
+
+  /** With the reply that waited. */
+  #goOn (next: () => void, done: (error: Error) => void, failure?: Error): void {
+    this.#ending = false
+    const { log, raw } = this.#reply
+    // By `handlerTimeout`.
+    if (raw.headersSent) {
+      if (failure === undefined) log.warn('a reply went out while the transaction was being ended, which it was then')
+      else log.error({ err: failure }, 'a reply went out while the transaction was being ended, and that failed')
+      return
+    }
+    try {
+      next()
+    } catch (error) {
+      // Fastify can't write it (a payload that is no text, a header that is none), and would have told the handler, which has long returned.
+      done(error as Error)
+    }
+    // The client left while its reply waited. No hook of others waits behind ours: nobody uses a connection any more.
+    if (this.#ended && raw.headersSent) this.#settleDoubtful(true)
+  }
+
+  #releaseOnSend (): void {
     if (this.#streams) return
     for (const { step, lease } of this.#slots) if (step.release === 'onSend') lease?.release()
   }
@@ -276,6 +388,12 @@ export class RequestScope {
     this.#abort?.abort(overError())
 
     const well = raw.writableEnded && !this.#isTimedOut()
+    // Whoever hijacked it may also leave the end of it to the client.
+    if (this.#held.length > 0 && this.#reply.sent && !this.#isTimedOut()) {
+      this.#reply.log.error(this.#replied
+        ? 'a transaction that the reply did not end was rolled back: it was begun after that, or the stream at whose end it commits was replaced'
+        : 'the reply was hijacked: nothing says whether its transaction should be committed, and it was rolled back')
+    }
     for (const slot of this.#slots) {
       // What nobody has seen, nobody can be using.
       if (well || !slot.touched) slot.lease?.release()
@@ -315,9 +433,21 @@ function isHandlerTimeout (error: unknown): boolean {
   return (error as { code?: unknown } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
-/** A stream of Node's or of the web, or a `Response` with one in it, of whatever class. */
-function isStream (payload: unknown): boolean {
-  if (payload === null || typeof payload !== 'object') return false
-  const { pipe, getReader, body } = payload as { pipe?: unknown, getReader?: unknown, body?: { getReader?: unknown } | null }
-  return typeof pipe === 'function' || typeof getReader === 'function' || typeof body?.getReader === 'function'
+/** Whatever a connector rejects with: Fastify takes an error that is falsy for none. */
+function errorOf (reason: unknown): Error {
+  return reason ? reason as Error : new Error('a transaction failed, and its connector did not say why')
+}
+
+/** One after the other. After a commit that fails the rest is rolled back; what was committed before stays so: two databases have no common transaction. */
+async function endAll (ending: readonly Held[], fits: (held: Held) => boolean): Promise<void> {
+  let failure: unknown
+  for (const held of ending) {
+    try {
+      if (failure === undefined && fits(held)) await held.transaction.commit()
+      else await held.transaction.rollback()
+    } catch (error) {
+      failure ??= errorOf(error)
+    }
+  }
+  if (failure !== undefined) throw failure
 }

@@ -25,6 +25,29 @@ const policyProperties = {
   acquire: { enum: ['onRequest', 'preHandler', 'manual'] },
   /** When it goes back. `'onSend'`: before the reply is sent, so that a slow reader holds no connection. Default `'onResponse'`. */
   release: { enum: ['onResponse', 'onSend'] },
+  /** The whole request in one transaction: begun when the connection is taken, committed before the reply is sent. Default false. */
+  transaction: {
+    anyOf: [{ type: 'boolean' }, {
+      type: 'object',
+      properties: {
+        /** Default: the database's own. */
+        isolation: { enum: ['read uncommitted', 'read committed', 'repeatable read', 'serializable', 'snapshot'] },
+        /** It may only read. Default false. */
+        readOnly: { type: 'boolean' },
+        /**
+         * Which replies commit it. `'success'`: those with a status below 400. `'reply'`: all that the handler sends; only what it throws is rolled back.
+         * Default `'success'`.
+         */
+        commitOn: { enum: ['success', 'reply'] },
+      },
+      additionalProperties: false,
+    }],
+  },
+  /**
+   * Which connection, where the pool has two kinds of them. Default: GET and HEAD read from a `'replica'`; other methods, and transactions that may write, get the
+   * `'primary'`.
+   */
+  role: { enum: ['primary', 'replica'] },
 } as const
 
 const policySchema = { type: 'object', properties: policyProperties, additionalProperties: false } as const
@@ -46,7 +69,7 @@ const engineProperties = {
   connection: { type: 'object', default: Object.freeze({}) },
   /** Connections that are always there, once the pool is open. Default 0. */
   min: { type: 'integer', minimum: 0, default: 0 },
-  /** Connections that there are at most, whatever they do: creating, idle, used and closing. Default 10; for SQLite it is 1. */
+  /** Connections that there are at most, whatever they do: creating, idle, used and closing. Default 10; for SQLite in memory it is 1. */
   max: { type: 'integer', minimum: 1, default: 10 },
   /**
    * `'require'`: the app starts when `max(1, min)` connections are there, or fails, saying why. `'warm'`: they are made in the background,
@@ -101,7 +124,7 @@ const engineProperties = {
 } as const
 
 const hookProperties = {
-  onConnect: optionalFunction, onAcquire: optionalFunction, onRelease: optionalFunction, onDisconnect: optionalFunction,
+  onConnect: optionalFunction, onAcquire: optionalFunction, onRelease: optionalFunction, onDisconnect: optionalFunction, wrap: optionalFunction,
 } as const
 
 /** Of each pool's own. */
@@ -123,20 +146,27 @@ const connectorSchema = {
     onDeath: optionalFunction,
     onDriverEvent: optionalFunction,
     close: optionalFunction,
+    transactions: {
+      type: 'object',
+      required: ['isolation', 'readOnly', 'begin', 'isTransient'],
+      properties: { isolation: { type: 'array', title: 'a list of levels' }, readOnly: { type: 'boolean' }, begin: optionalFunction, isTransient: optionalFunction },
+      title: 'an object with isolation, readOnly, begin and isTransient',
+    },
+    replica: { type: 'object', title: 'another connector' },
     max: { type: 'integer', minimum: 1 },
     secrets: { type: 'array', title: 'a list of texts' },
   },
   title: 'an object with system, create and destroy',
 } as const
 
-const backendSchema = { enum: ['mongodb', 'redis', 'sqlite'] } as const
+const backendSchema = { enum: ['mongodb', 'redis', 'postgresql', 'postgres', 'mysql', 'sqlite'] } as const
 const nameSchema = { type: 'string', pattern: '^[A-Za-z_$][\\w$-]*$', title: "a name of letters, digits, '_', '$' and '-', a letter first" } as const
 const level = { enum: ['fatal', 'error', 'warn', 'info', 'debug', 'trace', false] } as const
 
 const pluginProperties = {
   /**
    * Which connections a request leases by itself, and when; what it leaves out has its default. `false`: none unless the route's config says
-   * so. Default `{ acquire: 'onRequest', release: 'onResponse' }`.
+   * so. Default `{ acquire: 'onRequest', release: 'onResponse', transaction: false }`.
    */
   lease: policyOrFalse,
   /**
@@ -220,6 +250,11 @@ export interface PoolHooks<C = unknown> {
   onRelease? (connection: C, info: HookInfo): unknown
   /** Before a connection is destroyed; `info.reason` says why. */
   onDisconnect? (connection: C, info: HookInfo): unknown
+  /**
+   * What borrowers get instead of the connection: a query builder or an ORM over it. Called once for each connection, after `onConnect`. The other hooks get
+   * the connection itself. In a transaction of MongoDB it is called again, with the `Db` that is bound to the session.
+   */
+  wrap? (connection: C): unknown
 }
 
 /** Options of a pool that is used without Fastify: `new Pool(connector, options)`. */
@@ -232,7 +267,7 @@ interface CommonPoolOptions<C> extends Given<typeof engineProperties>, Given<typ
 
 /** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
 export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
-  /** The database: `'mongodb'`, `'redis'` or `'sqlite'`. */
+  /** The database: `'mongodb'`, `'redis'`, `'postgresql'` (or `'postgres'`), `'mysql'` (MariaDB too) or `'sqlite'`. */
   backend: Backend
   connector?: undefined
 } | {
@@ -242,7 +277,7 @@ export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
 })
 
 /** When routes lease a connection, and until when. */
-export interface Policy extends Complete<typeof policyProperties> {}
+export interface Policy extends Complete<Omit<typeof policyProperties, 'role'>>, Given<Pick<typeof policyProperties, 'role'>> {}
 
 interface CommonPluginOptions extends Given<typeof pluginProperties> {}
 
@@ -329,7 +364,7 @@ interface Schema {
   readonly properties?: Properties
   readonly required?: readonly string[]
   readonly additionalProperties?: boolean
-  /** Only ever: false, or an object. */
+  /** Only ever: a value, or an object. */
   readonly anyOf?: readonly [Schema, Schema]
 }
 type Properties = Readonly<Record<string, Schema>>
@@ -340,7 +375,7 @@ const checked = new WeakSet<object>()
 
 /** The schemas' defaults. `maxConnecting` follows `max`; SQLite has others, see there. */
 export const poolDefaults = Object.freeze(readAll(engineProperties, {}, '')) as unknown as Omit<ResolvedEngineOptions, 'name'>
-const defaultPolicy: Policy = Object.freeze({ acquire: 'onRequest', release: 'onResponse' })
+export const defaultPolicy: Policy = Object.freeze({ acquire: 'onRequest', release: 'onResponse', transaction: false })
 
 /**
  * One pool's options, complete and frozen; what is given stays as it is.
@@ -463,10 +498,10 @@ export function isMemoryUrl (url: unknown): boolean {
 
 /** What SQLite can't do otherwise, and what it has other defaults for. */
 function adaptToSqlite (result: Record<string, unknown>, given: Options, path: string): void {
-  if (given.max === undefined) result.max = 1
-  else if (given.max !== 1) throw badOption(join(path, 'max'), given.max, '1, since sqlite has one connection')
   for (const key of ['host', 'port']) if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none, since sqlite is a file (url)')
   if (!isMemoryUrl(given.url)) return
+  if (given.max === undefined) result.max = 1
+  else if (given.max !== 1) throw badOption(join(path, 'max'), given.max, '1, since a database in memory is its connection')
   for (const key of ['idleTimeout', 'maxLifetime', 'maxUses']) {
     if (given[key] !== undefined && given[key] !== 0) {
       throw badOption(join(path, key), given[key], '0, since a database in memory ends with its connection, and the next one would be empty')
@@ -531,8 +566,9 @@ function readAll (properties: Properties, given: Options, path: string): Record<
 function read (schema: Schema, value: unknown, path: string): unknown {
   const { anyOf, properties } = schema
   if (anyOf !== undefined) {
-    if (value !== false && !isObject(value)) throw badOption(path, value, expected(schema))
-    return value === false ? false : read(anyOf[1], value, path)
+    if (Check(anyOf[0], value)) return value
+    if (!isObject(value)) throw badOption(path, value, expected(schema))
+    return read(anyOf[1], value, path)
   }
   if (properties === undefined) {
     if (!Check(schema, value)) throw badOption(path, value, expected(schema))
@@ -549,16 +585,20 @@ function read (schema: Schema, value: unknown, path: string): unknown {
 
 function expected ({ title, type, enum: values, minimum, maximum, anyOf }: Schema): string {
   if (title !== undefined) return title
-  if (anyOf !== undefined) return `false or ${expected(anyOf[1])}`
+  if (anyOf !== undefined) return `${anyOf[0].type === 'boolean' ? 'true, false' : 'false'} or ${expected(anyOf[1])}`
   if (values !== undefined) {
-    const texts = values.map((value) => typeof value === 'string' ? `'${value}'` : String(value))
-    return `${texts.slice(0, -1).join(', ')} or ${texts.at(-1)}`
+    return either(values.map((value) => typeof value === 'string' ? `'${value}'` : String(value)))
   }
   if (type === 'number' || type === 'integer') {
     const what = type === 'integer' ? 'an integer' : 'a number of milliseconds'
     return maximum === undefined ? `${what} of at least ${minimum}` : `${what} from ${minimum} to ${maximum}`
   }
+  if (type === 'boolean') return 'true or false'
   return type === 'function' ? 'a function' : 'an object'
+}
+
+function either (texts: readonly string[]): string {
+  return texts.length < 2 ? texts.join() : `${texts.slice(0, -1).join(', ')} or ${texts.at(-1)}`
 }
 
 function unknownOption (key: string, known: readonly string[], path: string): PoolError {
@@ -566,7 +606,7 @@ function unknownOption (key: string, known: readonly string[], path: string): Po
   const hint = near !== undefined
     ? `: did you mean ${near}?`
     : known.length <= 4
-      ? `: expected ${known.join(' or ')}`
+      ? `: expected ${either(known)}`
       : known.includes('backend') ? ": the driver's own go into connection" : ''
   return new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${join(path, show(key))}${hint}`)
 }

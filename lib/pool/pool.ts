@@ -1,12 +1,13 @@
 import { AsyncResource } from 'node:async_hooks'
-import type { Connector, DestroyReason } from '../../types/connector.js'
+import type { Connector, DestroyReason, TransactionOptions } from '../../types/connector.js'
 import type {
-  AcquireOptions, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolHealth, PoolListener, PoolStats, Timer,
+  AcquireOptions, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer,
 } from '../../types/pool.js'
 import { systemClock } from './clock.js'
 import { PoolError, badOption, scrub, secretsOf } from './errors.js'
 import { checkEngineOptions, type EngineOptions, type ResolvedEngineOptions } from './options.js'
 import { Histogram } from './stats.js'
+import { LeaseTransactions, checkRunOptions, released, type HeldTransaction, type Host, type Phase } from './transaction.js'
 import { Waiter, Waiters } from './waiters.js'
 
 // A connection's states. Its entry is in exactly one, and only `Pool.#move` changes it.
@@ -32,6 +33,10 @@ const newContext = () => new AsyncResource('FASTIFY_POOL')
 /** The pool's record of one connection. */
 class Entry<C> {
   connection: C = undefined as C
+  /** What borrowers get: the connection, or what `wrap` made of it. */
+  face: C = undefined as C
+  /** Of the lease that is out, from its first transaction on. */
+  transactions: LeaseTransactions<C> | undefined
   state: State = CREATING
   /** Counts its leases. A lease knows its turn, so one that has ended can do nothing to a later one. */
   turn = 0
@@ -45,8 +50,8 @@ class Entry<C> {
   /** When it was last known to be alive. */
   freshAt = 0
   expiresAt = Infinity
-  /** What the pool itself does with it while it is used and not lent. */
-  doing: 'prepare' | 'validate' | 'reset' | undefined
+  /** What the pool itself does with it while it is used; the phases of a transaction are for its borrower. */
+  doing: 'prepare' | 'validate' | 'reset' | Phase | undefined
   /** Of the operation under way. */
   deadline = Infinity
   /** It is validated because somebody waits. */
@@ -55,6 +60,8 @@ class Entry<C> {
   prepared: Waiter<C> | undefined
   /** `create` has delivered `connection`. */
   delivered = false
+  /** Its create is past the deadline, and the reason is not told yet: tells it. */
+  explain: ((cause: unknown) => void) | undefined
   /** Why it may not be lent again. */
   broken: Error | undefined
   /** How many creates in a row had failed when its own began. */
@@ -80,6 +87,8 @@ class Entry<C> {
 let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => void
 let throwAway: <C>(pool: Pool<C>, entry: Entry<C>, reason: DestroyReason, error?: Error) => void
 let heldSince: <C>(pool: Pool<C>, entry: Entry<C>) => number
+let mergeDurations: <C>(pools: ReadonlyArray<Pool<C>>) => Pick<PoolStats, 'wait' | 'held' | 'create'>
+let transactionsOf: <C>(pool: Pool<C>, entry: Entry<C>) => LeaseTransactions<C>
 
 class PoolLease<C> implements Lease<C> {
   readonly #pool: Pool<C>
@@ -94,10 +103,8 @@ class PoolLease<C> implements Lease<C> {
   }
 
   get connection (): C {
-    if (this.#entry.turn !== this.#turn) {
-      throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#pool.name}' has ended: acquire again, and do not keep the connection beyond the request`)
-    }
-    return this.#entry.connection
+    this.#mustBeOut()
+    return this.#entry.transactions?.connection ?? this.#entry.face
   }
 
   get pool (): string {
@@ -129,8 +136,25 @@ class PoolLease<C> implements Lease<C> {
     throwAway(this.#pool, this.#entry, reason, error)
   }
 
+  async transaction<T> (fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T> {
+    this.#mustBeOut()
+    return await transactionsOf(this.#pool, this.#entry).run(fn, options)
+  }
+
   [Symbol.dispose] (): void {
     this.release()
+  }
+
+  #mustBeOut (): void {
+    if (this.#entry.turn === this.#turn) return
+    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#pool.name}' has ended: acquire again, and do not keep the connection beyond the request`)
+  }
+
+  /** For the request scope: a transaction over all that its request does. */
+  static async hold<C> (lease: Lease<C>, options: TransactionOptions): Promise<HeldTransaction> {
+    if (!(lease instanceof PoolLease)) throw new PoolError('FST_POOL_NOT_SUPPORTED', `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`)
+    lease.#mustBeOut()
+    return await transactionsOf(lease.#pool, lease.#entry).hold(options)
   }
 
   /** For the request scope: its request ended abnormally and its handler may still use the connection. */
@@ -142,6 +166,12 @@ class PoolLease<C> implements Lease<C> {
 /** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
 export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
 
+/** How long acquires waited, leases were held and creates took, in several pools together. */
+export const durationsOf = <C>(pools: ReadonlyArray<Pool<C>>): Pick<PoolStats, 'wait' | 'held' | 'create'> => mergeDurations(pools)
+
+/** Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls it back. */
+export const hold: <C>(lease: Lease<C>, options: TransactionOptions) => Promise<HeldTransaction> = PoolLease.hold
+
 type Listeners = { [E in PoolEventName]?: ReadonlyArray<PoolListener<E>> }
 
 /**
@@ -150,7 +180,7 @@ type Listeners = { [E in PoolEventName]?: ReadonlyArray<PoolListener<E>> }
  * `max` is hard: connections being made or closed count. Callers are served first come, first served, each by whichever connection is ready
  * first. Every acquire settles once, by its deadline. Nothing foreign is waited for without one.
  */
-export class Pool<C, K extends Connector<C> = Connector<C>> {
+export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
   readonly name: string
   /** The connector: what only this database has is there. */
   readonly backend: K
@@ -160,6 +190,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
   readonly #options: ResolvedEngineOptions<C>
   readonly #secrets: readonly string[]
   readonly #clock: Clock
+  readonly #ids: { last: number }
   /** Connector, hooks, listeners and timers run here, not in the async context of whichever caller happened to set them off. */
   readonly #context = new AsyncResource('FASTIFY_POOL')
   #min: number
@@ -185,13 +216,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
   #started = false
   #openers: Array<{ readonly target: number, readonly resolve: () => void, readonly reject: (error: Error) => void }> = []
   #closed: Promise<void> | undefined
+  /** For the next reset. */
+  #spare: AbortController | undefined
   /** Connections that had been destroyed when the pool began to drain. */
   #destroyedBefore = 0
   #quiet: Array<() => void> = []
   #empty: Array<() => void> = []
   /** `evict()` raises it; what was begun before is stale. */
   #generation = 0
-  #lastId = 0
 
   // Failing creates.
   #failures = 0
@@ -234,25 +266,38 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
       pool.#endLease(entry)
       pool.#destroy(entry, reason, error && scrub(error, pool.#secrets))
     }
+    transactionsOf = (pool, entry) => (entry.transactions ??= new LeaseTransactions(pool.#hostOf(entry)))
+    mergeDurations = (pools) => {
+      // Those served at once are in no histogram: they waited for nothing.
+      const acquired = pools.reduce((sum, pool) => sum + pool.#acquired, 0)
+      const waits = pools.map((pool) => pool.#waits)
+      return {
+        wait: Histogram.summary(waits, acquired - Histogram.summary(waits).count),
+        held: Histogram.summary(pools.map((pool) => pool.#holds)),
+        create: Histogram.summary(pools.map((pool) => pool.#creates)),
+      }
+    }
     // While no tick is due the coarse clock stands still.
     heldSince = (pool, entry) => Math.max(0, (entry.timed || pool.#asleep ? pool.#read() : pool.#now) - entry.takenAt)
   }
 
   /**
    * @param options see the README; `name` is 'db' unless given
+   * @param ids where the connections' ids come from: two pools behind one name have theirs from one place
    * @throws `FST_POOL_BAD_OPTIONS`
    */
-  constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock) {
+  constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock, ids: { last: number } = { last: 0 }) {
     this.#options = checkEngineOptions<C>(connector, options)
     this.name = this.#options.name
     this.backend = connector
     this.closeTimeout = this.#options.closeTimeout
-    this.#min = this.#options.min
     this.#max = Math.min(this.#options.max, this.#limit)
+    this.#min = Math.min(this.#options.min, this.#max)
     this.#maxConnecting = this.#options.maxConnecting
     this.#secrets = secretsOf({ url: this.#options.url, connection: [this.#options.connection, { secrets: connector.secrets }] })
     this.#hookWaits = this.#options.onAcquire?.constructor.name === 'AsyncFunction'
     this.#clock = clock
+    this.#ids = ids
     this.#now = clock.now()
     if (this.#options.leakAfter > 0) {
       this.#registry = new FinalizationRegistry(({ entry, turn }) => {
@@ -293,7 +338,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
    *
    * @throws what a synchronous `onAcquire` throws
    */
-  tryAcquire (options?: Pick<AcquireOptions, 'holder'>): Lease<C> | null {
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role'>): Lease<C> | null {
     return this.#take(options?.holder)
   }
 
@@ -305,6 +350,20 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     } finally {
       lease.release()
     }
+  }
+
+  /**
+   * Calls `fn` in a transaction, on a connection that goes back whatever happens. Within another transaction of this pool it is a savepoint in that one.
+   *
+   * @throws what `acquire` and `Lease.transaction` throw
+   */
+  async transaction<T> (fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}): Promise<T> {
+    const { signal, timeout, holder, role, ...run } = options
+    const around = LeaseTransactions.current(this) as LeaseTransactions<C> | undefined
+    if (around !== undefined) return await around.run(fn, run)
+    // Before anybody waits for a connection.
+    checkRunOptions({ name: this.name, transactions: this.backend.transactions }, run)
+    return await this.use((_, lease) => lease.transaction(fn, run), { signal, timeout, holder, role })
   }
 
   /** The fast path: no promise, no clock, no timer. */
@@ -474,17 +533,26 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
   // --- Giving back ----------------------------------------------------------------------------------------------------------------------
 
   #giveBack (entry: Entry<C>): void {
-    const { holder } = entry
+    const { holder, transactions } = entry
     this.#endLease(entry)
     const reason = this.#dead(entry)
     if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
+    const undoing = transactions?.abandon()
+    if (undoing !== undefined) return this.#clean(entry, undoing.then(() => this.#tidy(entry, holder)))
     if (this.#options.onRelease === undefined) {
       const reset = this.#resetOf(entry)
       if (reset === undefined) this.#offer(entry, true)
       else this.#clean(entry, reset)
       return
     }
-    this.#clean(entry, this.#hook('onRelease', entry, { holder })?.then(() => this.#resetOf(entry)) ?? this.#resetOf(entry))
+    this.#clean(entry, this.#tidy(entry, holder))
+  }
+
+  /** Runs `onRelease`, then the reset: undefined where neither waits. */
+  #tidy (entry: Entry<C>, holder: HolderLabel | undefined): Promise<unknown> | undefined {
+    // A rollback that came back late: the connection is gone.
+    if (entry.state !== USED) return undefined
+    return this.#hook('onRelease', entry, { holder })?.then(() => this.#resetOf(entry)) ?? this.#resetOf(entry)
   }
 
   #endLease (entry: Entry<C>): void {
@@ -493,6 +561,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     entry.lent = false
     entry.holder = undefined
     entry.stack = undefined
+    entry.transactions = undefined
     this.#released++
     if (!entry.timed && this.#listeners.release === undefined && leak === undefined) return
     const held = Math.max(0, this.#read() - entry.takenAt)
@@ -509,10 +578,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     const { backend } = this
     if (backend.reset === undefined || this.#options.reset === 'none' || entry.state !== USED) return undefined
     try {
+      // To make one costs more than all the rest of a return: only for a reset that takes it, and one that was not needed is there for the next.
+      const controller = backend.reset.length < 2 ? undefined : (this.#spare ??= new AbortController())
       // No copy: on the way of every return it would cost more than all the rest.
-      const reset = asPromise(this.#context.runInAsyncScope(() => backend.reset!(entry.connection, entry.signal)))
+      const reset = asPromise(this.#context.runInAsyncScope(() => backend.reset!(entry.connection, controller?.signal as AbortSignal)))
+      if (reset === undefined) return undefined
+      this.#spare = undefined
+      entry.controller = controller
       // A session reset undoes what `onConnect` had set, so it is set again before the next loan.
-      if (reset === undefined || this.#options.reset !== 'session' || this.#options.onConnect === undefined) return reset
+      if (this.#options.reset !== 'session' || this.#options.onConnect === undefined) return reset
       return reset.then(() => {
         if (entry.state === USED) return this.#hook('onConnect', entry)
       })
@@ -564,6 +638,53 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     if (since === undefined) this.#idle.push(entry)
     else this.#idle.splice(this.#idle.filter(({ idleSince }) => idleSince <= since).length, 0, entry)
     if (this.#openers.length > 0) this.#settleOpeners()
+  }
+
+  // --- Transactions ---------------------------------------------------------------------------------------------------------------------
+
+  #hostOf (entry: Entry<C>): Host<C> {
+    const { turn } = entry
+    return {
+      pool: this,
+      name: this.name,
+      transactions: this.backend.transactions,
+      connection: entry.connection,
+      patience: this.#options.acquireTimeout,
+      get ended () { return entry.turn !== turn },
+      face: (connection) => connection === entry.connection ? entry.face : this.#wrap(connection),
+      call: async (phase, work) => {
+        const { acquireTimeout, resetTimeout } = this.#options
+        this.#begin(entry, phase, this.#read() + { begin: acquireTimeout, commit: Infinity, rollback: resetTimeout }[phase])
+        const { signal } = entry
+        try {
+          return await Promise.race([this.#run(() => work(signal)), aborted(signal)])
+        } catch (error) {
+          // Then the connector's own error tells only that it gave up.
+          if (signal.aborted) throw signal.reason instanceof PoolError ? signal.reason : released(this.name, phase)
+          throw error
+        } finally {
+          if (entry.turn === turn) this.#finish(entry)
+        }
+      },
+      // Unless what was waited for took so long that the connection is gone.
+      callLate: async (work) => { if (entry.state === USED) await this.#run(work) },
+      fail: (error) => { this.#revoke(entry, 'error', { error, phase: 'rollback' }) },
+      wait: async (ms, done) => {
+        const alarm = this.#alarm(ms)
+        try {
+          return await Promise.race([alarm.rung.then(() => false), ...(done === undefined ? [] : [done.then(() => true)])])
+        } finally {
+          alarm.cancel()
+          this.#keepAlive()
+        }
+      },
+      random: () => this.#clock.random(),
+    }
+  }
+
+  #wrap (connection: C): C {
+    const { wrap } = this.#options
+    return wrap === undefined ? connection : this.#run(() => wrap(connection)) as C
   }
 
   // --- Judging --------------------------------------------------------------------------------------------------------------------------
@@ -672,7 +793,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
 
   #create (): void {
     const now = this.#read()
-    const entry = new Entry<C>(++this.#lastId, this.#generation, now)
+    const entry = new Entry<C>(++this.#ids.last, this.#generation, now)
     this.#entries.add(entry)
     this.#count[CREATING]!++
     this.#begin(entry, undefined, now + this.#options.connectTimeout)
@@ -690,7 +811,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
       entry.freshAt = this.#clock.now()
       if (entry.state === LATE) return this.#destroyLate(entry)
       this.backend.onDeath?.(entry.connection, (error) => { this.#died(entry, error) })
-      if (entry.unwanted === undefined) await this.#hook('onConnect', entry)
+      if (entry.unwanted === undefined) {
+        await this.#hook('onConnect', entry)
+        // Else its deadline passed while `onConnect` ran.
+        if (entry.state === CREATING) entry.face = this.#wrap(entry.connection)
+      }
       // Else a server that hangs up on everybody would be called without a pause.
       if (entry.state === CREATING && this.#dead(entry) !== undefined) throw entry.broken ?? new Error('the connection was dead at once')
     } catch (error) {
@@ -718,7 +843,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
 
   #notMade (entry: Entry<C>, cause: unknown): void {
     const { delivered, state, unwanted } = entry
-    if (state === LATE && !delivered) return this.#gone(entry)
+    if (state === LATE && !delivered) {
+      entry.explain?.(cause)
+      return this.#gone(entry)
+    }
     if (state !== CREATING) return
     const error = unwanted === undefined ? this.#createFailed(entry, cause) : undefined
     if (!delivered) return this.#gone(entry)
@@ -728,19 +856,37 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
 
   /** Returns the scrubbed copy of the cause. */
   #createFailed (entry: Entry<C>, cause: unknown): Error {
-    const now = this.#read()
+    this.#countFailure(entry)
+    return this.#tellFailure(cause)
+  }
+
+  #countFailure (entry: Entry<C>): void {
     this.#createErrors++
     // Creates that were under way together fail together: that is one failure. (One from before the last success may know of more failures.)
-    if (entry.failures >= this.#failures) {
-      this.#failures++
-      this.#backOff(now)
-    }
-    // Last: what listeners do must not begin another create at once.
+    if (entry.failures < this.#failures) return
+    this.#failures++
+    this.#backOff(this.#read())
+  }
+
+  /** Behind the count: what listeners do must not begin another create at once. */
+  #tellFailure (cause: unknown): Error {
     const error = cause instanceof HookFailed ? cause.reported : this.#report(cause, 'create')
     this.#lastFailure = error
     // Whoever opens a pool starts an app: unlike a request's client, it is told what happened.
     this.#rejectOpeners(() => new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect: ${error.message}`, { cause: error }))
     return error
+  }
+
+  /** A create is past its deadline, and its signal has aborted: a connector that heeds it says in this turn why it took so long, or never. */
+  #failLate (entry: Entry<C>, error: Error): void {
+    this.#countFailure(entry)
+    this.#lastFailure = error
+    entry.explain = (cause) => {
+      entry.explain = undefined
+      this.#tellFailure(cause === undefined || cause === error ? error : new Error(error.message, { cause }))
+    }
+    // Behind all promises that are about to settle now.
+    queueMicrotask(() => { process.nextTick(() => { entry.explain?.(undefined) }) })
   }
 
   /** Doubling, with full jitter. */
@@ -777,6 +923,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
 
   /** Ends a used connection. Nothing may wait for it; its slot is taken until it is gone. */
   #destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
+    // Its borrower waits for that, and the driver may never answer any more.
+    if (entry.doing === 'begin' || entry.doing === 'commit' || entry.doing === 'rollback') this.#abort(entry, 'the connection is destroyed')
     this.#finish(entry)
     this.#move(entry, CLOSING)
     const now = this.#read()
@@ -822,19 +970,28 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
   /** The operation under way on an entry is past its deadline. */
   #overdue (entry: Entry<C>): void {
     const { doing, prepared } = entry
-    const { connectTimeout, destroyTimeout, resetTimeout, validateTimeout } = this.#options
+    const { acquireTimeout, connectTimeout, destroyTimeout, resetTimeout, validateTimeout } = this.#options
     if (entry.state === CREATING) {
       const error = new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)
-      this.#abort(entry, error.message)
+      this.#abort(entry, error)
       this.#finish(entry)
       this.#move(entry, entry.delivered ? USED : LATE)
-      if (entry.unwanted === undefined) this.#createFailed(entry, error)
+      if (entry.unwanted === undefined) {
+        if (entry.delivered) this.#createFailed(entry, error)
+        else this.#failLate(entry, error)
+      }
       // It is there, and `onConnect` is what takes so long.
       if (entry.delivered) this.#destroy(entry, entry.unwanted ?? 'error', error)
     } else if (entry.state === CLOSING) {
       this.#finish(entry)
       this.#move(entry, LATE)
       this.#report(new Error(`a connection was not closed within ${destroyTimeout} ms (destroyTimeout)`), 'destroy')
+    } else if (doing === 'begin' || doing === 'rollback') {
+      const error = doing === 'begin'
+        ? new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${this.name}' did not begin within ${acquireTimeout} ms: its connection was destroyed`)
+        : new Error(`a transaction was not rolled back within ${resetTimeout} ms (resetTimeout)`)
+      this.#abort(entry, error)
+      this.#revoke(entry, 'error', { error, phase: doing })
     } else {
       this.#abort(entry, 'past its deadline')
       this.#finish(entry)
@@ -857,11 +1014,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     if (entry.leak !== undefined) this.#revoke(entry, 'leaked')
   }
 
-  /** The pool itself ends a lease. */
-  #revoke (entry: Entry<C>, reason: DestroyReason): void {
+  /** The pool itself ends a lease. @param failed what is to be reported */
+  #revoke (entry: Entry<C>, reason: DestroyReason, failed?: { readonly error: unknown, readonly phase: ErrorPhase }): void {
     entry.revokedAfter = this.#read() - entry.takenAt
+    // Before the report: who listens to it may end the lease, too.
     this.#endLease(entry)
-    this.#destroy(entry, reason)
+    this.#destroy(entry, reason, failed && this.#report(failed.error, failed.phase))
   }
 
   // --- Books ----------------------------------------------------------------------------------------------------------------------------
@@ -911,8 +1069,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     entry.awaited = false
   }
 
-  #abort (entry: Entry<C>, why: string): void {
-    this.#run(() => entry.controller?.abort(new Error(why)))
+  #abort (entry: Entry<C>, why: string | Error): void {
+    this.#run(() => entry.controller?.abort(typeof why === 'string' ? new Error(why) : why))
   }
 
   /** Wakes those who wait for the pool as a whole. */
@@ -1299,6 +1457,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
     if (this.#listeners.close !== undefined) {
       this.#emit('close', { took: this.#read() - began, destroyed: this.#destroyedTotal() - this.#destroyedBefore, holders })
     }
+    // Whoever still waits for one (a transaction's turn) finds its lease ended.
+    for (const { ring } of this.#alarms) ring()
+    this.#alarms.clear()
     this.#disarm()
     this.#listeners = {}
   }
@@ -1323,7 +1484,6 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
 
   stats (): PoolStats {
     const count = this.#count
-    const waited = this.#waits.summary()
     return Object.freeze({
       name: this.name,
       system: this.backend.system,
@@ -1344,9 +1504,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> {
       refused: this.#refused,
       aborted: this.#aborted,
       leaked: this.#leaked,
-      wait: this.#waits.summary(this.#acquired - waited.count),
-      held: this.#holds.summary(),
-      create: this.#creates.summary(),
+      ...durationsOf([this as unknown as Pool<C>]),
     })
   }
 
@@ -1396,6 +1554,12 @@ function label (holder: HolderLabel | undefined): { holder?: HolderLabel } {
 function asPromise (value: unknown): Promise<unknown> | undefined {
   const pending = typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
   return pending ? Promise.resolve(value) : undefined
+}
+
+/** Rejects when the signal aborts, with its reason. */
+async function aborted (signal: AbortSignal): Promise<never> {
+  await new Promise((resolve) => { signal.addEventListener('abort', resolve, { once: true }) })
+  throw signal.reason
 }
 
 /** Node fires a timer of more than 2^31 - 1 ms at once (its documentation of setTimeout). */

@@ -23,16 +23,24 @@ export class Histogram {
 
   /** @param zeros how many durations of 0 there were that nobody recorded */
   summary (zeros = 0): Durations {
-    const count = this.#count + zeros
-    return Object.freeze({ count, p50: this.#quantile(0.5, count, zeros), p99: this.#quantile(0.99, count, zeros), max: this.#max })
+    return Histogram.summary([this], zeros)
   }
 
-  #quantile (q: number, count: number, zeros: number): number {
-    let rank = Math.ceil(q * count) - zeros
-    if (rank <= 0) return 0
-    let bucket = -1
-    while (rank > 0) rank -= this.#counts[++bucket]!
-    return Math.min(this.#max, middle(bucket) / 1000)
+  /** Of several, as if they were one. */
+  static summary (all: readonly Histogram[], zeros = 0): Durations {
+    const count = all.reduce((sum, one) => sum + one.#count, zeros)
+    const max = all.reduce((most, one) => Math.max(most, one.#max), 0)
+    const quantile = (q: number) => {
+      let rank = Math.ceil(q * count) - zeros
+      if (rank <= 0) return 0
+      let bucket = -1
+      while (rank > 0) {
+        bucket++
+        for (const one of all) rank -= one.#counts[bucket]!
+      }
+      return Math.min(max, middle(bucket) / 1000)
+    }
+    return Object.freeze({ count, p50: quantile(0.5), p99: quantile(0.99), max })
   }
 }
 

@@ -1,11 +1,14 @@
-import { MongoClient } from 'mongodb'
-import type { Db, MongoClient as Client } from 'mongodb'
+import { Binary, GridFSBucket, MongoClient, ObjectId } from 'mongodb'
+import type { Db, MongoClient as Client, MongoError } from 'mongodb'
+import { once } from 'node:events'
 import t from 'tap'
 import type { Test } from 'tap'
 import { mongodb } from '../../lib/backends/mongodb.js'
 import type { MongoConnector, MongoOptions } from '../../lib/backends/mongodb.js'
 import { PoolError } from '../../lib/pool/errors.js'
-import type { DriverEvent } from '../../types/connector.js'
+import type { EngineOptions } from '../../lib/pool/options.js'
+import { Pool } from '../../lib/pool/pool.js'
+import type { DriverEvent, Transaction, TransactionOptions } from '../../types/connector.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import type { MongoDouble, MongoDoubleOptions } from '../doubles/mongo-wire.js'
 import { startProxy } from '../support/proxy.js'
@@ -397,6 +400,663 @@ t.test('on the double: an operation waits for a socket no longer than acquireTim
   await first
 })
 
+// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+
+const begin = (connector: MongoConnector, db: Db, options: TransactionOptions = {}) => connector.transactions.begin(db, options, later)
+const notSupported = { name: 'PoolError', code: 'FST_POOL_NOT_SUPPORTED' }
+const hasEnded = { name: 'PoolError', code: 'FST_POOL_TRANSACTION_ENDED' }
+
+interface Opened { server: MongoDouble, connector: MongoConnector, db: Db, transaction: Transaction<Db> }
+
+/** One that is begun, on a double. */
+async function opened (t: Test, options: MongoDoubleOptions = {}, more: Omit<MongoOptions, 'url'> = {}): Promise<Opened> {
+  const { double: server, connector } = await double(t, options, more)
+  const db = await connector.create(later)
+  await db.collection('items').createIndex({ n: 1 }, { unique: true })
+  await db.collection('items').insertMany([{ n: 1 }, { n: 2 }, { n: 3 }])
+  server.log.length = 0
+  return { server, connector, db, transaction: await begin(connector, db) }
+}
+
+const numbers = (server: MongoDouble) => server.documents('test', 'items').map(({ n }) => n)
+/** Those commands in which the driver began a transaction. */
+const starts = (server: MongoDouble) => server.log.filter(({ startTransaction }) => startTransaction)
+const names = (server: MongoDouble) => server.log.map(({ command }) => command)
+const failure = (work: Promise<unknown>): Promise<unknown> => work.then(() => { throw new Error('it did not fail') }, (error: unknown) => error)
+
+/** Else operations side by side would go one after the other, for want of sockets. */
+async function openSockets (server: MongoDouble, db: Db, count: number): Promise<void> {
+  const hold = server.hold('find')
+  const finds = Array.from({ length: count }, () => db.collection('items').findOne({}))
+  await hold.arrived(count)
+  hold.release()
+  await Promise.all(finds)
+  server.log.length = 0
+}
+
+/** By the command that it sends. What a server refuses in a transaction it must still be asked within it. */
+const operations: Record<string, (db: Db) => Promise<unknown>> = {
+  insertOne: (db) => db.collection('items').insertOne({ n: 10 }),
+  insertMany: (db) => db.collection('items').insertMany([{ n: 10 }, { n: 11 }]),
+  updateOne: (db) => db.collection('items').updateOne({ n: 1 }, { $set: { m: 1 } }),
+  updateMany: (db) => db.collection('items').updateMany({}, { $set: { m: 1 } }),
+  replaceOne: (db) => db.collection('items').replaceOne({ n: 1 }, { n: 10 }),
+  deleteOne: (db) => db.collection('items').deleteOne({ n: 1 }),
+  deleteMany: (db) => db.collection('items').deleteMany({}),
+  findOne: (db) => db.collection('items').findOne({ n: 1 }),
+  'find, in batches': (db) => db.collection('items').find({}, { batchSize: 1 }).toArray(),
+  'find, closed early': async (db) => {
+    const cursor = db.collection('items').find({}, { batchSize: 1 })
+    await cursor.next()
+    await cursor.close()
+  },
+  'find, as a stream': (db) => db.collection('items').find({}).stream().toArray(),
+  findOneAndUpdate: (db) => db.collection('items').findOneAndUpdate({ n: 1 }, { $set: { m: 1 } }),
+  findOneAndReplace: (db) => db.collection('items').findOneAndReplace({ n: 1 }, { n: 10 }),
+  findOneAndDelete: (db) => db.collection('items').findOneAndDelete({ n: 1 }),
+  countDocuments: (db) => db.collection('items').countDocuments({}),
+  estimatedDocumentCount: (db) => db.collection('items').estimatedDocumentCount(),
+  distinct: (db) => db.collection('items').distinct('n'),
+  aggregate: (db) => db.collection('items').aggregate([{ $match: { n: 1 } }]).toArray(),
+  'aggregate of a database': (db) => db.aggregate([{ $documents: [] }]).toArray(),
+  bulkWrite: (db) => db.collection('items').bulkWrite([{ insertOne: { document: { n: 10 } } }, { deleteOne: { filter: { n: 1 } } }]),
+  'an ordered bulk': (db) => db.collection('items').initializeOrderedBulkOp().insert({ n: 10 }).find({ n: 1 }).deleteOne().execute(),
+  'an unordered bulk': (db) => db.collection('items').initializeUnorderedBulkOp().insert({ n: 10 }).find({ n: 1 }).deleteOne().execute(),
+  'bulkWrite of the client': (db) => db.client.bulkWrite([{ namespace: 'test.items', name: 'insertOne', document: { n: 10 } }]),
+  'another database of the client': (db) => db.client.db('other').collection('items').insertOne({ n: 10 }),
+  command: (db) => db.command({ insert: 'items', documents: [{ n: 10 }] }),
+  runCursorCommand: (db) => db.runCursorCommand({ find: 'items', batchSize: 1 }).toArray(),
+  listCollections: (db) => db.listCollections().toArray(),
+  collections: (db) => db.collections(),
+  'admin().listDatabases': (db) => db.admin().listDatabases(),
+  'admin().command': (db) => db.admin().command({ buildInfo: 1 }),
+  stats: (db) => db.stats(),
+  createCollection: (db) => db.createCollection('more'),
+  rename: (db) => db.collection('items').rename('others'),
+  drop: (db) => db.collection('items').drop(),
+  dropDatabase: (db) => db.dropDatabase(),
+  createIndex: (db) => db.collection('items').createIndex({ m: 1 }),
+  indexes: (db) => db.collection('items').indexes(),
+  dropIndexes: (db) => db.collection('items').dropIndexes(),
+  createSearchIndex: (db) => db.collection('items').createSearchIndex({ definition: { mappings: { dynamic: true } } }),
+  listSearchIndexes: (db) => db.collection('items').listSearchIndexes().toArray(),
+  watch: async (db) => {
+    const stream = db.collection('items').watch()
+    await stream.next().finally(() => stream.close())
+  },
+  'an upload to GridFS': async (db) => {
+    const upload = new GridFSBucket(db).openUploadStream('a.txt')
+    const finished = once(upload, 'finish')
+    upload.end('text')
+    await finished
+  },
+  'a download from GridFS': async (db) => {
+    const id = new ObjectId()
+    await db.collection('fs.files').insertOne({ _id: id, filename: 'a.txt', length: 4, chunkSize: 4 })
+    await db.collection('fs.chunks').insertOne({ files_id: id, n: 0, data: new Binary(Buffer.from('text')) })
+    const [chunk] = await new GridFSBucket(db).openDownloadStreamByName('a.txt').toArray() as Buffer[]
+    if (String(chunk) !== 'text') throw new Error('that is not what was put there')
+  },
+  'find of GridFS': (db) => new GridFSBucket(db).find().toArray(),
+}
+
+const codeOf = (error: unknown) => {
+  const { code, cause } = error as { code?: unknown, cause?: { code?: unknown } }
+  return code ?? cause?.code
+}
+
+t.test('on the double: whatever is called on the Db of a transaction is in it, without being told', async (t) => {
+  const concerns = { writeConcern: { w: 1, journal: true }, readConcernLevel: 'majority', readPreference: 'secondaryPreferred' }
+  const { server, connector, db, transaction } = await opened(t, {}, { connection: concerns })
+  await transaction.rollback()
+  for (const [name, run] of Object.entries(operations)) {
+    server.log.length = 0
+    const transaction = await begin(connector, db)
+    // What servers do not allow in a transaction (263), and what the double does not know (59, 238, 40324), but nothing of the driver's own.
+    await run(transaction.connection).catch((error: unknown) => {
+      t.ok([59, 238, 251, 263, 40324].some((code) => code === codeOf(error)), `${name} is refused by the server: ${String(error)}`)
+    })
+    const sent = server.log.filter(({ command }) => command !== 'abortTransaction')
+    t.ok(sent.length > 0, `${name} sends ${sent.map(({ command }) => command).join(', ')}`)
+    const [{ lsid, txnNumber } = {}] = sent
+    t.type(lsid, 'string')
+    t.type(txnNumber, 'number')
+    for (const [index, entry] of sent.entries()) {
+      const { startTransaction, body: { readConcern, writeConcern } } = entry
+      t.match(entry, { lsid, txnNumber, autocommit: false }, `${name}: ${entry.command}`)
+      const expected = index === 0 ? [true, { level: 'majority' }] : [undefined, undefined]
+      t.strictSame([startTransaction, readConcern, writeConcern], [...expected, undefined], 'with the concerns of the transaction only')
+    }
+    await transaction.rollback()
+    t.equal(server.openTransactions, 0)
+  }
+  t.strictSame(numbers(server), [1, 2, 3])
+  t.equal(server.openCursors, 0)
+})
+
+for (const [on, start, skip] of [
+  ['on the double', async (t: Test) => (await startMongoDouble(t)).url, false],
+  [`on ${how}, transactions`, async () => real!.url, real?.kind !== 'mongod' && 'needs a real replica set'],
+] as const) {
+  t.test(`${on}: a transaction is done as a whole or not at all, on its own, and knows its end`, { skip }, async (t) => {
+    const connector = await connect(t, { url: await start(t), database: 'transactions' })
+    const [one, two] = [await connector.create(later), await connector.create(later)]
+    const items = one.collection('items')
+    await one.dropDatabase()
+    await items.insertMany([1, 2, 3].map((n) => ({ n, by: 'nobody' })))
+    const sorted = async (db: Db) => (await db.collection('items').find({}, { sort: { n: 1 } }).toArray()).map(({ n }) => Number(n))
+
+    const first = await begin(connector, one)
+    const own = first.connection.collection('items')
+    await Promise.all([4, 5, 6, 7].map((n) => own.insertOne({ n })))
+    await own.bulkWrite([{ insertOne: { document: { n: 8 } } }, { deleteOne: { filter: { n: 1 } } }])
+    t.strictSame([await sorted(first.connection), await sorted(one)], [[2, 3, 4, 5, 6, 7, 8], [1, 2, 3]])
+    await first.commit()
+    t.strictSame(await sorted(one), [2, 3, 4, 5, 6, 7, 8])
+    await t.rejects(own.insertOne({ n: 9 }), hasEnded)
+
+    const undone = await begin(connector, one)
+    await undone.connection.collection('items').deleteMany({})
+    await undone.rollback()
+    t.strictSame(await sorted(one), [2, 3, 4, 5, 6, 7, 8])
+
+    const [winner, loser] = [await begin(connector, one, { isolation: 'snapshot' }), await begin(connector, two)]
+    await winner.connection.collection('items').updateOne({ n: 2 }, { $set: { by: 'winner' } })
+    const conflict = await failure(loser.connection.collection('items').updateOne({ n: 2 }, { $set: { by: 'loser' } }))
+    t.match(conflict, { code: 112 })
+    t.ok(connector.transactions.isTransient(conflict))
+    await t.rejects(loser.commit(), { code: 251 }, 'and who caught that has committed nothing')
+    await loser.rollback()
+    await winner.commit()
+    t.match(await items.findOne({ n: 2 }), { by: 'winner' })
+    t.strictSame(await sorted(two), [2, 3, 4, 5, 6, 7, 8])
+  })
+}
+
+t.test('on the double: what was done in a transaction is seen by it alone until its commit, and by all at once then', async (t) => {
+  const { server, connector, db, transaction } = await opened(t)
+  const other = await begin(connector, await connector.create(later))
+  await other.connection.collection('items').findOne({})
+  const items = transaction.connection.collection('items')
+  await items.insertOne({ n: 4 })
+  await items.deleteOne({ n: 1 })
+  t.strictSame(await items.distinct('n'), [2, 3, 4])
+  t.strictSame(await db.collection('items').distinct('n'), [1, 2, 3], 'nor by the connection that it was begun on')
+  await transaction.commit()
+  t.strictSame(await db.collection('items').distinct('n'), [2, 3, 4])
+  t.strictSame(await other.connection.collection('items').distinct('n'), [1, 2, 3], 'another one sees what was there when it began')
+  await other.commit()
+  t.equal(server.openTransactions, 0)
+  const own = server.log.find(({ command, autocommit }) => command === 'distinct' && autocommit === undefined)
+  t.match(own, { txnNumber: undefined, startTransaction: undefined }, 'outside of it there is no transaction')
+})
+
+t.test('on the double: a rollback leaves nothing behind', async (t) => {
+  const { server, transaction } = await opened(t)
+  await transaction.connection.collection('items').deleteMany({})
+  t.equal(server.openTransactions, 1)
+  await Promise.all([transaction.rollback(), transaction.rollback()])
+  await transaction.rollback()
+  t.equal(server.openTransactions, 0)
+  t.strictSame(numbers(server), [1, 2, 3])
+  t.equal(names(server).filter((name) => name === 'abortTransaction').length, 1)
+})
+
+t.test('on the double: first operations side by side begin one transaction, and each is done', async (t) => {
+  const { server, db, transaction } = await opened(t)
+  await openSockets(server, db, 4)
+  const items = transaction.connection.collection('items')
+  const hold = server.hold('insert')
+  const inserts = Promise.all([4, 5, 6, 7].map((n) => items.insertOne({ n })))
+  await hold.reached
+  hold.release()
+  await inserts
+  t.equal(starts(server).length, 1)
+  await transaction.commit()
+  t.strictSame(numbers(server), [1, 2, 3, 4, 5, 6, 7])
+})
+
+t.test('on the double: of first operations that an overloaded server refuses one begins the transaction later', async (t) => {
+  const { server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  const fault = server.failCommand({ commands: 'insert', code: 462, labels: ['RetryableError', 'SystemOverloadedError'] })
+  await Promise.all([4, 5, 6].map((n) => items.insertOne({ n })))
+  await transaction.commit()
+  t.equal(fault.hits, 1)
+  t.equal(starts(server).length, 2, 'the one that was refused, and one that was not')
+  t.same(numbers(server).sort(), [1, 2, 3, 4, 5, 6])
+})
+
+t.test('on the double: operations side by side are sent one after the other', async (t) => {
+  const { server, db, transaction } = await opened(t)
+  await openSockets(server, db, 4)
+  const hold = server.hold('update')
+  const updates = Promise.all([1, 2, 3].map((n) => transaction.connection.collection('items').updateOne({ n }, { $set: { m: n } })))
+  await hold.reached
+  await db.collection('items').findOne({})
+  t.strictSame(names(server), ['update', 'find'])
+  hold.release()
+  await updates
+  await transaction.commit()
+})
+
+t.test('on the double: a first operation that never got a socket leaves it to the next one to begin the transaction', async (t) => {
+  const { server, db, transaction } = await opened(t, {}, { max: 1, acquireTimeout: 300 })
+  const items = transaction.connection.collection('items')
+  const hold = server.hold({ commands: 'find', where: ({ autocommit }) => autocommit === undefined })
+  const find = db.collection('items').findOne({})
+  await hold.reached
+  await t.rejects(items.insertOne({ n: 4 }), { name: 'MongoWaitQueueTimeoutError' })
+  hold.release()
+  await find
+  await items.insertOne({ n: 5 })
+  await transaction.commit()
+  t.equal(starts(server).length, 1)
+  t.strictSame(numbers(server), [1, 2, 3, 5])
+})
+
+t.test('on the double: a first operation whose signal has aborted is not sent, and the next one begins the transaction', async (t) => {
+  const { server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  await t.rejects(items.find({}, { signal: AbortSignal.abort(new Error('too late')) }).toArray(), { message: 'too late' })
+  await t.rejects(transaction.connection.command({ ping: 1 }, { signal: AbortSignal.abort(new Error('too late')) }), { message: 'too late' })
+  await items.insertOne({ n: 4 })
+  await transaction.commit()
+  t.strictSame(names(server), ['insert', 'commitTransaction'])
+})
+
+t.test('on the double: after a first operation that can not be written nothing hangs, and nothing is committed', async (t) => {
+  const { server, transaction } = await opened(t)
+  const circular: Record<string, unknown> = { n: 4 }
+  circular.self = circular
+  await t.rejects(transaction.connection.collection('items').insertOne(circular), { name: 'BSONError' })
+  await t.rejects(transaction.commit(), { code: 251 })
+  await transaction.rollback()
+  t.strictSame(numbers(server), [1, 2, 3])
+})
+
+t.test('on the double: a cursor that nobody reads, and one that is not read to its end, are in nobody\'s way', async (t) => {
+  const { server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  items.find({})
+  const cursor = items.find({}, { batchSize: 1 })
+  t.match(await cursor.next(), { n: 1 })
+  await items.insertOne({ n: 4 })
+  await transaction.commit()
+  t.strictSame(names(server), ['find', 'insert', 'commitTransaction'])
+  await t.rejects(cursor.next(), { name: 'MongoExpiredSessionError' }, 'it ends with the transaction')
+  await cursor.close()
+})
+
+t.test('on the double: a commit of nothing sends nothing', async (t) => {
+  const { server, transaction } = await opened(t)
+  await transaction.commit()
+  await transaction.rollback()
+  t.strictSame(names(server), [])
+})
+
+t.test('on the double: a commit waits for what nobody waited for', async (t) => {
+  const { server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  const hold = server.hold('insert')
+  const inserts = Promise.all([items.insertOne({ n: 4 }), items.insertOne({ n: 5 })])
+  const commit = transaction.commit()
+  await hold.reached
+  hold.release()
+  await commit
+  t.strictSame(numbers(server), [1, 2, 3, 4, 5])
+  await inserts
+})
+
+t.test('on the double: a rollback waits for the operation that the server works at, and refuses those behind it', async (t) => {
+  const { server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  const hold = server.hold('insert')
+  const [first, second] = [items.insertOne({ n: 4 }), t.rejects(items.insertOne({ n: 5 }), hasEnded)]
+  await hold.reached
+  const rollback = transaction.rollback()
+  hold.release()
+  await Promise.all([first, second, rollback])
+  t.strictSame(names(server), ['insert', 'abortTransaction'])
+  t.equal(server.openTransactions, 0)
+  t.strictSame(numbers(server), [1, 2, 3])
+})
+
+for (const end of ['commit', 'rollback'] as const) {
+  t.test(`on the double: after the ${end} the Db that was kept does nothing any more, inside or outside of a transaction`, async (t) => {
+    const { server, db, transaction } = await opened(t)
+    const kept = transaction.connection
+    const items = kept.collection('items')
+    const bulk = items.initializeOrderedBulkOp().insert({ n: 6 })
+    await items.insertOne({ n: 4 })
+    await transaction[end]()
+    server.log.length = 0
+    await t.rejects(items.insertOne({ n: 5 }), hasEnded)
+    await t.rejects(items.find({}).toArray(), hasEnded)
+    await t.rejects(kept.command({ ping: 1 }), hasEnded)
+    await t.rejects(bulk.execute(), hasEnded)
+    await t.rejects(items.bulkWrite([{ insertOne: { document: { n: 6 } } }]), hasEnded)
+    await t.rejects(transaction.commit().then(() => kept.collection('new').insertOne({})), /open|abort/)
+    t.strictSame(names(server), [])
+    await db.collection('items').insertOne({ n: 7 })
+    t.match(server.log, [{ command: 'insert', autocommit: undefined }], 'and the connection itself works')
+  })
+}
+
+t.test('on the double: isolation snapshot and the write concern of the url go where they belong, and all goes to the primary', async (t) => {
+  const server = await startMongoDouble(t, { members: 3 })
+  const connector = await connect(t, { url: `${server.url}&w=majority&readPreference=secondaryPreferred` })
+  const transaction = await begin(connector, await connector.create(later), { isolation: 'snapshot' })
+  const items = transaction.connection.collection('items')
+  await items.findOne({})
+  await items.insertOne({ n: 4 })
+  await items.findOneAndUpdate({ n: 4 }, { $set: { n: 5 } })
+  await transaction.commit()
+  const sent = server.log.filter(({ autocommit }) => autocommit === false)
+  t.match(sent, [{ member: 0 }, { member: 0 }, { member: 0 }, { command: 'commitTransaction', body: { writeConcern: { w: 'majority' } } }])
+  t.match(sent.map(({ body }) => body.readConcern), [{ level: 'snapshot' }, undefined, undefined, undefined])
+  t.match(sent.slice(0, 3).map(({ body }) => body.writeConcern), [undefined, undefined, undefined])
+})
+
+t.test('on the double: of two transactions that write the same document the second is given up, and can be run again', async (t) => {
+  const { server, connector, transaction } = await opened(t)
+  const other = await begin(connector, await connector.create(later))
+  await transaction.connection.collection('items').updateOne({ n: 1 }, { $set: { m: 1 } })
+  const error = await failure(other.connection.collection('items').updateOne({ n: 1 }, { $set: { m: 2 } }))
+  t.match(error, { code: 112 })
+  t.ok(connector.transactions.isTransient(error))
+  await other.rollback()
+  await transaction.commit()
+  t.match(server.documents('test', 'items')[0], { n: 1, m: 1 })
+  for (const error of [new Error('another'), undefined, 'text', { hasErrorLabel: 1 }]) t.notOk(connector.transactions.isTransient(error))
+})
+
+t.test('on the double: an error that was caught is an error at the commit', async (t) => {
+  const { server, connector, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  await items.insertOne({ n: 4 })
+  await t.rejects(items.insertOne({ n: 1 }), { code: 11000 })
+  const error = await failure(transaction.commit())
+  t.match(error, { code: 251, codeName: 'NoSuchTransaction' })
+  t.ok(connector.transactions.isTransient(error), 'with the labels of the server')
+  await transaction.rollback()
+  t.strictSame(numbers(server), [1, 2, 3])
+})
+
+t.test('on the double: a step-down ends transactions, which can be run again', async (t) => {
+  const { server, connector, transaction } = await opened(t, { members: 3 })
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  server.stepDown()
+  const error = await failure(transaction.commit())
+  t.ok(connector.transactions.isTransient(error))
+  await transaction.rollback()
+  t.strictSame(numbers(server), [1, 2, 3])
+})
+
+t.test('on the double: a commit whose answer was lost is asked for again', async (t) => {
+  const { server, transaction } = await opened(t)
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after' })
+  await transaction.commit()
+  t.strictSame(numbers(server), [1, 2, 3, 4])
+  t.match(server.log.filter(({ command }) => command === 'commitTransaction'), [{}, { body: { writeConcern: { w: 'majority' } } }])
+})
+
+t.test('on the double: where nobody knows whether it was committed the commit fails, and must not be run again', async (t) => {
+  const { connector, server, transaction } = await opened(t)
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after', times: 2 })
+  const error = await failure(transaction.commit())
+  t.ok((error as MongoError).hasErrorLabel('UnknownTransactionCommitResult'))
+  t.notOk(connector.transactions.isTransient(error))
+  await transaction.rollback()
+  t.notOk(names(server).includes('abortTransaction'))
+})
+
+for (const command of ['commitTransaction', 'abortTransaction']) {
+  t.test(`on the double: the borrower's own ${command} is seen at the commit`, async (t) => {
+    const { transaction } = await opened(t)
+    await transaction.connection.collection('items').insertOne({ n: 4 })
+    await transaction.connection.admin().command({ [command]: 1 })
+    await t.rejects(transaction.commit(), hasEnded)
+    await transaction.rollback()
+  })
+}
+
+t.test('on the double: sessions that the borrower makes himself are his own', async (t) => {
+  const { server, transaction } = await opened(t)
+  const { client } = transaction.connection
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  const inside = server.log.at(-1)!.lsid
+  await client.withSession(async (session) => {
+    const hold = server.hold('insert')
+    const insert = transaction.connection.collection('items').insertOne({ n: 6 })
+    await hold.reached
+    await client.db().collection('items').findOne({}, { session })
+    t.match(server.log.at(-1), { command: 'find', autocommit: undefined }, 'and wait for nothing of the transaction')
+    t.not(server.log.at(-1)!.lsid, inside)
+    hold.release()
+    await insert
+  })
+  await client.withSession({ causalConsistency: false }, async (session) => {
+    t.notOk(session.supports.causalConsistency)
+  })
+  const session = client.startSession()
+  await session.withTransaction(() => client.db().collection('items').insertOne({ n: 5 }, { session }))
+  await session.endSession()
+  await transaction.rollback()
+  t.strictSame(numbers(server), [1, 2, 3, 5])
+})
+
+t.test('on the double: destroy waits for nobody, and the transaction is undone', async (t) => {
+  const { server, connector, db, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  await items.insertOne({ n: 4 })
+  const hold = server.hold('update')
+  const update = items.updateOne({ n: 1 }, { $set: { m: 1 } })
+  await hold.reached
+  t.equal(connector.destroy(db, 'aborted'), undefined)
+  await t.rejects(items.findOne({}), hasEnded)
+  hold.release()
+  await update
+  await until(() => server.openTransactions === 0)
+  t.strictSame(numbers(server), [1, 2, 3])
+  await t.rejects(transaction.commit(), hasEnded)
+})
+
+t.test('on the double: destroy does not abort what is being committed', async (t) => {
+  const { server, connector, db, transaction } = await opened(t)
+  await openSockets(server, db, 3)
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  const hold = server.hold('commitTransaction')
+  const commit = transaction.commit()
+  await hold.reached
+  connector.destroy(db, 'aborted')
+  // What goes out at once has arrived by then.
+  await db.collection('items').findOne({})
+  hold.release()
+  await commit
+  await transaction.rollback()
+  t.strictSame(numbers(server), [1, 2, 3, 4])
+  t.notOk(names(server).includes('abortTransaction'))
+})
+
+t.test('on the double: what destroy finds waiting in front of a commit is not committed', async (t) => {
+  const { server, connector, db, transaction } = await opened(t)
+  const hold = server.hold('insert')
+  const insert = transaction.connection.collection('items').insertOne({ n: 4 })
+  const commit = t.rejects(transaction.commit(), hasEnded)
+  await hold.reached
+  connector.destroy(db, 'aborted')
+  hold.release()
+  await Promise.all([insert, commit, transaction.rollback()])
+  t.strictSame(numbers(server), [1, 2, 3])
+  t.equal(server.openTransactions, 0)
+})
+
+t.test('on the double: close ends what is open, also on a server that says nothing any more', async (t) => {
+  const impatient = { connectTimeout: 500, acquireTimeout: 500, connection: { heartbeatFrequencyMS: 500 } }
+  const { server, connector, transaction } = await opened(t, {}, impatient)
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  server.members[0]!.pause()
+  const rollback = transaction.rollback()
+  await connector.close!()
+  await rollback
+  await t.rejects(transaction.connection.collection('items').findOne({}), hasEnded)
+})
+
+t.test('on the double: a transaction needs a driver on which it was tested', async (t) => {
+  const server = await startMongoDouble(t)
+  const client = new MongoClient(server.url)
+  t.teardown(() => client.close())
+  const connector = await connect(t, { client })
+  const db = await connector.create(later)
+  client.appendMetadata({ name: 'an ODM', version: '9.1.0' })
+  await (await begin(connector, db)).rollback()
+  const { metadata } = client.options as unknown as { metadata: Promise<object> }
+  t.match(await metadata, { driver: { version: '7.8.0|9.1.0' } })
+  for (const [version, metadata] of Object.entries({
+    '7.9.0': Promise.resolve({ driver: { version: '7.9.0|7.8.0' } }),
+    '7.80.0': Promise.resolve({ driver: { version: '7.80.0' } }),
+    '6.21.0': { driver: { version: '6.21.0' } },
+    unknown: Promise.resolve({}),
+  })) {
+    Object.assign(client.options, { metadata })
+    await t.rejects(begin(connector, db), { ...notSupported, message: new RegExp(`they were tested: 7\\.8; this is ${version}$`) })
+  }
+})
+
+t.test('on the double: a transaction does not begin where it can not be', async (t) => {
+  const server = await startMongoDouble(t)
+  const client = new MongoClient(server.url)
+  const connector = await connect(t, { client })
+  const db = await connector.create(later)
+  await t.rejects(connector.transactions.begin(db, {}, AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+  const { description } = (client as unknown as { topology: { description: object } }).topology
+  Object.assign(description, { logicalSessionTimeoutMinutes: null })
+  await t.rejects(begin(connector, db), notSupported, 'a server without sessions')
+  await client.close()
+  await t.rejects(begin(connector, db), { message: 'the MongoDB client is closed' })
+
+  const { url } = server
+  const unsure = await connect(t, { url, connection: { w: 0 } })
+  await t.rejects(begin(unsure, await unsure.create(later)), { ...notSupported, message: /write concern 0/ })
+})
+
+t.test('on the double: a client that the app made has transactions too, and one server of a set that is reached directly', async (t) => {
+  const server = await startMongoDouble(t)
+  const client = new MongoClient(direct(server.members[0]!))
+  t.teardown(() => client.close())
+  const connector = await connect(t, { client })
+  const transaction = await begin(connector, await connector.create(later))
+  await transaction.connection.collection('items').insertOne({ n: 1 })
+  await transaction.commit()
+  t.match(server.documents('shop', 'items'), [{ n: 1 }])
+})
+
+t.test('on the double: a transaction is begun where no server is known just now, and ends in peace', async (t) => {
+  const { server, connector, db, transaction } = await opened(t, {}, { acquireTimeout: 500, connectTimeout: 500 })
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  await server.members[0]!.kill()
+  await until(() => connector.isBroken!(db))
+  const other = await begin(connector, db)
+  await t.rejects(other.connection.collection('items').findOne({}), { name: 'MongoServerSelectionError' })
+  await other.rollback()
+  await transaction.rollback()
+})
+
+const without = 'without transactions: they are refused, by an error that says so'
+t.test(`on the double: a standalone server is ${without}`, async (t) => {
+  const { double: server, connector } = await double(t, { standalone: true })
+  await t.rejects(begin(connector, await connector.create(later)), { ...notSupported, message: /replica set or a sharded cluster/ })
+  t.notOk(server.log.some(({ txnNumber }) => txnNumber))
+})
+
+t.test(`on ${how}: a server is ${without}`, { skip: real?.kind === 'mongod' ? 'it has transactions' : skip }, async (t) => {
+  const connector = await connect(t, { url: real!.url })
+  await t.rejects(begin(connector, await connector.create(later)), { ...notSupported, message: /replica set or a sharded cluster/ })
+})
+
+for (const message of ['Transaction numbers are only allowed on a replica set member or mongos', 'insert: unknown field "autocommit"']) {
+  t.test(`on the double: a server that only tells at the first operation: ${message}`, async (t) => {
+    const { server, transaction } = await opened(t)
+    server.failCommand({ commands: 'insert', code: 20, message })
+    const insert = transaction.connection.collection('items').insertOne({ n: 4 })
+    await t.rejects(insert, { ...notSupported, message: /replica set or a sharded cluster/, cause: { name: 'MongoServerError', code: 20, message } })
+    await transaction.rollback()
+  })
+}
+
+// --- Through a pool
+
+async function pooled (t: Test, server: MongoDouble, options: EngineOptions<Db> = {}): Promise<Pool<Db>> {
+  const pool = new Pool(await mongodb({ url: server.url }), options)
+  t.teardown(() => pool.close())
+  return pool
+}
+
+t.test('through a pool on the double: transactions in each other\'s way are all done, where they may be run again', async (t) => {
+  const server = await startMongoDouble(t)
+  const pool = await pooled(t, server, { max: 5 })
+  await pool.use((db) => db.collection('items').insertOne({ n: 0 }))
+  let runs = 0
+  await Promise.all(Array.from({ length: 5 }, () => pool.transaction(async (db) => {
+    runs++
+    const items = db.collection('items')
+    const doc = await items.findOne({})
+    await items.updateOne({}, { $set: { n: Number(doc!.n) + 1 } })
+  }, { retry: 100 })))
+  t.strictSame(numbers(server), [5], 'no increment is lost')
+  t.ok(runs > 5)
+  t.equal(server.openTransactions, 0)
+})
+
+t.test('through a pool on the double: what fn throws rolls back, on the connection that is lent again afterwards', async (t) => {
+  const server = await startMongoDouble(t)
+  const pool = await pooled(t, server, { max: 1 })
+  await t.rejects(pool.transaction(async (db) => {
+    await db.collection('items').insertOne({ n: 1 })
+    throw new Error('changed my mind')
+  }), { message: 'changed my mind' })
+  t.equal(server.openTransactions, 0)
+  await pool.transaction((db) => db.collection('items').insertOne({ n: 2 }), { isolation: 'snapshot' })
+  t.strictSame(numbers(server), [2])
+  const nested = pool.use((_, lease) => lease.transaction(() => lease.transaction(() => {})))
+  await t.rejects(nested, { ...notSupported, message: /within/ })
+  t.match(pool.stats(), { created: 1, used: 0 })
+})
+
+t.test('through a pool on the double: a lease that ends with its transaction open leaves none', async (t) => {
+  const server = await startMongoDouble(t)
+  const pool = await pooled(t, server, { max: 1 })
+  const lease = await pool.acquire()
+  const transaction = lease.transaction(async (db) => {
+    await db.collection('items').insertOne({ n: 1 })
+    lease.release()
+    await db.collection('items').insertOne({ n: 2 })
+  })
+  await t.rejects(transaction)
+  await pool.use((db) => db.collection('items').insertOne({ n: 3 }))
+  await until(() => server.openTransactions === 0)
+  t.strictSame(numbers(server), [3])
+})
+
+t.test('through a pool on the double: a rollback on a server that has fallen silent takes resetTimeout, and is made up for', async (t) => {
+  const server = await startMongoDouble(t)
+  const pool = await pooled(t, server, { max: 1, resetTimeout: 50 })
+  const [member] = server.members
+  await t.rejects(pool.transaction(async (db) => {
+    await db.collection('items').insertOne({ n: 1 })
+    member!.pause()
+    throw new Error('changed my mind')
+  }), { message: 'changed my mind' })
+  t.match(pool.stats(), { destroyed: { error: 1 } })
+  t.equal(server.openTransactions, 1)
+  member!.resume()
+  await until(() => server.openTransactions === 0)
+  t.strictSame(numbers(server), [])
+})
+
 // --- Options --------------------------------------------------------------------------------------------------------------------------
 
 t.test('what is the pool\'s to set is refused by name, with the option to use instead, and in any case', async (t) => {
@@ -452,6 +1112,15 @@ t.test('a bad url is refused without being shown', async (t) => {
     t.notMatch(String(error), /s3cret/)
     t.equal((error as Error).cause, undefined)
   }
+})
+
+t.test('a url is refused whose password the driver would take for a part of a host', async (t) => {
+  for (const url of ['mongodb://me:s3@cret@host/', 'mongodb://me:s3/cret@host/', 'mongodb://me:s3?cret@host/', 'mongodb://me:s3/c?x=1&ret@host/']) {
+    const error: unknown = await mongodb({ url }).catch((error: unknown) => error)
+    t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message: /percent-encoded$/ }, url)
+    t.notMatch(String(error), /cret/)
+  }
+  t.ok(await mongodb({ url: 'mongodb://me:s3cret@host/?appName=me@home' }))
 })
 
 t.test('a connection option that the driver does not know is refused by its name, without secrets', async (t) => {

@@ -5,6 +5,7 @@ import type { Redis } from 'ioredis'
 import t from 'tap'
 import { redis } from '../../lib/backends/redis.js'
 import type { RedisConnector, RedisOptions } from '../../lib/backends/redis.js'
+import { Pool } from '../../lib/pool/pool.js'
 import type { DriverEvent } from '../../types/connector.js'
 import { startProxy } from '../support/proxy.js'
 import { needsOwn, startRedis } from '../support/services.js'
@@ -157,6 +158,20 @@ for (const [what, leave] of Object.entries(leaves)) {
     t.equal(await admin.exists('never'), 0)
   })
 }
+
+t.test('listeners that onConnect adds are there for every borrower, once', async (t) => {
+  const backend = await connector(t, { url: server.url })
+  const heard: number[] = []
+  const pool = new Pool<Redis, RedisConnector>(backend, { max: 1, onConnect: (connection) => { connection.on('message', () => { heard.push(1) }) } })
+  t.teardown(() => pool.close())
+  for (let turn = 1; turn <= 3; turn++) {
+    await pool.use(async (connection) => {
+      connection.emit('message')
+      t.equal(heard.length, turn)
+    })
+  }
+  t.equal(pool.stats().created, 1)
+})
 
 t.test('shard channels keep their key prefix once, and the database goes back to the configured one', async (t) => {
   const { backend, connection } = await pair(t, { database: '5', connection: { keyPrefix: 'p:' } })
@@ -691,6 +706,8 @@ t.test('options that are wrong or contradict each other are refused at once', as
 })
 
 t.test('the options are left as they are, and what is said outright wins over the url', async (t) => {
+  const undefinedIsAbsent = await pair(t, { database: '3', connection: { db: undefined } })
+  t.equal(undefinedIsAbsent.connection.options.db, 3)
   const connection = Object.freeze({ connectionName: 'x', family: undefined, username: '', password: '' })
   const { host, port } = server
   const options = Object.freeze({ url: 'redis://u:p%40ss@nowhere.invalid:1/7?family=4', host, port, database: 2, connection })

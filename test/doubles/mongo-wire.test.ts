@@ -255,6 +255,38 @@ t.test('writes side by side in one session carry one number, and all but one are
   t.equal(double.documents('test', 'items').length, 1)
 })
 
+t.test('two first operations side by side both begin the transaction, and the server refuses the second', async (t) => {
+  const double = await startMongoDouble(t)
+  const client = await connected(t, double)
+  const items = client.db().collection('items')
+  const session = client.startSession()
+  session.startTransaction()
+  const hold = double.hold('insert')
+  const inserts = Promise.allSettled(numbered(2).map((doc) => items.insertOne(doc, { session })))
+  await hold.arrived(2)
+  hold.release()
+  const results = await inserts
+  t.equal(double.log.filter(({ startTransaction }) => startTransaction).length, 2)
+  t.match(results.filter(({ status }) => status === 'rejected'), [{ reason: { code: 117, codeName: 'ConflictingOperationInProgress' } }])
+  await session.endSession()
+})
+
+t.test('an error that a test asks for ends the transaction of its command', async (t) => {
+  const double = await startMongoDouble(t)
+  const client = await connected(t, double)
+  const items = client.db().collection('items')
+  const session = client.startSession()
+  session.startTransaction()
+  await items.insertOne({ n: 1 }, { session })
+  double.failCommand({ commands: 'update', code: 112 })
+  await t.rejects(items.updateOne({}, { $set: { n: 2 } }, { session }), { code: 112 })
+  t.equal(double.openTransactions, 0)
+  double.failCommand({ commands: 'commitTransaction', code: 8 })
+  await t.rejects(session.commitTransaction(), { code: 8 })
+  await t.rejects(session.commitTransaction(), { code: 251 })
+  await session.endSession()
+})
+
 t.test('a write whose answer was lost is retried, answered and not executed twice', async (t) => {
   const double = await startMongoDouble(t)
   const items = (await connected(t, double)).db().collection('items')

@@ -105,7 +105,7 @@ export interface Selection {
 export interface FailOptions extends Selection {
   /** How often. Default 1. */
   times?: number
-  /** Answers with this error. */
+  /** Answers with this error, which ends the command's transaction if it is in one. */
   code?: number
   message?: string
   /** Exactly these error labels. Default: those a real server would send. */
@@ -1189,6 +1189,7 @@ class Peer {
     if (fault?.code !== undefined) {
       const error = new CommandError(fault.code, fault.message ?? 'Failing command, as the test asked for')
       if (stateChanges.has(fault.code)) this.#member.newTopology()
+      this.#double.failed(name, body)
       reply = this.#errorOf(error, name, body, fault.labels)
     }
     await this.#send(message, reply)
@@ -1699,6 +1700,13 @@ class Double implements MongoDouble {
       else this.#abort(transaction)
       throw error
     }
+  }
+
+  /** A test let it fail: an error ends a transaction, whoever made it. But for that of a commit or an abort, which may be sent again. */
+  failed (name: string, body: Doc): void {
+    if (body.autocommit !== false || name === 'commitTransaction' || name === 'abortTransaction') return
+    const { txnNumber, transaction } = this.#store.session(sessionId(asDoc(body.lsid).id))
+    if (transaction?.state === 'open' && txnNumber === Number(body.txnNumber)) this.#abort(transaction)
   }
 
   #abort (transaction: Transaction): void {

@@ -52,7 +52,7 @@ const wrongOptions: Case[] = [
   bad('a wrong type of connection', { ...redis, connection: right }, /option connection is a text: expected an object/),
   bad('min above max', { ...redis, min: 5, max: 2 }, /option min is 5: expected at most max \(2\)/),
   bad('NaN', { ...mongo, acquireTimeout: 'NaN' }, /option acquireTimeout is (NaN|'NaN'): expected a number of milliseconds/),
-  bad('an unknown backend', { ...redis, backend: 'postgres' }, /backend.*'mongodb', 'redis' or 'sqlite'/),
+  bad('an unknown backend', { ...redis, backend: 'oracle' }, /backend.*'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite'/),
   bad('host beside url', { ...redis, host: 'a' }, /option host is 'a': expected none beside url/),
   bad('a password in host', { backend: 'redis', host: `:${right}@127.0.0.1` }, /option host is a text: expected a host name, nothing else/),
   bad('a url of another scheme', { ...redis, url: `http://:${encoded(right)}@${redisAt}` }, /option url is a text: expected redis:\/\//),

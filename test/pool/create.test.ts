@@ -232,6 +232,21 @@ t.test('onConnect that fails makes it a failed create', async (t) => {
   }
 })
 
+t.test('a create that gives up at its deadline may say what it was waiting for', async (t) => {
+  const { pool, connector, clock, seen } = fakePool({ max: 1, connectTimeout: 1000, acquireTimeout: 1500, backoff: { min: 1000, max: 1000 } })
+  connector.create = (signal) => new Promise((_resolve, reject) => {
+    signal.addEventListener('abort', () => { reject(new Error('ECONNREFUSED with ***', { cause: signal.reason })) })
+  })
+  const waiting = watch(pool.acquire())
+  await clock.advance(1000)
+  const told = { message: 'no connection within 1000 ms (connectTimeout)', cause: { message: 'ECONNREFUSED with ***' } }
+  t.match(seen('error'), [{ phase: 'create', error: told }])
+  t.equal(seen('error').length, 1)
+  t.match(pool.stats(), { createErrors: 1, late: 0 })
+  await clock.advance(500)
+  t.match(waiting.error, { code: 'FST_POOL_CONNECT_FAILED', cause: told })
+})
+
 t.test('onConnect that hangs is bounded by connectTimeout', async (t) => {
   let answer = (_: Error) => {}
   const { pool, connector, clock, seen } = fakePool({ connectTimeout: 1000, max: 1, onConnect: () => new Promise((_resolve, reject) => { answer = reject }) })

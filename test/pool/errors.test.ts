@@ -22,6 +22,8 @@ t.test('an error that means "unavailable" carries 503 and when to come back, oth
     FST_POOL_NOT_LEASED: false,
     FST_POOL_LEASE_RELEASED: false,
     FST_POOL_RESET_FAILED: false,
+    FST_POOL_NOT_SUPPORTED: false,
+    FST_POOL_TRANSACTION_ENDED: false,
   }
   for (const [code, unavailable] of Object.entries(codes) as [PoolErrorCode, boolean][]) {
     const error = new PoolError(code, 'text', { retryAfter: 5 })

@@ -64,7 +64,7 @@ const hook = { takes: ['function'] as Kind[], expected: 'a function' }
 
 /** `elsewhere`: refused too, but for what is in it. */
 const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected: string, beside?: object }> = {
-  backend: { takes: [], expected: "'mongodb', 'redis' or 'sqlite'" },
+  backend: { takes: [], expected: "'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite'" },
   connector: { takes: [], elsewhere: 'object', expected: 'an object with system, create and destroy' },
   url: text,
   host: { takes: ['text'], expected: 'a host name, nothing else' },
@@ -94,6 +94,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   onAcquire: hook,
   onRelease: hook,
   onDisconnect: hook,
+  wrap: hook,
   lease: { takes: ['false', 'object'], expected: 'false or an object' },
 }
 
@@ -165,7 +166,7 @@ const defaults = {
   backoff: { min: 50, max: 1000 },
   reset: 'session',
 }
-const policy = { acquire: 'onRequest', release: 'onResponse' }
+const policy = { acquire: 'onRequest', release: 'onResponse', transaction: false }
 
 t.test('what is not given has its default', async (t) => {
   t.strictSame(poolDefaults, defaults)
@@ -217,7 +218,7 @@ t.test('nothing that is given is changed, and the result is frozen', async (t) =
 t.test('what goes to the driver or is called is kept as the very thing that was given, and not frozen', async (t) => {
   const connection = { tls: {} }
   class Ldap { readonly system = 'ldap'; async create () { return {} } destroy () {} }
-  const given = { connector: new Ldap(), connection, onConnect () {}, onAcquire () {}, onRelease () {}, onDisconnect () {} }
+  const given = { connector: new Ldap(), connection, onConnect () {}, onAcquire () {}, onRelease () {}, onDisconnect () {}, wrap () {} }
   const result = checkPoolOptions(given, '')
   for (const [key, value] of Object.entries(given)) t.equal(result[key as keyof typeof result], value, key)
   t.notOk(Object.isFrozen(connection))
@@ -227,9 +228,9 @@ t.test('what goes to the driver or is called is kept as the very thing that was 
 // --- What one option says about another -----------------------------------------------------------------------------------------------
 
 t.test('a pool has a backend or a connector, and not both', async (t) => {
-  refuses(t, () => checkPoolOptions({}, 'pools.db'), "option pools.db.backend is missing: expected 'mongodb', 'redis' or 'sqlite', or a connector instead")
+  refuses(t, () => checkPoolOptions({}, 'pools.db'), "option pools.db.backend is missing: expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite', or a connector instead")
   refuses(t, () => checkPoolOptions({ ...redis, connector }, 'pools.db'), 'option pools.db.connector is an object: expected none beside backend')
-  refuses(t, () => checkPoolOptions({ backend: 'postgresql' }, ''), "option backend is 'postgresql': expected 'mongodb', 'redis' or 'sqlite'")
+  refuses(t, () => checkPoolOptions({ backend: 'oracle' }, ''), "option backend is 'oracle': expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite'")
 })
 
 t.test('a connector has a system, create and destroy, and functions for the rest', async (t) => {
@@ -268,20 +269,20 @@ t.test('a url says where the database is; a host or port beside it is refused', 
   t.match(checkPoolOptions({ ...redis, host: '::1', port: 6379 }, ''), { host: '::1', port: 6379 })
 })
 
-t.test('sqlite has one connection, in a file', async (t) => {
+t.test('sqlite is a file', async (t) => {
   const sqlite = { backend: 'sqlite', url: 'app.db' }
-  t.equal(checkPoolOptions(sqlite, '').max, 1)
-  t.equal(checkPoolOptions({ ...sqlite, max: 1, min: 1 }, '').min, 1)
-  t.equal(checkPoolOptions(sqlite, '').idleTimeout, 60000)
-  refuses(t, () => checkPoolOptions({ ...sqlite, max: 2 }, ''), 'option max is 2: expected 1, since sqlite has one connection')
-  refuses(t, () => checkPoolOptions({ ...sqlite, min: 2 }, ''), 'option min is 2: expected at most max (1)')
+  t.match(checkPoolOptions(sqlite, ''), { max: 10, min: 0, idleTimeout: 60000 })
+  t.equal(checkPoolOptions({ ...sqlite, max: 2, min: 2 }, '').min, 2)
   refuses(t, () => checkPoolOptions({ backend: 'sqlite', host: 'a' }, ''), "option host is 'a': expected none, since sqlite is a file (url)")
   refuses(t, () => checkPoolOptions({ backend: 'sqlite', port: 1 }, ''), 'option port is 1: expected none, since sqlite is a file (url)')
 })
 
 t.test('a sqlite database in memory keeps its connection, and says why it must', async (t) => {
   const sqlite = { backend: 'sqlite', url: ':memory:' }
-  t.match(checkPoolOptions(sqlite, ''), { idleTimeout: 0, maxLifetime: 0, maxUses: 0 })
+  t.match(checkPoolOptions(sqlite, ''), { max: 1, idleTimeout: 0, maxLifetime: 0, maxUses: 0 })
+  t.equal(checkPoolOptions({ ...sqlite, max: 1, min: 1 }, '').min, 1)
+  refuses(t, () => checkPoolOptions({ ...sqlite, max: 2 }, ''), 'option max is 2: expected 1, since a database in memory is its connection')
+  refuses(t, () => checkPoolOptions({ ...sqlite, min: 2 }, ''), 'option min is 2: expected at most max (1)')
   for (const key of ['idleTimeout', 'maxLifetime', 'maxUses']) {
     t.doesNotThrow(() => checkPoolOptions({ ...sqlite, [key]: 0 }, ''))
     refuses(t, () => checkPoolOptions({ ...sqlite, [key]: 5 }, ''),
@@ -311,7 +312,7 @@ t.test('an unknown name is refused, with the name that was probably meant', asyn
   }
   for (const [name, meant] of Object.entries(near)) t.equal(unknown(name), `${name}: did you mean ${meant}?`)
   // Those of later releases too: an option that does nothing must not look as if it did something.
-  for (const name of ['targets', 'balance', 'wrap', 'transaction', 'role', 'bulkhead', 'x', '']) {
+  for (const name of ['targets', 'balance', 'transaction', 'role', 'bulkhead', 'x', '']) {
     t.equal(unknown(name), `${name}: the driver's own go into connection`)
   }
 })
@@ -319,7 +320,7 @@ t.test('an unknown name is refused, with the name that was probably meant', asyn
 t.test('an unknown name is refused within options too', async (t) => {
   refuses(t, () => checkPoolOptions({ ...redis, backoff: { maximum: 1 } }, 'pools.db'), 'unknown option pools.db.backoff.maximum: expected min or max')
   refuses(t, () => checkPoolOptions({ ...redis, lease: { aquire: 'manual' } }, 'pools.db'), 'unknown option pools.db.lease.aquire: did you mean acquire?')
-  refuses(t, () => checkPoolOptions({ ...redis, lease: { transaction: true } }, ''), 'unknown option lease.transaction: expected acquire or release')
+  refuses(t, () => checkPoolOptions({ ...redis, lease: { bulkhead: 1 } }, ''), 'unknown option lease.bulkhead: expected acquire, release, transaction or role')
   refuses(t, () => checkPluginOptions({ ...redis, log: { conect: 'info' } }), 'unknown option log.conect: did you mean connect?')
   refuses(t, () => checkEngineOptions(connector, { backend: 'redis' }), 'unknown option backend')
   refuses(t, () => checkEngineOptions(connector, { lease: false }), 'unknown option lease')
@@ -361,7 +362,7 @@ t.test('one pool: its options beside the plugin\'s, errors without a path', asyn
   t.match(pools.get('notes'), { backend: 'sqlite', url: 'app.db', name: 'notes' })
   refuses(t, () => checkPluginOptions({ ...redis, max: 0 }), 'option max is 0: expected an integer of at least 1')
   refuses(t, () => checkPluginOptions({ ...redis, name: 5 }), "option name is 5: expected a name of letters, digits, '_', '$' and '-', a letter first")
-  refuses(t, () => checkPluginOptions({}), "option backend is missing: expected 'mongodb', 'redis' or 'sqlite', or a connector instead")
+  refuses(t, () => checkPluginOptions({}), "option backend is missing: expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite', or a connector instead")
   refuses(t, () => checkPluginOptions({ pool: {} }), 'unknown option pool: did you mean pools?')
   refuses(t, () => checkPluginOptions({ ...redis, abortGrase: 1 }), 'unknown option abortGrase: did you mean abortGrace?')
 })
@@ -426,13 +427,21 @@ t.test("a policy is the pool's over the plugin's over the default", async (t) =>
     return pools.get('db')!.lease
   }
   t.strictSame(leases(undefined, undefined), policy)
-  t.strictSame(leases({ release: 'onSend' }, undefined), { acquire: 'onRequest', release: 'onSend' })
-  t.strictSame(leases({ release: 'onSend' }, { acquire: 'manual' }), { acquire: 'manual', release: 'onSend' })
+  t.strictSame(leases({ release: 'onSend' }, undefined), { ...policy, release: 'onSend' })
+  t.strictSame(leases({ release: 'onSend' }, { acquire: 'manual' }), { ...policy, acquire: 'manual', release: 'onSend' })
   t.strictSame(leases({ release: 'onSend' }, { release: 'onResponse' }), policy)
   t.equal(leases(false, undefined), false)
-  t.strictSame(leases(false, { acquire: 'preHandler' }), { acquire: 'preHandler', release: 'onResponse' })
+  t.strictSame(leases(false, { acquire: 'preHandler' }), { ...policy, acquire: 'preHandler' })
   t.equal(leases({ acquire: 'manual' }, false), false)
   refuses(t, () => leases({ acquire: 'onSend' }, undefined), "option lease.acquire is 'onSend': expected 'onRequest', 'preHandler' or 'manual'")
+  t.strictSame(leases({ transaction: true }, { role: 'primary' }), { ...policy, transaction: true, role: 'primary' })
+  t.strictSame(leases({ transaction: true }, { transaction: { readOnly: true, commitOn: 'reply' } }), { ...policy, transaction: { readOnly: true, commitOn: 'reply' } })
+  refuses(t, () => leases({ transaction: 'yes' }, undefined), "option lease.transaction is 'yes': expected true, false or an object")
+  refuses(t, () => leases({ transaction: { commitOn: 'success', isolation: 'none' } }, undefined),
+    "option lease.transaction.isolation is 'none': expected 'read uncommitted', 'read committed', 'repeatable read', 'serializable' or 'snapshot'")
+  refuses(t, () => leases({ transaction: { readOnly: 1 } }, undefined), 'option lease.transaction.readOnly is 1: expected true or false')
+  refuses(t, () => leases({ transaction: { retry: 1 } }, undefined), 'unknown option lease.transaction.retry: expected isolation, readOnly or commitOn')
+  refuses(t, () => leases(undefined, { role: 'reader' }), "option pools.db.lease.role is 'reader': expected 'primary' or 'replica'")
   refuses(t, () => leases(undefined, { release: 5 }), "option pools.db.lease.release is 5: expected 'onResponse' or 'onSend'")
 })
 
@@ -492,7 +501,7 @@ t.test('config.pools: errors name the route', async (t) => {
   }
   refused({ db: { acquire: 'later' } }, "option config.pools.db.acquire is 'later': expected 'onRequest', 'preHandler' or 'manual'")
   refused({ db: { relase: 'onSend' } }, 'unknown option config.pools.db.relase: did you mean release?')
-  refused({ db: { transaction: true } }, 'unknown option config.pools.db.transaction: expected acquire or release')
+  refused({ db: { transaction: { commit: true } } }, 'unknown option config.pools.db.transaction.commit: did you mean commitOn?')
   refused(['db', 5], "option config.pools.1 is 5: expected a name of letters, digits, '_', '$' and '-', a letter first")
   // eslint would call a hole in a literal a slip; so does the check.
   refused(new Array(1), "option config.pools.0 is missing: expected a name of letters, digits, '_', '$' and '-', a letter first")

@@ -99,7 +99,16 @@ t.test('destroy ends the connection, and says why', async (t) => {
 
 t.test('only leases of a pool can be abandoned', (t) => {
   let ended = 0
-  abandon({ connection: 1, pool: 'db', ended: false, heldFor: 0, release () { ended++ }, destroy () { ended++ }, [Symbol.dispose] () { ended++ } })
+  abandon({
+    connection: 1,
+    pool: 'db',
+    ended: false,
+    heldFor: 0,
+    release () { ended++ },
+    destroy () { ended++ },
+    transaction: async () => { throw new Error('none') },
+    [Symbol.dispose] () { ended++ },
+  })
   t.equal(ended, 0)
   t.end()
 })

@@ -1,12 +1,12 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
+import { AsyncLocalStorage, AsyncResource } from 'node:async_hooks'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
-import type { Connector, DestroyReason } from '../../types/connector.js'
+import type { Connector, DestroyReason, Transaction, Transactions } from '../../types/connector.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats } from '../../types/pool.js'
 import { PoolError } from '../../lib/pool/errors.js'
 import type { EngineOptions } from '../../lib/pool/options.js'
-import { abandon, Pool } from '../../lib/pool/pool.js'
+import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 
 // A pool is lived with for a while, at random: callers that come, wait, leave, give back; a connector and hooks that answer, fail, are late or
@@ -35,7 +35,10 @@ export type Outcome =
   | 'no'
 
 type HookName = 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
-type Method = 'create' | 'destroy' | 'validate' | 'reset' | HookName
+type Phase = 'begin' | 'savepoint' | 'commit' | 'rollback'
+type Method = 'create' | 'destroy' | 'validate' | 'reset' | HookName | Phase
+
+const isPhase = (method: Method) => method === 'begin' || method === 'savepoint' || method === 'commit' || method === 'rollback'
 
 const eventNames = [
   'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver',
@@ -49,6 +52,10 @@ const behaviours = [
 export type Action =
   | { readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined }
   | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows', readonly which: number }
+  /** `nest`: called from within the function of an open one. */
+  | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number }
+  /** Ends the function of an open one, or one that is held. */
+  | { readonly do: 'conclude', readonly which: number, readonly how: 'ok' | 'error' }
   | { readonly do: 'evict', readonly idle: boolean }
   | { readonly do: 'resize', readonly min: number | undefined, readonly max: number | undefined }
   | { readonly do: 'tryAcquire' | 'suspend' | 'resume' | 'open' | 'drain' | 'health' | 'driver' }
@@ -59,7 +66,7 @@ export type Action =
 export interface Plan {
   readonly options: EngineOptions<Conn>
   /** What the connector can do besides `create` and `destroy`. */
-  readonly can: Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath', boolean>> & { readonly close: Outcome | undefined }
+  readonly can: Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath' | 'transactions', boolean>> & { readonly close: Outcome | undefined }
   /** Which hooks there are. */
   readonly hooks: readonly HookName[]
   /** What each call does; those beyond the end of the list are 'ok', or as `repeats` says. */
@@ -92,6 +99,8 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
   often(5, fc.record({ do: just('destroy', 'fail', 'abandon', 'stale', 'die', 'die', 'break', 'isBrokenThrows'), which })),
+  often(6, fc.record({ do: just('transact', 'transact', 'nest', 'nest', 'hold'), which, retry: fc.constantFrom(0, 0, 2) })),
+  often(6, fc.record({ do: just('conclude'), which, how: just('ok', 'ok', 'error') })),
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
   often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
@@ -126,6 +135,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     isBroken: fc.boolean(),
     reset: fc.boolean(),
     onDeath: fc.boolean(),
+    transactions: fc.constantFrom(true, true, false),
     close: fc.constantFrom<Outcome | undefined>(undefined, 'sync', 'ok', 'error', 'throw', 'deaf'),
   }),
   hooks: fc.oneof(fc.constant<HookName[]>([]), fc.subarray<HookName>(['onAcquire', 'onConnect', 'onRelease', 'onDisconnect'], { minLength: 1 })),
@@ -134,6 +144,10 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     destroy: outcomesOf('error', 'throw', 'slow', 'deaf', 'late')('ok', 'sync'),
     validate: outcomesOf('no', 'error', 'throw', 'slow', 'deaf', 'hang', 'late')('ok'),
     reset: outcomesOf('error', 'throw', 'slow', 'deaf', 'hang', 'late')('sync', 'ok'),
+    begin: outcomesOf('error', 'throw', 'slow', 'deaf', 'hang', 'late')('ok'),
+    savepoint: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
+    commit: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
+    rollback: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
     onConnect: hookOutcomes,
     onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw')('sync', 'ok'),
     onRelease: hookOutcomes,
@@ -161,7 +175,7 @@ interface Call {
   readonly conn: Conn | undefined
   readonly signal: AbortSignal | undefined
   readonly since: number
-  readonly deadline: number
+  deadline: number
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
@@ -219,8 +233,27 @@ class Conn {
   /** The deadline of the acquire for which `onAcquire` ran. */
   preparedUntil = Infinity
   toldReason: DestroyReason | undefined
+  /** The transactions that are open, each within the one before. */
+  open: Level[] = []
+  /** Its lease may end by itself: a transaction could not be undone, or not begun in time. */
+  lost = false
 
   constructor (readonly id: number, readonly create: Call) {}
+}
+
+/** A transaction, or a savepoint, as the connector knows it. */
+interface Level { committed: boolean }
+
+/** A call of `transaction` or `hold` that has not settled, and the function that runs in it now. */
+interface Run {
+  readonly held: Held
+  readonly retry: number
+  /** Of the last time that its function ran. */
+  level: Level | undefined
+  /** Ends the function that runs now, or the transaction that is held. */
+  conclude: ((how: 'ok' | 'error') => void) | undefined
+  /** Calls from within the function. */
+  within: (<T>(fn: () => T) => T) | undefined
 }
 
 type Refusal = Extract<PoolErrorCode,
@@ -352,6 +385,9 @@ class World {
   readonly #signals: Ask[] = []
   readonly #held: Held[] = []
   readonly #ended: Held[] = []
+  readonly #runs = new Set<Run>()
+  /** Errors for which a transaction may be run again. */
+  readonly #transient = new WeakSet<object>()
   #leases = 0
   #leaked = 0
   #mayHaveLeaked = 0
@@ -472,6 +508,16 @@ class World {
         return this.#hurt(this.#pick([...this.#conns].filter((conn) => conn.destroyedFor === undefined), action.which), action.do)
       case 'answer':
         return this.#pick(this.#calls.filter(({ outcome }) => outcome === 'slow' || outcome === 'deaf'), action.which)?.answer(action.how)
+      case 'transact':
+        return this.#transact(this.#pick(this.#held, action.which), action.retry)
+      case 'nest': {
+        const around = this.#pick([...this.#runs].filter(({ within }) => within !== undefined), action.which)
+        return around?.within!(() => { this.#transact(around.held, 0, around) })
+      }
+      case 'hold':
+        return this.#hold(this.#pick(this.#held, action.which))
+      case 'conclude':
+        return this.#pick([...this.#runs].filter(({ conclude }) => conclude !== undefined), action.which)?.conclude!(action.how)
       case 'evict':
         if (!action.idle) {
           this.#generation++
@@ -658,6 +704,7 @@ class World {
       this.#violate('a suspended pool lent a connection')
     }
     if (this.#close !== undefined && this.#close.resolved) this.#violate('a closed pool lent a connection')
+    if (conn.open.length > 0) this.#violate(`connection ${conn.id} was lent to ${holder} with an open transaction`)
     this.#leaveIdle(conn)
     if (this.#plan.can.reset && reset !== 'none' && conn.dirty !== undefined && conn.dirty !== holder) {
       this.#violate(`connection ${conn.id} was lent to ${holder} with the traces of ${String(conn.dirty)}`)
@@ -719,9 +766,14 @@ class World {
     this.#held.splice(this.#held.indexOf(held), 1)
     this.#end(held)
     held.live = false
-    const { lease, finish } = held
-    held.conn.ending = how
-    if (how === 'fail') held.conn.wronged = true
+    const { lease, finish, conn } = held
+    conn.ending = how
+    if (how === 'release' && !lease.ended && (conn.open.length > 0 || conn.busy !== undefined) && conn.destroyedFor === undefined) {
+      // From now on there is one deadline: that of the reset.
+      conn.cleaning = this.#clock.now()
+      if (conn.busy !== undefined) conn.busy.deadline = conn.cleaning + this.#options.resetTimeout
+    }
+    if (how === 'fail') conn.wronged = true
     if (how === 'release') finish === undefined ? lease.release() : finish()
     else if (how === 'destroy') lease.destroy()
     else if (how === 'fail') lease.destroy(this.#failure('the borrower'))
@@ -729,6 +781,138 @@ class World {
     // A `use()` gives back some microtasks later, and then what it gives back has ended already.
     if (how !== 'release') finish?.()
     if (!lease.ended && finish === undefined) this.#violate('a lease had not ended behind its end')
+  }
+
+  // --- Transactions ---------------------------------------------------------------------------------------------------------------------
+
+  /** @param around it is called from within that one */
+  #transact (held: Held | undefined, retry: number, around?: Run): void {
+    if (held === undefined) return
+    const { lease, conn } = held
+    const run: Run = { held, retry, level: undefined, conclude: undefined, within: undefined }
+    const token = {}
+    const context = store.getStore()
+    const fn = (inner: Conn) => new Promise<object>((resolve, reject) => {
+      if (store.getStore() !== context) this.#violate('the function of a transaction lost its async context')
+      if (inner !== conn) this.#violate('a transaction on another connection')
+      if (lease.ended) this.#violate('a transaction of a lease that has ended was begun')
+      run.level = conn.open.at(-1)
+      if (run.level === undefined) this.#violate('a transaction that is not open')
+      if (run.conclude !== undefined) this.#violate('the function of a transaction runs twice at the same time')
+      run.conclude = (how) => {
+        run.conclude = run.within = undefined
+        if (how === 'ok') return resolve(token)
+        const error = this.#failure('the function of a transaction')
+        if (this.#n % 2 === 0) this.#transient.add(error)
+        reject(error)
+      }
+      const resource = new AsyncResource('FUNCTION')
+      run.within = (call) => resource.runInAsyncScope(call)
+    })
+    this.#runs.add(run)
+    const promise = around === undefined || this.#n % 2 === 0 ? lease.transaction(fn, { retry }) : this.#pool.transaction(fn, { retry })
+    this.#follow(run, promise, (value) => {
+      if (value !== token) this.#violate('a transaction resolved to something else')
+      if (run.level?.committed !== true) this.#violate('a transaction resolved, and was not committed')
+    })
+  }
+
+  #hold (held: Held | undefined): void {
+    // A scope holds one, and one only.
+    if (held === undefined || [...this.#runs].some((run) => run.held === held)) return
+    const run: Run = { held, retry: 0, level: undefined, conclude: undefined, within: undefined }
+    this.#runs.add(run)
+    this.#follow(run, hold(held.lease, { readOnly: this.#n % 2 === 0 }), (transaction) => {
+      if (held.lease.ended) return
+      run.level = held.conn.open[0]
+      if (run.level === undefined) this.#violate('a transaction is held, and not open')
+      this.#runs.add(run)
+      run.conclude = (how) => {
+        run.conclude = undefined
+        this.#follow(run, how === 'ok' ? transaction.commit() : transaction.rollback(), () => {
+          if (run.level?.committed !== (how === 'ok')) this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
+        })
+      }
+    })
+  }
+
+  #follow<T> (run: Run, promise: Promise<T>, resolved: (value: T) => void): void {
+    promise.then((value) => {
+      this.#runs.delete(run)
+      resolved(value)
+    }, (error: unknown) => {
+      this.#runs.delete(run)
+      if (run.level?.committed === true) this.#violate(`a transaction was committed, and rejected with ${String(error)}`)
+      if (run.conclude !== undefined && run.level !== undefined) this.#violate('a transaction rejected while its function ran')
+      const { code } = error as { code?: PoolErrorCode }
+      if (tells(error) && !this.#isOwn(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
+      const fits = this.#isOwn(error) || (code === 'FST_POOL_LEASE_RELEASED' && run.held.lease.ended) || code === 'FST_POOL_ACQUIRE_TIMEOUT' ||
+        (code === 'FST_POOL_NOT_SUPPORTED' && !this.#plan.can.transactions) ||
+        // Within a transaction that is held.
+        (code === 'FST_POOL_BAD_OPTIONS' && run.retry > 0)
+      if (!fits) this.#violate(`a transaction rejected with ${inspect(error)}`)
+    })
+  }
+
+  #transactions (): Transactions<Conn> {
+    const { acquireTimeout, resetTimeout } = this.#options
+    const opened = (conn: Conn): Transaction<Conn> => {
+      const level: Level = { committed: false }
+      if (conn.destroyedFor === undefined) conn.open.push(level)
+      const mustBeInnermost = (what: string) => {
+        if (conn.open.at(-1) !== level) this.#violate(`a ${what} of a transaction with others open in it, or of none`)
+      }
+      return {
+        connection: conn,
+        commit: () => {
+          mustBeInnermost('commit')
+          return this.#askTransaction('commit', conn, Infinity, undefined, () => {
+            if (conn.destroyedFor !== undefined) return
+            conn.open.pop()
+            level.committed = true
+          })
+        },
+        rollback: () => {
+          if (conn.lease?.live === true) mustBeInnermost('rollback')
+          return this.#askTransaction('rollback', conn, resetTimeout, undefined, () => { if (conn.open.includes(level)) conn.open.length = conn.open.indexOf(level) })
+        },
+        savepoint: () => {
+          mustBeInnermost('savepoint')
+          return this.#askTransaction('savepoint', conn, acquireTimeout, undefined, () => opened(conn))
+        },
+      }
+    }
+    return {
+      isolation: [],
+      readOnly: true,
+      isTransient: (error) => this.#transient.has(error as object),
+      begin: (conn, _, signal) => {
+        if (conn.open.length > 0) this.#violate(`a begin on connection ${conn.id}, and one is open`)
+        return this.#askTransaction('begin', conn, acquireTimeout, signal, () => opened(conn))
+      },
+    }
+  }
+
+  #askTransaction<T> (method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T): Promise<T> {
+    this.#foreign(method)
+    const lent = conn.lease?.live === true && !conn.lease.lease.ended
+    if (conn.destroyedFor !== undefined) this.#violate(`a ${method} on connection ${conn.id} behind its end`)
+    if (conn.busy !== undefined) this.#violate(`a ${method} on connection ${conn.id} while its ${conn.busy.method} was under way`)
+    if (!lent && method !== 'rollback') this.#violate(`a ${method} on connection ${conn.id}, and its lease has ended`)
+    const outcome = this.#draw(method)
+    const deadline = conn.cleaning === undefined ? this.#clock.now() + timeout : conn.cleaning + this.#options.resetTimeout
+    // One that gave up at its deadline is as one that did not come back.
+    const failed = (until: number) => { conn.lost ||= method === 'rollback' || this.#clock.now() >= until }
+    if (outcome === 'throw') {
+      failed(Infinity)
+      throw this.#failure(method)
+    }
+    return this.#call<T>(method, outcome, { conn, deadline, ...(signal && { signal }) }, (how, call) => {
+      if (how === 'ok') return done()
+      failed(call.deadline)
+      // Never given: the call rejects.
+      return undefined as T
+    })
   }
 
   /** What a lease that has ended does must touch nobody. */
@@ -860,6 +1044,13 @@ class World {
     }
     await this.#advance(10_000)
     if (this.#conns.size > 0) this.#violate(`${this.#conns.size} connections are left`)
+    // What runs in a transaction ends; each one may have others within it.
+    for (let round = 0; round < 100 && this.#runs.size > 0; round++) {
+      for (const run of [...this.#runs]) run.conclude?.('ok')
+      await settle()
+      this.#rest()
+    }
+    if (this.#runs.size > 0) this.#violate(`${this.#runs.size} transactions have not settled`)
     const { late } = this.#pool.stats()
     if (late !== 0) this.#violate(`stats() has ${late} late ones, and all have answered`)
     if (this.#pool.tryAcquire() !== null) this.#violate('tryAcquire lends from a closed pool')
@@ -879,6 +1070,7 @@ class World {
       ...(can.validate && { validate: (conn: Conn, signal: AbortSignal) => this.#validate(conn, signal) }),
       ...(can.isBroken && { isBroken: (conn: Conn) => this.#isBroken(conn) }),
       ...(can.reset && { reset: (conn: Conn, signal: AbortSignal) => this.#reset(conn, signal) }),
+      ...(can.transactions && { transactions: this.#transactions() }),
       ...(can.onDeath && { onDeath: (conn: Conn, listener: (error?: Error) => void) => { this.#onDeath(conn, listener) } }),
       onDriverEvent: (listener) => { this.#driver = listener },
       ...(can.close !== undefined && { close: () => this.#closeConnector(can.close!) }),
@@ -1015,7 +1207,10 @@ class World {
     // A pool that closes waits for those that are used, but not for those that are made.
     const forced = this.#close !== undefined && (now >= this.#close.grace || !conn.made)
     if (busy !== undefined) {
-      if (now < busy.deadline && !forced) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
+      // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
+      const broken = conn.broken || conn.isBrokenThrows
+      const ended = isPhase(busy.method) && (conn.ending === 'release' ? broken : conn.ending !== undefined)
+      if (now < busy.deadline && !forced && !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
       if (busy.signal?.aborted === false) {
         this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way, and the signal of that had not aborted`)
       }
@@ -1026,6 +1221,8 @@ class World {
       this.#violate(`connection ${conn.id} was destroyed for the reason 'idle', and ${idle + used + creating} are left`)
     }
     if (!this.#maySay(reason, conn, now)) this.#violate(`connection ${conn.id} was destroyed for the reason '${reason}'`)
+    if (busy !== undefined && isPhase(busy.method) && now >= busy.deadline) conn.lost = true
+    conn.open = []
     const outcome = this.#draw('destroy')
     const gone = () => {
       conn.gone = true
@@ -1048,7 +1245,7 @@ class World {
       case 'uses': return maxUses > 0 && conn.loans >= maxUses
       case 'invalid': return conn.invalid || (overdue && conn.busy?.method === 'validate')
       case 'stale': return conn.create.generation < this.#generation || this.#evictedIn === this.#batch
-      case 'error': return conn.wronged || conn.broken || conn.isBrokenThrows || overdue || now >= conn.preparedUntil
+      case 'error': return conn.wronged || conn.lost || conn.broken || conn.isBrokenThrows || overdue || now >= conn.preparedUntil
       case 'aborted': return conn.ending === 'abandon'
       case 'leaked': return false
       case 'closed': return this.#draining
@@ -1076,7 +1273,8 @@ class World {
 
   // Sees its caller's async context, and may: a predicate that must not wait can't carry it anywhere.
   #isBroken (conn: Conn): boolean {
-    this.#mustBeFree(conn, 'asked whether it is broken')
+    // At the end of a lease, also while its transaction begins or ends.
+    if (conn.busy === undefined || !isPhase(conn.busy.method)) this.#mustBeFree(conn, 'asked whether it is broken')
     if (conn.isBrokenThrows) throw this.#failure('isBroken')
     return conn.broken
   }
@@ -1084,6 +1282,7 @@ class World {
   #reset (conn: Conn, signal: AbortSignal): Promise<void> | undefined {
     this.#foreign('reset')
     this.#mustBeFree(conn, 'reset')
+    if (conn.open.length > 0) this.#violate(`connection ${conn.id} was reset with an open transaction`)
     if (this.#options.reset === 'none') this.#violate('a reset in reset mode none')
     conn.cleaning ??= this.#clock.now()
     const outcome = this.#draw('reset')
@@ -1134,11 +1333,15 @@ class World {
     if (info.pool !== 'sim' || info.id !== (conn.poolId ??= info.id)) this.#violate(`${name} was told ${inspect(info)} of connection ${conn.id}`)
     if (name === 'onDisconnect') conn.toldReason = info.reason
     else this.#mustBeFree(conn, `given to ${name}`)
+    if (name !== 'onDisconnect' && conn.open.length > 0) this.#violate(`${name} got connection ${conn.id} with an open transaction`)
     const outcome = this.#draw(name)
     const { resetTimeout } = this.#options
     let deadline = now + resetTimeout
     if (name === 'onConnect') deadline = conn.made ? (conn.cleaning ?? now) + resetTimeout : conn.create.deadline
-    if (name === 'onRelease') conn.cleaning = now
+    if (name === 'onRelease') {
+      conn.cleaning ??= now
+      deadline = conn.cleaning + resetTimeout
+    }
     if (name === 'onAcquire') {
       const holder = typeof info.holder === 'object' ? info.holder.id : info.holder
       if (info.uses !== conn.loans + 1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
@@ -1339,7 +1542,7 @@ class World {
         if (leakAfter > 0 && now - held.since > leakAfter + 101) held.leaked = true
         continue
       }
-      if (this.#close === undefined) this.#violate('a lease ended by itself')
+      if (this.#close === undefined && !conn.lost) this.#violate('a lease ended by itself')
       if (conn.destroyedFor === undefined) this.#violate(`connection ${conn.id} lost its lease, and was not destroyed`)
       held.live = false
       this.#held.splice(this.#held.indexOf(held), 1)
@@ -1477,6 +1680,7 @@ class World {
         conn.idleSince = now
         conn.aliveAt = Math.max(conn.aliveAt, now)
       }
+      if (conn.open.length > 0) this.#violate(`connection ${conn.id} is idle with an open transaction`)
       conn.cleaning = undefined
       conn.validated = false
       conn.surplusSince = there > this.#min ? conn.surplusSince ?? now : undefined
@@ -1542,9 +1746,11 @@ class World {
     if (this.#close?.resolved === true && set > 0) this.#violate('a timer outlives its pool')
     // An `open()` of a suspended pool waits for nothing but its `resume()`.
     const opening = this.#suspendedIn === undefined && this.#openers.some(({ settled }) => !settled)
+    // Those that wait for their turn, or to be run again.
+    const transacting = this.#runs.size > 0
     const waiting = this.#asks.size > 0 || opening || this.#close?.resolved === false
     if (waiting && ref === 0) this.#violate('somebody waits, and nothing keeps the process alive')
-    this.#refSince = waiting || ref === 0 || this.#openers.some(({ settled }) => !settled) ? undefined : this.#refSince ?? now
+    this.#refSince = waiting || transacting || ref === 0 || this.#openers.some(({ settled }) => !settled) ? undefined : this.#refSince ?? now
     if (this.#refSince !== undefined && now - this.#refSince > 100) this.#violate('nobody waits, and the process is kept alive')
   }
 }

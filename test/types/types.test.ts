@@ -4,7 +4,7 @@ import type { Db } from 'mongodb'
 import type { Redis } from 'ioredis'
 import t from 'tap'
 import {
-  Pool, mongodb, redis, sqlite, type Connector, type Lease, type MongoConnector, type PluginOptions, type PoolEvents, type PoolOptions, type PoolStats, type SqliteDatabase,
+  Pool, mongodb, redis, sqlite, type Connector, type Lease, type MongoConnector, type PluginOptions, type PoolEvents, type PoolFace, type PoolOptions, type PoolStats, type SqliteDatabase,
 } from '../../index.js'
 import type { FakeConnection } from '../support/fake-connector.js'
 
@@ -15,8 +15,9 @@ export function checkTypes (app: FastifyInstance, request: FastifyRequest, conne
   expectTypeOf(request.lease('db')).toEqualTypeOf<Lease<FakeConnection>>()
   expectTypeOf(request.acquire('db')).resolves.toEqualTypeOf<Lease<FakeConnection>>()
   expectTypeOf(request.lease('other')).toEqualTypeOf<Lease<unknown>>()
-  expectTypeOf(app.pools.get('db')).toEqualTypeOf<Pool<FakeConnection>>()
-  expectTypeOf(app.pools.get('other')).toEqualTypeOf<Pool<unknown>>()
+  expectTypeOf(app.pools.get('db')).toEqualTypeOf<PoolFace<FakeConnection>>()
+  expectTypeOf(app.pools.get('other')).toEqualTypeOf<PoolFace<unknown>>()
+  expectTypeOf(request.transaction('db', async ({ id }) => id, { isolation: 'serializable', retry: 2 })).resolves.toEqualTypeOf<number>()
   // @ts-expect-error no pool of that name was declared
   expectTypeOf(request.other)
 
@@ -30,6 +31,9 @@ export function checkTypes (app: FastifyInstance, request: FastifyRequest, conne
   expectTypeOf<{ config: { pools: false } }>().toExtend<RouteShorthandOptions>()
   expectTypeOf<{ config: { pools: string[] } }>().toExtend<RouteShorthandOptions>()
   expectTypeOf<{ config: { pools: { db: { acquire: 'manual' } } } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: { db: { transaction: true, role: 'primary' } } } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: { db: { transaction: { isolation: 'serializable', commitOn: 'reply' } } } } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: { db: { transaction: { isolation: 'none' } } } } }>().not.toExtend<RouteShorthandOptions>()
   expectTypeOf<{ config: { pools: { db: { acquire: 'never' } } } }>().not.toExtend<RouteShorthandOptions>()
 
   // The engine.

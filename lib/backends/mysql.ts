@@ -1,0 +1,760 @@
+import type { EventEmitter } from 'node:events'
+import type { Socket } from 'node:net'
+import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
+import type { Connection } from 'mysql2/promise'
+import { badOption, PoolError, secretsOf } from '../pool/errors.js'
+import { importDriver } from './driver.js'
+import type { Connector, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+
+export interface MysqlOptions {
+  /** `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. Default `mysql://localhost:3306`. */
+  url?: string
+  /** Default 'localhost'. Not next to `url`. */
+  host?: string
+  /** Default 3306. Not next to `url`. */
+  port?: number
+  /** Default: the URL's, else none. */
+  database?: string
+  /**
+   * mysql2's own options, untouched: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ... Those that would do the pool's work are refused.
+   * `maxPreparedStatements` is 100 unless it is here.
+   */
+  connection?: Record<string, unknown>
+  /** How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create` allows. */
+  connectTimeout?: number
+  /**
+   * What is undone at return. Default 'session'.
+   * - 'session': whatever the next borrower could notice. Costs nothing where nothing was sent.
+   * - 'transaction': an open transaction, and listeners. Variables, temporary tables, locks of LOCK TABLES and GET_LOCK, the database, the character set
+   *   and `autocommit` stay as they are.
+   * - 'none': nothing.
+   */
+  reset?: 'session' | 'transaction' | 'none'
+}
+
+export interface MysqlConnector extends Connector<Connection> {
+  readonly system: 'mysql'
+  readonly transactions: Transactions<Connection>
+}
+
+/**
+ * MySQL 8 and MariaDB 10.2.4 or later, on mysql2. A connection is one of mysql2's promise connections.
+ *
+ * In mode 'session' a connection is reset (COM_RESET_CONNECTION) before its first loan too, as that changes what connecting had set: the `IGNORE_SPACE` of
+ * mysql2's flags, the `wait_timeout` of the flag `INTERACTIVE`, and what the server's `init_connect` set (but for the character set, which is kept).
+ *
+ * Not undone by a reset: properties set on the object, and a role (SET ROLE) that a stored function or trigger sets. A statement from `prepare()` that is
+ * kept over a reset fails. A statement that runs when its connection is destroyed goes on in the server, for nobody.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
+  const base = driverOptions(options)
+  const module = await importDriver<Driver & { default?: Driver }>('mysql2', { backend: 'mysql' })
+  return new MysqlBackend(module.default ?? module, base, options)
+}
+
+type Driver = typeof import('mysql2')
+
+class MysqlBackend implements MysqlConnector {
+  // Of MariaDB too: nothing tells before the first connection which of the two it is.
+  readonly system = 'mysql'
+  readonly secrets: readonly string[]
+  readonly #driver: Driver
+  readonly #base: ConnectionOptions
+  readonly #mode: 'session' | 'transaction' | 'none'
+  readonly #guards = new WeakMap<Connection, Guard>()
+
+  constructor (driver: Driver, base: ConnectionOptions, { url, connection, reset = 'session' }: MysqlOptions) {
+    this.#driver = driver
+    this.#base = base
+    this.#mode = reset
+    this.secrets = secretsOf({ url, connection })
+  }
+
+  readonly transactions: Transactions<Connection> = {
+    isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
+    readOnly: true,
+    begin: (connection, options, signal) => this.#guardOf(connection).begin(options, signal),
+    isTransient,
+  }
+
+  async create (signal: AbortSignal): Promise<Connection> {
+    signal.throwIfAborted()
+    // Not the promise flavour: that gives nothing to abort before it is connected. A copy, since the driver changes what it is given.
+    const core = this.#driver.createConnection({ ...this.#base }) as unknown as Core
+    // For all of its life: an error that nobody listens for ends the process. Before `Guard` listens, `connect` tells the first one.
+    core.on('error', () => {})
+    try {
+      await within(core, signal, new Promise<void>((resolve, reject) => core.connect((error) => error ? reject(error) : resolve())))
+      const connection = core.promise()
+      const guard = new Guard(connection, core, this.#mode)
+      await within(core, signal, guard.open())
+      this.#guards.set(connection, guard)
+      return connection
+    } catch (error) {
+      await cut(core)
+      throw error
+    }
+  }
+
+  /**
+   * COM_QUIT, and waits until the server has closed, for 100 ms. What is dead or not at rest is cut off at once: a running statement goes on in the server,
+   * which frees its transaction's locks when it hears of it (MariaDB asks every 5 s where it sleeps, else at the statement's end).
+   */
+  async destroy (connection: Connection): Promise<void> {
+    await this.#guardOf(connection).close()
+  }
+
+  /** COM_PING. */
+  async validate (connection: Connection, signal: AbortSignal): Promise<boolean> {
+    const guard = this.#guardOf(connection)
+    return !guard.broken && await guard.ping(signal)
+  }
+
+  isBroken (connection: Connection): boolean {
+    const guard = this.#guardOf(connection)
+    // The pool asks before every loan: the first time after a reset is when `onConnect` is done, and no borrower was there.
+    guard.settle()
+    return guard.broken
+  }
+
+  /**
+   * What is still under way is waited for. An unread `.stream()` never ends: past the deadline the pool destroys the connection, which ends this too.
+   *
+   * @throws (rejects) where the user or the configured database can't be had again, or where the connection is used meanwhile
+   */
+  reset (connection: Connection): Promise<void> | undefined {
+    return this.#guardOf(connection).reset()
+  }
+
+  onDeath (connection: Connection, listener: (error?: Error) => void): void {
+    this.#guardOf(connection).onDeath(listener)
+  }
+
+  #guardOf (connection: Connection): Guard {
+    const guard = this.#guards.get(connection)
+    if (guard === undefined) throw new TypeError('this connection is not of this connector')
+    return guard
+  }
+}
+
+// --- Options --------------------------------------------------------------------------------------------------------------------------
+
+const queueing = 'callers wait in the pool, see acquireTimeout and maxPending'
+/** The driver's keys that would do the pool's work, and what to use instead. */
+const refused = new Map(Object.entries({
+  host: 'use the option host',
+  port: 'use the option port',
+  database: 'use the option database',
+  uri: 'use the option url',
+  connectTimeout: 'use the option connectTimeout',
+  connectionLimit: 'use the option max',
+  maxIdle: 'use the options min and max',
+  idleTimeout: 'use the option idleTimeout',
+  queueLimit: queueing,
+  waitForConnections: queueing,
+  resetOnRelease: 'use the option reset',
+  gracefulEnd: 'the pool ends each connection itself, see destroyTimeout',
+  pool: 'the connection is in this pool',
+  isServer: 'the connection is a client\'s',
+  Promise: 'connections give promises of the language',
+}))
+
+/** mysql2's own that people may well put beside `url`. */
+const belongInside = [
+  'user', 'password', 'ssl', 'charset', 'timezone', 'socketPath', 'flags', 'multipleStatements', 'namedPlaceholders', 'rowsAsArray', 'nestTables', 'typeCast',
+  'dateStrings', 'decimalNumbers', 'supportBigNumbers', 'bigNumberStrings', 'jsonStrings', 'maxPreparedStatements', 'enableKeepAlive',
+  'keepAliveInitialDelay', 'compress', 'connectAttributes', 'authPlugins', 'infileStreamFactory', 'stream', 'localAddress', 'debug', 'trace',
+]
+
+function driverOptions (options: MysqlOptions): ConnectionOptions {
+  const { url, host, port, database, connection = {}, connectTimeout } = options
+  const given = new Map<string, unknown>(Object.entries(options))
+  for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
+  for (const [name, instead] of refused) {
+    const isOurs = name === 'host' || name === 'port' || name === 'database' || name === 'connectTimeout' || name === 'idleTimeout'
+    if (!isOurs && given.get(name) !== undefined) throw badOption(name, given.get(name), `nothing here: ${instead}`)
+    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
+  }
+  if (connection.stream !== undefined && typeof connection.stream !== 'function') {
+    throw badOption('connection.stream', connection.stream, 'a function that makes a stream: each connection needs its own')
+  }
+  const addressed = Object.entries({ url, host, port }).find(([, value]) => value !== undefined)
+  if (connection.socketPath !== undefined && addressed !== undefined) {
+    throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to connection.socketPath`)
+  }
+  for (const [name, value] of Object.entries({ host, port })) {
+    if (value !== undefined && url !== undefined) throw badOption(name, value, `no ${name} next to url: it has one`)
+  }
+  const base: Record<string, unknown> = { maxPreparedStatements: 100, ...(url === undefined ? {} : parseUrl(url)) }
+  const said = { ...connection, host, port, database }
+  for (const [name, value] of Object.entries(said)) if (value !== undefined) base[name] = value
+  // The driver writes into it, and knows TLS sessions by it: one for all connections, and not the caller's.
+  if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }
+  // 0: none of the driver's own, which would be 10 s.
+  base.connectTimeout = connectTimeout ?? 0
+  return base
+}
+
+/** By hand: the driver lets `options` be overridden by a URL's query, and its errors show the URL. No error of ours has the text. */
+function parseUrl (url: unknown): Record<string, unknown> {
+  const wrong = (expected: string) => badOption('url', url, expected)
+  const form = 'mysql://user:password@host:port/database, or mariadb://...'
+  if (typeof url !== 'string' || !/^(?:mysql|mariadb):\/\//i.test(url) || !URL.canParse(url)) throw wrong(form)
+  const { username, password, hostname, port, pathname, searchParams } = new URL(url)
+  const options: Record<string, unknown> = {}
+  if (hostname !== '') options.host = hostname.replace(/^\[|\]$/g, '')
+  if (port !== '') options.port = Number(port)
+  try {
+    for (const [name, part] of Object.entries({ user: username, password, database: pathname.replace(/^\//, '') })) {
+      if (part !== '') options[name] = decodeURIComponent(part)
+    }
+  } catch {
+    throw wrong('a url whose user, password and database are percent-encoded')
+  }
+  for (const [name, value] of searchParams) {
+    if (name === 'charset' || name === 'timezone') options[name] = value
+    else if (name === 'ssl') options.ssl = sslOf(value, wrong)
+    else throw wrong('a url without other options than charset, timezone and ssl: the driver\'s go into connection')
+  }
+  return options
+}
+
+/** The name of a profile of mysql2's, or an object as JSON. */
+function sslOf (text: string, wrong: (expected: string) => Error): unknown {
+  if (!text.startsWith('{')) return text
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw wrong('a url whose ssl is the name of a profile, or an object as JSON')
+  }
+}
+
+// --- One connection -------------------------------------------------------------------------------------------------------------------
+
+/** Of the status that the server sends with each answer. */
+const inTransaction = 1
+const autocommit = 2
+/** Of the client's flags. */
+const multiStatements = 0x10000
+
+/**
+ * Can end no transaction, and change neither role nor database. The words that stand first decide: within one statement (and not several) nothing else
+ * follows. Whatever is written in another way counts for more than it is.
+ */
+const plain = /^\s*(?:select|insert|update|delete|replace|with)\b/i
+/** Can change neither role nor database. */
+const harmless = /^\s*(?:(?:select|insert|update|delete|replace|with|savepoint|show)\b|(?:start\s+transaction|begin|commit|rollback)\s*;?\s*$)/i
+
+/** Explicitly, since the variable `completion_type` may say otherwise. */
+const commit = 'COMMIT AND NO CHAIN NO RELEASE'
+const rollback = 'ROLLBACK AND NO CHAIN NO RELEASE'
+
+const state = 'SELECT DATABASE(), CURRENT_ROLE()'
+
+/** How long a healthy connection may take to end, in ms. */
+const quitGrace = 100
+
+/** Sees all that goes through one connection, and knows how to undo it. */
+class Guard {
+  readonly #connection: Connection
+  readonly #core: Core
+  readonly #mode: 'session' | 'transaction' | 'none'
+  readonly #config: Record<string, unknown>
+  readonly #before: Record<string, unknown>
+  readonly #encoding: string
+  readonly #several: boolean
+  /** Commands that others sent, and how many of them were sent when the connection was clean. */
+  #sent = 0
+  #clean = 0
+  #settled = false
+  /** One of those may have changed role or database. */
+  #suspect = false
+  /** This command is ours. */
+  #ours = false
+  /** The last packet that came: of a connection at rest it is the end of an answer. */
+  #buffer: Buffer | undefined
+  #offset = 0
+  #prepared = false
+  /** What the first borrower found: the database, the role, and a character set where the reset undoes that of the connection. */
+  #first = { database: null as string | null, role: null as string | null, names: '' }
+  #added: Array<readonly [emitter: Emitter, event: string | symbol, listener: Listener]> = []
+  #open: Open | undefined
+  #broken = false
+  #closing = false
+  #died: ((error?: Error) => void) | undefined
+  #error: Error | undefined
+
+  constructor (connection: Connection, core: Core, mode: 'session' | 'transaction' | 'none') {
+    this.#connection = connection
+    this.#core = core
+    this.#mode = mode
+    this.#config = core.config
+    this.#before = { ...core.config }
+    this.#encoding = core.clientEncoding
+    this.#several = (core.config.clientFlags & multiStatements) !== 0
+    core.on('error', this.#onError)
+    core.on('end', this.#onEnd)
+    core.stream.on('close', this.#onEnd)
+    this.#hide()
+  }
+
+  /** No I/O. */
+  get broken (): boolean {
+    return this.#broken || this.#core.state !== 'authenticated'
+  }
+
+  /** How the last answer left the connection. Undefined: an error, which does not say, or no answer yet. Only where none is under way. */
+  get status (): number | undefined {
+    const buffer = this.#buffer
+    if (buffer === undefined || this.#prepared) return undefined
+    const at = this.#offset
+    if (buffer[at] === 0xfe) return buffer.readUInt16LE(at + 3)
+    if (buffer[at] !== 0) return undefined
+    // An OK: affected rows and insert id come first.
+    const rest = afterNumber(buffer, afterNumber(buffer, at + 1))
+    return buffer.readUInt16LE(rest)
+  }
+
+  get #busy (): boolean {
+    const { _command: command, _commands: commands, _paused: paused } = this.#core
+    return Boolean(command) || commands.length > 0 || paused
+  }
+
+  get #idle (): boolean {
+    const { status } = this
+    return status !== undefined && (status & inTransaction) === 0 && (status & autocommit) !== 0
+  }
+
+  /** From here on the connection may be lent. */
+  async open (): Promise<void> {
+    if (this.#mode === 'session') {
+      const charset = 'SELECT @@character_set_client, @@collation_connection'
+      const before = await this.#row(charset)
+      await this.#command((done) => this.#core.reset(done))
+      const after = await this.#row(charset)
+      // By its documentation MySQL goes back to the server's own.
+      if (before.join() !== after.join()) this.#first.names = `SET NAMES ${String(before[0])} COLLATE ${String(before[1])}`
+      if (this.#first.names !== '') await this.run([this.#first.names])
+      const [database, role] = await this.#row(state)
+      this.#first = { ...this.#first, database: textOrNull(database), role: textOrNull(role) }
+    }
+    if (this.#mode !== 'none') {
+      for (const emitter of [this.#connection, this.#core]) {
+        emitter.on('newListener', (event, listener) => { this.#added.push([emitter, event, listener]) })
+      }
+    }
+    this.#core.on('removeListener', this.#onRemove)
+    this.#connection.on('removeListener', this.#onRemove)
+    this.#added = []
+  }
+
+  settle (): void {
+    if (this.#settled) return
+    this.#settled = true
+    this.#clean = this.#sent
+  }
+
+  onDeath (listener: (error?: Error) => void): void {
+    if (this.broken) queueMicrotask(() => listener(this.#error))
+    else this.#died = listener
+  }
+
+  async ping (signal: AbortSignal): Promise<boolean> {
+    await unlessAborted(this.#command((done) => this.#core.ping(done)), signal)
+    return true
+  }
+
+  async close (): Promise<void> {
+    this.#closing = true
+    const core = this.#core
+    if (this.broken || this.#busy) return await cut(core)
+    const timer = setTimeout(() => core.stream.destroy(), quitGrace)
+    try {
+      await new Promise<void>((resolve) => {
+        core.stream.once('close', () => resolve())
+        this.#own(() => core.end())
+        // The server's end would wait behind data that nobody reads.
+        core.stream.resume()
+      })
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  // --- Reset ---
+
+  reset (): Promise<void> | undefined {
+    if (this.#mode === 'none') return undefined
+    if (this.#added.length > 0) {
+      for (const [emitter, event, listener] of this.#added.splice(0)) emitter.off(event, listener)
+    }
+    const busy = this.#busy
+    if (!busy && this.#sent === this.#clean) return undefined
+    if (this.#mode === 'session') return this.#undo()
+    if (!busy && this.#idle) {
+      this.#clean = this.#sent
+      return undefined
+    }
+    const sent = this.#sent
+    return this.run([() => this.#idle ? undefined : rollback]).then(() => this.#cleaned(sent))
+  }
+
+  async #undo (): Promise<void> {
+    const sent = this.#sent
+    await this.#command((done) => this.#core.reset(done))
+    for (const name of ['user', 'password', 'passwordSha1', 'database']) {
+      if (this.#config[name] !== this.#before[name]) throw new Error('the connection was left with another user or database by changeUser')
+    }
+    // What the driver learned from SET NAMES, which the server has forgotten; and what was written into the configuration.
+    Object.assign(this.#config, this.#before)
+    this.#core.clientEncoding = this.#encoding
+    if (this.#first.names !== '') await this.run([this.#first.names])
+    if (this.#suspect) await this.#restore()
+    this.#suspect = false
+    this.#cleaned(sent)
+  }
+
+  /** Neither role (MariaDB) nor database is reset. The configured database may be gone: then this fails. */
+  async #restore (): Promise<void> {
+    const { database, role } = this.#first
+    const isBack = async () => {
+      const [nowDatabase, nowRole] = await this.#row(state)
+      return { database: textOrNull(nowDatabase) === database, role: textOrNull(nowRole) === role }
+    }
+    const now = await isBack()
+    if (now.database && now.role) return
+    if (database === null && !now.database) {
+      // No statement leaves a database for none.
+      await this.#command((done) => this.#core.changeUser({}, done))
+      await this.#command((done) => this.#core.reset(done))
+      if (this.#first.names !== '') await this.run([this.#first.names])
+    }
+    const steps = []
+    if (database !== null && !now.database) steps.push(`USE ${quote(database)}`)
+    // MySQL gives its roles as SET ROLE takes them, MariaDB a bare name.
+    if (!now.role) steps.push(`SET ROLE ${role === null ? 'NONE' : role === 'NONE' || role.includes('@') ? role : quote(role)}`)
+    await this.run(steps)
+    const then = await isBack()
+    if (!then.database || !then.role) throw new Error('the connection was left with another role or database, which can not be undone')
+  }
+
+  #cleaned (sent: number): void {
+    if (this.#sent !== sent || this.#busy) throw new Error('the connection was still used while it was reset')
+    this.#clean = sent
+    this.#settled = false
+  }
+
+  // --- Transactions ---
+
+  async begin ({ isolation, readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<Connection>> {
+    const open: Open = { guarded: false }
+    await within(this.#core, signal, this.run([
+      () => {
+        const { status } = this
+        // START TRANSACTION would commit it.
+        if (status !== undefined && (status & inTransaction) !== 0) throw new Error('a transaction is open on this connection already')
+        return isolation === undefined ? undefined : `SET TRANSACTION ISOLATION LEVEL ${levels[isolation]}`
+      },
+      readOnly ? 'START TRANSACTION READ ONLY' : 'START TRANSACTION',
+      () => {
+        this.#open = open
+        if (!this.#several && ((this.status ?? 0) & autocommit) !== 0) return undefined
+        open.guarded = true
+        return `SAVEPOINT ${guardName}`
+      },
+    ]))
+    return this.#transaction(open)
+  }
+
+  /**
+   * A commit must not lie: a deadlock, DDL or somebody's own COMMIT ends a transaction, and what follows is committed by itself. As long as only plain
+   * statements were sent, and autocommit is on, the last answer's status tells. Before anything else is sent, a savepoint is made: it lives as long as the
+   * transaction does, and releasing it fails where another has begun meanwhile.
+   */
+  #transaction (open: Open): Transaction<Connection> {
+    const ended = (cause?: unknown) => {
+      const message = 'the transaction was no longer open when it should have been committed'
+      return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
+    }
+    const end = () => { if (this.#open === open) this.#open = undefined }
+    const check = () => {
+      if (open.guarded) return `RELEASE SAVEPOINT ${guardName}`
+      // An error's packet has no status.
+      return this.status === undefined ? 'DO 0' : undefined
+    }
+    const unlessEnded = () => {
+      if (!open.guarded && ((this.status ?? 0) & inTransaction) === 0) throw ended()
+      return commit
+    }
+    const savepoint = async (name: string): Promise<Transaction<Connection>> => {
+      await this.run([`SAVEPOINT ${quote(name)}`])
+      return {
+        connection: this.#connection,
+        savepoint,
+        commit: async () => await this.run([`RELEASE SAVEPOINT ${quote(name)}`]).catch(unlessGone(ended)),
+        rollback: async () => {
+          const steps = [`ROLLBACK TO SAVEPOINT ${quote(name)}`, `RELEASE SAVEPOINT ${quote(name)}`]
+          // Gone with the whole transaction, which then can't be committed.
+          await this.run(steps).catch(unlessGone(() => undefined))
+        },
+      }
+    }
+    return {
+      connection: this.#connection,
+      savepoint,
+      commit: async () => {
+        await this.run([check, unlessEnded]).catch(unlessGone(ended))
+        end()
+      },
+      rollback: async () => {
+        await this.run([() => this.#idle ? undefined : rollback])
+        end()
+      },
+    }
+  }
+
+  // --- Commands ---
+
+  /**
+   * Sends statements that answer with an OK, one after the other with nothing in between. A step may decide, when its turn comes, what is sent: undefined
+   * is nothing.
+   */
+  async run (steps: ReadonlyArray<string | (() => string | undefined)>): Promise<void> {
+    await this.#command<unknown>((done) => {
+      const core = this.#core
+      const rest = [...steps]
+      const query = core.constructor.createQuery('', undefined, done, core.config)
+      const { start } = query
+      const next = () => {
+        try {
+          while (rest.length > 0) {
+            const step = rest.shift()!
+            const sql = typeof step === 'string' ? step : step()
+            if (sql === undefined) continue
+            query.sql = sql
+            core._resetSequenceId()
+            return start.call(query, undefined, core)
+          }
+          done(null)
+        } catch (error) {
+          done(error as Error)
+        }
+        return null
+      }
+      query.start = next
+      query.doneInsert = next
+      core.addCommand(query)
+    })
+  }
+
+  async #row (sql: string): Promise<unknown[]> {
+    const core = this.#core
+    const options = { sql, rowsAsArray: true, nestTables: false, typeCast: true }
+    // Past the driver's `query`, whose `queryFormat` is the user's.
+    const rows = await this.#command<unknown[][]>((done) => core.addCommand(core.constructor.createQuery(options, undefined, done, core.config)))
+    return rows[0]!
+  }
+
+  #command<T = void> (send: (done: (error: Error | null | undefined, result?: T) => void) => void): Promise<T> {
+    return new Promise((resolve, reject) => {
+      this.#own(() => send((error, result) => error ? reject(error) : resolve(result as T)))
+    })
+  }
+
+  #own (send: () => void): void {
+    this.#ours = true
+    try {
+      send()
+    } finally {
+      this.#ours = false
+    }
+  }
+
+  // --- The seam ---
+
+  /** Own properties hide the driver's methods, look, and call them. */
+  #hide (): void {
+    const core = this.#core
+    const { addCommand, handlePacket } = core
+    core.addCommand = (command) => {
+      if (!this.#ours) this.#note(command)
+      return addCommand.call(core, command)
+    }
+    core.handlePacket = (packet) => {
+      const command = core._command
+      // Before it is handled: then the next command may be sent already.
+      if (packet && command && !core._paused) {
+        this.#buffer = packet.buffer
+        this.#offset = packet.offset
+        this.#prepared = command.parameterCount !== undefined
+      }
+      handlePacket.call(core, packet)
+    }
+  }
+
+  #note (command: Command): void {
+    const text = command.sql ?? command.statement?.query ?? command.query
+    // COM_STMT_CLOSE: has no answer, and leaves nothing. The driver sends it by itself.
+    if (text === undefined && command.id !== undefined) return
+    this.#sent++
+    const single = text !== undefined && !(this.#several && text.includes(';'))
+    if (!single || !harmless.test(text)) this.#suspect = true
+    const open = this.#open
+    if (open === undefined || open.guarded || (single && plain.test(text))) return
+    open.guarded = true
+    this.run([`SAVEPOINT ${guardName}`]).catch(() => {
+      // Then there is no such savepoint, which is what the commit asks for.
+    })
+  }
+
+  readonly #onError = (error: Error): void => {
+    this.#error = error
+    this.#onEnd()
+  }
+
+  readonly #onEnd = (): void => {
+    this.#broken = true
+    const died = this.#died
+    this.#died = undefined
+    if (!this.#closing) died?.(this.#error)
+  }
+
+  /** A borrower's `removeAllListeners()` takes the driver's and ours away too: then a death can't be told any more, and would end the process. */
+  readonly #onRemove = (event: string | symbol, listener: Listener): void => {
+    if (listener !== this.#onError && event !== 'newListener') return
+    this.#broken = true
+    process.nextTick(() => { if (!this.#core.listeners('error').includes(this.#onError)) this.#core.on('error', this.#onError) })
+  }
+}
+
+/** An open transaction. */
+interface Open {
+  /** It has a savepoint. */
+  guarded: boolean
+}
+
+const guardName = '`fastify-pool`'
+
+const levels: Record<Isolation, string> = {
+  'read uncommitted': 'READ UNCOMMITTED',
+  'read committed': 'READ COMMITTED',
+  'repeatable read': 'REPEATABLE READ',
+  serializable: 'SERIALIZABLE',
+  // Not of those that `isolation` names. InnoDB's snapshots are those of this level.
+  snapshot: 'REPEATABLE READ',
+}
+
+/** ER_SP_DOES_NOT_EXIST: what a savepoint that is not there gives. */
+function unlessGone (otherwise: (cause: unknown) => Error | undefined): (error: unknown) => void {
+  return (error) => {
+    const told = (error as { errno?: unknown }).errno === 1305 ? otherwise(error) : error
+    if (told !== undefined) throw told
+  }
+}
+
+/**
+ * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group replication). Not ER_LOCK_WAIT_TIMEOUT: by
+ * default it undoes one statement and not the transaction, and whoever waited for 50 s does not want to wait again unasked.
+ */
+const transient: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
+
+function isTransient (error: unknown): boolean {
+  // Query builders wrap the driver's errors.
+  for (let depth = 0; depth < 4 && typeof error === 'object' && error !== null; depth++) {
+    const { errno, cause } = error as { errno?: unknown, cause?: unknown }
+    if (transient.has(errno)) return true
+    error = cause
+  }
+  return false
+}
+
+// --- mysql2's inside ------------------------------------------------------------------------------------------------------------------
+
+type Listener = (...args: unknown[]) => void
+type Emitter = Pick<EventEmitter, 'on' | 'off'>
+
+/** A command of the driver's queue. */
+interface Command {
+  sql?: string
+  /** Of a statement that is prepared. */
+  readonly query?: string
+  readonly statement?: { readonly query: string }
+  readonly parameterCount?: number
+  readonly id?: number
+}
+
+interface Query extends Command {
+  start (packet: undefined, connection: Core): unknown
+  doneInsert (header: unknown): unknown
+}
+
+type Done<T = void> = (error: Error | null, result?: T) => void
+
+/** What is used of mysql2 and not in its types. */
+interface Core extends Omit<Callbacks, 'config' | 'query' | 'promise' | 'changeUser' | 'constructor'> {
+  readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[][]>, config: object): Query }
+  readonly config: Record<string, unknown> & { readonly clientFlags: number }
+  readonly stream: Socket
+  clientEncoding: string
+  _closing?: boolean
+  readonly _command: Command | null | undefined
+  readonly _commands: { readonly length: number }
+  readonly _paused: boolean
+  _resetSequenceId (): void
+  _notifyError (error: Error): void
+  addCommand (command: Command): unknown
+  handlePacket (packet?: { readonly buffer: Buffer, readonly offset: number }): void
+  changeUser (options: object, done: Done): void
+  promise (): Connection
+}
+
+/** Ends it at once, whatever it is doing. Not the driver's `destroy()`, which only half-closes. */
+async function cut (core: Core): Promise<void> {
+  const { stream } = core
+  if (!stream.closed) {
+    await new Promise<void>((resolve) => {
+      stream.once('close', () => resolve())
+      stream.destroy()
+    })
+  }
+  // Where the borrower had closed it himself, nobody told those that wait for an answer.
+  if (core._command || core._commands.length > 0) core._notifyError(new Error('the connection was closed'))
+}
+
+/** Cut off when `signal` aborts, so that nothing hangs. */
+async function within (core: Core, signal: AbortSignal, work: Promise<void>): Promise<void> {
+  const abort = () => core.stream.destroy()
+  signal.addEventListener('abort', abort)
+  try {
+    if (signal.aborted) abort()
+    await unlessAborted(work, signal)
+  } finally {
+    signal.removeEventListener('abort', abort)
+  }
+}
+
+function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const aborted = () => reject(signal.reason)
+    if (signal.aborted) aborted()
+    else signal.addEventListener('abort', aborted)
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
+  })
+}
+
+/** Where the number that is at `at` ends. */
+function afterNumber (buffer: Buffer, at: number): number {
+  const first = buffer[at]!
+  if (first < 0xfb) return at + 1
+  return at + (first === 0xfc ? 3 : first === 0xfd ? 4 : 9)
+}
+
+function textOrNull (value: unknown): string | null {
+  return value === null || value === undefined ? null : String(value)
+}
+
+function quote (name: string): string {
+  return `\`${name.replaceAll('`', '``')}\``
+}

@@ -1,0 +1,1069 @@
+import { AsyncResource } from 'node:async_hooks'
+import type { EventEmitter } from 'node:events'
+import type { Socket } from 'node:net'
+import type { Client, ClientConfig, Notification, Submittable } from 'pg'
+import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
+import { importDriver } from './driver.js'
+import type { Connector, DriverEvent, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+
+export interface PostgresOptions {
+  /**
+   * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or the folder of a Unix socket.
+   * What the other options say wins over it. Default: what pg takes from the environment (`PGHOST`, ...), else localhost.
+   */
+  url?: string
+  /** Instead of `url`. Default: `PGHOST`, else 'localhost'. */
+  host?: string
+  /** Instead of `url`. Default: `PGPORT`, else 5432. */
+  port?: number
+  /** Default: the URL's, else `PGDATABASE`, else the user's name. */
+  database?: string
+  /** pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those that would do the pool's work are refused. */
+  connection?: Record<string, unknown>
+  /**
+   * What is undone at return. Default 'session'.
+   * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made, listeners and type parsers of the object.
+   *   Statements that the driver named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named statements.
+   * - 'transaction': an open transaction, nothing else. No round trip where none is open.
+   * - 'none': nothing.
+   */
+  reset?: 'session' | 'transaction' | 'none'
+  /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
+  connectTimeout?: number
+}
+
+export interface ListenOptions {
+  /** Called when the channel is listened to again after an outage: what was notified meanwhile is lost. */
+  onReconnect?: () => unknown
+}
+
+/** Gets the payload, '' where there is none. What it throws, or rejects with, is told as the driver event `listener-error`. */
+export type NotificationListener = (payload: string, notification: Notification) => unknown
+
+export interface PostgresConnector extends Connector<Client> {
+  readonly system: 'postgresql'
+  /**
+   * Calls `fn` for each notification on a channel, over one connection outside of the pool that all channels share: made with the first `listen`, made
+   * again after an outage, closed when nobody listens any more.
+   *
+   * @param channel the exact name, as in `LISTEN "Name"`: `NOTIFY Name` without quotes notifies 'name'
+   * @returns when the server listens: a function that ends it, and resolves when the server knows. It never rejects.
+   * @throws `FST_POOL_CONNECT_FAILED`, `FST_POOL_CLOSED`, `FST_POOL_BAD_OPTIONS`; the server's own error where it refuses
+   */
+  listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>>
+}
+
+/**
+ * PostgreSQL. A connection is one `pg.Client`.
+ *
+ * A connection that is destroyed while a statement runs asks the server to cancel it (over a second, short connection), so that its slot there is free
+ * when it counts as closed here. What the server does not end within 500 ms is cut off.
+ *
+ * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`, `statement_timeout`, ...): a reset goes back to them.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function postgresql (options: PostgresOptions): Promise<PostgresConnector> {
+  const base = await driverOptions(options)
+  return new PostgresBackend((await importDriver<{ default: Driver }>('pg', { backend: 'postgresql' })).default, base, options)
+}
+
+type Driver = typeof import('pg')
+type Mode = 'session' | 'transaction' | 'none'
+
+class PostgresBackend implements PostgresConnector {
+  readonly system = 'postgresql'
+  readonly secrets: readonly string[]
+  readonly transactions: Transactions<Client>
+  readonly #driver: Driver
+  readonly #base: ClientConfig
+  readonly #mode: Mode
+  readonly #own: OwnQueries
+  readonly #listening: Listening
+  #listener: ((event: DriverEvent) => void) | undefined
+
+  constructor (driver: Driver, base: ClientConfig, { url, connection, reset = 'session', connectTimeout = 3000 }: PostgresOptions) {
+    this.#driver = driver
+    this.#base = base
+    this.#mode = reset
+    this.#own = ownQueries(driver)
+    // A pool that was not given the url and the connection itself does not know what is secret in them.
+    this.secrets = secretsOf({ url, connection: { connection, password: process.env.PGPASSWORD } })
+    this.transactions = {
+      isolation: [...levels.keys()],
+      readOnly: true,
+      begin: (connection, options, signal) => unlessAborted(begin(guardOf(connection), options), signal),
+      isTransient,
+    }
+    this.#listening = new Listening({
+      open: (signal) => this.#open(signal),
+      connectTimeout,
+      secrets: this.secrets,
+      tell: (event) => this.#tell(event),
+    })
+  }
+
+  async create (signal: AbortSignal): Promise<Client> {
+    return (await this.#open(signal)).client
+  }
+
+  async #open (signal: AbortSignal): Promise<Guard> {
+    signal.throwIfAborted()
+    const { ssl } = this.#base
+    // pg changes the object that it is given.
+    const client = new this.#driver.Client({ ...this.#base, ...(typeof ssl === 'object' && { ssl: { ...ssl } }) })
+    const guard = new Guard(client, this.#driver, this.#own, this.#base)
+    const abort = () => guard.cut()
+    signal.addEventListener('abort', abort, { once: true })
+    try {
+      await client.connect()
+      signal.throwIfAborted()
+      guard.open(this.#mode)
+      return guard
+    } catch (error) {
+      await guard.close()
+      throw signal.aborted ? signal.reason : error
+    } finally {
+      signal.removeEventListener('abort', abort)
+    }
+  }
+
+  /** In good order where it is idle. What still runs is cancelled. */
+  async destroy (connection: Client): Promise<void> {
+    await guardOf(connection).close()
+  }
+
+  async validate (connection: Client, signal: AbortSignal): Promise<boolean> {
+    const guard = guardOf(connection)
+    if (guard.broken) return false
+    // The empty statement: it is answered within a failed transaction too.
+    await unlessAborted(connection.query(''), signal)
+    guard.mark()
+    return true
+  }
+
+  isBroken (connection: Client): boolean {
+    return guardOf(connection).broken
+  }
+
+  /**
+   * Goes behind what is still queued or running. Does not listen to the signal: past it, the pool destroys the connection, and then the server is asked
+   * to cancel what runs.
+   */
+  reset (connection: Client): Promise<void> | undefined {
+    return guardOf(connection).reset()
+  }
+
+  onDeath (connection: Client, listener: (error?: Error) => void): void {
+    guardOf(connection).onDeath(listener)
+  }
+
+  /** Of `listen`: `listen-lost` {code}, `listen-failed` {code}, `listen-restored` {channels}, `listener-error` {channel, message}. */
+  onDriverEvent (listener: (event: DriverEvent) => void): void {
+    this.#listener = listener
+  }
+
+  listen (channel: string, fn: NotificationListener, { onReconnect }: ListenOptions = {}): Promise<() => Promise<void>> {
+    return this.#listening.listen(channel, fn, onReconnect)
+  }
+
+  close (): Promise<void> {
+    return this.#listening.close()
+  }
+
+  #tell (event: DriverEvent): void {
+    if (this.#listener !== undefined) this.#listener(event)
+    else if (event.name === 'listener-error') process.emitWarning(`a listener of channel ${String(event.channel)} failed: ${String(event.message)}`, 'PoolWarning')
+  }
+}
+
+// --- Options --------------------------------------------------------------------------------------------------------------------------
+
+/** The driver's keys that would do the pool's work, or would not do what their name says, and what to use instead. */
+const refused = new Map(Object.entries({
+  connectionString: 'use the option url',
+  host: 'use the option host',
+  port: 'use the option port',
+  connectionTimeoutMillis: 'use the option connectTimeout',
+  pipeline: 'a reset must be known to have worked before the next borrower sends anything',
+  max: 'use the option max',
+  poolSize: 'use the option max',
+  min: 'use the option min',
+  idleTimeoutMillis: 'use the option idleTimeout',
+  maxUses: 'use the option maxUses',
+  maxLifetimeSeconds: 'use the option maxLifetime',
+  allowExitOnIdle: 'close the pool when the app ends',
+  onConnect: 'use the option onConnect',
+  verify: 'use the option onConnect',
+  log: 'use the pool\'s events',
+  Client: 'a connection is a pg.Client',
+  Promise: 'a connection is a pg.Client that returns promises',
+  connection: 'each client has its own',
+  tls: 'pg calls it ssl',
+  username: 'pg calls it user',
+}))
+
+/** pg's own that people may well put beside `url`. */
+const belongInside = [
+  'user', 'username', 'password', 'ssl', 'tls', 'sslnegotiation', 'application_name', 'fallback_application_name', 'client_encoding', 'options', 'types',
+  'statement_timeout', 'query_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'keepAlive', 'keepAliveInitialDelayMillis', 'binary',
+  'enableChannelBinding', 'replication', 'stream', 'pipeline', 'connectionString', 'connectionTimeoutMillis', 'idleTimeoutMillis', 'allowExitOnIdle',
+]
+
+/** What all connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
+async function driverOptions (options: PostgresOptions): Promise<ClientConfig> {
+  const { url, host, port, database, connection = {} } = options
+  const given = new Map<string, unknown>(Object.entries(options))
+  for (const name of belongInside) {
+    if (given.get(name) === undefined) continue
+    const instead = refused.get(name)
+    throw badOption(name, given.get(name), instead === undefined ? `it inside of connection: { ${name} }` : `nothing here: ${instead}`)
+  }
+  for (const [name, instead] of refused) {
+    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
+  }
+  if (connection.stream !== undefined && typeof connection.stream !== 'function') {
+    throw badOption('connection.stream', connection.stream, 'a function that makes a stream for each connection')
+  }
+  if (database !== undefined && connection.database !== undefined) {
+    throw badOption('connection.database', connection.database, 'nothing here next to the option database')
+  }
+  for (const [name, value] of Object.entries({ host, port })) {
+    if (url !== undefined && value !== undefined) throw badOption(name, value, `no ${name} next to a url`)
+  }
+  const base = url === undefined ? {} : await parseUrl(url)
+  for (const [name, value] of Object.entries({ host, port, database, ...connection })) if (value !== undefined) Object.assign(base, { [name]: value })
+  const { ssl } = base
+  // A pg that was given the same object before has made its key invisible to a copy.
+  if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }
+  return base
+}
+
+type Parser = (url: string) => Record<string, unknown>
+
+/** By pg's own parser, so that each parameter means what it means to pg. No error of ours has the text. */
+async function parseUrl (url: unknown): Promise<ClientConfig> {
+  const wrong = (expected: string) => badOption('url', url, expected)
+  if (typeof url !== 'string' || !/^(postgres(ql)?:\/\/|socket:|\/)/i.test(url)) throw wrong('postgresql://user:password@host:port/database, or the folder of a Unix socket')
+  const { default: parse } = await importDriver<{ default: Parser }>('pg-connection-string', { via: 'pg', backend: 'postgresql' })
+  let parsed: Record<string, unknown>
+  try {
+    parsed = parse(url)
+  } catch {
+    // Its error may have the url in it.
+    throw wrong('a url that pg can parse, whose certificate files can be read')
+  }
+  const options: ClientConfig = {}
+  for (const [name, value] of Object.entries(parsed)) {
+    if (value === undefined || value === null || value === '') continue
+    if (name !== 'host' && name !== 'port' && refused.has(name)) throw wrong(`a url without ${name}: ${refused.get(name)!}`)
+    Object.assign(options, { [name]: value })
+  }
+  return options
+}
+
+// --- One connection -------------------------------------------------------------------------------------------------------------------
+
+/** How long the server may take to let go of a connection, until it is cut off, in ms. */
+const grace = 500
+const terminate = Buffer.from([0x58, 0, 0, 0, 4])
+
+/** What the server has when a session begins, and `DISCARD ALL` but for what the driver prepared. */
+const fresh = 'CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP'
+
+/** Ready to be sent: it saves what is done anew at each return. */
+const messages = {
+  rollback: message('ROLLBACK'),
+  discard: message('DISCARD ALL'),
+  fresh: message(fresh),
+  rollbackDiscard: message(`ROLLBACK; ${fresh}; DEALLOCATE ALL`),
+  rollbackFresh: message(`ROLLBACK; ${fresh}`),
+}
+
+/** As the protocol has a simple query: 'Q', the length of the rest, the text, 0. */
+function message (text: string): Buffer {
+  const buffer = Buffer.alloc(text.length + 6)
+  buffer.write('Q')
+  buffer.writeInt32BE(text.length + 5, 1)
+  buffer.write(text, 5)
+  return buffer
+}
+
+const guardKey: unique symbol = Symbol('fastify-pool guard')
+
+function guardOf (connection: Client): Guard {
+  return (connection as Client & { [guardKey]: Guard })[guardKey]
+}
+
+/** Follows what goes through one connection, and knows how to undo it. */
+class Guard {
+  readonly client: Client
+  /** 'I': no transaction. 'T': in one. 'E': in one that has failed. Of the last ReadyForQuery. */
+  status = 'I'
+  /** How many transactions have ended. */
+  turn = 0
+  /** What the server complained of last. */
+  failure: Error | undefined
+  /** What the connection died of. */
+  error: Error | undefined
+  readonly #inside: Inside
+  readonly #driver: Driver
+  readonly #own: OwnQueries
+  readonly #base: ClientConfig
+  /** The socket; with TLS that below it. */
+  readonly #raw: Socket
+  readonly #undo: Undo
+  #stream: Socket
+  #mode: Mode = 'none'
+  /** The stream's `bytesWritten` when it was clean last. */
+  #mark = 0
+  /** What the driver believes to be prepared may not be what is. */
+  #prepared = false
+  #added: Array<readonly [event: string | symbol, listener: Listener]> = []
+  #typed = false
+  /** We ourselves add a listener. */
+  #adding = false
+  #dead = false
+  #ended = false
+  #closing: Promise<void> | undefined
+  #closed: (() => void) | undefined
+  #cancelling: Wire | undefined
+  #died: ((error: Error) => void) | undefined
+
+  constructor (client: Client, driver: Driver, own: OwnQueries, base: ClientConfig) {
+    this.client = client
+    this.#inside = client as unknown as Inside
+    this.#driver = driver
+    this.#own = own
+    this.#base = base
+    const { connection: wire } = this.#inside
+    this.#stream = this.#raw = wire.stream
+    this.#undo = new own.Undo(this)
+    Object.defineProperty(client, guardKey, { value: this })
+    client.on('error', this.#onError)
+    client.on('end', this.#onEnd)
+    client.on('removeListener' as 'end', this.#onRemove as () => void)
+    // Before pg's own listeners, which go on with the next query from there.
+    wire.on('readyForQuery', ({ status }: { status: string }) => { this.status = status })
+    wire.on('commandComplete', ({ text }: { text: string }) => this.#completed(text))
+    wire.on('errorMessage', (error: Error) => { this.failure = error })
+    wire.on('end', () => {
+      this.#ended = true
+      this.#closed?.()
+    })
+  }
+
+  /** From here on the connection may be lent. */
+  open (mode: Mode): void {
+    this.#mode = mode
+    this.#stream = this.#inside.connection.stream
+    this.mark()
+    if (mode !== 'session') return
+    this.client.on('newListener' as 'end', this.#onNew as () => void)
+    const set = this.client.setTypeParser
+    const seam = (...args: unknown[]) => {
+      this.#typed = true
+      return (set as Listener).apply(this.client, args)
+    }
+    Object.defineProperty(this.client, 'setTypeParser', { value: seam, writable: true, configurable: true })
+  }
+
+  /** No I/O. Dead for good, or about to be. */
+  get broken (): boolean {
+    return this.#dead || this.#inside._ending || !this.#stream.writable
+  }
+
+  get idle (): boolean {
+    return this.#inside.readyForQuery === true
+  }
+
+  /** It is clean now. */
+  mark (): void {
+    this.#mark = this.#stream.bytesWritten
+  }
+
+  onDeath (listener: (error: Error) => void): void {
+    const { error } = this
+    if (error !== undefined) queueMicrotask(() => listener(error))
+    else this.#died = listener
+  }
+
+  // --- Reset ----------------------------------------------------------------------------------------------------------------------------
+
+  reset (): Promise<void> | undefined {
+    if (this.#mode === 'session') {
+      const restored = this.#added.length > 0 || this.#typed
+      if (restored) this.#restoreObject()
+      // A promise: then `onConnect` runs again, and may have been who changed the object.
+      if (this.idle && this.#stream.bytesWritten === this.#mark) return restored ? Promise.resolve() : undefined
+    } else if (this.#mode === 'none' || (this.idle && this.status === 'I')) {
+      return undefined
+    }
+    const done = this.#undo.begin()
+    this.#undoWhenIdle()
+    return done
+  }
+
+  /** Not by the driver's queue, which warns of those who use it. */
+  readonly #undoWhenIdle = (): void => {
+    if (this.broken) return this.#undo.handleError(this.error ?? new Error('the connection ended while it was reset'))
+    if (this.idle) return this.#undo.send()
+    this.#adding = true
+    this.client.once('drain', this.#undoWhenIdle)
+    this.#adding = false
+  }
+
+  /** What is to be sent now, when all that came before has been answered. undefined: nothing. */
+  undoing (): Buffer | undefined {
+    if (this.#mode === 'transaction') return this.status === 'I' ? undefined : messages.rollback
+    const { connection: wire } = this.#inside
+    const discard = this.#prepared || isEmpty(wire.parsedStatements)
+    if (discard) {
+      // They go with these bytes: a name that the driver takes for prepared would fail from now on.
+      wire.parsedStatements = {}
+      wire.submittedNamedStatements = {}
+    }
+    if (this.status === 'I') return discard ? messages.discard : messages.fresh
+    // In one message, where DISCARD ALL refuses to be.
+    return discard ? messages.rollbackDiscard : messages.rollbackFresh
+  }
+
+  undone (): void {
+    this.#prepared = false
+    this.failure = undefined
+    this.mark()
+  }
+
+  #restoreObject (): void {
+    for (const [event, listener] of this.#added) this.client.off(event, listener)
+    this.#added = []
+    if (this.#typed) {
+      const { _types: types } = this.#inside
+      types.text = {}
+      types.binary = {}
+      this.#typed = false
+    }
+  }
+
+  #completed (tag: string): void {
+    switch (tag) {
+      case 'ROLLBACK':
+        // The tag of ROLLBACK TO a savepoint too. A text that is not known is taken for the worse.
+        if (!/\brollback\s+((work|transaction)\s+)?to\b/i.test(this.#activeText)) this.turn++
+        break
+      case 'COMMIT':
+      case 'PREPARE TRANSACTION':
+        this.turn++
+        break
+      case 'PREPARE':
+      case 'DEALLOCATE':
+      case 'DEALLOCATE ALL':
+      case 'DISCARD ALL':
+        this.#prepared = true
+    }
+  }
+
+  get #activeText (): string {
+    const { _activeQuery: active = this.#inside.activeQuery } = this.#inside
+    return active?.text ?? ''
+  }
+
+  // --- Statements of ours ---------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Behind all that is queued already.
+   *
+   * @param refuse asked when its turn has come: an error means that it is not sent
+   * @returns the tag of its last command
+   */
+  run (text: string, refuse: () => Error | undefined): Promise<string> {
+    return new Promise((resolve, reject) => {
+      this.client.query(new this.#own.Step(text, refuse, (error, result) => {
+        if (error) return reject(error)
+        const [last] = [result!].flat().slice(-1)
+        resolve(last!.command)
+      }))
+    })
+  }
+
+  // --- End ------------------------------------------------------------------------------------------------------------------------------
+
+  close (): Promise<void> {
+    this.#closing ??= this.#ended ? Promise.resolve() : this.#close()
+    return this.#closing
+  }
+
+  #close (): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => this.cut(), grace)
+      let again: NodeJS.Timeout | undefined
+      this.#closed = () => {
+        clearTimeout(timer)
+        clearTimeout(again)
+        this.#cancelling?.stream.destroy()
+        resolve()
+      }
+      const { stream } = this.#inside.connection
+      if (stream.destroyed) return
+      // A borrower may have paused it, and then its end would never be seen.
+      stream.resume()
+      if (this.idle && !this.broken) {
+        this.client.end(() => {})
+        return
+      }
+      // Not `client.end()`, which cuts: the server would go on with the statement, and not be heard when it lets go.
+      const { processID } = this.#inside
+      if (this.broken || this.idle || processID === null) {
+        stream.end(terminate)
+        return
+      }
+      // What is queued must not go out when the statement has been cancelled.
+      stream.write = () => false
+      const cancel = () => {
+        this.#cancelling = this.#cancel(processID).on('end', () => {
+          if (this.#ended) return
+          // Not before the server knows: a PgBouncer forgets whom to cancel.
+          if (!stream.writableEnded) stream.end(terminate)
+          // The server does nothing where the statement reaches it after that.
+          again = setTimeout(cancel, grace / 5)
+        })
+      }
+      cancel()
+    })
+  }
+
+  /** Asks the server, over another connection that it then ends, to end what runs on this one. */
+  #cancel (processID: number): Wire {
+    const { secretKey, host, port, ssl, sslNegotiation } = this.#inside
+    const { Connection } = this.#driver as unknown as { Connection: new (config: object) => Wire }
+    const wire = new Connection({ ssl, sslNegotiation, stream: this.#base.stream })
+    const ask = () => wire.cancel(processID, secretKey)
+    wire.on('connect', () => {
+      if (!ssl) ask()
+      else if (sslNegotiation !== 'direct') wire.requestSsl()
+    })
+    wire.on('sslconnect', ask)
+    wire.on('error', () => {
+      // The statement goes on then. There is nobody to tell, and its connection is cut at the end of the grace.
+      wire.stream.destroy()
+    })
+    if (host.startsWith('/')) wire.connect(`${host}/.s.PGSQL.${port}`)
+    else wire.connect(port, host)
+    return wire
+  }
+
+  /** At once. Whatever waits for an answer is rejected. */
+  cut (): void {
+    this.#inside.connection.stream.destroy()
+    this.#raw.destroy()
+  }
+
+  readonly #onError = (error: Error): void => {
+    // With a query under way it was that query which was told the reason.
+    const { severity } = (this.failure ?? {}) as { severity?: string }
+    this.#die(severity === 'FATAL' ? this.failure! : error)
+  }
+
+  readonly #onEnd = (): void => { this.#die(new Error('the connection was closed')) }
+
+  /** A death is told up to three times: `error` with the reason, `error` that it is closed, `end`. */
+  #die (error: Error): void {
+    if (this.#dead) return
+    this.#dead = true
+    this.error = error
+    this.#undo.handleError(error)
+    const died = this.#died
+    this.#died = undefined
+    if (this.#closing === undefined) died?.(error)
+  }
+
+  readonly #onNew = (event: string | symbol, listener: Listener): void => {
+    if (!this.#adding) this.#added.push([event, listener])
+  }
+
+  /** A borrower's `removeAllListeners()` takes ours away too: then nothing is known any more. */
+  readonly #onRemove = (_event: string | symbol, listener: Listener): void => {
+    const ours: unknown[] = [this.#onError, this.#onEnd, this.#onNew, this.#onRemove]
+    if (!ours.includes(listener)) return
+    this.#dead = true
+    // Once all are gone. Without a listener an error ends the process.
+    process.nextTick(() => {
+      if (!this.client.listeners('error').includes(this.#onError)) this.client.on('error', this.#onError)
+    })
+  }
+}
+
+type Listener = (...args: unknown[]) => void
+
+function isEmpty (statements: object): boolean {
+  for (const name in statements) if (name in statements) return false
+  return true
+}
+
+/** On `abort` the pool destroys the connection, which settles `work`. */
+function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const aborted = () => reject(signal.reason)
+    if (signal.aborted) aborted()
+    else signal.addEventListener('abort', aborted)
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
+  })
+}
+
+// --- pg's inside ----------------------------------------------------------------------------------------------------------------------
+
+/** What is used of pg and not in its types; all of it is in 8.11 too, but for what may be undefined. */
+interface Inside {
+  readonly connection: Wire
+  readonly host: string
+  readonly port: number
+  readonly ssl: unknown
+  readonly sslNegotiation?: string
+  readonly processID: number | null
+  readonly secretKey: number
+  readonly readyForQuery: boolean | undefined
+  readonly _ending: boolean
+  /** Its older name would warn where this one is there. */
+  readonly _activeQuery?: { readonly text?: string } | null
+  readonly activeQuery?: { readonly text?: string } | null
+  readonly _types: { text: object, binary: object }
+}
+
+interface Wire extends EventEmitter {
+  readonly stream: Socket
+  parsedStatements: object
+  submittedNamedStatements?: object
+  connect (port: number | string, host?: string): void
+  requestSsl (): void
+  cancel (processID: number, secretKey: number): void
+}
+
+type Callback = (error: Error | null | undefined, result?: { command: string } | Array<{ command: string }>) => void
+
+interface Submitted {
+  callback: Callback | undefined
+  submit (wire: Wire): Error | null
+  handleRowDescription (): void
+  handleDataRow (): void
+  handleCommandComplete (): void
+  handleReadyForQuery (): void
+  handleError (error: Error): void
+}
+
+interface Undo {
+  /** Resolves when the server has undone it all. */
+  begin (): Promise<void>
+  send (): void
+  handleError (error: Error): void
+}
+
+type Step = new (text: string, refuse: () => Error | undefined, callback: Callback) => { submit (): void }
+
+interface OwnQueries { readonly Undo: new (guard: Guard) => Undo, readonly Step: Step }
+
+/** Of the driver's own class: in some modes it takes no others. */
+function ownQueries (driver: Driver): OwnQueries {
+  const Query = driver.Query as unknown as new (text: string, values?: undefined, callback?: Callback) => Submitted
+
+  /** The reset, used again and again, and without what makes a query dear. */
+  class UndoQuery extends Query implements Undo {
+    readonly #guard: Guard
+    #resolve: (() => void) | undefined
+    #reject: ((error: Error) => void) | undefined
+
+    constructor (guard: Guard) {
+      super('')
+      this.#guard = guard
+    }
+
+    begin (): Promise<void> {
+      return new Promise((resolve, reject) => {
+        this.#resolve = resolve
+        this.#reject = reject
+      })
+    }
+
+    send (): void {
+      this.#guard.client.query(this as unknown as Submittable)
+    }
+
+    override submit (wire: Wire): Error | null {
+      const message = this.#guard.undoing()
+      if (message === undefined) return nothingToDo
+      wire.stream.write(message)
+      return null
+    }
+
+    override handleRowDescription (): void {}
+    override handleDataRow (): void {}
+    override handleCommandComplete (): void {}
+
+    override handleReadyForQuery (): void {
+      this.#guard.undone()
+      this.#settle()?.resolve()
+    }
+
+    override handleError (error: Error): void {
+      const settle = this.#settle(error)
+      if (settle === undefined) return
+      if (error === nothingToDo) return settle.resolve()
+      // Else what is queued behind it would go out on a connection that is not clean.
+      this.#guard.cut()
+      settle.reject(error)
+    }
+
+    #settle (error?: Error): { resolve: () => void, reject: (error: Error) => void } | undefined {
+      // With `query_timeout` it ends a timer.
+      this.callback?.(error)
+      this.callback = undefined
+      if (this.#resolve === undefined || this.#reject === undefined) return undefined
+      const settle = { resolve: this.#resolve, reject: this.#reject }
+      this.#resolve = this.#reject = undefined
+      return settle
+    }
+  }
+
+  /** A statement that decides when its turn comes whether it is still right. */
+  class StepQuery extends Query {
+    readonly #refuse: () => Error | undefined
+
+    constructor (text: string, refuse: () => Error | undefined, callback: Callback) {
+      super(text, undefined, callback)
+      this.#refuse = refuse
+    }
+
+    override submit (wire: Wire): Error | null {
+      return this.#refuse() ?? super.submit(wire)
+    }
+  }
+
+  return { Undo: UndoQuery, Step: StepQuery as unknown as Step }
+}
+
+/** What a statement is refused with where that is right. */
+const nothingToDo = new Error('nothing to do')
+
+// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+
+const levels: ReadonlyMap<Isolation, string> = new Map<Isolation, string>([
+  ['read uncommitted', ' ISOLATION LEVEL READ UNCOMMITTED'],
+  ['read committed', ' ISOLATION LEVEL READ COMMITTED'],
+  ['repeatable read', ' ISOLATION LEVEL REPEATABLE READ'],
+  ['serializable', ' ISOLATION LEVEL SERIALIZABLE'],
+])
+
+async function begin (guard: Guard, { isolation, readOnly = false }: TransactionOptions): Promise<Transaction<Client>> {
+  const level = isolation === undefined ? '' : levels.get(isolation)
+  if (level === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `PostgreSQL has no isolation level '${isolation!}'`)
+  await guard.run(`BEGIN${level}${readOnly ? ' READ ONLY' : ''}`, () => {
+    guard.failure = undefined
+    // The server would only warn, and a commit would commit what came before it too.
+    return guard.status === 'I' ? undefined : new PoolError('FST_POOL_NOT_SUPPORTED', 'a transaction was begun on this connection by a statement of its own')
+  })
+  return new OpenTransaction(guard)
+}
+
+class OpenTransaction implements Transaction<Client> {
+  readonly connection: Client
+  readonly #guard: Guard
+  readonly #turn: number
+  /** In quotes. undefined: it is the outermost. */
+  readonly #savepoint: string | undefined
+
+  constructor (guard: Guard, turn = guard.turn, savepoint?: string) {
+    this.connection = guard.client
+    this.#guard = guard
+    this.#turn = turn
+    this.#savepoint = savepoint
+  }
+
+  async commit (): Promise<void> {
+    const statement = this.#savepoint === undefined ? 'COMMIT' : `RELEASE SAVEPOINT ${this.#savepoint}`
+    const tag = await this.#run(statement)
+    // Where it says ROLLBACK, it has rolled back.
+    if (tag !== 'COMMIT' && tag !== 'RELEASE') throw this.#ended('the transaction was rolled back by its commit')
+  }
+
+  async rollback (): Promise<void> {
+    // A savepoint goes with its transaction. Whatever else was begun instead of the outermost is rolled back too.
+    const isOver = () => this.#guard.status === 'I' || (this.#savepoint !== undefined && this.#guard.turn !== this.#turn)
+    const statement = this.#savepoint === undefined ? 'ROLLBACK' : `ROLLBACK TO SAVEPOINT ${this.#savepoint}; RELEASE SAVEPOINT ${this.#savepoint}`
+    try {
+      await this.#guard.run(statement, () => isOver() ? nothingToDo : undefined)
+    } catch (error) {
+      if (error !== nothingToDo) throw error
+    }
+  }
+
+  async savepoint (name: string): Promise<Transaction<Client>> {
+    const savepoint = quoted(name)
+    await this.#run(`SAVEPOINT ${savepoint}`)
+    return new OpenTransaction(this.#guard, this.#turn, savepoint)
+  }
+
+  async #run (statement: string): Promise<string> {
+    const guard = this.#guard
+    if (guard.broken) throw this.#ended('the connection of the transaction is gone', guard.error)
+    return await guard.run(statement, () => {
+      if (guard.turn !== this.#turn || guard.status === 'I') return this.#ended('the transaction was ended by a statement of its own')
+      return guard.status === 'E' ? this.#ended('the transaction had failed: nothing of it can be committed', guard.failure) : undefined
+    })
+  }
+
+  #ended (message: string, cause?: Error): PoolError {
+    return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
+  }
+}
+
+/** A serialization failure or a deadlock, also as the cause of another error: an ORM's, or of a commit that came too late. */
+function isTransient (error: unknown): boolean {
+  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
+    const { code, cause } = error as { code?: unknown, cause?: unknown }
+    if (code === '40001' || code === '40P01') return true
+    error = cause
+  }
+  return false
+}
+
+function quoted (name: string): string {
+  return `"${name.replaceAll('"', '""')}"`
+}
+
+// --- LISTEN ---------------------------------------------------------------------------------------------------------------------------
+
+interface Subscription {
+  readonly channel: string
+  readonly notify: (notification: Notification) => void
+  readonly onReconnect: (() => void) | undefined
+  /** Settles the call of `listen`, until it has. */
+  settle: ((error?: unknown) => void) | undefined
+  /** It was told of an outage, or will be. */
+  since: number
+}
+
+interface ListeningOptions {
+  open (signal: AbortSignal): Promise<Guard>
+  connectTimeout: number
+  secrets: readonly string[]
+  tell (event: DriverEvent): void
+}
+
+/**
+ * The connection that listens. One loop brings it from what is to what should be: connected while somebody listens, to exactly these channels.
+ */
+class Listening {
+  readonly #options: ListeningOptions
+  /** A connection is made for all: none of its callers' async context may show in another's listener. */
+  readonly #context = new AsyncResource('fastify-pool listen')
+  readonly #subscriptions = new Map<string, Set<Subscription>>()
+  /** What the server knows of. */
+  readonly #known = new Set<string>()
+  readonly #closing = new AbortController()
+  #guard: Guard | undefined
+  /** How many connections there were. */
+  #generation = 0
+  /** How many failures there were since it worked. */
+  #failures = 0
+  #loop: Promise<void> | undefined
+  /** Wait for the loop's next turn. */
+  readonly #turned: Array<() => void> = []
+  /** Ends the pause between two attempts. */
+  #hurry: (() => void) | undefined
+
+  constructor (options: ListeningOptions) { this.#options = options }
+
+  async listen (channel: string, fn: NotificationListener, onReconnect: (() => unknown) | undefined): Promise<() => Promise<void>> {
+    // The server would cut off the rest, and then notify another channel. NUL ends a text there.
+    if (typeof channel !== 'string' || channel === '' || Buffer.byteLength(channel) > 63 || channel.includes('\0')) {
+      throw badOption('channel', channel, 'the name of a channel: 1 to 63 bytes')
+    }
+    if (typeof fn !== 'function') throw badOption('fn', fn, 'a function')
+    if (this.#closing.signal.aborted) throw closed()
+    const call = AsyncResource.bind((fn: (...args: never[]) => unknown, args: never[]) => this.#call(channel, fn, args))
+    const subscription: Subscription = {
+      channel,
+      notify: (notification) => call(fn, [notification.payload, notification] as never[]),
+      onReconnect: onReconnect && (() => call(onReconnect, [])),
+      settle: undefined,
+      since: 0,
+    }
+    const subscribed = new Promise<void>((resolve, reject) => {
+      subscription.settle = (error) => {
+        subscription.settle = undefined
+        if (error === undefined) resolve()
+        else reject(error)
+      }
+    })
+    const others = this.#subscriptions.get(channel) ?? new Set()
+    this.#subscriptions.set(channel, others.add(subscription))
+    this.#hurry?.()
+    this.#start()
+    await subscribed
+    return async () => {
+      this.#forget(subscription)
+      if (this.#closing.signal.aborted) return
+      this.#start()
+      // In an outage the server knows of no channel, and the loop goes on for the others.
+      while (this.#known.has(channel) && !this.#subscriptions.has(channel)) await new Promise<void>((resolve) => { this.#turned.push(resolve) })
+      if (this.#subscriptions.size > 0) return
+      this.#hurry?.()
+      await this.#loop
+    }
+  }
+
+  async close (): Promise<void> {
+    this.#closing.abort(closed())
+    this.#hurry?.()
+    for (const subscription of this.#all()) {
+      this.#forget(subscription)
+      subscription.settle?.(closed())
+    }
+    this.#start()
+    // What waits for an answer is rejected.
+    await this.#disconnect()
+    await this.#loop
+  }
+
+  #start (): void {
+    if (this.#settled) return
+    this.#loop ??= this.#context.runInAsyncScope(() => this.#run())
+  }
+
+  async #run (): Promise<void> {
+    while (!this.#settled) {
+      try {
+        await this.#step()
+        this.#failures = 0
+      } catch (error) {
+        await this.#failed(error)
+        this.#failures++
+      }
+      for (const turned of this.#turned.splice(0)) turned()
+      if (this.#failures > 0 && this.#subscriptions.size > 0) await this.#pause(Math.min(1000, 25 * 2 ** this.#failures))
+    }
+    this.#loop = undefined
+  }
+
+  get #settled (): boolean {
+    if (this.#subscriptions.size === 0) return this.#guard === undefined
+    return this.#guard !== undefined && this.#missing.length === 0 && this.#surplus.length === 0 &&
+      this.#all().every(({ settle }) => settle === undefined)
+  }
+
+  get #missing (): string[] {
+    return [...this.#subscriptions.keys()].filter((channel) => !this.#known.has(channel))
+  }
+
+  get #surplus (): string[] {
+    return [...this.#known].filter((channel) => !this.#subscriptions.has(channel))
+  }
+
+  async #step (): Promise<void> {
+    if (this.#subscriptions.size === 0) return await this.#disconnect()
+    const guard = this.#guard ?? await this.#connect()
+    const missing = this.#missing
+    const surplus = this.#surplus
+    const statements = [...surplus.map((channel) => `UNLISTEN ${quoted(channel)}`), ...missing.map((channel) => `LISTEN ${quoted(channel)}`)]
+    if (statements.length > 0) await unlessAborted(guard.client.query(statements.join('; ')), AbortSignal.timeout(this.#options.connectTimeout))
+    for (const channel of surplus) this.#known.delete(channel)
+    for (const channel of missing) this.#known.add(channel)
+    const again = this.#all().filter(({ channel, since }) => this.#known.has(channel) && since !== this.#generation)
+    const restored = again.some(({ since }) => since !== 0)
+    if (restored) this.#options.tell({ name: 'listen-restored', channels: this.#known.size })
+    for (const subscription of again) {
+      const isNew = subscription.since === 0
+      subscription.since = this.#generation
+      if (isNew) subscription.settle?.()
+      else subscription.onReconnect?.()
+    }
+  }
+
+  async #connect (): Promise<Guard> {
+    const deadline = new AbortController()
+    const { connectTimeout } = this.#options
+    const timer = setTimeout(() => deadline.abort(new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)), connectTimeout)
+    let guard: Guard
+    try {
+      guard = await this.#options.open(AbortSignal.any([this.#closing.signal, deadline.signal]))
+    } finally {
+      clearTimeout(timer)
+    }
+    this.#guard = guard
+    this.#generation++
+    guard.client.on('notification', (notification) => {
+      for (const { notify } of [...this.#subscriptions.get(notification.channel) ?? []]) notify(notification)
+    })
+    guard.onDeath((error) => this.#context.runInAsyncScope(() => this.#lost(error)))
+    return guard
+  }
+
+  async #disconnect (): Promise<void> {
+    const guard = this.#guard
+    this.#guard = undefined
+    this.#known.clear()
+    await guard?.close()
+  }
+
+  #lost (error: Error): void {
+    this.#guard = undefined
+    this.#known.clear()
+    this.#options.tell({ name: 'listen-lost', code: codeOf(error) })
+    this.#start()
+  }
+
+  /** Who waits for it is told, and is forgotten. For those who listened already it is tried again. */
+  async #failed (cause: unknown): Promise<void> {
+    const error = scrub(cause, this.#options.secrets)
+    const connected = this.#guard !== undefined
+    for (const subscription of this.#all()) {
+      if (subscription.settle === undefined) continue
+      this.#forget(subscription)
+      // Refused by a server that serves: its own error says more.
+      subscription.settle(connected ? error : new PoolError('FST_POOL_CONNECT_FAILED', `no connection to listen on: ${error.message}`, { cause: error }))
+    }
+    await this.#disconnect()
+    if (this.#subscriptions.size === 0) return
+    this.#options.tell({ name: 'listen-failed', code: codeOf(cause) })
+  }
+
+  /** With full jitter. */
+  async #pause (longest: number): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, Math.max(1, Math.random() * longest))
+      this.#hurry = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+    this.#hurry = undefined
+  }
+
+  #all (): Subscription[] {
+    return [...this.#subscriptions.values()].flatMap((set) => [...set])
+  }
+
+  #forget (subscription: Subscription): void {
+    const others = this.#subscriptions.get(subscription.channel)
+    others?.delete(subscription)
+    if (others?.size === 0) this.#subscriptions.delete(subscription.channel)
+  }
+
+  #call (channel: string, fn: (...args: never[]) => unknown, args: never[]): void {
+    const failed = (error: unknown) => this.#options.tell({ name: 'listener-error', channel, message: scrub(error, this.#options.secrets).message })
+    try {
+      Promise.resolve(fn(...args)).catch(failed)
+    } catch (error) {
+      failed(error)
+    }
+  }
+}
+
+function closed (): PoolError {
+  return new PoolError('FST_POOL_CLOSED', 'the pool of this connection is closed')
+}
+
+/** ECONNREFUSED, 57P01, ...: never the text, which may hold anything. */
+function codeOf (error: unknown): string {
+  const { code, name = 'Error' } = error as { code?: unknown, name?: string }
+  return typeof code === 'string' ? code : name
+}

@@ -1,0 +1,60 @@
+import type { ServerHttp2Stream } from 'node:http2'
+import { Readable, Transform, finished, pipeline } from 'node:stream'
+import type { ReadableStream } from 'node:stream/web'
+import type { FastifyReply } from 'fastify'
+
+// What a reply is made of, where it is more than a text: streams of Node, of the web and in a `Response`.
+
+/** A stream of Node's or of the web, or a `Response` with one in it, of whatever class. */
+export function isStream (payload: unknown): boolean {
+  if (payload === null || typeof payload !== 'object') return false
+  const { pipe, getReader, body } = payload as { pipe?: unknown, getReader?: unknown, body?: { getReader?: unknown } | null }
+  return typeof pipe === 'function' || typeof getReader === 'function' || typeof body?.getReader === 'function'
+}
+
+export function isResponse (payload: unknown): payload is Response {
+  return Object.prototype.toString.call(payload) === '[object Response]'
+}
+
+/** @throws where a stream of the web is being read by somebody else */
+export function readableOf (stream: unknown): Readable {
+  return stream instanceof globalThis.ReadableStream ? Readable.fromWeb(stream as ReadableStream) : stream as Readable
+}
+
+/**
+ * Passes a stream on, and ends it when `commit` has resolved; when that rejects, the stream fails, and so does the client's reading of it.
+ *
+ * @param sized the client knows how long it is, and takes it for complete when it has the last byte: that one waits too
+ */
+export function gate (source: Readable, sized: boolean, commit: () => Promise<void>): Readable {
+  let last: Buffer | undefined
+  const gated = new Transform({
+    transform (chunk: Buffer, _encoding, next) {
+      if (!sized) return next(null, chunk)
+      if (chunk.length > 0) {
+        if (last !== undefined) this.push(last)
+        last = chunk
+      }
+      next()
+    },
+    flush (end) { commit().then(() => { end(null, last) }, end) },
+  })
+  return pipeline(source, gated, () => { /* Whoever reads `gated` hears of it. */ })
+}
+
+/** HTTP/2's INTERNAL_ERROR (RFC 9113, section 7): `node:http2` is not loaded for it. */
+const internalError = 2
+
+/** Fastify destroys a response whose stream fails: HTTP/1.1 then cuts it, but HTTP/2 resets it with NO_ERROR, which clients take for its end. */
+export function resetHttp2 ({ raw }: FastifyReply): void {
+  const { stream } = raw as { stream?: ServerHttp2Stream }
+  if (raw.headersSent) stream?.close(internalError)
+}
+
+/** Ends a stream that nobody will read. Resolves when it is closed: it reads no more. */
+export function stop (source: Readable): Promise<void> {
+  return new Promise((resolve) => {
+    finished(source, () => { resolve() /* However it ends: nothing of it was wanted. */ })
+    source.destroy()
+  })
+}

@@ -1,0 +1,200 @@
+import { createConnection } from 'mysql2/promise'
+import type { Connection, RowDataPacket } from 'mysql2/promise'
+import t from 'tap'
+import { mysql } from '../../lib/backends/mysql.js'
+import { startMariadb } from '../support/services.js'
+import { until } from '../support/until.js'
+import { collide, contract } from './contract.js'
+import type { Subject, Trace } from './contract.js'
+
+const server = await startMariadb(t, { own: true })
+const admin = await createConnection(server.url)
+
+/** The one value of the one row. */
+const value = async (connection: Connection, sql: string, values?: unknown[]): Promise<unknown> => {
+  const [rows] = await connection.query<RowDataPacket[]>(sql, values)
+  return Object.values(rows[0] ?? {})[0]
+}
+
+/** The database of our tables, and by its beginning those of the pools: the server knows a connection by its database. */
+const ours = `contract_${process.pid}`
+const databases = [ours]
+await admin.query(`CREATE DATABASE ${ours}`)
+for (const table of ['lines_ (line VARCHAR(100))', 'levels (x INT)', 'pairs (id INT PRIMARY KEY, n INT)', 'counters (id INT AUTO_INCREMENT PRIMARY KEY)']) await admin.query(`CREATE TABLE ${ours}.${table}`)
+await admin.query(`INSERT INTO ${ours}.pairs VALUES (0, 0), (1, 0)`)
+await admin.query(`CREATE ROLE ${ours}_role`)
+t.teardown(async () => {
+  for (const name of databases) await admin.query(`DROP DATABASE ${name}`)
+  await admin.query(`DROP ROLE ${ours}_role`)
+  await admin.end()
+})
+
+const variable = (name: string, other: string | number): Trace<Connection> => ({
+  name: `the variable ${name}`,
+  leave: (connection) => connection.query(`SET SESSION ${name} = ${typeof other === 'string' ? `'${other}'` : other}`),
+  seen: async (connection) => await value(connection, `SELECT @@SESSION.${name}`) === other,
+})
+
+const traces: Array<Trace<Connection>> = [
+  variable('sql_mode', 'ANSI_QUOTES'),
+  variable('time_zone', '+09:00'),
+  variable('autocommit', 0),
+  variable('tx_isolation', 'SERIALIZABLE'),
+  variable('foreign_key_checks', 0),
+  {
+    name: 'a user variable',
+    leave: (connection) => connection.query('SET @tenant = 42'),
+    seen: async (connection) => await value(connection, 'SELECT @tenant') !== null,
+  },
+  {
+    name: 'SET NAMES',
+    leave: (connection) => connection.query('SET NAMES latin1'),
+    seen: async (connection) => await value(connection, 'SELECT @@character_set_client') === 'latin1' || await value(connection, "SELECT 'é€'") !== 'é€',
+  },
+  {
+    name: 'another database',
+    leave: (connection) => connection.query(`USE ${ours}`),
+    seen: async (connection) => await value(connection, 'SELECT DATABASE()') === ours,
+  },
+  {
+    name: 'a temporary table',
+    leave: (connection) => connection.query(`CREATE TEMPORARY TABLE ${ours}.left_behind (x INT)`),
+    seen: async (connection) => {
+      try {
+        await connection.query(`SELECT * FROM ${ours}.left_behind`)
+        return true
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'ER_NO_SUCH_TABLE') throw error
+        return false
+      }
+    },
+  },
+  {
+    name: 'a lock by GET_LOCK',
+    leave: (connection) => connection.query(`SELECT GET_LOCK('${ours}', 1)`),
+    seen: async (connection) => await value(connection, `SELECT IS_USED_LOCK('${ours}') <=> CONNECTION_ID()`) === 1,
+  },
+  {
+    name: 'a statement by SQL PREPARE',
+    leave: (connection) => connection.query("PREPARE by_hand FROM 'SELECT 1'"),
+    seen: async (connection) => {
+      try {
+        await connection.query('EXECUTE by_hand')
+        return true
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'ER_UNKNOWN_STMT_HANDLER') throw error
+        return false
+      }
+    },
+  },
+  {
+    name: 'the last insert id',
+    leave: (connection) => connection.query(`INSERT INTO ${ours}.counters VALUES ()`),
+    seen: async (connection) => Number(await value(connection, 'SELECT LAST_INSERT_ID()')) > 0,
+  },
+  {
+    name: 'an open HANDLER',
+    leave: (connection) => connection.query(`HANDLER ${ours}.pairs OPEN AS handled`),
+    seen: async (connection) => {
+      try {
+        await connection.query('HANDLER handled READ FIRST')
+        return true
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'ER_UNKNOWN_TABLE') throw error
+        return false
+      }
+    },
+  },
+  {
+    name: 'SET ROLE',
+    leave: (connection) => connection.query(`SET ROLE ${ours}_role`),
+    seen: async (connection) => await value(connection, 'SELECT CURRENT_ROLE()') !== null,
+  },
+  {
+    name: 'a listener',
+    transaction: true,
+    leave: (connection) => connection.on('enqueue', () => {}),
+    seen: (connection) => connection.listenerCount('enqueue') > 0,
+  },
+  {
+    name: 'LOCK TABLES',
+    leave: (connection) => connection.query(`LOCK TABLES ${ours}.pairs READ`),
+    seen: async (connection) => {
+      try {
+        await connection.query(`SELECT * FROM ${ours}.levels`)
+        return false
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'ER_TABLE_NOT_LOCKED') throw error
+        return true
+      }
+    },
+    alone: 'it commits, and no other table can be used',
+  },
+  {
+    name: 'an open transaction with a savepoint',
+    transaction: true,
+    leave: (connection) => Promise.all(['START TRANSACTION', `INSERT INTO ${ours}.levels VALUES (7)`, 'SAVEPOINT mine'].map((sql) => connection.query(sql))),
+    seen: async (connection) => {
+      try {
+        await connection.query('RELEASE SAVEPOINT mine')
+        return true
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'ER_SP_DOES_NOT_EXIST') throw error
+        return Number(await value(connection, 'SELECT @@in_transaction')) === 1
+      }
+    },
+  },
+]
+
+const subject: Subject<Connection> = {
+  address: server,
+  max: 4,
+  connector: async ({ host, port }, { reset, name, password }) => {
+    await admin.query(`CREATE DATABASE ${name}`)
+    databases.push(name)
+    const url = new URL(server.url)
+    Object.assign(url, { hostname: host, port: String(port), pathname: `/${name}`, ...(password !== undefined && { password }) })
+    return await mysql({ url: url.href, reset })
+  },
+  isDriver: (connection) => Object.getPrototypeOf(connection) === Object.getPrototypeOf(admin),
+  id: (connection) => value(connection, 'SELECT CONNECTION_ID()'),
+  count: async (name) => Number(await value(admin, 'SELECT COUNT(*) FROM information_schema.processlist WHERE db = ?', [name])),
+  end: async (id) => {
+    await admin.query(`KILL ${String(id)}`)
+    await until(async () => Number(await value(admin, 'SELECT COUNT(*) FROM information_schema.processlist WHERE id = ?', [id])) === 0, { what: `connection ${String(id)} is gone` })
+  },
+  ask: (connection) => connection.execute('SELECT ? + 1', [1]),
+  block: (connection) => connection.query('SELECT SLEEP(60)'),
+  blockEnds: 'a statement whose connection is gone goes on in the server, for nobody',
+  linger: (connection) => connection.query('SELECT SLEEP(0.03)'),
+  written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } }).connection.stream.bytesWritten,
+  dies: true,
+  renewed: true,
+  password: true,
+  setting: {
+    set: (connection) => connection.query('SET @app = 1'),
+    change: (connection) => connection.query('SET @app = 2'),
+    isSet: async (connection) => Number(await value(connection, 'SELECT @app')) === 1,
+  },
+  traces,
+  rows: {
+    prepare: () => {},
+    add: (connection, row) => connection.query(`INSERT INTO ${ours}.lines_ VALUES (?)`, [row]),
+    all: async (connection) => (await connection.query<RowDataPacket[]>(`SELECT line FROM ${ours}.lines_`))[0].map(({ line }) => String(line)),
+    // What it shows is as old as the last time that nobody had asked for 0.1 s.
+    level: async (connection) => {
+      await connection.query(`INSERT INTO ${ours}.levels VALUES (1)`)
+      await connection.query('DO SLEEP(0.12)')
+      const sql = 'SELECT trx_isolation_level FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()'
+      return String(await value(connection, sql)).toLowerCase()
+    },
+    snapshot: { isolation: 'repeatable read', readOnly: true },
+    // A deadlock.
+    conflict: (t, run) => collide<Connection>(
+      (connection, which) => connection.query(`UPDATE ${ours}.pairs SET n = n + 1 WHERE id = ${which}`),
+      (connection, which) => connection.query(`UPDATE ${ours}.pairs SET n = n + 1 WHERE id = ${1 - which}`))(t, run),
+  },
+  shared: true,
+}
+
+t.test('mysql', (t) => contract(t, subject))

@@ -1,0 +1,185 @@
+import pg from 'pg'
+import type { Client } from 'pg'
+import t from 'tap'
+import { postgresql } from '../../lib/backends/postgresql.js'
+import { startPostgres } from '../support/services.js'
+import { until } from '../support/until.js'
+import { collide, contract } from './contract.js'
+import type { Subject, Trace } from './contract.js'
+
+const server = await startPostgres(t, { own: true })
+const admin = new pg.Client(server.url)
+await admin.connect()
+t.teardown(() => admin.end())
+
+/** The one value of the one row. */
+const value = async (connection: Client, sql: string): Promise<unknown> => Object.values((await connection.query<Record<string, unknown>>(sql)).rows[0] ?? {})[0]
+const setting = (name: string, other: string): Trace<Client> => ({
+  name: `the setting ${name}`,
+  leave: (connection) => connection.query(`SET ${name} = '${other}'`),
+  seen: async (connection) => await value(connection, `SHOW ${name}`) === other,
+})
+
+const ours = `contract_${process.pid}`
+await admin.query(`CREATE TABLE ${ours}_lines (line text); CREATE TABLE ${ours}_skew (line text); CREATE SEQUENCE ${ours}_sequence; CREATE ROLE ${ours}_role; GRANT ALL ON SEQUENCE ${ours}_sequence TO PUBLIC`)
+t.teardown(() => admin.query(`DROP TABLE ${ours}_lines, ${ours}_skew; DROP SEQUENCE ${ours}_sequence; DROP ROLE ${ours}_role`))
+
+const traces: Array<Trace<Client>> = [
+  setting('statement_timeout', '12345ms'),
+  setting('lock_timeout', '23456ms'),
+  setting('TimeZone', 'Asia/Tokyo'),
+  setting('application_name', 'somebody'),
+  setting('search_path', 'elsewhere'),
+  setting('client_encoding', 'LATIN1'),
+  {
+    name: 'a setting by set_config',
+    leave: (connection) => connection.query("SELECT set_config('my.tenant', '42', false)"),
+    seen: async (connection) => Boolean(await value(connection, "SELECT current_setting('my.tenant', true)")),
+  },
+  {
+    name: 'SET SESSION CHARACTERISTICS',
+    leave: (connection) => connection.query('SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY'),
+    seen: async (connection) => await value(connection, 'SHOW default_transaction_isolation') === 'serializable',
+    alone: 'temp tables apart, what only reads can leave little else',
+  },
+  {
+    name: 'a temp table',
+    leave: (connection) => connection.query('CREATE TEMP TABLE left_behind (x int)'),
+    seen: async (connection) => Boolean(await value(connection, "SELECT to_regclass('pg_temp.left_behind') IS NOT NULL")),
+  },
+  {
+    name: 'an advisory lock',
+    leave: (connection) => connection.query('SELECT pg_advisory_lock(4711)'),
+    seen: async (connection) => await value(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") !== '0',
+  },
+  {
+    name: 'LISTEN',
+    leave: (connection) => connection.query('LISTEN channel_left'),
+    seen: async (connection) => await value(connection, 'SELECT count(*) FROM pg_listening_channels()') !== '0',
+  },
+  {
+    name: 'a cursor WITH HOLD',
+    leave: (connection) => connection.query('DECLARE held CURSOR WITH HOLD FOR SELECT 1'),
+    seen: async (connection) => await value(connection, 'SELECT count(*) FROM pg_cursors WHERE is_holdable') !== '0',
+  },
+  {
+    name: 'a statement by SQL PREPARE',
+    leave: (connection) => connection.query('PREPARE prepared_by_hand AS SELECT 1'),
+    seen: async (connection) => await value(connection, 'SELECT count(*) FROM pg_prepared_statements WHERE from_sql') !== '0',
+  },
+  {
+    name: 'the last value of a sequence',
+    leave: (connection) => connection.query(`SELECT nextval('public.${ours}_sequence')`),
+    seen: async (connection) => {
+      try {
+        await connection.query('SELECT lastval()')
+        return true
+      } catch (error) {
+        if ((error as { code?: string }).code !== '55000') throw error
+        return false
+      }
+    },
+    alone: 'looking for it fails a transaction that is open',
+  },
+  {
+    name: 'a listener for notifications',
+    leave: (connection) => connection.on('notification', () => {}),
+    seen: (connection) => connection.listenerCount('notification') > 0,
+  },
+  {
+    name: 'a type parser',
+    leave: (connection) => connection.setTypeParser(23, () => 'mine'),
+    seen: async (connection) => await value(connection, 'SELECT 7') === 'mine',
+  },
+  {
+    name: 'a statement that the driver named',
+    stays: 'the driver knows of it, and what it prepared is what it runs',
+    leave: (connection) => connection.query({ name: 'named', text: 'SELECT 7 AS x' }),
+    seen: async (connection) => {
+      const known = await value(connection, "SELECT count(*) FROM pg_prepared_statements WHERE name = 'named'")
+      const { rows } = await connection.query({ name: 'named', text: 'SELECT 7 AS x' })
+      return known === '1' && rows[0].x === 7
+    },
+    alone: 'an SQL PREPARE takes it along',
+  },
+  {
+    name: 'SET SESSION AUTHORIZATION',
+    leave: (connection) => connection.query(`SET SESSION AUTHORIZATION ${ours}_role`),
+    seen: async (connection) => await value(connection, 'SELECT session_user') === `${ours}_role`,
+    alone: 'it ends a SET ROLE',
+  },
+  {
+    name: 'SET ROLE',
+    leave: (connection) => connection.query(`SET ROLE ${ours}_role`),
+    seen: async (connection) => await value(connection, 'SELECT current_user') === `${ours}_role`,
+  },
+  {
+    name: 'a failed transaction',
+    transaction: true,
+    leave: (connection) => connection.query('BEGIN; SELECT 1 / 0').catch((error: { code?: string }) => { if (error.code !== '22012') throw error }),
+    seen: async (connection) => {
+      try {
+        await connection.query('SELECT 1')
+        return false
+      } catch (error) {
+        if ((error as { code?: string }).code !== '25P02') throw error
+        return true
+      }
+    },
+    alone: 'nothing else can be left with it',
+  },
+  {
+    name: 'an open transaction with a savepoint and a cursor',
+    transaction: true,
+    leave: (connection) => connection.query('BEGIN; SAVEPOINT mine; DECLARE open_cursor CURSOR FOR SELECT 1'),
+    seen: async (connection) => await value(connection, 'SELECT now() = statement_timestamp()') === false || await value(connection, 'SELECT count(*) FROM pg_cursors WHERE NOT is_holdable') !== '0',
+  },
+]
+
+const subject: Subject<Client> = {
+  address: server,
+  max: 4,
+  connector: ({ host, port }, { reset, name, password }) => {
+    const url = new URL(server.url)
+    Object.assign(url, { hostname: host, port: String(port), ...(password !== undefined && { password }) })
+    return postgresql({ url: url.href, reset, connection: { application_name: name } })
+  },
+  isDriver: (connection) => connection instanceof pg.Client,
+  id: (connection) => value(connection, 'SELECT pg_backend_pid()::text').then(Number),
+  count: async (name) => Number((await admin.query('SELECT count(*) FROM pg_stat_activity WHERE application_name = $1', [name])).rows[0].count),
+  end: async (id) => {
+    await admin.query('SELECT pg_terminate_backend($1)', [id])
+    await until(async () => (await admin.query('SELECT FROM pg_stat_activity WHERE pid = $1', [id])).rowCount === 0, { what: `backend ${String(id)} is gone` })
+  },
+  ask: async (connection) => {
+    await connection.query({ name: 'ask', text: 'SELECT $1::text AS x', values: ['x'] })
+  },
+  block: (connection) => connection.query('SELECT pg_sleep(60)'),
+  blockEnds: true,
+  linger: (connection) => connection.query('SELECT pg_sleep(0.03)'),
+  written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } }).connection.stream.bytesWritten,
+  dies: true,
+  renewed: true,
+  password: true,
+  setting: {
+    set: (connection) => connection.query('SET search_path = app'),
+    change: (connection) => connection.query('SET search_path = other'),
+    isSet: async (connection) => await value(connection, 'SHOW search_path') === 'app',
+  },
+  traces,
+  rows: {
+    prepare: () => {},
+    add: (connection, row) => connection.query(`INSERT INTO ${ours}_lines VALUES ($1)`, [row]),
+    all: async (connection) => (await connection.query<{ line: string }>(`SELECT line FROM ${ours}_lines`)).rows.map(({ line }) => line),
+    level: async (connection) => String(await value(connection, 'SHOW transaction_isolation')),
+    snapshot: { isolation: 'repeatable read', readOnly: true },
+    // Write skew: each adds what the other would have had to count.
+    conflict: (t, run) => collide<Client>(
+      (connection) => connection.query(`SELECT count(*) FROM ${ours}_skew`),
+      (connection) => connection.query(`INSERT INTO ${ours}_skew VALUES ('x')`),
+      { isolation: 'serializable' })(t, run),
+  },
+  shared: true,
+}
+
+t.test('postgresql', (t) => contract(t, subject))

@@ -1,0 +1,817 @@
+import { once } from 'node:events'
+import { createServer } from 'node:net'
+import type { AddressInfo } from 'node:net'
+import type { Connection, RowDataPacket } from 'mysql2/promise'
+import t from 'tap'
+import { mysql } from '../../lib/backends/mysql.js'
+import type { MysqlConnector, MysqlOptions } from '../../lib/backends/mysql.js'
+import { Pool } from '../../lib/pool/pool.js'
+import type { EngineOptions } from '../../lib/pool/options.js'
+import { startProxy } from '../support/proxy.js'
+import { needsOwn, startMariadb } from '../support/services.js'
+import type { Teardown } from '../support/services.js'
+import { event, until } from '../support/until.js'
+
+const server = await startMariadb(t)
+const admin = await plainConnection(t)
+
+/** Only where something hangs is it ever reached. */
+const soon = () => AbortSignal.timeout(10_000)
+
+async function plainConnection (t: Teardown, url = server.url): Promise<Connection> {
+  const { createConnection } = await import('mysql2/promise')
+  const connection = await createConnection({ uri: url })
+  t.teardown(() => connection.destroy())
+  return connection
+}
+
+/** All values of the first row. */
+async function row (connection: Connection, sql: string): Promise<unknown[]> {
+  const [rows] = await connection.query<RowDataPacket[][]>({ sql, rowsAsArray: true })
+  return rows[0] ?? []
+}
+
+async function value (connection: Connection, sql: string): Promise<unknown> {
+  return (await row(connection, sql))[0]
+}
+
+const idOf = (connection: Connection) => connection.threadId
+
+/** An error of the server's, for `t.rejects`. */
+const failure = (errno: number) => ({ errno } as object as Error)
+
+/** What is inside of a promise connection. */
+const coreOf = (connection: Connection) => (connection as unknown as {
+  connection: {
+    stream: import('node:net').Socket
+    config: Record<string, unknown>
+    listenerCount (name: string): number
+    on (name: string, listener: () => void): void
+    removeAllListeners (): void
+    query (sql: string): { stream (): import('node:stream').Readable }
+  }
+}).connection
+
+type Options = MysqlOptions & EngineOptions<Connection>
+
+/** One connection, so that whoever comes next gets the one that was left. */
+async function poolOf (t: Teardown, { url = server.url, host, port, database, connection, reset = 'session', ...rest }: Options = {}) {
+  const backend = await mysql({ ...(host === undefined && port === undefined && { url }), host, port, database, connection, reset } as MysqlOptions)
+  const pool = new Pool(backend, { name: 'db', max: 1, reset, ...rest } as EngineOptions<Connection>)
+  // What a test holds is not waited for.
+  t.teardown(() => pool.close({ timeout: 1 }))
+  const errors: Error[] = []
+  pool.on('error', ({ error }) => errors.push(error))
+  return { backend, pool, errors }
+}
+
+async function backendOf (t: Teardown, options: MysqlOptions = {}): Promise<{ backend: MysqlConnector, make: () => Promise<Connection> }> {
+  const backend = await mysql({ url: server.url, ...options })
+  const made: Connection[] = []
+  t.teardown(async () => { for (const connection of made) await backend.destroy(connection, 'error') })
+  return {
+    backend,
+    make: async () => {
+      const connection = await backend.create(soon())
+      made.push(connection)
+      return connection
+    },
+  }
+}
+
+/** Whether the server still knows a connection. */
+const known = async (id: number) => Number(await value(admin, `select count(*) from information_schema.processlist where id = ${id}`)) > 0
+
+await admin.query('create database other')
+await admin.query('create table account (id int primary key, sum int not null, note varchar(20)) engine=innodb character set utf8mb4')
+await admin.query('create table word (id int primary key auto_increment, text varchar(20)) engine=innodb character set utf8mb4')
+await admin.query('create role clerk')
+await admin.query('grant clerk to pool@\'127.0.0.1\'')
+await admin.query('insert into account values (1, 100, \'\'), (2, 100, \'\')')
+
+const sumOf = async (id: number) => Number(await value(admin, `select sum from account where id = ${id}`))
+
+const session = `select database(), current_role(), @@autocommit, @@sql_mode, @@time_zone, @@tx_isolation, @@character_set_client, @@collation_connection,
+  @@character_set_results, @@wait_timeout, @a, last_insert_id(), is_used_lock('mine'), @@in_transaction, @@foreign_key_checks, user()`
+
+t.test('creates connections and destroys them, and the server knows each and then none', async (t) => {
+  const { backend, make } = await backendOf(t)
+  const connections = [await make(), await make()]
+  t.equal(backend.system, 'mysql')
+  for (const connection of connections) {
+    t.equal(await known(idOf(connection)), true)
+    t.equal(await backend.validate!(connection, soon()), true)
+    t.equal(backend.isBroken!(connection), false)
+    t.equal(await value(connection, 'select database()'), 'test')
+  }
+  const [first, second] = connections
+  await backend.destroy(first!, 'idle')
+  t.equal(backend.isBroken!(first!), true)
+  t.equal(await backend.validate!(first!, soon()), false)
+  await until(async () => !await known(idOf(first!)), { what: 'the server has let go' })
+  await backend.destroy(second!, 'error')
+  await until(async () => !await known(idOf(second!)), { what: 'the server has let go' })
+  await t.rejects(second!.query('select 1'))
+  t.throws(() => backend.isBroken!({} as Connection), /not of this connector/)
+})
+
+const leaves: Record<string, (connection: Connection) => Promise<unknown>> = {
+  'an open transaction': async (connection) => {
+    await connection.beginTransaction()
+    await connection.query('update account set sum = 0')
+  },
+  'an open XA transaction': async (connection) => {
+    await connection.query('xa start \'x\'')
+    await connection.query('update account set sum = 0')
+  },
+  'a user variable': (connection) => connection.query('set @a = 1'),
+  'a user variable set by a plain statement': (connection) => connection.query('select @a := 1'),
+  'a temporary table': (connection) => connection.query('create temporary table probe (id int)'),
+  GET_LOCK: (connection) => connection.query('select get_lock(\'mine\', 0)'),
+  'LOCK TABLES': (connection) => connection.query('lock tables account write'),
+  sql_mode: (connection) => connection.query('set sql_mode = \'ANSI_QUOTES\''),
+  time_zone: (connection) => connection.query('set time_zone = \'+05:00\''),
+  'the isolation level': (connection) => connection.query('set session transaction isolation level serializable'),
+  'autocommit = 0': async (connection) => {
+    await connection.query('set autocommit = 0')
+    await connection.query('update account set sum = 0')
+  },
+  'other settings': (connection) => connection.query('set foreign_key_checks = 0, wait_timeout = 7, completion_type = 1'),
+  'SET NAMES latin1': (connection) => connection.query('set names latin1'),
+  'SQL PREPARE': (connection) => connection.query('prepare probe from \'select 1\''),
+  'USE other': (connection) => connection.query('use other'),
+  'USE by a prepared statement, untracked': async (connection) => {
+    await connection.query('set session_track_schema = 0')
+    await connection.query('execute immediate concat(\'us\', \'e other\')')
+  },
+  last_insert_id: (connection) => connection.query('insert into word (text) values (\'x\')'),
+  'SET ROLE': (connection) => connection.query('set role clerk'),
+  'SET ROLE and USE': async (connection) => {
+    await connection.query('set role clerk')
+    await connection.query('use other')
+  },
+  'changeUser to the same': (connection) => connection.changeUser({}),
+  'reset()': (connection) => connection.reset(),
+  'options of the driver': async (connection) => {
+    coreOf(connection).config.rowsAsArray = true
+    coreOf(connection).config.timezone = '+09:00'
+    await connection.ping()
+  },
+  listeners: async (connection) => {
+    connection.on('error', () => t.fail('told somebody else'))
+    coreOf(connection).on('end', () => t.fail('told somebody else'))
+  },
+  'an execute() whose statement the driver keeps': (connection) => connection.execute('select ? + 1', [1]),
+  'more statements than the driver keeps': async (connection) => {
+    for (let n = 0; n < 105; n++) await connection.execute(`select ${n}`)
+  },
+  'queries that were not waited for': async (connection) => {
+    Promise.allSettled([connection.query('do sleep(0.05)'), connection.query('use other'), connection.beginTransaction()])
+  },
+}
+for (const [what, leave] of Object.entries(leaves)) {
+  t.test(`the next user of the same connection finds nothing of: ${what}`, async (t) => {
+    const { pool, errors } = await poolOf(t)
+    const first = await pool.acquire()
+    const id = idOf(first.connection)
+    const before = await row(first.connection, session)
+    first.release()
+    const second = await pool.acquire()
+    t.equal(idOf(second.connection), id)
+    t.strictSame(await row(second.connection, session), before, 'the first loan and later ones are alike')
+    const heard = coreOf(second.connection).listenerCount('error')
+    await leave(second.connection)
+    second.release()
+    const third = await pool.acquire()
+    t.equal(idOf(third.connection), id)
+    t.equal(await value(third.connection, 'select connection_id()'), id)
+    t.strictSame(await row(third.connection, session), before)
+    t.equal(coreOf(third.connection).listenerCount('error'), heard)
+    await third.connection.query('insert into word (text) values (?)', ['é€😀'])
+    t.equal(await value(third.connection, 'select text from word order by id desc limit 1'), 'é€😀')
+    await t.rejects(third.connection.query('select * from probe'), failure(1146))
+    await t.rejects(third.connection.query('execute probe'), failure(1243))
+    t.strictSame((await third.connection.execute<RowDataPacket[]>('select ? + 1 as n', [1]))[0], [{ n: 2 }])
+    t.equal(await sumOf(1), 100)
+    await admin.query('update account set sum = 100')
+    t.strictSame(errors, [])
+  })
+}
+
+t.test('a statement that is kept over a reset fails, and harms nobody', async (t) => {
+  const { pool } = await poolOf(t)
+  const first = await pool.acquire()
+  const kept = await first.connection.prepare('select 1')
+  t.strictSame((await kept.execute([]))[0], [{ 1: 1 }])
+  first.release()
+  await pool.use(async (connection) => {
+    await t.rejects(kept.execute([]), { code: 'ER_UNKNOWN_STMT_HANDLER' })
+    t.equal(await value(connection, 'select 2'), 2)
+  })
+})
+
+t.test('a connection whose user was changed is replaced, and its user is shown nowhere', async (t) => {
+  const { pool, errors } = await poolOf(t)
+  const first = await pool.acquire()
+  await first.connection.changeUser({ database: 'other' })
+  const id = idOf(first.connection)
+  first.release()
+  const second = await pool.acquire()
+  t.not(idOf(second.connection), id)
+  t.equal(await value(second.connection, 'select database()'), 'test')
+  t.match(errors, [{ code: 'FST_POOL_RESET_FAILED', cause: { message: /changeUser/ } }])
+})
+
+t.test('without a configured database, a USE is undone too', async (t) => {
+  const { pool, errors } = await poolOf(t, { url: server.url.replace(/\/test$/, '') })
+  const first = await pool.acquire()
+  const id = idOf(first.connection)
+  const before = await row(first.connection, session)
+  t.equal(before[0], null)
+  await first.connection.query('use other')
+  await first.connection.query('set role clerk')
+  first.release()
+  const second = await pool.acquire()
+  t.equal(idOf(second.connection), id)
+  t.strictSame(await row(second.connection, session), before)
+  t.strictSame(errors, [])
+})
+
+t.test('a configured database that is dropped ends the connection', async (t) => {
+  await admin.query('create database brief')
+  const { pool, errors } = await poolOf(t, { url: server.url.replace(/\/test$/, '/brief') })
+  const first = await pool.acquire()
+  const id = idOf(first.connection)
+  await first.connection.query('drop database brief')
+  first.release()
+  await event<'disconnect'>(pool, 'disconnect')
+  t.match(errors, [{ code: 'FST_POOL_RESET_FAILED', cause: { message: /Unknown database/ } }])
+  await admin.query('create database brief')
+  t.not(idOf((await pool.acquire()).connection), id)
+  await admin.query('drop database brief')
+})
+
+t.test('a role that the account has by default is put back', async (t) => {
+  await admin.query('set default role clerk for pool@\'127.0.0.1\'')
+  try {
+    const { pool } = await poolOf(t)
+    const first = await pool.acquire()
+    t.equal(await value(first.connection, 'select current_role()'), 'clerk')
+    await first.connection.query('set role none')
+    first.release()
+    t.equal(await value((await pool.acquire()).connection, 'select current_role()'), 'clerk')
+  } finally {
+    await admin.query('set default role none for pool@\'127.0.0.1\'')
+  }
+})
+
+t.test('where nothing was sent nothing is, and what onConnect sends does not count', async (t) => {
+  for (const reset of ['session', 'transaction', 'none'] as const) {
+    const { pool } = await poolOf(t, { reset, onConnect: (connection: Connection) => connection.query('set @a = 5') })
+    const bytes = () => pool.use((connection) => coreOf(connection).stream.bytesWritten)
+    const before = await bytes()
+    t.equal(await bytes(), before)
+    await pool.use((connection) => connection.query('set @b = 1'))
+    t.strictSame(await pool.use((connection) => row(connection, 'select @a, @b')), [5, reset === 'session' ? null : 1])
+    const after = await bytes()
+    t.equal(await bytes(), after)
+    await pool.close()
+  }
+})
+
+t.test('plain statements cost one round trip, and whatever may change the database one more', async (t) => {
+  const { pool } = await poolOf(t)
+  const written = async (sql: string) => {
+    const lease = await pool.acquire()
+    const { stream } = coreOf(lease.connection)
+    await lease.connection.query(sql)
+    const before = stream.bytesWritten
+    lease.release()
+    await pool.use(() => {})
+    return stream.bytesWritten - before
+  }
+  t.equal(await written('select 1'), 5)
+  t.ok(await written('set @a = 1') > 5)
+  t.equal(await written('select 1'), 5, 'and only once')
+})
+
+t.test('transaction mode rolls back what is open, and sends nothing where the server said that none is', async (t) => {
+  const { pool, errors } = await poolOf(t, { reset: 'transaction' })
+  const left = async (leave: (connection: Connection) => Promise<unknown>) => {
+    const lease = await pool.acquire()
+    const { stream } = coreOf(lease.connection)
+    await leave(lease.connection)
+    const before = stream.bytesWritten
+    lease.release()
+    return await pool.use(async (connection) => {
+      const sent = stream.bytesWritten - before
+      t.equal(await value(connection, 'select @@in_transaction'), 0)
+      t.equal(await sumOf(1), 100)
+      return sent
+    })
+  }
+  await left((connection) => connection.query('set @a = 7, completion_type = 1'))
+  t.equal(await left((connection) => connection.query('select 1')), 0)
+  t.equal(await left((connection) => connection.execute('select 1')), 0)
+  t.equal(await left((connection) => connection.query('insert into word (text) select repeat(\'x\', 3) from seq_1_to_300')), 0, 'a long OK is read right')
+  t.equal(await left((connection) => connection.ping()), 0)
+  t.ok(await left((connection) => connection.prepare('select 3')) > 0, 'which does not say')
+  t.ok(await left((connection) => t.rejects(connection.query('nonsense'))) > 0, 'which does not say')
+  t.ok(await left(async (connection) => {
+    await connection.beginTransaction()
+    await connection.query('update account set sum = 0')
+  }) > 0)
+  t.ok(await left(async (connection) => {
+    await connection.beginTransaction()
+    await connection.query('select * from account')
+  }) > 0, 'the end of a result tells')
+  t.ok(await left(async (connection) => {
+    Promise.allSettled([connection.query('do sleep(0.02)'), connection.beginTransaction(), connection.query('update account set sum = 0')])
+  }) > 0, 'what is still under way is waited for')
+  t.ok(await left((connection) => connection.query('set autocommit = 0')) > 0)
+  t.ok(await left((connection) => connection.query('update account set sum = 0')) > 0)
+  t.equal(await pool.use((connection) => value(connection, 'select @a')), 7, 'and nothing else is undone')
+  t.strictSame(errors, [])
+})
+
+t.test('a connection that is used while it is reset is destroyed', async (t) => {
+  const { backend, make } = await backendOf(t)
+  const connection = await make()
+  backend.isBroken!(connection)
+  await connection.query('select 1')
+  const reset = backend.reset!(connection, soon())
+  const late = connection.query('set @a = 1')
+  await t.rejects(Promise.resolve(reset), /still used while it was reset/)
+  await late
+})
+
+t.test('listeners of all others can be taken away, and no death ends the process', async (t) => {
+  const { backend, make } = await backendOf(t)
+  for (const which of [(connection: Connection) => connection.removeAllListeners(), (connection: Connection) => coreOf(connection).removeAllListeners()]) {
+    const connection = await make()
+    which(connection)
+    t.equal(backend.isBroken!(connection), true)
+    await new Promise<void>((resolve) => setImmediate(resolve))
+    await admin.query(`kill ${idOf(connection)}`)
+    await until(() => coreOf(connection).stream.closed)
+  }
+})
+
+// --- Under way, and dying -------------------------------------------------------------------------------------------------------------
+
+t.test('a stream that nobody reads is cut off at resetTimeout, and the next gets a new connection', async (t) => {
+  const { pool, errors } = await poolOf(t, { resetTimeout: 50 })
+  const lease = await pool.acquire()
+  const id = idOf(lease.connection)
+  const stream = coreOf(lease.connection).query('select seq, repeat(\'x\', 1000) from seq_1_to_100000').stream()
+  stream.on('error', () => {})
+  await event(stream, 'readable')
+  lease.release()
+  t.not(idOf((await pool.acquire()).connection), id)
+  t.match(errors, [{ code: 'FST_POOL_RESET_FAILED' }])
+  await until(async () => !await known(id), { what: 'the server has let go' })
+})
+
+t.test('a destroyed connection rejects what it ran, and the locks of its transaction are freed', async (t) => {
+  const { pool } = await poolOf(t)
+  const lease = await pool.acquire()
+  const { connection } = lease
+  await lease.connection.beginTransaction()
+  await lease.connection.query('select * from account for update')
+  const running = lease.connection.query('do sleep(1)')
+  const queued = lease.connection.query('select 1')
+  const failed = Promise.all([t.rejects(running, { code: 'PROTOCOL_CONNECTION_LOST' }), t.rejects(queued, { code: 'PROTOCOL_CONNECTION_LOST' })])
+  lease.destroy(new Error('enough'))
+  await failed
+  t.equal(await known(idOf(connection)), true, 'the statement goes on in the server')
+  await admin.query('set innodb_lock_wait_timeout = 10')
+  await admin.query('update account set sum = 100')
+})
+
+t.test('what a borrower closes himself is told to those who wait, and replaced', async (t) => {
+  const { pool } = await poolOf(t)
+  for (const close of ['destroy', 'end'] as const) {
+    const lease = await pool.acquire()
+    const id = idOf(lease.connection)
+    const rejected = close === 'destroy' ? t.rejects(lease.connection.query('do sleep(30)'), /closed/) : Promise.resolve()
+    await lease.connection[close]()
+    lease.release()
+    await rejected
+    t.not(idOf((await pool.use((connection) => connection))), id)
+  }
+})
+
+t.test('a silent server is left after the grace, and holds up neither validation nor closing', async (t) => {
+  const proxy = await startProxy(t, server)
+  const backend = await mysql({ url: server.url.replace(String(server.port), String(proxy.port)) })
+  const idle = await backend.create(soon())
+  const busy = await backend.create(soon())
+  const asked = await backend.create(soon())
+  proxy.blackHole()
+  await backend.destroy(idle, 'idle')
+  const query = t.rejects(busy.query('select 1'), { code: 'PROTOCOL_CONNECTION_LOST' })
+  await backend.destroy(busy, 'idle')
+  await query
+  await t.rejects(backend.validate!(asked, AbortSignal.abort(new Error('in time'))), /in time/)
+  await backend.destroy(asked, 'invalid')
+  for (const connection of [idle, busy, asked]) t.equal(coreOf(connection).stream.closed, true)
+})
+
+t.test('a server that accepts and is silent is given up on in time, by signal and by connectTimeout', async (t) => {
+  const silent = createServer((socket) => socket.on('error', () => {}).resume()).listen(0, '127.0.0.1')
+  t.teardown(() => silent.close())
+  await once(silent, 'listening')
+  const { port } = silent.address() as AddressInfo
+  const { pool } = await poolOf(t, { url: `mysql://pool:secret@127.0.0.1:${port}/test`, connectTimeout: 50, acquireTimeout: 200, backoff: { min: 1, max: 1 } })
+  await t.rejects(pool.acquire(), { code: 'FST_POOL_CONNECT_FAILED' })
+  const backend = await mysql({ host: '127.0.0.1', port, connectTimeout: 20 })
+  await t.rejects(backend.create(soon()), { code: 'ETIMEDOUT' })
+  await t.rejects(backend.create(AbortSignal.abort(new Error('not wanted'))), /not wanted/)
+  const aborting = new AbortController()
+  const create = (await mysql({ host: '127.0.0.1', port })).create(aborting.signal)
+  await event(silent, 'connection')
+  aborting.abort(new Error('no longer wanted'))
+  await t.rejects(create, /no longer wanted/)
+  await until(async () => await new Promise<boolean>((resolve) => silent.getConnections((_error, count) => resolve(count === 0))))
+})
+
+t.test('refused, a wrong password and an unknown database fail at once, and show no secret', async (t) => {
+  const free = createServer().listen(0, '127.0.0.1')
+  await once(free, 'listening')
+  const { port } = free.address() as AddressInfo
+  free.close()
+  await once(free, 'close')
+  await t.rejects((await mysql({ host: '127.0.0.1', port })).create(soon()), { code: 'ECONNREFUSED' })
+  const wrong = await mysql({ url: server.url.replace(':secret@', ':hush-hush@') })
+  t.ok(wrong.secrets!.includes('hush-hush'))
+  const error = await wrong.create(soon()).then(() => undefined, (error: Error) => error)
+  t.match(error, { code: 'ER_ACCESS_DENIED_ERROR' })
+  t.notMatch(JSON.stringify([error, error!.message, error!.stack]), /hush-hush/)
+  await t.rejects((await mysql({ url: server.url, connection: { database: undefined }, database: 'nowhere' })).create(soon()), { code: 'ER_BAD_DB_ERROR' })
+})
+
+t.test('deaths of idle connections evict them, whatever they died of', async (t) => {
+  const proxy = await startProxy(t, server)
+  const deaths: Record<string, (connection: Connection) => unknown> = {
+    KILL: (connection) => admin.query(`kill ${idOf(connection)}`),
+    RST: () => proxy.resetAll(),
+    FIN: () => proxy.endAll(),
+  }
+  for (const [how, die] of Object.entries(deaths)) {
+    const { pool } = await poolOf(t, { url: server.url.replace(String(server.port), String(proxy.port)) })
+    const lease = await pool.acquire()
+    const { connection } = lease
+    lease.release()
+    const gone = event<'disconnect'>(pool, 'disconnect')
+    await die(connection)
+    t.equal((await gone).reason, 'error', how)
+    t.equal(await pool.use((connection) => value(connection, 'select 1')), 1)
+    await pool.close()
+  }
+  const { pool } = await poolOf(t, { reset: 'none', onConnect: (connection: Connection) => connection.query('set wait_timeout = 1') })
+  await pool.use(() => {})
+  t.equal((await event<'disconnect'>(pool, 'disconnect')).reason, 'error', 'wait_timeout')
+})
+
+t.test('a death under a query rejects it, and the connection is replaced', async (t) => {
+  const { pool } = await poolOf(t)
+  const lease = await pool.acquire()
+  const running = t.rejects(lease.connection.query('do sleep(30)'))
+  await admin.query(`kill ${idOf(lease.connection)}`)
+  await running
+  lease.release()
+  t.equal(await pool.use((connection) => value(connection, 'select 1')), 1)
+})
+
+t.test('a death that was not yet listened for is told', async (t) => {
+  const { backend, make } = await backendOf(t)
+  const connection = await make()
+  await admin.query(`kill ${idOf(connection)}`)
+  await until(() => coreOf(connection).stream.closed)
+  t.equal(backend.isBroken!(connection), true)
+  t.match(await new Promise((resolve) => backend.onDeath!(connection, resolve)), { code: 'PROTOCOL_CONNECTION_LOST' })
+})
+
+t.test('too many connections fail with the server\'s own error, and a killed server is found again', needsOwn(server), async (t) => {
+  const small = await startMariadb(t, { args: ['--max-connections=10'] })
+  const { backend, pool } = await poolOf(t, { url: small.url, max: 4, backoff: { min: 5, max: 20 } })
+  const made: Connection[] = []
+  await t.rejects(async () => { for (let n = 0; n < 20; n++) made.push(await backend.create(soon())) }, { errno: 1040, code: 'ER_CON_COUNT_ERROR' })
+  for (const connection of made) await backend.destroy(connection, 'idle')
+  const lease = await until(async () => await pool.acquire().catch(() => undefined))
+  const running = t.rejects(lease.connection.query('do sleep(30)'))
+  await small.kill()
+  await running
+  lease.release()
+  await small.restart()
+  t.equal(await until(async () => await pool.use((connection) => value(connection, 'select 1')).catch(() => undefined)), 1)
+})
+
+t.test('a character set that the server gave at connecting survives the reset', needsOwn(server), async (t) => {
+  const own = await startMariadb(t, { args: ['--init-connect=SET NAMES utf8mb4 COLLATE utf8mb4_bin'] })
+  const { pool } = await poolOf(t, { url: own.url })
+  for (let n = 0; n < 2; n++) t.equal(await pool.use((connection) => value(connection, 'select @@collation_connection')), 'utf8mb4_bin')
+  const withoutDatabase = await poolOf(t, { url: own.url.replace(/\/test$/, '') })
+  await withoutDatabase.pool.use((connection) => connection.query('use test'))
+  t.strictSame(await withoutDatabase.pool.use((connection) => row(connection, 'select @@collation_connection, database()')), ['utf8mb4_bin', null])
+})
+
+// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+
+/** A transaction on a connection of its own, undone at the end. */
+async function begun (t: Teardown, { options = {}, mysql: more = {} }: { options?: Parameters<MysqlConnector['transactions']['begin']>[1], mysql?: MysqlOptions } = {}) {
+  await admin.query('update account set sum = 100')
+  const { backend, make } = await backendOf(t, more)
+  const connection = await make()
+  return { backend, connection, transaction: await backend.transactions.begin(connection, options, soon()) }
+}
+
+t.test('a transaction commits all or nothing', async (t) => {
+  const { backend, connection, transaction } = await begun(t)
+  t.equal(transaction.connection, connection)
+  await connection.query('update account set sum = 90 where id = 1')
+  t.equal(await sumOf(1), 100)
+  await connection.execute('update account set sum = ? where id = 2', [110])
+  await transaction.commit()
+  t.strictSame([await sumOf(1), await sumOf(2)], [90, 110])
+  const second = await backend.transactions.begin(connection, {}, soon())
+  await connection.query('update account set sum = 0')
+  await second.rollback()
+  t.strictSame([await sumOf(1), await sumOf(2)], [90, 110])
+  await second.rollback()
+  t.equal(await value(connection, 'select @@in_transaction'), 0)
+})
+
+t.test('plain statements need two round trips of ours, others a savepoint', async (t) => {
+  const { connection, transaction } = await begun(t)
+  const { stream } = coreOf(connection)
+  await connection.query('select 1')
+  let before = stream.bytesWritten
+  await transaction.commit()
+  t.equal(stream.bytesWritten - before, 'COMMIT AND NO CHAIN NO RELEASE'.length + 5)
+  const other = await begun(t)
+  before = coreOf(other.connection).stream.bytesWritten
+  await other.connection.query('set @a = 1')
+  t.equal(coreOf(other.connection).stream.bytesWritten - before, 'SAVEPOINT `fastify-pool`'.length + 5 + 'set @a = 1'.length + 5)
+  await other.transaction.commit()
+})
+
+t.test('levels and read only hold for one transaction', async (t) => {
+  const { backend, connection, transaction } = await begun(t, { options: { isolation: 'serializable', readOnly: true } })
+  await t.rejects(connection.query('update account set sum = 0'), failure(1792))
+  await transaction.rollback()
+  const seen = async (isolation?: 'read uncommitted' | 'read committed') => {
+    const transaction = await backend.transactions.begin(connection, { isolation }, soon())
+    await connection.query('select * from account')
+    await admin.query('update account set sum = sum + 1 where id = 1')
+    const [sum] = await row(connection, 'select sum - 100 from account where id = 1')
+    await transaction.commit()
+    await admin.query('update account set sum = 100')
+    return sum
+  }
+  t.strictSame([await seen(), await seen('read committed'), await seen('read uncommitted'), await seen()], [0, 1, 1, 0])
+  t.strictSame(backend.transactions.isolation, ['read uncommitted', 'read committed', 'repeatable read', 'serializable'])
+  t.equal(backend.transactions.readOnly, true)
+})
+
+const lies: Record<string, (connection: Connection) => Promise<unknown>> = {
+  'DDL committed it': (connection) => connection.query('create or replace table scrap (id int)'),
+  'DDL that failed committed it': (connection) => t.rejects(connection.query('create table account (id int)'), failure(1050)),
+  'the borrower committed it': (connection) => connection.commit(),
+  'the borrower rolled it back': (connection) => connection.rollback(),
+  'the borrower committed it by a prepared statement': (connection) => connection.execute('commit'),
+  'COMMIT AND CHAIN began another': (connection) => connection.query('commit and chain'),
+  'the borrower began another': async (connection) => {
+    await connection.beginTransaction()
+    await connection.query('update account set sum = 1 where id = 2')
+  },
+  'the borrower began another, hidden in a comment': (connection) => connection.query('/*!start*/ transaction'),
+  'a procedure committed it and began another': (connection) => connection.query('call again()'),
+  'reset() ended it': (connection) => connection.reset(),
+  'a deadlock ended it': (connection) => deadlock(connection),
+  'a deadlock ended it, and plain statements followed': async (connection) => {
+    await deadlock(connection)
+    await connection.query('select 1')
+  },
+  'a deadlock ended it, and the borrower began another': async (connection) => {
+    await deadlock(connection)
+    await connection.beginTransaction()
+    await connection.query('select * from account')
+  },
+  'a deadlock ended it, and a savepoint followed': async (connection) => {
+    await deadlock(connection)
+    await connection.query('savepoint mine')
+    await connection.query('select * from account')
+  },
+  'with autocommit = 0 a deadlock ended it, and another began by itself': async (connection) => {
+    await connection.query('set autocommit = 0')
+    await deadlock(connection)
+    await connection.query('update account set sum = 1 where id = 2')
+  },
+}
+
+/** The connection's transaction is the one that InnoDB gives up: it has written less. */
+async function deadlock (connection: Connection): Promise<void> {
+  const other = await plainConnection(t)
+  await other.beginTransaction()
+  await other.query('insert into word (text) select \'x\' from seq_1_to_50')
+  await other.query('update account set note = \'other\' where id = 2')
+  await connection.query('update account set note = \'mine\' where id = 1')
+  const waits = other.query('update account set note = \'other\' where id = 1')
+  await until(async () => Number(await value(admin, 'select count(*) from information_schema.innodb_trx where trx_state = \'LOCK WAIT\'')) > 0)
+  const error = await connection.query('update account set note = \'mine\' where id = 2').then(() => undefined, (error: unknown) => error)
+  t.match(error, { errno: 1213 })
+  t.equal((await mysql({})).transactions.isTransient(error), true)
+  await waits
+  await other.rollback()
+  other.destroy()
+}
+
+await admin.query('create procedure again() begin commit; start transaction; end')
+for (const [what, lie] of Object.entries(lies)) {
+  t.test(`a commit is refused where ${what}`, async (t) => {
+    const { backend, connection, transaction } = await begun(t)
+    await connection.query('select 1')
+    await lie(connection)
+    await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await transaction.rollback()
+    t.equal(await sumOf(2), 100, 'nor is what came after committed')
+    t.equal(await value(connection, 'select @@in_transaction'), 0)
+    t.equal(backend.isBroken!(connection), false)
+  })
+}
+
+t.test('a commit waits for what was not waited for, and sees what it does', async (t) => {
+  const { connection, transaction } = await begun(t)
+  Promise.allSettled([connection.query('update account set sum = 1 where id = 1'), connection.query('do sleep(0.01)'), connection.commit()])
+  await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+})
+
+t.test('an error that undoes one statement only leaves the transaction, which commits', async (t) => {
+  for (const sql of ['insert into account values (1, 1, \'\')', 'nonsense']) {
+    const { connection, transaction } = await begun(t)
+    await connection.query('update account set sum = 95 where id = 1')
+    await t.rejects(connection.query(sql))
+    await transaction.commit()
+    t.equal(await sumOf(1), 95)
+  }
+})
+
+t.test('a lock wait timeout leaves the transaction, is not transient, and where it ends the transaction the commit is refused', needsOwn(server), async (t) => {
+  const wait = async (url: string) => {
+    const other = await plainConnection(t, url)
+    await other.query('create table if not exists account (id int primary key, sum int) engine=innodb')
+    await other.query('replace into account (id, sum) values (1, 100), (2, 100)')
+    await other.beginTransaction()
+    await other.query('select * from account where id = 2 for update')
+    const { backend, make } = await backendOf(t, { url })
+    const connection = await make()
+    await connection.query('set innodb_lock_wait_timeout = 1')
+    const transaction = await backend.transactions.begin(connection, {}, soon())
+    await connection.query('update account set sum = 90 where id = 1')
+    const error = await connection.query('update account set sum = 0 where id = 2').then(() => undefined, (error: unknown) => error)
+    t.match(error, { errno: 1205 })
+    t.equal(backend.transactions.isTransient(error), false)
+    return transaction
+  }
+  await (await wait(server.url)).commit()
+  t.equal(await sumOf(1), 90)
+  const own = await startMariadb(t, { args: ['--innodb-rollback-on-timeout=1'] })
+  await t.rejects((await wait(own.url)).commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+})
+
+t.test('with several statements in one text, and with autocommit off, a commit is as sure', async (t) => {
+  for (const sql of ['select 1; commit; start transaction', 'select 1; select 2']) {
+    const { connection, transaction } = await begun(t, { mysql: { connection: { multipleStatements: true } } })
+    await connection.query(sql)
+    if (sql.includes('commit')) await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    else await transaction.commit()
+  }
+  const { backend, make } = await backendOf(t)
+  const connection = await make()
+  await connection.query('set autocommit = 0')
+  const transaction = await backend.transactions.begin(connection, {}, soon())
+  await deadlock(connection)
+  await connection.query('update account set sum = 1 where id = 2')
+  await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+  await transaction.rollback()
+  await connection.query('select * from account')
+  await t.rejects(backend.transactions.begin(connection, {}, soon()), /open on this connection already/)
+})
+
+t.test('a lost connection is no commit', async (t) => {
+  const { connection, transaction } = await begun(t)
+  await admin.query(`kill ${idOf(connection)}`)
+  await t.rejects(transaction.commit())
+  await t.rejects(transaction.rollback())
+  const other = await begun(t)
+  const running = other.connection.query('select sleep(1)')
+  const queued = other.connection.query('set @a = 1')
+  coreOf(other.connection).stream.destroy()
+  await t.rejects(Promise.all([running, queued]), { code: 'PROTOCOL_CONNECTION_LOST' })
+  await t.rejects(other.transaction.commit())
+})
+
+t.test('savepoints undo their part, and are refused with their transaction', async (t) => {
+  const { connection, transaction } = await begun(t)
+  await connection.query('update account set sum = 90 where id = 1')
+  const kept = await transaction.savepoint!('a')
+  await connection.query('update account set sum = 80 where id = 1')
+  await kept.commit()
+  const undone = await transaction.savepoint!('b')
+  t.equal(undone.connection, connection)
+  await connection.query('update account set sum = 70 where id = 1')
+  const inner = await undone.savepoint!('c')
+  await connection.query('update account set sum = 60 where id = 1')
+  await inner.rollback()
+  t.equal(await value(connection, 'select sum from account where id = 1'), 70)
+  await undone.rollback()
+  await transaction.commit()
+  t.equal(await sumOf(1), 80)
+
+  const second = await begun(t)
+  const gone = await second.transaction.savepoint!('a')
+  const alsoGone = await gone.savepoint!('b')
+  await deadlock(second.connection)
+  await alsoGone.rollback()
+  await t.rejects(gone.commit(), { code: 'FST_POOL_TRANSACTION_ENDED', cause: { errno: 1305 } })
+  await gone.rollback()
+  await t.rejects(second.transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+  await second.transaction.rollback()
+  const lost = await begun(t)
+  const savepoint = await lost.transaction.savepoint!('a')
+  coreOf(lost.connection).stream.destroy()
+  await t.rejects(savepoint.commit())
+  await t.rejects(savepoint.rollback())
+})
+
+t.test('only what can be run again is transient', async (t) => {
+  const { isTransient } = (await mysql({})).transactions
+  for (const errno of [1020, 1213, 3101]) t.equal(isTransient(new Error('wrapped', { cause: Object.assign(new Error('x'), { errno }) })), true)
+  for (const error of [undefined, null, 'x', new Error('x'), Object.assign(new Error('x'), { errno: 1205 })]) t.equal(isTransient(error), false)
+})
+
+t.test('a transaction that is left open is undone by the pool', async (t) => {
+  const { pool } = await poolOf(t)
+  await admin.query('update account set sum = 100')
+  await t.rejects(pool.transaction(async (connection) => {
+    await connection.query('update account set sum = 0')
+    throw new Error('no')
+  }), /no/)
+  t.equal(await sumOf(1), 100)
+  t.equal(await pool.transaction(async (connection) => {
+    await connection.query('update account set sum = 99 where id = 1')
+    return 'done'
+  }), 'done')
+  t.equal(await sumOf(1), 99)
+})
+
+// --- Options --------------------------------------------------------------------------------------------------------------------------
+
+t.test('options that would do the pool\'s work, or stand in the wrong place, are refused by name', async (t) => {
+  const refused: Array<[options: object, message: RegExp]> = [
+    [{ connection: { connectionLimit: 5 } }, /connection\.connectionLimit is a number: expected nothing here: use the option max/],
+    [{ connection: { uri: 'mysql://u:hush@h' } }, /connection\.uri is a text: expected nothing here: use the option url/],
+    [{ waitForConnections: true }, /waitForConnections .* callers wait in the pool/],
+    [{ connection: { stream: {} } }, /connection\.stream .* a function/],
+    [{ connection: { host: 'h' } }, /connection\.host .* use the option host/],
+    [{ user: 'u' }, /option user is 'u': expected it inside of connection: \{ user \}/],
+    [{ password: 'hush' }, /option password is a text: expected it inside of connection/],
+    [{ url: 'mysql://h', host: 'h' }, /option host is 'h': expected no host next to url/],
+    [{ url: 'mysql://h', port: 1 }, /option port is 1: expected no port next to url/],
+    [{ port: 1, connection: { socketPath: '/s' } }, /no port next to connection\.socketPath/],
+    [{ url: 'postgres://u:hush@h/d' }, /option url is a text: expected mysql:/],
+    [{ url: 'mysql://u:hush@h:port' }, /option url is a text: expected mysql:/],
+    [{ url: 5 }, /option url is a number/],
+    [{ url: 'mysql://u:hush%@h' }, /percent-encoded/],
+    [{ url: 'mysql://u:hush@h/d?connectionLimit=5' }, /without other options than charset, timezone and ssl/],
+    [{ url: 'mysql://u:hush@h/d?ssl={hush' }, /ssl is the name of a profile, or an object as JSON/],
+  ]
+  for (const [options, message] of refused) {
+    const error = await mysql(options).then(() => undefined, (error: Error) => error)
+    t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message })
+    t.notMatch(error!.message, /hush/)
+  }
+})
+
+t.test('all the ways to say where the server is lead there, and the options are left as they were', async (t) => {
+  const { host, port } = server
+  const login = { user: 'pool', password: 'secret' }
+  const ssl = { rejectUnauthorized: false }
+  const ways: MysqlOptions[] = [
+    { host, port, database: 'test', connection: login },
+    { url: `MARIADB://pool:se%63ret@${host}:${port}/te%73t?charset=utf8mb4&timezone=Z` },
+    { url: `mysql://${host}:${port}/other`, database: 'test', connection: login },
+  ]
+  for (const options of ways) {
+    const before = structuredClone(options)
+    const { make } = await backendOf(t, { url: undefined, ...options })
+    t.strictSame(await row(await make(), 'select database(), user()'), ['test', 'pool@127.0.0.1'])
+    t.strictSame(options, before)
+  }
+  const secure = await mysql({ url: `mysql://pool:secret@${host}:${port}/test?ssl={"minVersion":"TLSv1.3"}`, connection: { compress: false } })
+  const profile = await mysql({ url: `mysql://pool:secret@[::1]:${port}/test?ssl=Amazon%20RDS`, connection: { ssl } })
+  t.strictSame(ssl, { rejectUnauthorized: false })
+  await t.rejects(secure.create(soon()), { code: /HANDSHAKE_NO_SSL_SUPPORT/ })
+  await t.rejects(profile.create(soon()), { code: /ECONNREFUSED|EADDRNOTAVAIL|EAFNOSUPPORT/ })
+})

@@ -1,0 +1,1067 @@
+import { execFileSync } from 'node:child_process'
+import { chmodSync, chownSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { connect, createServer } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import pg from 'pg'
+import type { Client } from 'pg'
+import t from 'tap'
+import { postgresql } from '../../lib/backends/postgresql.js'
+import type { PostgresConnector, PostgresOptions } from '../../lib/backends/postgresql.js'
+import { Pool } from '../../lib/pool/pool.js'
+import type { EngineOptions } from '../../lib/pool/options.js'
+import type { DriverEvent, Transaction, TransactionOptions } from '../../types/connector.js'
+import type { PoolEvents } from '../../types/pool.js'
+import { startProxy } from '../support/proxy.js'
+import { needsOwn, startPostgres } from '../support/services.js'
+import type { Teardown } from '../support/services.js'
+import { event, until } from '../support/until.js'
+
+const server = await startPostgres(t)
+const admin = await client(t)
+await admin.query("DROP TABLE IF EXISTS notes; CREATE TABLE notes (id serial PRIMARY KEY, text text UNIQUE DEFERRABLE INITIALLY DEFERRED, n int DEFAULT 0); INSERT INTO notes (text) VALUES ('one'), ('two')")
+await admin.query('DROP ROLE IF EXISTS pool_app; CREATE ROLE pool_app')
+t.teardown(() => admin.query('DROP TABLE notes; DROP ROLE pool_app'))
+
+/** Only where something hangs is it ever reached. */
+const soon = () => AbortSignal.timeout(10_000)
+process.on('warning', (warning) => { if (warning.name === 'DeprecationWarning' && /pg@9/.test(warning.message)) t.fail(warning.message) })
+
+async function client (t: Teardown, url = server.url): Promise<Client> {
+  const made = new pg.Client({ connectionString: url })
+  made.on('error', () => { /* Whoever kills the server says so. */ })
+  await made.connect()
+  t.teardown(() => made.end())
+  return made
+}
+
+let names = 0
+const freshName = () => `test-${process.pid}-${names++}`
+
+interface Place { pool: Pool<Client>, backend: PostgresConnector, name: string, errors: Error[] }
+
+/** A pool of one, unless said otherwise: who comes next gets the same connection. */
+async function open (t: Teardown, options: PostgresOptions = {}, engine: EngineOptions<Client> = {}): Promise<Place> {
+  const { connection, reset = 'session', ...rest } = options
+  const name = freshName()
+  const where = rest.host === undefined ? { url: server.url } : { database: 'postgres' }
+  const backend = await postgresql({ ...where, ...rest, reset, connection: { application_name: name, ...rest.host === undefined ? {} : { user: 'postgres' }, ...connection } })
+  const pool = new Pool<Client>(backend, { name, max: 1, reset, acquireTimeout: 10_000, ...engine })
+  const errors: Error[] = []
+  pool.on('error', ({ error }) => { errors.push(error) })
+  t.teardown(() => pool.close())
+  return { pool, backend, name, errors }
+}
+
+async function value (c: Client, sql: string): Promise<unknown> {
+  const { rows } = await c.query<unknown[]>({ text: sql, rowMode: 'array' })
+  return rows[0]?.[0]
+}
+const pidOf = async (c: Client) => Number(await value(c, 'SELECT pg_backend_pid()'))
+/** How many connections of that name the server has. */
+const known = async (name: string) => Number(await value(admin, `SELECT count(*) FROM pg_stat_activity WHERE application_name = '${name}'`))
+const bytes = (c: Client) => (c.connection.stream as Socket).bytesWritten
+const idle = (pool: Pool<Client>) => until(() => pool.stats().idle === 1 && pool.stats().used === 0, { what: 'the connection is idle again' })
+
+// --- Reset: session -------------------------------------------------------------------------------------------------------------------
+
+const setting = (name: string) => (c: Client) => value(c, `SELECT current_setting('${name}', true)`)
+const count = (from: string) => (c: Client) => value(c, `SELECT count(*)::int FROM ${from}`)
+const codeOf = (sql: string) => async (c: Client) => {
+  try {
+    return await value(c, sql)
+  } catch (error) {
+    return (error as { code: string }).code
+  }
+}
+
+const leftovers: Array<[what: string, leave: string, look: (c: Client) => Promise<unknown>]> = [
+  ['SET ROLE', 'SET ROLE pool_app', (c) => value(c, 'SELECT current_user')],
+  ['session authorization', 'SET SESSION AUTHORIZATION pool_app', (c) => value(c, 'SELECT session_user')],
+  ['a setting of the app', "SELECT set_config('app.user', '42', false)", async (c) => await setting('app.user')(c) || null],
+  ['search_path', 'SET search_path = pg_catalog', setting('search_path')],
+  ['statement_timeout', "SET statement_timeout = '7s'", setting('statement_timeout')],
+  ['lock_timeout', "SET lock_timeout = '7s'", setting('lock_timeout')],
+  ['time zone', "SET TIME ZONE 'Asia/Tokyo'", setting('TimeZone')],
+  ['application_name', "SET application_name = 'somebody'", setting('application_name')],
+  ['client_encoding', "SET client_encoding = 'LATIN1'", setting('client_encoding')],
+  ['session characteristics', 'SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY', setting('default_transaction_read_only')],
+  ['LISTEN', 'LISTEN some_channel', count('pg_listening_channels()')],
+  ['a temp table', 'CREATE TEMP TABLE secret_temp (a int)', codeOf('SELECT count(*)::int FROM secret_temp')],
+  ['an advisory lock', 'SELECT pg_advisory_lock(4711)', count("pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")],
+  ['a WITH HOLD cursor', 'DECLARE held CURSOR WITH HOLD FOR SELECT 1', count('pg_cursors')],
+  ['lastval', "SELECT nextval('notes_id_seq')", codeOf('SELECT lastval()')],
+  ['SQL PREPARE', 'PREPARE mine AS SELECT 1', count('pg_prepared_statements WHERE from_sql')],
+]
+
+for (const named of [false, true]) {
+  t.test(`session: nothing is left behind where the driver holds ${named ? 'named statements' : 'none'}`, async (t) => {
+    const { pool, errors } = await open(t)
+    for (const [what, leave, look] of leftovers) {
+      const a = await pool.use(async (c) => {
+        if (named) await c.query({ name: 'kept', text: 'SELECT 1 AS one' })
+        return { pid: await pidOf(c), before: await look(c) }
+      })
+      await pool.use(async (c) => {
+        await c.query(leave)
+        t.not(await look(c), a.before, `${what} is there for who left it`)
+      })
+      await pool.use(async (c) => {
+        t.equal(await look(c), a.before, `${what} is gone`)
+        t.equal(await pidOf(c), a.pid, 'on the same connection')
+        if (named) t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }], 'the driver\'s statement still works')
+      })
+    }
+    t.same(errors, [])
+  })
+}
+
+const transactions: Array<[what: string, leave: (c: Client) => Promise<unknown>]> = [
+  ['an open transaction', (c) => c.query("BEGIN; INSERT INTO public.notes (text) VALUES ('left'); SET LOCAL search_path = pg_catalog; SET ROLE pool_app")],
+  ['a failed transaction', (c) => c.query('BEGIN; SELECT 1/0').catch((error: { code: string }) => t.equal(error.code, '22012'))],
+  ['a transaction in flight', async (c) => { c.query("BEGIN; INSERT INTO public.notes (text) VALUES ('left')").catch(t.error) }],
+  ['a queue in flight', async (c) => { for (const sql of ['BEGIN', "INSERT INTO public.notes (text) VALUES ('left')"]) c.query(sql).catch(t.error) }],
+  ['a slow statement', async (c) => { c.query('SELECT pg_sleep(0.1); SET search_path = pg_catalog').catch(t.error) }],
+]
+
+for (const reset of ['session', 'transaction'] as const) {
+  for (const named of [false, true]) {
+    t.test(`${reset}: a transaction left open is rolled back${named ? ', with named statements' : ''}`, async (t) => {
+      const { pool, errors } = await open(t, { reset })
+      for (const [what, leave] of transactions) {
+        const pid = await pool.use(async (c) => {
+          if (named) await c.query({ name: 'kept', text: 'SELECT 1 AS one' })
+          const pid = await pidOf(c)
+          await leave(c)
+          return pid
+        })
+        await pool.use(async (c) => {
+          t.equal(await pidOf(c), pid, what)
+          t.equal(c.getTransactionStatus(), 'I', `${what} is over`)
+          t.equal(await value(c, "SELECT count(*)::int FROM public.notes WHERE text = 'left'"), 0)
+          t.equal(await value(c, 'SELECT current_user'), 'postgres')
+          if (reset === 'session') t.match(await value(c, 'SHOW search_path'), /user/)
+          if (named) t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }])
+        })
+      }
+      t.same(errors, [])
+    })
+  }
+}
+
+t.test('session: SQL PREPARE in a transaction that is left open goes too, and the driver prepares anew', async (t) => {
+  const { pool } = await open(t)
+  const query = { name: 'n2', text: 'SELECT 2 AS two' }
+  await pool.use(async (c) => {
+    await c.query({ name: 'kept', text: 'SELECT 1 AS one' })
+    await c.query('BEGIN; PREPARE n2 AS SELECT 3')
+  })
+  await pool.use(async (c) => {
+    t.equal(await value(c, 'SELECT count(*)::int FROM pg_prepared_statements'), 0)
+    t.same((await c.query(query)).rows, [{ two: 2 }])
+    t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }])
+  })
+})
+
+t.test('session: who takes the driver\'s statements away leaves nobody with names that fail', async (t) => {
+  const { pool } = await open(t)
+  for (const sql of ['DISCARD ALL', 'DEALLOCATE ALL', 'DEALLOCATE kept', 'PREPARE other AS SELECT 1']) {
+    await pool.use(async (c) => {
+      await c.query({ name: 'kept', text: 'SELECT 1 AS one' })
+      await c.query(sql)
+    })
+    await pool.use(async (c) => {
+      t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }], sql)
+      t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }], sql)
+    })
+  }
+})
+
+t.test('session: settings of the startup packet survive', async (t) => {
+  const { pool } = await open(t, { connection: { statement_timeout: 4321, options: '-c role=pool_app -c search_path=public' } })
+  await pool.use((c) => c.query("SET ROLE postgres; SET statement_timeout = 0; SET search_path = 'x'"))
+  await pool.use(async (c) => {
+    t.equal(await value(c, 'SELECT current_user'), 'pool_app')
+    t.equal(await value(c, 'SHOW statement_timeout'), '4321ms')
+    t.equal(await value(c, 'SHOW search_path'), 'public')
+  })
+})
+
+t.test('session: listeners and type parsers of the object go, ours stay', async (t) => {
+  const { pool } = await open(t)
+  const before = await pool.use((c) => ['notification', 'notice', 'error', 'drain', 'end'].map((name) => c.listenerCount(name)))
+  await pool.use(async (c) => {
+    for (const name of ['notification', 'notice', 'error', 'end'] as const) c.on(name as 'end', () => t.fail(name))
+    c.once('drain', () => {})
+    c.setTypeParser(23, () => 'not a number')
+    t.same((await c.query('SELECT 1 AS one')).rows, [{ one: 'not a number' }])
+  })
+  await pool.use(async (c) => {
+    t.same(['notification', 'notice', 'error', 'drain', 'end'].map((name) => c.listenerCount(name)), before)
+    t.same((await c.query('SELECT 1 AS one')).rows, [{ one: 1 }])
+  })
+})
+
+t.test('session: what onConnect did to the object or the session is there for every borrower', async (t) => {
+  let notices = 0
+  const { pool } = await open(t, {}, {
+    onConnect: async (c) => {
+      c.on('notice', () => { notices++ })
+      c.setTypeParser(23, (text: string) => `int ${text}`)
+      await c.query("SET app.who = 'everybody'")
+    },
+  })
+  for (const round of [1, 2, 3]) {
+    await pool.use(() => {})
+    await pool.use(async (c) => {
+      t.equal(await value(c, 'SHOW app.who'), 'everybody')
+      t.equal(await value(c, 'SELECT 1'), 'int 1')
+      await c.query("DO $$ BEGIN RAISE NOTICE 'hear'; END $$")
+    })
+    t.equal(notices, round, 'added once')
+  }
+})
+
+t.test('session: a borrower who only touched the object costs no round trip', async (t) => {
+  const { pool } = await open(t)
+  const first = await pool.use((c) => bytes(c))
+  await pool.use((c) => { c.on('notice', () => {}) })
+  await idle(pool)
+  t.equal(await pool.use((c) => bytes(c)), first)
+  t.equal(await pool.use((c) => c.listenerCount('notice')), 0)
+})
+
+t.test('no round trip where nothing was sent; in transaction mode none where no transaction is open', async (t) => {
+  for (const reset of ['session', 'transaction', 'none'] as const) {
+    const { pool } = await open(t, { reset })
+    const first = await pool.use((c) => bytes(c))
+    await pool.use(() => {})
+    await idle(pool)
+    t.equal(await pool.use((c) => bytes(c)), first, reset)
+    const sent = await pool.use(async (c) => { await c.query('SET app.mark = 1'); return bytes(c) })
+    await idle(pool)
+    const after = await pool.use(async (c) => ({ bytes: bytes(c), left: await setting('app.mark')(c) || null }))
+    t.equal(after.bytes > sent, reset === 'session')
+    t.equal(after.left, reset === 'session' ? null : '1')
+  }
+})
+
+t.test('a validation is no use: no reset follows it', async (t) => {
+  const { pool } = await open(t, {}, { validateAfter: 0 })
+  await pool.use(() => {})
+  const first = await pool.use((c) => bytes(c))
+  const second = await pool.use((c) => bytes(c))
+  await idle(pool)
+  const third = await pool.use((c) => bytes(c))
+  t.equal(second - first, third - second)
+  t.ok(second > first, 'it was validated')
+})
+
+t.test('none: an open transaction stays, and the connection is still taken for alive', async (t) => {
+  const { pool, backend } = await open(t, { reset: 'none' })
+  await pool.use((c) => c.query('BEGIN; SELECT 1/0').catch(() => { /* That was the purpose. */ }))
+  await pool.use(async (c) => {
+    // The error comes before the state.
+    await until(() => c.getTransactionStatus() === 'E')
+    t.equal(await backend.validate!(c, soon()), true)
+    t.equal(backend.reset!(c, soon()), undefined)
+  })
+})
+
+t.test('query_timeout: neither a reset nor a commit is taken for late afterwards', async (t) => {
+  for (const reset of ['session', 'transaction'] as const) {
+    const { pool, errors } = await open(t, { reset, connection: { query_timeout: 150 } })
+    const pid = await pool.use(async (c) => { await c.query('BEGIN'); return await pidOf(c) })
+    await pool.use((c) => c.query('SELECT pg_sleep(0.1)'))
+    await pool.use((c) => c.query('SELECT pg_sleep(0.1)'))
+    await pool.use(async (c) => {
+      await c.query('SELECT pg_sleep(0.1)')
+      t.equal(await pidOf(c), pid)
+    })
+    t.same(errors, [])
+  }
+})
+
+t.test('query_timeout: a connection whose statement goes on in the server is not lent before that is over', async (t) => {
+  const { pool } = await open(t, { connection: { query_timeout: 50 } }, { resetTimeout: 5000 })
+  const pid = await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    await t.rejects(c.query('SELECT pg_sleep(0.2); SET search_path = pg_catalog'), { message: 'Query read timeout' })
+    return pid
+  })
+  await pool.use(async (c) => {
+    t.equal(await pidOf(c), pid)
+    t.match(await value(c, 'SHOW search_path'), /user/)
+  })
+})
+
+t.test('a reset that fails destroys the connection', async (t) => {
+  const { pool, errors } = await open(t)
+  const pid = await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    await c.query('BEGIN; SET LOCAL statement_timeout = 0')
+    const { stream } = c.connection
+    const write = stream.write.bind(stream) as (data: Buffer) => boolean
+    stream.write = (data: Buffer) => write(Buffer.from(data.toString('latin1').replace('DISCARD TEMP', 'DISCARD NONE'), 'latin1'))
+    return pid
+  })
+  await pool.use(async (c) => t.not(await pidOf(c), pid))
+  t.match(errors, [{ code: 'FST_POOL_RESET_FAILED', cause: { code: '42601' } }])
+})
+
+t.test('a statement left running longer than resetTimeout is cancelled, and its slot at the server free', async (t) => {
+  const { pool, name, errors } = await open(t, {}, { resetTimeout: 50 })
+  let lost: Promise<unknown> | undefined
+  const pid = await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    lost = c.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
+    return pid
+  })
+  await pool.use(async (c) => {
+    t.not(await pidOf(c), pid)
+    t.equal(await known(name), 1, 'no more than max')
+  })
+  t.match(await lost, { code: '57014' })
+  t.match(errors, [{ code: 'FST_POOL_RESET_FAILED' }])
+})
+
+t.test('a connection that dies while it waits to be reset, or is reset, is destroyed', async (t) => {
+  const { pool, errors } = await open(t, {}, { resetTimeout: 5000 })
+  await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    c.query('SELECT pg_sleep(60)').catch(() => { /* It dies with the connection. */ })
+    admin.query(`SELECT pg_terminate_backend(${pid})`).catch(t.error)
+  })
+  await pool.use((c) => pidOf(c))
+  t.match(errors[0], { code: '57P01' }, 'the death, and its reason')
+  t.match(errors[1], { code: 'FST_POOL_RESET_FAILED' })
+})
+
+t.test('the reset of a connection that has ended, or ends meanwhile, rejects', async (t) => {
+  const backend = await postgresql({ url: server.url })
+  for (const end of [(c: Client) => c.end(), (c: Client) => { c.end().catch(t.error) }]) {
+    const c = await backend.create(soon())
+    await c.query('SET app.mark = 1')
+    await end(c)
+    await t.rejects(backend.reset!(c, soon())!, { message: /ended|closed/ })
+    await backend.destroy(c, 'error')
+  }
+})
+
+// --- Life and death -------------------------------------------------------------------------------------------------------------------
+
+t.test('an idle connection that dies is evicted, and nothing is uncaught', async (t) => {
+  const proxy = await startProxy(t, server)
+  const deaths: Array<[how: string, kill: (c: Client, pid: number) => unknown, code: string | undefined, message: RegExp]> = [
+    ['pg_terminate_backend', (_c, pid) => admin.query(`SELECT pg_terminate_backend(${pid})`), '57P01', /terminating connection/],
+    ['RST', () => { proxy.resetAll() }, 'ECONNRESET', /ECONNRESET/],
+    ['FIN', () => { proxy.endAll() }, undefined, /Connection terminated unexpectedly/],
+  ]
+  for (const [how, kill, code, message] of deaths) {
+    const { pool, errors, backend } = await open(t, { host: proxy.host, port: proxy.port })
+    const { c, pid } = await pool.use(async (c) => ({ c, pid: await pidOf(c) }))
+    await idle(pool)
+    const gone = event(pool, 'disconnect')
+    await kill(c, pid)
+    const { reason, error } = await gone as PoolEvents['disconnect']
+    t.equal(reason, 'error', how)
+    t.match(error, { message })
+    t.equal((error as { code?: string }).code, code)
+    t.equal(errors.length, 1, 'told once')
+    t.equal(backend.isBroken!(c), true)
+    t.equal(await backend.validate!(c, soon()), false)
+    await pool.use(async (c) => t.not(await pidOf(c), pid))
+    await pool.close()
+  }
+})
+
+t.test('an idle timeout of the server evicts', async (t) => {
+  for (const [options, leave, code] of [['idle_session_timeout=50', 'SELECT 1', '57P05'], ['idle_in_transaction_session_timeout=50', 'BEGIN', '25P03']] as const) {
+    const { pool } = await open(t, { reset: 'none', connection: { options: `-c ${options}` } })
+    const gone = event(pool, 'disconnect')
+    await pool.use((c) => c.query(leave))
+    t.match(await gone, { reason: 'error', error: { code } })
+  }
+})
+
+t.test('a connection that dies in a borrower\'s hands rejects the query, and is not lent again', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { pool } = await open(t, { host: proxy.host, port: proxy.port })
+  for (const [kill, match] of [
+    [(pid: number) => admin.query(`SELECT pg_terminate_backend(${pid})`), { code: '57P01' }],
+    [() => proxy.resetAll(), { code: 'ECONNRESET' }],
+    [() => proxy.endAll(), { message: 'Connection terminated unexpectedly' }],
+  ] as const) {
+    await pool.use(async (c) => {
+      const pid = await pidOf(c)
+      const sleeping = c.query('SELECT pg_sleep(60)')
+      await until(() => value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE pid = ${pid}`))
+      await Promise.all([t.rejects(sleeping, match), kill(pid)])
+    })
+    t.equal((await pool.use((c) => c.query('SELECT 1'))).rowCount, 1)
+  }
+})
+
+t.test('a kill -9 of the server\'s process evicts', needsOwn(server), async (t) => {
+  const own = await startPostgres(t, { own: true })
+  const { pool } = await open(t, { url: own.url })
+  const pid = await pool.use(pidOf)
+  await idle(pool)
+  const gone = event(pool, 'disconnect')
+  process.kill(pid, 'SIGKILL')
+  t.match(await gone, { reason: 'error', error: { message: /Connection terminated unexpectedly/ } })
+  await until(async () => await pool.use(pidOf).catch(() => 0) !== 0, { what: 'the server has recovered' })
+})
+
+t.test('a borrower who ends the client, or removes all listeners, has used it up', async (t) => {
+  const { pool } = await open(t)
+  for (const spoil of [(c: Client) => c.end(), (c: Client) => { c.removeAllListeners() }, (c: Client) => { c.end().catch(t.error) }]) {
+    const pid = await pool.use(async (c) => { const pid = await pidOf(c); await spoil(c); return pid })
+    await pool.use(async (c) => t.not(await pidOf(c), pid))
+  }
+})
+
+t.test('a client without listeners that dies does not end the process', async (t) => {
+  const { pool } = await open(t)
+  await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    c.removeAllListeners()
+    const ended = event(c.connection, 'end')
+    await admin.query(`SELECT pg_terminate_backend(${pid})`)
+    await ended
+  })
+  await pool.use((c) => pidOf(c))
+})
+
+t.test('a death before anybody listens is told when somebody does', async (t) => {
+  const backend = await postgresql({ url: server.url })
+  const c = await backend.create(soon())
+  await admin.query(`SELECT pg_terminate_backend(${await pidOf(c)})`)
+  await until(() => backend.isBroken!(c))
+  await until(() => c.connection.stream.closed)
+  let told: Error | undefined
+  backend.onDeath!(c, (error) => { told = error })
+  await until(() => told)
+  t.match(told, { code: '57P01' })
+  await backend.destroy(c, 'error')
+  await backend.close!()
+})
+
+t.test('destroy resolves when the server has let go: idle, in a transaction, and with a statement that runs', async (t) => {
+  const { pool, name } = await open(t, {}, { max: 3 })
+  for (const sql of [undefined, 'BEGIN', 'SELECT pg_sleep(60)', 'COPY notes FROM STDIN']) {
+    const lease = await pool.acquire()
+    const pid = await pidOf(lease.connection)
+    let running: Promise<unknown> | undefined
+    if (sql !== undefined) {
+      running = lease.connection.query(sql).catch((error: unknown) => error)
+      if (sql.startsWith('SELECT')) await until(() => value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE pid = ${pid}`))
+      else await running
+    }
+    lease.destroy()
+    await until(() => pool.stats().closing === 0)
+    t.equal(await known(name), 0, sql ?? 'idle')
+    await running
+  }
+  t.equal(pool.stats().late, 0)
+})
+
+t.test('destroy cuts off what does not answer, busy or idle', async (t) => {
+  const proxy = await startProxy(t, server)
+  const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
+  const [quiet, busy, paused] = await Promise.all([backend.create(soon()), backend.create(soon()), backend.create(soon())])
+  const running = busy.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
+  paused.connection.stream.pause()
+  await backend.destroy(paused, 'released')
+  proxy.blackHole()
+  await Promise.all([backend.destroy(quiet, 'closed'), backend.destroy(busy, 'aborted')])
+  t.match(await running, { message: 'Connection terminated unexpectedly' })
+  t.ok(quiet.connection.stream.destroyed && busy.connection.stream.destroyed)
+  await backend.destroy(busy, 'aborted')
+  await backend.close!()
+})
+
+t.test('where the cancel can\'t be sent the connection is cut off all the same', async (t) => {
+  const proxy = await startProxy(t, server)
+  const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
+  const c = await backend.create(soon())
+  const pid = await pidOf(c)
+  const running = c.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
+  await proxy.refuse()
+  await backend.destroy(c, 'aborted')
+  t.match(await running, { message: 'Connection terminated unexpectedly' })
+  await admin.query(`SELECT pg_terminate_backend(${pid})`)
+})
+
+t.test('validate is given up with its signal', async (t) => {
+  const proxy = await startProxy(t, server)
+  const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
+  const c = await backend.create(soon())
+  t.equal(await backend.validate!(c, soon()), true)
+  proxy.blackHole()
+  const deadline = new AbortController()
+  const asked = backend.validate!(c, deadline.signal)
+  deadline.abort(new Error('too late'))
+  await t.rejects(asked, { message: 'too late' })
+  await t.rejects(backend.validate!(c, deadline.signal), { message: 'too late' })
+  await backend.destroy(c, 'invalid')
+})
+
+// --- Connecting -----------------------------------------------------------------------------------------------------------------------
+
+t.test('a server that accepts and stays silent is given up at connectTimeout', async (t) => {
+  const proxy = await startProxy(t, server)
+  proxy.silence()
+  const { pool } = await open(t, { host: proxy.host, port: proxy.port }, { connectTimeout: 100, acquireTimeout: 400 })
+  await t.rejects(pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED/ })
+  await pool.close()
+  await until(() => proxy.connections.open === 0)
+})
+
+t.test('a signal that has aborted opens nothing, and one that aborts later ends it', async (t) => {
+  const proxy = await startProxy(t, server)
+  const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
+  await t.rejects(backend.create(AbortSignal.abort(new Error('no more'))), { message: 'no more' })
+  t.equal(proxy.connections.total, 0)
+  proxy.silence()
+  const later = new AbortController()
+  const creating = backend.create(later.signal)
+  await until(() => proxy.connections.open === 1)
+  later.abort(new Error('no longer'))
+  await t.rejects(creating, { message: 'no longer' })
+  await until(() => proxy.connections.open === 0)
+})
+
+t.test('refused, reset at once, and no such database are the cause of the failure', async (t) => {
+  const proxy = await startProxy(t, server)
+  proxy.resetOnConnect()
+  const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
+  await t.rejects(backend.create(soon()), { code: 'ECONNRESET' })
+  await proxy.refuse()
+  await t.rejects(backend.create(soon()), { code: 'ECONNREFUSED' })
+  await t.rejects((await postgresql({ url: server.url, database: 'nowhere' })).create(soon()), { code: '3D000' })
+})
+
+t.test('at max_connections the error is the server\'s, and a later try works', needsOwn(server), async (t) => {
+  const small = await startPostgres(t, { args: ['-c', 'max_connections=4', '-c', 'superuser_reserved_connections=0', '-c', 'max_wal_senders=0'] })
+  const hogs = await Promise.all([1, 2, 3, 4].map(() => client(t, small.url)))
+  const { pool, errors } = await open(t, { url: small.url }, { acquireTimeout: 300 })
+  await t.rejects(pool.acquire(), { code: /FST_POOL_/ })
+  t.match(errors[0], { code: '53300' })
+  await hogs.pop()!.end()
+  await until(async () => (await pool.use(pidOf).catch(() => 0)) > 0, { what: 'there is room' })
+})
+
+t.test('SCRAM: the right password works, a wrong one is told without it', needsOwn(server), async (t) => {
+  const secure = await startPostgres(t, { scram: true })
+  const { pool } = await open(t, { url: secure.url })
+  t.ok(await pool.use(pidOf))
+  const byFunction = await open(t, { host: secure.host, port: secure.port, connection: { password: async () => 'secret' } })
+  t.ok(await byFunction.pool.use(pidOf))
+  const wrong = await open(t, { url: secure.url.replace('secret', 'hunter2-wrong') }, { acquireTimeout: 300 })
+  await t.rejects(wrong.pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED/ })
+  t.match(wrong.errors[0], { code: '28P01' })
+  const told = wrong.errors.map((error) => `${error.stack} ${JSON.stringify(error)}`).join()
+  t.notMatch(told, /hunter2/)
+  t.ok(wrong.backend.secrets!.includes('hunter2-wrong'))
+  const failing = await postgresql({ host: secure.host, port: secure.port, connection: { user: 'postgres', password: async () => { throw new Error('vault is shut') } } })
+  await t.rejects(failing.create(soon()), { message: 'vault is shut' })
+})
+
+t.test('statement_timeout is the query\'s error, and the connection is lent again', async (t) => {
+  const { pool } = await open(t, { connection: { statement_timeout: 50 } })
+  const pid = await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    await t.rejects(c.query('SELECT pg_sleep(60)'), { code: '57014' })
+    return pid
+  })
+  await pool.use(async (c) => t.equal(await pidOf(c), pid))
+})
+
+t.test('TLS: it connects, resets, and cancels, without touching the options', needsOwn(server), async (t) => {
+  await t.rejects((await postgresql({ url: server.url, connection: { ssl: true } })).create(soon()), { message: /does not support SSL/ })
+  const dir = t.testdir()
+  const [key, cert] = [`${dir}/key.pem`, `${dir}/cert.pem`]
+  execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-keyout', key, '-out', cert, '-days', '2', '-subj', '/CN=localhost'], { stdio: 'ignore' })
+  const secure = await startTls(t, key, cert)
+  const ssl = Object.freeze({ rejectUnauthorized: false })
+  for (const connection of [{ ssl }, { ssl: Object.defineProperty({ rejectUnauthorized: false, cert: secure.cert }, 'key', { value: secure.key, enumerable: false }) }]) {
+    const { pool, name } = await open(t, { host: secure.host, port: secure.port, connection }, { resetTimeout: 50 })
+    const first = await pool.use((c) => bytes(c))
+    await pool.use(() => {})
+    t.equal(await pool.use((c) => bytes(c)), first, 'nothing sent, nothing reset')
+    await pool.use(async (c) => {
+      t.equal(await value(c, 'SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'), true)
+      await c.query('SET app.mark = 1')
+    })
+    await pool.use(async (c) => {
+      t.notOk(await setting('app.mark')(c))
+      c.query('SELECT pg_sleep(60)').catch(() => { /* It is cancelled. */ })
+    })
+    await pool.use(async () => t.equal(await known(name), 1))
+  }
+  t.same(ssl, { rejectUnauthorized: false })
+  async function startTls (t: Teardown, key: string, cert: string) {
+    const content = { key: readFileSync(key, 'utf8'), cert: readFileSync(cert, 'utf8') }
+    const where = String(await value(admin, 'SHOW data_directory'))
+    const { uid, gid } = statSync(where)
+    for (const [name, text] of Object.entries(content)) {
+      writeFileSync(`${where}/pool-${name}.pem`, text)
+      chownSync(`${where}/pool-${name}.pem`, uid, gid)
+      chmodSync(`${where}/pool-${name}.pem`, 0o600)
+    }
+    await admin.query('ALTER SYSTEM SET ssl_key_file = \'pool-key.pem\'')
+    await admin.query('ALTER SYSTEM SET ssl_cert_file = \'pool-cert.pem\'')
+    await admin.query('ALTER SYSTEM SET ssl = on')
+    await admin.query('SELECT pg_reload_conf()')
+    t.teardown(async () => {
+      await admin.query('ALTER SYSTEM RESET ssl')
+      await admin.query('SELECT pg_reload_conf()')
+    })
+    await until(async () => await value(admin, 'SHOW ssl') === 'on')
+    return { host: server.host, port: server.port, ...content }
+  }
+})
+
+// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+
+async function transact (t: Teardown, options?: TransactionOptions): Promise<{ backend: PostgresConnector, c: Client, tx: Transaction<Client> }> {
+  const backend = await postgresql({ url: server.url })
+  const c = await backend.create(soon())
+  t.teardown(async () => {
+    await backend.destroy(c, 'closed')
+    await backend.close!()
+  })
+  return { backend, c, tx: await backend.transactions!.begin(c, options ?? {}, soon()) }
+}
+const has = async (text: string) => await value(admin, `SELECT count(*)::int FROM notes WHERE text = '${text}'`) === 1
+
+t.test('a transaction commits what its statements did, those still queued too', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  t.equal(tx.connection, c)
+  const queued = c.query("INSERT INTO notes (text) VALUES ('committed')")
+  await tx.commit()
+  await queued
+  t.ok(await has('committed'))
+  await tx.rollback()
+  t.equal(backend.isBroken!(c), false)
+})
+
+t.test('a rollback undoes it, a failed one too, and does nothing the second time', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  await c.query("INSERT INTO notes (text) VALUES ('undone')")
+  await tx.rollback()
+  t.notOk(await has('undone'))
+  await tx.rollback()
+  const failed = await backend.transactions!.begin(c, {}, soon())
+  await t.rejects(c.query('SELECT 1/0'))
+  await failed.rollback()
+  t.equal(c.getTransactionStatus(), 'I')
+})
+
+t.test('isolation and read only are as asked for, else as the session has them', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  t.equal(await value(c, 'SHOW transaction_isolation'), 'read committed')
+  await tx.rollback()
+  t.equal(backend.transactions!.readOnly, true)
+  for (const isolation of backend.transactions!.isolation) {
+    for (const readOnly of [true, false]) {
+      const tx = await backend.transactions!.begin(c, { isolation, readOnly }, soon())
+      t.equal(await value(c, 'SHOW transaction_isolation'), isolation)
+      t.equal(await value(c, 'SHOW transaction_read_only'), readOnly ? 'on' : 'off')
+      if (readOnly) await t.rejects(c.query("INSERT INTO notes (text) VALUES ('never')"), { code: '25006' })
+      await tx.rollback()
+    }
+  }
+  await t.rejects(backend.transactions!.begin(c, { isolation: 'snapshot' }, soon()), { code: 'FST_POOL_NOT_SUPPORTED' })
+})
+
+t.test('nothing is begun within a transaction that somebody began by hand', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  await tx.rollback()
+  await c.query('BEGIN')
+  await t.rejects(backend.transactions!.begin(c, {}, soon()), { code: 'FST_POOL_NOT_SUPPORTED' })
+})
+
+t.test('begin is given up with its signal', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  await tx.rollback()
+  await t.rejects(backend.transactions!.begin(c, {}, AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+})
+
+t.test('a transaction that failed is never committed: the error says so, with the reason', async (t) => {
+  const { c, tx } = await transact(t)
+  await c.query("INSERT INTO notes (text) VALUES ('half')")
+  await t.rejects(c.query('SELECT 1/0'), { code: '22012' })
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED', cause: { code: '22012' } })
+  await tx.rollback()
+  t.notOk(await has('half'))
+  t.equal(c.getTransactionStatus(), 'I')
+})
+
+t.test('a constraint that fails at the commit is the commit\'s error', async (t) => {
+  const { c, tx } = await transact(t)
+  await c.query("INSERT INTO notes (text) VALUES ('one')")
+  await t.rejects(tx.commit(), { code: '23505' })
+  await tx.rollback()
+  t.equal(c.getTransactionStatus(), 'I')
+})
+
+const ends = [
+  'COMMIT', 'ROLLBACK', 'COMMIT; BEGIN', 'ROLLBACK; BEGIN', 'COMMIT AND CHAIN', 'ROLLBACK AND CHAIN', 'END', 'ABORT', 'ABORT; BEGIN',
+  'SAVEPOINT a; ROLLBACK; BEGIN',
+]
+for (const sql of ends) {
+  t.test(`somebody's own ${sql} is seen: no commit resolves`, async (t) => {
+    const { c, tx } = await transact(t)
+    await c.query(sql)
+    await c.query("INSERT INTO notes (text) VALUES ('foreign')")
+    await t.rejects(tx.savepoint!('a'), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await tx.rollback()
+    t.equal(c.getTransactionStatus(), 'I')
+    await admin.query("DELETE FROM notes WHERE text = 'foreign'")
+  })
+}
+
+t.test('somebody\'s COMMIT of a failed transaction is seen', async (t) => {
+  const { c, tx } = await transact(t)
+  await t.rejects(c.query('SELECT 1/0'))
+  await c.query('COMMIT; BEGIN')
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+})
+
+t.test('somebody\'s own savepoints are no end', async (t) => {
+  const { c, tx } = await transact(t)
+  await c.query("INSERT INTO notes (text) VALUES ('kept'); SAVEPOINT mine")
+  await t.rejects(c.query('SELECT 1/0'))
+  for (const sql of ['ROLLBACK TO mine', 'rollback work to savepoint "mine"', 'ROLLBACK  TRANSACTION TO mine; RELEASE mine']) await c.query(sql)
+  await tx.commit()
+  t.ok(await has('kept'))
+})
+
+t.test('PREPARE TRANSACTION is an end', needsOwn(server), async (t) => {
+  const own = await startPostgres(t, { args: ['-c', 'max_prepared_transactions=2'] })
+  const backend = await postgresql({ url: own.url })
+  const c = await backend.create(soon())
+  const tx = await backend.transactions!.begin(c, {}, soon())
+  await c.query("PREPARE TRANSACTION 'x'; BEGIN")
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+  await tx.rollback()
+  await c.query("ROLLBACK PREPARED 'x'")
+  await backend.destroy(c, 'closed')
+})
+
+t.test('a rollback whose text is not known is taken for an end', async (t) => {
+  const { c, tx } = await transact(t)
+  class Textless extends pg.Query { override submit = (connection: pg.Connection) => { connection.query('SAVEPOINT a; ROLLBACK TO a'); return null } }
+  await new Promise<void>((resolve) => { c.query(new Textless({ text: undefined as unknown as string })).on('end', () => resolve()) })
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+})
+
+t.test('a commit that answers ROLLBACK is none', async (t) => {
+  const { c, tx } = await transact(t)
+  const { connection } = c as unknown as { connection: { query (text: string): void } }
+  const send = connection.query.bind(connection)
+  connection.query = (text) => send(text === 'COMMIT' ? 'ROLLBACK' : text)
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+})
+
+t.test('savepoints: released ones are part of the whole, rolled back ones are not', async (t) => {
+  const { c, tx } = await transact(t)
+  await c.query("INSERT INTO notes (text) VALUES ('outer')")
+  const kept = await tx.savepoint!('sp_1')
+  await c.query("INSERT INTO notes (text) VALUES ('inner')")
+  const deeper = await kept.savepoint!('sp_2')
+  await c.query("INSERT INTO notes (text) VALUES ('deeper')")
+  await t.rejects(c.query('SELECT 1/0'))
+  await t.rejects(deeper.commit(), { code: 'FST_POOL_TRANSACTION_ENDED', cause: { code: '22012' } })
+  await deeper.rollback()
+  await kept.commit()
+  await tx.commit()
+  t.same([await has('outer'), await has('inner'), await has('deeper')], [true, true, false])
+})
+
+t.test('a savepoint goes with its transaction', async (t) => {
+  const { c, tx } = await transact(t)
+  const savepoint = await tx.savepoint!('sp_1')
+  await c.query('ROLLBACK')
+  await t.rejects(savepoint.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+  await savepoint.rollback()
+  await c.query('BEGIN')
+  await savepoint.rollback()
+  t.equal(c.getTransactionStatus(), 'T', 'what was begun instead is left to the outermost')
+  await tx.rollback()
+  t.equal(c.getTransactionStatus(), 'I')
+})
+
+t.test('a transaction whose connection died was not committed, and its rollback rejects', async (t) => {
+  const { c, tx } = await transact(t)
+  await c.query("SET LOCAL idle_in_transaction_session_timeout = 50; INSERT INTO notes (text) VALUES ('lost')")
+  await until(() => c.connection.stream.closed)
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED', cause: { code: '25P03' } })
+  await t.rejects(tx.rollback())
+  t.notOk(await has('lost'))
+})
+
+t.test('serialization failures and deadlocks are transient, wherever they come up', async (t) => {
+  const a = await transact(t, { isolation: 'serializable' })
+  const b = await transact(t, { isolation: 'serializable' })
+  for (const { c } of [a, b]) await c.query('SELECT sum(n) FROM notes')
+  await a.c.query("UPDATE notes SET n = n + 1 WHERE text = 'one'")
+  await b.c.query("UPDATE notes SET n = n + 1 WHERE text = 'two'")
+  await a.tx.commit()
+  const failure: unknown = await b.tx.commit().catch((error: unknown) => error)
+  t.match(failure, { code: '40001' })
+  const { isTransient } = a.backend.transactions!
+  t.equal(isTransient(failure), true)
+  await b.tx.rollback()
+  const [x, y] = [await a.backend.transactions!.begin(a.c, {}, soon()), await b.backend.transactions!.begin(b.c, {}, soon())]
+  await Promise.all([a, b].map(({ c }) => c.query("SET LOCAL deadlock_timeout = '50ms'")))
+  await a.c.query("UPDATE notes SET n = 7 WHERE text = 'one'")
+  await b.c.query("UPDATE notes SET n = 7 WHERE text = 'two'")
+  const crossed = await Promise.allSettled([a.c.query("UPDATE notes SET n = 8 WHERE text = 'two'"), b.c.query("UPDATE notes SET n = 8 WHERE text = 'one'")]
+    .map((work, i) => work.catch(async (error: unknown) => {
+      const ended: unknown = await [x, y][i]!.commit().catch((error: unknown) => error)
+      await [x, y][i]!.rollback()
+      throw Object.assign(new Error('wrapped'), { cause: error, ended })
+    })))
+  const rejected = crossed.find((result) => result.status === 'rejected')!.reason as { cause: unknown, ended: unknown }
+  t.match(rejected.cause, { code: '40P01' })
+  t.match(rejected.ended, { code: 'FST_POOL_TRANSACTION_ENDED' })
+  for (const error of [rejected, rejected.cause, rejected.ended]) t.equal(isTransient(error), true)
+  for (const error of [undefined, null, 'text', new Error('x'), { code: '23505' }]) t.equal(isTransient(error), false)
+  await x.rollback()
+  await y.rollback()
+})
+
+// --- LISTEN and NOTIFY ----------------------------------------------------------------------------------------------------------------
+
+async function listener (t: Teardown, options: PostgresOptions = {}): Promise<{ backend: PostgresConnector, name: string, events: DriverEvent[] }> {
+  const name = freshName()
+  const where = options.host === undefined ? { url: server.url } : {}
+  const backend = await postgresql({ ...where, ...options, connection: { application_name: name, user: 'postgres', ...options.connection } })
+  const events: DriverEvent[] = []
+  backend.onDriverEvent!((event) => { events.push(event) })
+  t.teardown(() => backend.close!())
+  return { backend, name, events }
+}
+
+t.test('listen: one connection for all channels, made at the first and closed with the last', async (t) => {
+  const { backend, name } = await listener(t)
+  t.equal(await known(name), 0)
+  const heard: string[] = []
+  const odd = 'Odd "name"; x'
+  const stop = await Promise.all([
+    backend.listen('plain', (payload, { channel }) => heard.push(`1 ${channel} ${payload}`)),
+    backend.listen('plain', (payload, { channel }) => heard.push(`2 ${channel} ${payload}`)),
+    backend.listen(odd, (payload, { channel }) => heard.push(`3 ${channel} ${payload}`)),
+  ])
+  t.equal(await known(name), 1)
+  await admin.query("NOTIFY plain, 'a'; NOTIFY plain")
+  await admin.query('SELECT pg_notify($1, $2)', [odd, 'b'])
+  await until(() => heard.length === 5)
+  t.same(heard, ['1 plain a', '2 plain a', '1 plain ', '2 plain ', `3 ${odd} b`])
+  await stop[0]!()
+  await stop[0]!()
+  await admin.query("NOTIFY plain, 'c'")
+  await until(() => heard.length === 6)
+  t.equal(heard[5], '2 plain c')
+  await stop[1]!()
+  t.equal(await known(name), 1)
+  await stop[2]!()
+  t.equal(await known(name), 0)
+  const again = await backend.listen('plain', (payload) => heard.push(payload))
+  await admin.query("NOTIFY plain, 'd'")
+  await until(() => heard.at(-1) === 'd')
+  await backend.close!()
+  t.equal(await known(name), 0)
+  await again()
+  await t.rejects(backend.listen('plain', () => {}), { code: 'FST_POOL_CLOSED' })
+})
+
+t.test('listen: after an outage every channel is listened to again, and whoever wants to know is told', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { backend, events } = await listener(t, { host: proxy.host, port: proxy.port })
+  const heard: string[] = []
+  let reconnects = 0
+  await backend.listen('a', (payload) => heard.push(payload), { onReconnect: () => { reconnects++ } })
+  await backend.listen('b', (payload) => heard.push(payload))
+  await proxy.refuse()
+  proxy.resetAll()
+  await until(() => events.filter(({ name }) => name === 'listen-failed').length >= 3)
+  t.match(events.slice(0, 2), [{ name: 'listen-lost', code: 'ECONNRESET' }, { name: 'listen-failed', code: 'ECONNREFUSED' }])
+  await t.rejects(backend.listen('c', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { code: 'ECONNREFUSED' } })
+  await proxy.heal()
+  await until(() => reconnects === 1)
+  t.match(events.at(-1), { name: 'listen-restored', channels: 2 })
+  await admin.query("NOTIFY a, '1'; NOTIFY b, '2'; NOTIFY c, '3'")
+  await until(() => heard.length === 2)
+  t.same(heard, ['1', '2'])
+})
+
+t.test('listen: during an outage neither the end of a channel nor close waits', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { backend, events } = await listener(t, { host: proxy.host, port: proxy.port })
+  const stop = await backend.listen('a', () => {})
+  await backend.listen('b', () => {})
+  await proxy.refuse()
+  proxy.endAll()
+  await until(() => events.length >= 4)
+  t.match(events[0], { name: 'listen-lost', code: 'Error' })
+  await stop()
+  await until(() => events.length >= 8)
+  await backend.close!()
+})
+
+t.test('listen: nothing is heard after its end was asked for', async (t) => {
+  const { backend } = await listener(t)
+  const stop = await backend.listen('a', () => t.fail('heard'))
+  const notified = admin.query('NOTIFY a')
+  await Promise.all([stop(), notified])
+})
+
+t.test('listen: a restart of the server is an outage like any other', needsOwn(server), async (t) => {
+  const own = await startPostgres(t, { own: true })
+  const { backend } = await listener(t, { url: own.url })
+  const heard: string[] = []
+  let reconnects = 0
+  await backend.listen('a', (payload) => heard.push(payload), { onReconnect: () => { reconnects++ } })
+  await own.stop()
+  await own.restart()
+  await until(() => reconnects === 1)
+  const other = await client(t, own.url)
+  await other.query("NOTIFY a, 'back'")
+  await until(() => heard.length === 1)
+})
+
+t.test('listen: what a listener throws is told, and the others go on', async (t) => {
+  const { backend, events } = await listener(t)
+  let heard = 0
+  await backend.listen('a', () => { throw new Error('sync') })
+  await backend.listen('a', async () => { throw new Error('async') }, { onReconnect: () => { throw new Error('again') } })
+  await backend.listen('a', () => { heard++ })
+  await admin.query('NOTIFY a')
+  await until(() => events.length === 2 && heard === 1)
+  t.same(events, [{ name: 'listener-error', channel: 'a', message: 'sync' }, { name: 'listener-error', channel: 'a', message: 'async' }])
+  await admin.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+  await until(() => events.some(({ message }) => message === 'again'))
+})
+
+t.test('listen: where nobody listens to events, a warning tells of it', async (t) => {
+  const backend = await postgresql({ url: server.url })
+  const warned = event<Error>(process, 'warning', { where: ({ name }) => name === 'PoolWarning' })
+  await backend.listen('w', () => { throw new Error('nobody hears') })
+  await admin.query('NOTIFY w')
+  t.match(await warned, { message: /channel w failed: nobody hears/ })
+  await backend.close!()
+})
+
+t.test('listen: bad arguments and a server that refuses are told', async (t) => {
+  const { backend } = await listener(t, { connection: { options: '-c default_transaction_isolation=serializable' } })
+  for (const channel of ['', 'x'.repeat(64), 'a\0b', undefined as unknown as string]) await t.rejects(backend.listen(channel, () => {}), { code: 'FST_POOL_BAD_OPTIONS' })
+  await t.rejects(backend.listen('a', undefined as unknown as () => void), { code: 'FST_POOL_BAD_OPTIONS' })
+  const nowhere = await listener(t, { database: 'nowhere' })
+  await t.rejects(nowhere.backend.listen('a', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { code: '3D000' } })
+})
+
+t.test('listen: a silent server holds up neither listen nor close', async (t) => {
+  const proxy = await startProxy(t, server)
+  proxy.silence()
+  const { backend } = await listener(t, { host: proxy.host, port: proxy.port, connectTimeout: 100 })
+  await t.rejects(backend.listen('a', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { message: /connectTimeout/ } })
+  await proxy.heal()
+  await backend.listen('a', () => {})
+  proxy.blackHole()
+  await t.rejects(backend.listen('b', () => {}), { name: /TimeoutError|PoolError/ })
+  const waiting = t.rejects(backend.listen('c', () => {}), { code: 'FST_POOL_CLOSED' })
+  await backend.close!()
+  await waiting
+})
+
+// --- Options --------------------------------------------------------------------------------------------------------------------------
+
+t.test('options: what belongs to the pool, or elsewhere, is refused by name', async (t) => {
+  const refused: Array<[PostgresOptions & Record<string, unknown>, RegExp]> = [
+    [{ connection: { pipeline: true } }, /connection\.pipeline .*a reset must be known/],
+    [{ connection: { max: 5 } }, /connection\.max .*option max/],
+    [{ connection: { idleTimeoutMillis: 5 } }, /option idleTimeout/],
+    [{ connection: { connectionTimeoutMillis: 5 } }, /option connectTimeout/],
+    [{ connection: { allowExitOnIdle: true } }, /allowExitOnIdle/],
+    [{ connection: { connectionString: 'postgres://u:topsecret@h/d' } }, /option url/],
+    [{ connection: { host: 'h' } }, /option host/],
+    [{ connection: { tls: {} } }, /pg calls it ssl/],
+    [{ connection: { stream: {} } }, /a function/],
+    [{ connection: { database: 'x' }, database: 'y' }, /next to the option database/],
+    [{ user: 'me' }, /inside of connection: \{ user \}/],
+    [{ username: 'me' }, /pg calls it user/],
+    [{ url: 'postgres://h/d', host: 'h' }, /no host next to a url/],
+    [{ url: 'postgres://h/d', port: 5 }, /no port next to a url/],
+    [{ url: 'mysql://u:topsecret@h/d' }, /postgresql:\/\//],
+    [{ url: 'postgres://u:topsecret@h:port/d' }, /can parse/],
+    [{ url: 'postgres://h/d?max=5' }, /without max/],
+    [{ url: 'postgres://u:topsecret@h/d?sslrootcert=/does/not/exist' }, /certificate files/],
+    [{ url: 5 as unknown as string }, /postgresql:\/\//],
+  ]
+  for (const [options, message] of refused) {
+    const error = await postgresql(options).catch((error: unknown) => error) as Error
+    t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message })
+    t.notMatch(`${error.stack} ${String(error.cause)}`, /topsecret/)
+  }
+})
+
+t.test('options: the url is pg\'s, and the others win over it', async (t) => {
+  const parts = new URL(server.url)
+  const { username, host } = parts
+  const at = `${username}${parts.password && ':' + parts.password}@${host}`
+  const backend = await postgresql({ url: `postgresql://${at}/nowhere?application_name=from-url`, database: 'postgres', connection: { application_name: 'from-connection', user: undefined } })
+  const c = await backend.create(soon())
+  t.equal(await value(c, 'SHOW application_name'), 'from-connection')
+  t.equal(await value(c, 'SELECT current_database()'), 'postgres')
+  await backend.destroy(c, 'closed')
+  await backend.close!()
+})
+
+t.test('a Unix socket is found by its folder, and a cancel goes there too', needsOwn(server), async (t) => {
+  // Not `t.testdir()`: the path of a socket may have but 107 bytes.
+  const dir = mkdtempSync(join(tmpdir(), 'fastify-pool-unix-'))
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const proxy = createServer({ allowHalfOpen: true }, (socket) => {
+    const there = connect({ host: server.host, port: server.port, allowHalfOpen: true })
+    socket.pipe(there).pipe(socket)
+    for (const [one, other] of [[socket, there], [there, socket]] as const) {
+      one.on('close', () => other.destroy())
+      one.on('error', () => other.destroy())
+    }
+  })
+  proxy.listen(join(dir, '.s.PGSQL.5432'))
+  await until(() => proxy.listening)
+  t.teardown(() => proxy.close())
+  const { pool, name } = await open(t, { host: dir, port: 5432 })
+  const lease = await pool.acquire()
+  const running = lease.connection.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
+  lease.destroy()
+  t.match(await running, { code: '57014' })
+  await until(() => pool.stats().closing === 0)
+  t.equal(await known(name), 0)
+})
+
+t.test('a server that gives no key is not asked to cancel', async (t) => {
+  // Says no more than that it is ready, once.
+  const sockets = new Set<Socket>()
+  const fake = createServer((socket) => {
+    sockets.add(socket)
+    socket.on('error', () => { /* The client's business. */ })
+    socket.once('data', () => socket.write(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 0, 0x5a, 0, 0, 0, 5, 0x49])))
+  })
+  fake.listen(0, '127.0.0.1')
+  await until(() => fake.listening)
+  t.teardown(() => { fake.close(); for (const socket of sockets) socket.destroy() })
+  const backend = await postgresql({ host: '127.0.0.1', port: (fake.address() as AddressInfo).port, connection: { user: 'x' } })
+  const c = await backend.create(soon())
+  const running = c.query('SELECT 1').catch((error: unknown) => error)
+  await backend.destroy(c, 'error')
+  t.match(await running, { message: /terminated/ })
+  t.equal(sockets.size, 1)
+})

@@ -17,3 +17,13 @@ export async function importDriver<T> (name: string, { via, backend }: { via?: s
     throw new PoolError('FST_POOL_MISSING_DRIVER', `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`, { cause: error })
   }
 }
+
+/** Settles as `work` does, or rejects as soon as the signal aborts: the pool destroys the connection then, and that settles `work`. */
+export function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const aborted = () => reject(signal.reason)
+    if (signal.aborted) aborted()
+    else signal.addEventListener('abort', aborted)
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
+  })
+}

@@ -3,7 +3,7 @@ import type { Socket } from 'node:net'
 import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
 import type { Connection } from 'mysql2/promise'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import { importDriver } from './driver.js'
+import { importDriver, unlessAborted } from './driver.js'
 import type { Connector, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 
 export interface MysqlOptions {
@@ -357,7 +357,7 @@ class Guard {
   }
 
   onDeath (listener: (error?: Error) => void): void {
-    if (this.broken) queueMicrotask(() => listener(this.#error))
+    if (this.broken) queueMicrotask(() => listener(this.#reason))
     else this.#died = listener
   }
 
@@ -618,7 +618,12 @@ class Guard {
     this.#broken = true
     const died = this.#died
     this.#died = undefined
-    if (!this.#closing) died?.(this.#error)
+    if (!this.#closing) died?.(this.#reason)
+  }
+
+  /** The server's FIN comes before the driver says what it means, under the same code. */
+  get #reason (): Error {
+    return this.#error ?? Object.assign(new Error('the server closed the connection'), { code: 'PROTOCOL_CONNECTION_LOST' })
   }
 
   /** A borrower's `removeAllListeners()` takes the driver's and ours away too: then a death can't be told any more, and would end the process. */
@@ -733,15 +738,6 @@ async function within (core: Core, signal: AbortSignal, work: Promise<void>): Pr
   } finally {
     signal.removeEventListener('abort', abort)
   }
-}
-
-function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const aborted = () => reject(signal.reason)
-    if (signal.aborted) aborted()
-    else signal.addEventListener('abort', aborted)
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
-  })
 }
 
 /** Where the number that is at `at` ends. */

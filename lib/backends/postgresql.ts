@@ -3,7 +3,7 @@ import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Client, ClientConfig, Notification, Submittable } from 'pg'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
-import { importDriver } from './driver.js'
+import { importDriver, unlessAborted } from './driver.js'
 import type { Connector, DriverEvent, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 
 export interface PostgresOptions {
@@ -598,16 +598,6 @@ type Listener = (...args: unknown[]) => void
 function isEmpty (statements: object): boolean {
   for (const name in statements) if (name in statements) return false
   return true
-}
-
-/** On `abort` the pool destroys the connection, which settles `work`. */
-function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const aborted = () => reject(signal.reason)
-    if (signal.aborted) aborted()
-    else signal.addEventListener('abort', aborted)
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
-  })
 }
 
 // --- pg's inside ----------------------------------------------------------------------------------------------------------------------

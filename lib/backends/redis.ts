@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import type { Command, Redis, RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import { importDriver } from './driver.js'
+import { importDriver, unlessAborted } from './driver.js'
 import type { Connector, DriverEvent } from '../../types/connector.js'
 
 export interface RedisOptions {
@@ -704,15 +704,6 @@ function cut (connection: Redis): void {
   if (stream !== undefined) stream.destroy()
   // A sentinel's own `disconnect` is this function.
   else (Object.getPrototypeOf(connection) as Redis).disconnect.call(connection)
-}
-
-function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const aborted = () => reject(signal.reason)
-    if (signal.aborted) aborted()
-    else signal.addEventListener('abort', aborted)
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
-  })
 }
 
 async function unlessDenied (answer: Promise<unknown>): Promise<unknown> {

@@ -104,9 +104,12 @@ class Proxy implements FaultProxy {
 
   async close (): Promise<void> {
     await this.refuse()
-    this.resetAll()
     for (const timer of this.#timers) clearTimeout(timer)
-    await until(() => this.#links.size === 0, { what: 'the proxy is closed' })
+    await until(() => {
+      // Each time: a connection that the system had accepted before the listener was closed may come to us now.
+      this.resetAll()
+      return this.#links.size === 0
+    }, { what: 'the proxy is closed' })
   }
 
   #accept (client: Socket): void {

@@ -178,6 +178,8 @@ class Proxy implements FaultProxy {
 
   #reset (client: Socket): void {
     this.#links.get(client)?.destroy()
-    client.resetAndDestroy()
+    // In the middle of a shutdown there can be no RST: Node would not even emit 'close' then.
+    if (client.writableEnded && !client.writableFinished) client.destroy()
+    else client.resetAndDestroy()
   }
 }

@@ -5,7 +5,7 @@ import type {
 } from '../../types/pool.js'
 import { systemClock } from './clock.js'
 import { PoolError, badOption, scrub, secretsOf } from './errors.js'
-import { checkEngineOptions, type EngineOptions, type ResolvedEngineOptions } from './options.js'
+import { checkEngineOptions, type EngineOptions, type PoolHooks, type ResolvedEngineOptions } from './options.js'
 import { Histogram } from './stats.js'
 import { LeaseTransactions, checkRunOptions, released, type HeldTransaction, type Host, type Phase } from './transaction.js'
 import { Waiter, Waiters } from './waiters.js'
@@ -19,6 +19,8 @@ const CLOSING = 3
 /** Its create or destroy is past the deadline: it no longer counts against `max`, and its late answer is still owned. */
 const LATE = 4
 const GONE = 5
+/** Where the idle and the used ones are counted, together: which of them are idle, their list says. */
+const HERE = USED
 type State = typeof CREATING | typeof IDLE | typeof USED | typeof CLOSING | typeof LATE | typeof GONE
 
 /** How coarse the clock of the fast path is, in ms. A clock read costs as much as lending a connection (47 to 55 ns of 60). */
@@ -62,7 +64,9 @@ class Entry<C> {
   delivered = false
   /** Its create is past the deadline, and the reason is not told yet: tells it. */
   explain: ((cause: unknown) => void) | undefined
-  /** Why it may not be lent again. */
+  /** The pool's own reason against lending it again. */
+  doomed: DestroyReason | undefined
+  /** What it died of. */
   broken: Error | undefined
   /** How many creates in a row had failed when its own began. */
   failures = 0
@@ -76,7 +80,7 @@ class Entry<C> {
   revokedAfter = 0
   stack: string | undefined
 
-  constructor (readonly id: number, readonly generation: number, public createdAt: number) {}
+  constructor (readonly id: number, public createdAt: number) {}
 
   get signal (): AbortSignal {
     return (this.controller ??= new AbortController()).signal
@@ -84,7 +88,7 @@ class Entry<C> {
 }
 
 // What a lease may do to its pool, and nobody else: set where Pool's private methods are in reach.
-let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => void
+let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => number
 let throwAway: <C>(pool: Pool<C>, entry: Entry<C>, reason: DestroyReason, error?: Error) => void
 let heldSince: <C>(pool: Pool<C>, entry: Entry<C>) => number
 let mergeDurations: <C>(pools: ReadonlyArray<Pool<C>>) => Pick<PoolStats, 'wait' | 'held' | 'create'>
@@ -94,7 +98,7 @@ class PoolLease<C> implements Lease<C> {
   readonly #pool: Pool<C>
   readonly #entry: Entry<C>
   readonly #turn: number
-  #held = -1
+  #held: number | undefined
 
   constructor (pool: Pool<C>, entry: Entry<C>) {
     this.#pool = pool
@@ -117,13 +121,12 @@ class PoolLease<C> implements Lease<C> {
 
   get heldFor (): number {
     if (this.#entry.turn === this.#turn) return heldSince(this.#pool, this.#entry)
-    return this.#held >= 0 ? this.#held : this.#entry.revokedAfter
+    return this.#held ?? this.#entry.revokedAfter
   }
 
   release (): void {
     if (this.#entry.turn !== this.#turn) return
-    this.#held = heldSince(this.#pool, this.#entry)
-    giveBack(this.#pool, this.#entry)
+    this.#held = giveBack(this.#pool, this.#entry)
   }
 
   destroy (error?: Error): void {
@@ -200,7 +203,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   readonly #entries = new Set<Entry<C>>()
   /** The last is the next to be lent: those at the front are left to idle out. */
   readonly #idle: Array<Entry<C>> = []
-  /** How many entries are in each state. */
+  /** How many entries are in each state, the idle ones with the used ones. */
   readonly #count = [0, 0, 0, 0, 0, 0]
   /** Of those being created: nobody waits for them any more. */
   #unwanted = 0
@@ -216,14 +219,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #started = false
   #openers: Array<{ readonly target: number, readonly resolve: () => void, readonly reject: (error: Error) => void }> = []
   #closed: Promise<void> | undefined
+  /** There may be more than `max`. */
+  #shrunk = false
   /** For the next reset. */
   #spare: AbortController | undefined
   /** Connections that had been destroyed when the pool began to drain. */
   #destroyedBefore = 0
   #quiet: Array<() => void> = []
   #empty: Array<() => void> = []
-  /** `evict()` raises it; what was begun before is stale. */
-  #generation = 0
 
   // Failing creates.
   #failures = 0
@@ -239,6 +242,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** No tick is due while nothing happens. */
   #asleep = true
   #acquiredAtTick = 0
+  /** What is the same in the errors of all whose deadline comes at the same time. */
+  #crowd: { readonly retryAfter: number, readonly holders: readonly Holder[] } | undefined
   readonly #alarms = new Set<{ readonly at: number, readonly ring: () => void }>()
 
   // Books.
@@ -254,6 +259,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #samples = SAMPLES
   #overflowing = false
   #hookWaits: boolean
+  // Of the options, for the fast path.
+  readonly #onAcquire: PoolHooks<C>['onAcquire']
+  readonly #onRelease: PoolHooks<C>['onRelease']
+  readonly #resets: boolean
+  readonly #maxUses: number
+  readonly #validateAfter: number
+  readonly #maxPending: number
+  readonly #acquireTimeout: number
   readonly #waits = new Histogram()
   readonly #holds = new Histogram()
   readonly #creates = new Histogram()
@@ -261,7 +274,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
 
   static {
-    giveBack = (pool, entry) => { pool.#giveBack(entry) }
+    giveBack = (pool, entry) => pool.#giveBack(entry)
     throwAway = (pool, entry, reason, error) => {
       pool.#endLease(entry)
       pool.#destroy(entry, reason, error && scrub(error, pool.#secrets))
@@ -295,7 +308,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#min = Math.min(this.#options.min, this.#max)
     this.#maxConnecting = this.#options.maxConnecting
     this.#secrets = secretsOf({ url: this.#options.url, connection: [this.#options.connection, { secrets: connector.secrets }] })
-    this.#hookWaits = this.#options.onAcquire?.constructor.name === 'AsyncFunction'
+    this.#onAcquire = this.#options.onAcquire
+    this.#onRelease = this.#options.onRelease
+    this.#resets = connector.reset !== undefined && this.#options.reset !== 'none'
+    this.#maxUses = this.#options.maxUses === 0 ? Infinity : this.#options.maxUses
+    this.#validateAfter = connector.validate === undefined ? Infinity : this.#options.validateAfter
+    this.#maxPending = this.#options.maxPending
+    this.#acquireTimeout = this.#options.acquireTimeout
+    this.#hookWaits = this.#onAcquire?.constructor.name === 'AsyncFunction'
     this.#clock = clock
     this.#ids = ids
     this.#now = clock.now()
@@ -330,7 +350,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         return Promise.reject(error)
       }
     }
-    return new Promise((resolve, reject) => { this.#wait(options ?? {}, resolve, reject) })
+    return new Promise((resolve, reject) => { this.#wait(options, resolve, reject) })
   }
 
   /**
@@ -375,13 +395,13 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       const entry = this.#idle.at(-1)!
       if (this.#isStale(entry)) return null
       this.#idle.pop()
-      this.#move(entry, USED)
+      entry.state = USED
       const reason = this.#unfit(entry) ?? this.#dead(entry)
       if (reason !== undefined) {
         this.#destroy(entry, reason, entry.broken)
         continue
       }
-      if (this.#options.onAcquire === undefined) return this.#lend(entry, holder, 0)
+      if (this.#onAcquire === undefined) return this.#lend(entry, holder, 0)
       const preparation = this.#prepare(entry, holder)
       if (preparation === undefined) return this.#lend(entry, holder, 0)
       this.#clean(entry, preparation.then(() => this.#resetOf(entry), (error: unknown) => { throw new HookFailed(this.#report(error, 'onAcquire')) }))
@@ -390,7 +410,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C> {
-    entry.uses++
+    if (++entry.uses >= this.#maxUses) entry.doomed ??= 'uses'
     entry.lent = true
     entry.holder = holder
     this.#acquired++
@@ -407,7 +427,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     return lease
   }
 
-  #wait ({ signal, timeout, holder }: AcquireOptions, resolve: (lease: Lease<C>) => void, reject: (error: Error) => void): void {
+  #wait (options: AcquireOptions | undefined, resolve: Waiter<C>['resolve'], reject: (error: Error) => void): void {
+    const signal = options?.signal
+    const holder = options?.holder
     const now = this.#read()
     if (signal?.aborted === true) {
       this.#aborted++
@@ -415,15 +437,13 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     this.#started = true
     if (this.#closed !== undefined) return reject(this.#refuse(this.#closedError(), holder, 0))
-    // A line is for those who wait for capacity: whoever gets an idle connection, or one of its own made, does not stand in it.
-    const served = this.#count[IDLE]! + this.#coming + this.#validating + Math.max(0, this.#max - this.#total)
-    if (this.#waiters.size >= this.#options.maxPending + served) {
+    if (this.#waiters.size >= this.#maxPending && this.#waiters.size >= this.#maxPending + this.#served) {
       return reject(this.#refuse(new PoolError('FST_POOL_QUEUE_FULL',
         `pool '${this.name}' is full, and ${this.#waiters.size} wait already (${this.#numbers()}). Look for slow queries or leaks, or raise max or maxPending.`,
         { retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() }), holder, 0))
     }
 
-    const waiter = new Waiter<C>(holder, now, now + (timeout ?? this.#options.acquireTimeout), resolve, reject)
+    const waiter = new Waiter<C>(holder, now, now + (options?.timeout ?? this.#acquireTimeout), resolve)
     if (signal !== undefined) {
       const leave = () => {
         this.#leave(waiter)
@@ -446,13 +466,18 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
   }
 
+  /** A line is for those who wait for capacity: whoever gets an idle connection, or one of its own made, does not stand in it. */
+  get #served (): number {
+    return this.#idle.length + this.#coming + this.#validating + Math.max(0, this.#max - this.#total)
+  }
+
   /** Takes a waiter out of the line, or from the connection that is being prepared for it. False: it has left already. */
   #leave (waiter: Waiter<C>): boolean {
     if (!waiter.waiting) return false
-    waiter.waiting = false
     waiter.unlisten?.()
     if (waiter.inLine) this.#waiters.remove(waiter)
-    this.#setPreparing(waiter, false)
+    else this.#setPreparing(waiter, false)
+    waiter.end()
     if (this.#waiters.size === 0) {
       this.#overflowing = false
       this.#settle()
@@ -472,7 +497,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const waiter = this.#waiters.first()!
     // First of all: what hooks and listeners set off must not serve it a second time.
     this.#waiters.remove(waiter)
-    if (this.#options.onAcquire === undefined) return this.#handOver(entry, waiter)
+    if (this.#onAcquire === undefined) return this.#handOver(entry, waiter)
     let preparation: Promise<unknown> | undefined
     try {
       preparation = this.#prepare(entry, waiter.holder)
@@ -520,7 +545,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** Runs `onAcquire`: undefined when it is done. Where it throws, the connection is destroyed and the caller of ours told. */
   #prepare (entry: Entry<C>, holder: HolderLabel | undefined): Promise<unknown> | undefined {
     try {
-      const preparation = asPromise(this.#run(() => this.#options.onAcquire!(entry.connection, this.#info(entry, { holder, uses: entry.uses + 1 }))))
+      const preparation = asPromise(this.#run(() => this.#onAcquire!(entry.connection, this.#info(entry, { holder, uses: entry.uses + 1 }))))
       // This hook returns promises: from now on everybody takes the way that can wait.
       if (preparation !== undefined) this.#hookWaits = true
       return preparation
@@ -532,20 +557,21 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   // --- Giving back ----------------------------------------------------------------------------------------------------------------------
 
-  #giveBack (entry: Entry<C>): void {
+  /** Returns how long it was held. */
+  #giveBack (entry: Entry<C>): number {
     const { holder, transactions } = entry
-    this.#endLease(entry)
+    const held = this.#endLease(entry)
     const reason = this.#dead(entry)
-    if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
-    const undoing = transactions?.abandon()
-    if (undoing !== undefined) return this.#clean(entry, undoing.then(() => this.#tidy(entry, holder)))
-    if (this.#options.onRelease === undefined) {
-      const reset = this.#resetOf(entry)
+    const undoing = reason === undefined ? transactions?.abandon() : undefined
+    if (reason !== undefined) this.#destroy(entry, reason, entry.broken)
+    else if (undoing !== undefined) this.#clean(entry, undoing.then(() => this.#tidy(entry, holder)))
+    else if (this.#onRelease !== undefined) this.#clean(entry, this.#tidy(entry, holder))
+    else {
+      const reset = this.#resets ? this.#resetOf(entry) : undefined
       if (reset === undefined) this.#offer(entry, true)
       else this.#clean(entry, reset)
-      return
     }
-    this.#clean(entry, this.#tidy(entry, holder))
+    return held
   }
 
   /** Runs `onRelease`, then the reset: undefined where neither waits. */
@@ -555,7 +581,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     return this.#hook('onRelease', entry, { holder })?.then(() => this.#resetOf(entry)) ?? this.#resetOf(entry)
   }
 
-  #endLease (entry: Entry<C>): void {
+  #endLease (entry: Entry<C>): number {
     const { holder, leak } = entry
     entry.turn++
     entry.lent = false
@@ -563,23 +589,26 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     entry.stack = undefined
     entry.transactions = undefined
     this.#released++
-    if (!entry.timed && this.#listeners.release === undefined && leak === undefined) return
-    const held = Math.max(0, this.#read() - entry.takenAt)
+    // While no tick is due the coarse clock stands still.
+    const exactly = entry.timed || this.#asleep || this.#listeners.release !== undefined || leak !== undefined
+    const held = Math.max(0, (exactly ? this.#read() : this.#now) - entry.takenAt)
+    if (!exactly) return held
     if (entry.timed) this.#holds.record(held)
     if (this.#listeners.release !== undefined) this.#emit('release', { id: entry.id, held, ...label(holder) })
     if (leak !== undefined) {
       entry.leak = undefined
       if (this.#listeners.unleak !== undefined) this.#emit('unleak', { id: entry.id, held, ...label(holder), ...leak })
     }
+    return held
   }
 
   /** Starts the connector's reset: undefined when the connection is clean already. Never throws. */
   #resetOf (entry: Entry<C>): Promise<unknown> | undefined {
     const { backend } = this
-    if (backend.reset === undefined || this.#options.reset === 'none' || entry.state !== USED) return undefined
+    if (!this.#resets || entry.state !== USED) return undefined
     try {
       // To make one costs more than all the rest of a return: only for a reset that takes it, and one that was not needed is there for the next.
-      const controller = backend.reset.length < 2 ? undefined : (this.#spare ??= new AbortController())
+      const controller = backend.reset!.length < 2 ? undefined : (this.#spare ??= new AbortController())
       // No copy: on the way of every return it would cost more than all the rest.
       const reset = asPromise(this.#context.runInAsyncScope(() => backend.reset!(entry.connection, controller?.signal as AbortSignal)))
       if (reset === undefined) return undefined
@@ -633,7 +662,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (this.#asleep) this.#wake()
     entry.freshAt = this.#now
     entry.idleSince = since ?? this.#now
-    this.#move(entry, IDLE)
+    entry.state = IDLE
     // In the order of their last use, which being asked does not change.
     if (since === undefined) this.#idle.push(entry)
     else this.#idle.splice(this.#idle.filter(({ idleSince }) => idleSince <= since).length, 0, entry)
@@ -691,12 +720,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** The pool's own reasons against lending it again. */
   #unfit (entry: Entry<C>): DestroyReason | undefined {
-    if (entry.generation !== this.#generation) return 'stale'
+    if (entry.doomed !== undefined) return entry.doomed
     if (entry.expiresAt <= this.#now) return 'lifetime'
-    if (this.#options.maxUses > 0 && entry.uses >= this.#options.maxUses) return 'uses'
-    // Those that come and go count against `max` too, but how many must go is told by those that are here.
-    if (this.#count[IDLE]! + this.#count[USED]! > this.#max) return 'idle'
-    return undefined
+    return this.#shrunk ? this.#tooMany() : undefined
+  }
+
+  /** `resize` has left more than `max`. Those that come and go count against it too, but how many must go is told by those that are here. */
+  #tooMany (): DestroyReason | undefined {
+    this.#shrunk = this.#count[HERE]! > this.#max
+    return this.#shrunk ? 'idle' : undefined
   }
 
   /** What the driver knows without asking the server. */
@@ -713,7 +745,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** Idle for so long that it must answer before it is lent. */
   #isStale (entry: Entry<C>): boolean {
-    return this.backend.validate !== undefined && this.#now - entry.freshAt >= this.#options.validateAfter
+    return this.#now - entry.freshAt >= this.#validateAfter
   }
 
   /** Asks a used connection, and offers it where it is alive; nobody has used it meanwhile. Resolves to the round trip's ms; undefined: it is gone. */
@@ -778,7 +810,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #mayCreate (): boolean {
     const count = this.#count
     if (this.#total >= this.#max || count[LATE]! >= this.#max || count[CREATING]! >= (this.#maxConnecting ?? this.#max)) return false
-    const missing = this.#phase === 'open' && this.#started ? this.#target() - count[IDLE]! - count[USED]! - this.#coming : 0
+    const missing = this.#phase === 'open' && this.#started ? this.#target() - count[HERE]! - this.#coming : 0
     if (this.#waiters.size - this.#validating - this.#coming <= 0 && missing <= 0) return false
     if (this.#failures === 0) return true
     if (this.#read() >= this.#retryAt) return true
@@ -793,7 +825,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   #create (): void {
     const now = this.#read()
-    const entry = new Entry<C>(++this.#ids.last, this.#generation, now)
+    const entry = new Entry<C>(++this.#ids.last, now)
     this.#entries.add(entry)
     this.#count[CREATING]!++
     this.#begin(entry, undefined, now + this.#options.connectTimeout)
@@ -1024,11 +1056,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   // --- Books ----------------------------------------------------------------------------------------------------------------------------
 
+  /** Between idle and used only the state changes, and the list of the idle ones. */
   #move (entry: Entry<C>, state: State): void {
     if (entry.state === CREATING && entry.unwanted !== undefined) this.#unwanted--
-    this.#count[entry.state]!--
-    this.#count[state]!++
+    this.#count[entry.state === IDLE ? HERE : entry.state]!--
+    this.#count[state === IDLE ? HERE : state]!++
     entry.state = state
+  }
+
+  get #used (): number {
+    return this.#count[HERE]! - this.#idle.length
   }
 
   /** What the connector can have at most. */
@@ -1038,7 +1075,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   get #total (): number {
     const count = this.#count
-    return count[CREATING]! + count[IDLE]! + count[USED]! + count[CLOSING]!
+    return count[CREATING]! + count[HERE]! + count[CLOSING]!
   }
 
   /** Creates whose connection will be kept. */
@@ -1075,7 +1112,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** Wakes those who wait for the pool as a whole. */
   #settle (): void {
-    if (this.#quiet.length > 0 && this.#count[USED] === 0 && this.#waiters.size === 0) {
+    if (this.#quiet.length > 0 && this.#used === 0 && this.#waiters.size === 0) {
       for (const resolve of this.#quiet.splice(0)) resolve()
     }
     if (this.#empty.length > 0 && this.#total === 0) {
@@ -1085,7 +1122,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   #settleOpeners (): void {
     if (this.#openers.length === 0) return
-    const there = this.#count[IDLE]! + this.#count[USED]!
+    const there = this.#count[HERE]!
     const ready = this.#openers.filter(({ target }) => there >= Math.min(target, this.#max))
     this.#openers = this.#openers.filter((opener) => !ready.includes(opener))
     if (ready.length > 0 && this.#listeners.open !== undefined) this.#emit('open', {})
@@ -1153,6 +1190,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       else if (entry.lent && this.#options.leakAfter > 0) this.#arm(this.#watch(entry, now))
       this.#arm(entry.deadline)
     }
+    this.#crowd = undefined
     this.#pump()
     // The coarse clock ticks only while connections are lent or waited for; the first to come wakes it.
     this.#asleep = this.#acquired === this.#acquiredAtTick && this.#waiters.size === 0
@@ -1164,7 +1202,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** Whether an idle connection is kept. Returns when to look again. */
   #keep (entry: Entry<C>, now: number): number {
     const { idleTimeout, keepalive } = this.#options
-    const more = this.#count[IDLE]! + this.#count[USED]! + this.#coming > this.#min
+    const more = this.#count[HERE]! + this.#coming > this.#min
     const idleAt = idleTimeout > 0 && more ? entry.idleSince + idleTimeout : Infinity
     const pingAt = keepalive > 0 && this.backend.validate !== undefined ? entry.freshAt + keepalive : Infinity
     const reason = entry.expiresAt <= now ? 'lifetime' : idleAt <= now ? 'idle' : undefined
@@ -1209,22 +1247,24 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #expire (waiter: Waiter<C>): void {
     if (!this.#leave(waiter)) return
     this.#timeouts++
-    const { holder, since, deadline, reject } = waiter
-    const down = this.#lastFailure !== undefined && this.#count[IDLE]! + this.#count[USED]! === 0
-    const error = down
-      ? this.#connectError(this.#lastFailure)
-      : new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${this.name}' within ${Math.round(deadline - since)} ms ` +
-        `(${this.#numbers()}). Look for slow queries or leaks, or raise max.`,
-      { cause: this.#lastFailure, retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() })
+    const { holder, since, deadline } = waiter
+    const error = withoutStack(() => this.#timeoutError(deadline - since))
     if (this.#listeners.timeout !== undefined) this.#emit('timeout', { error, wait: this.#now - since, ...label(holder) })
-    reject(error)
+    waiter.reject(error)
+  }
+
+  #timeoutError (timeout: number): PoolError {
+    if (this.#lastFailure !== undefined && this.#count[HERE] === 0) return this.#connectError(this.#lastFailure)
+    const { retryAfter, holders } = (this.#crowd ??= { retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() })
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${this.name}' within ${Math.round(timeout)} ms (${this.#numbers()}). ` +
+      'Look for slow queries or leaks, or raise max.', { cause: this.#lastFailure, retryAfter, holders })
   }
 
   // --- Errors, events, hooks ------------------------------------------------------------------------------------------------------------
 
   #numbers (): string {
     const count = this.#count
-    return `max ${this.#max}, used ${count[USED]}, idle ${count[IDLE]}, creating ${count[CREATING]}, pending ${this.#waiters.size}`
+    return `max ${this.#max}, used ${this.#used}, idle ${this.#idle.length}, creating ${count[CREATING]}, pending ${this.#waiters.size}`
   }
 
   /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
@@ -1343,8 +1383,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** Retires every connection: the idle ones now, the lent ones when they are given back, those being made when they come. @param options.idle only the idle ones */
   evict ({ idle = false }: { idle?: boolean } = {}): void {
     if (!idle) {
-      this.#generation++
-      for (const entry of this.#entries) if (entry.state === CREATING && entry.unwanted === undefined) this.#unwant(entry, 'stale')
+      for (const entry of this.#entries) {
+        if (entry.state === CREATING && entry.unwanted === undefined) this.#unwant(entry, 'stale')
+        entry.doomed = 'stale'
+      }
     }
     // All of them first: what listeners do meanwhile finds none that is still to go.
     const evicted = this.#idle.splice(0)
@@ -1363,9 +1405,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (!Number.isSafeInteger(min) || min < 0 || min > max) throw badOption('min', min, `an integer from 0 to max (${max})`)
     this.#min = min
     this.#max = max
+    this.#shrunk = true
     // Creates first: what is there already is worth more.
-    this.#cancelCreates(Math.max(0, max - this.#count[IDLE]! - this.#count[USED]!), 'idle')
-    while (this.#count[IDLE]! + this.#count[USED]! > max && this.#idle.length > 0) {
+    this.#cancelCreates(Math.max(0, max - this.#count[HERE]!), 'idle')
+    while (this.#count[HERE]! > max && this.#idle.length > 0) {
       const entry = this.#idle.shift()!
       this.#move(entry, USED)
       this.#destroy(entry, 'idle')
@@ -1490,8 +1533,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       min: this.#min,
       max: this.#max,
       creating: count[CREATING]!,
-      idle: count[IDLE]!,
-      used: count[USED]!,
+      idle: this.#idle.length,
+      used: this.#used,
       closing: count[CLOSING]!,
       pending: this.#waiters.size,
       late: count[LATE]!,
@@ -1560,6 +1603,17 @@ function asPromise (value: unknown): Promise<unknown> | undefined {
 async function aborted (signal: AbortSignal): Promise<never> {
   await new Promise((resolve) => { signal.addEventListener('abort', resolve, { once: true }) })
   throw signal.reason
+}
+
+/** An error of the pool's own timer: where it was made tells nothing, and to find that out costs eight times as much as all the rest. */
+function withoutStack<E extends Error> (make: () => E): E {
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 0
+  try {
+    return make()
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit
+  }
 }
 
 /** Node fires a timer of more than 2^31 - 1 ms at once (its documentation of setTimeout). */

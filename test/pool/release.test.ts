@@ -4,7 +4,7 @@ import t from 'tap'
 import { abandon } from '../../lib/pool/pool.js'
 import type { FakeConnection } from '../support/fake-connector.js'
 import { settle } from '../support/clock.js'
-import { failure, fakePool, warm, watch } from '../support/fake-connector.js'
+import { FakeConnector, failure, fakePool, warm, watch } from '../support/fake-connector.js'
 import { until } from '../support/until.js'
 
 t.test('a lease that is released twice is released once', async (t) => {
@@ -337,8 +337,8 @@ t.test('a connection that was lent maxUses times is closed', async (t) => {
 })
 
 t.test('a connector without reset, isBroken, validate and onDeath is enough', async (t) => {
-  const { pool, connector, clock } = fakePool({ validateAfter: 0, keepalive: 10 })
-  Object.assign(connector, { reset: undefined, isBroken: undefined, validate: undefined, onDeath: undefined })
+  const bare = Object.assign(new FakeConnector(), { reset: undefined, isBroken: undefined, validate: undefined, onDeath: undefined })
+  const { pool, connector, clock } = fakePool({ validateAfter: 0, keepalive: 10 }, { connector: bare })
   await warm(pool)
   await clock.advance(1000)
   t.equal(pool.tryAcquire()?.connection, connector.connections[0])

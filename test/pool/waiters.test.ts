@@ -1,7 +1,7 @@
 import t from 'tap'
 import { Waiter, Waiters } from '../../lib/pool/waiters.js'
 
-const waiter = (deadline = 1000) => new Waiter<object>(undefined, 0, deadline, () => {}, () => {})
+const waiter = (deadline = 1000) => new Waiter<object>(undefined, 0, deadline, () => {})
 
 /** The line from first to last, taken apart. */
 function rest (waiters: Waiters<object>): Array<Waiter<object>> {

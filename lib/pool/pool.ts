@@ -25,6 +25,8 @@ type State = typeof CREATING | typeof IDLE | typeof USED | typeof CLOSING | type
 
 /** How coarse the clock of the fast path is, in ms. A clock read costs as much as lending a connection (47 to 55 ns of 60). */
 const TICK = 100
+/** So many creates go on when nobody waits for them any more: a pool whose line comes and goes grows all the same, and not by all who ever stood in it. */
+const SPARE = 2
 /** How many leases of a tick are timed exactly. */
 const SAMPLES = 64
 
@@ -478,11 +480,18 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (waiter.inLine) this.#waiters.remove(waiter)
     else this.#setPreparing(waiter, false)
     waiter.end()
+    if (this.#coming > SPARE) this.#cancelSpare()
     if (this.#waiters.size === 0) {
       this.#overflowing = false
       this.#settle()
     }
     return true
+  }
+
+  /** The line is shorter than the number of creates: those who stood in it were served by connections that came back sooner. */
+  #cancelSpare (): void {
+    const needed = Math.max(SPARE, this.#waiters.size + Math.max(0, this.#target() - this.#count[HERE]!))
+    if (this.#coming > needed) this.#cancelCreates(needed, 'released')
   }
 
   #setPreparing (waiter: Waiter<C>, preparing: boolean): void {

@@ -3,10 +3,10 @@
 //   node test/bench/run.mjs [--rounds 15] [--only W1,W3] [--quick] [--write]
 //
 // Prints Markdown; --write puts it into RESULTS.md. --only takes the beginnings of workloads' names; --quick is 3 short rounds, to see the order of
-// magnitude. The built package is measured: build first. BENCH_OURS names the folder of another one (with package.json and dist), to compare two builds.
+// magnitude. The built package is measured: build first. BENCH_OURS names the folder of another one (with package.json and dist), to compare builds.
 //
-// One process for each workload, round and pool, so that no pool's inline caches, heap or timers touch another's; the pools of a round take turns in an
-// order that rotates. A ratio is taken within its round, where the machine was as busy for both, and the median of the rounds is told with its range.
+// One process for each workload, round and pool, so that no pool's inline caches, heap or timers touch another's; the pools of a round take turns in
+// an order that rotates. A ratio is taken within its round, where the machine was as busy for both; the median of the rounds is told with its range.
 // The limits and ours run in each round, the peers in every third, unless a target is about them.
 import { fork } from 'node:child_process'
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -57,9 +57,7 @@ function measure (workload, pool) {
 async function runWorkload (name, rounds) {
   const { needs, everyone = false, together = false, ...workload } = workloads[name]
   const most = Math.min(workload.rounds ?? Infinity, (args.quick && workload.quickRounds) || Infinity)
-  const able = Object.keys(pools).filter((pool) => needs.every((need) => pools[pool].lacks[need] === undefined))
-  // Where it is no comparison of promises, one limit is enough.
-  const list = name === 'W1 sync' || needs.length === 0 ? able : able.filter((pool) => pool !== 'L0' && pool !== 'L1')
+  const list = Object.keys(pools).filter((pool) => needs.every((need) => pools[pool].lacks[need] === undefined))
   const figures = Object.fromEntries(list.map((pool) => [pool, []]))
   for (let round = 0; round < Math.min(rounds, most); round++) {
     const turn = round % list.length
@@ -194,14 +192,15 @@ async function main () {
   const report = [
     '# What the pool costs, beside its limits and its peers',
     '',
-    `\`npm run bench\`${args.quick ? ' with `--quick`' : ''}, ${new Date().toISOString().slice(0, 10)}: Node ${process.version}, ${cpus().length} x ${model}, ` +
-      `${process.platform} ${process.arch}, load average at the start ${load}; ${rounds} rounds in ${((performance.now() - begun) / 60000).toFixed(1)} minutes.`,
+    `\`npm run bench\`${args.quick ? ' with `--quick`' : ''}, ${new Date().toISOString().slice(0, 10)}: Node ${process.version}, ` +
+      `${cpus().length} x ${model}, ${process.platform} ${process.arch}, load average at the start ${load}; ` +
+      `${rounds} rounds in ${((performance.now() - begun) / 60000).toFixed(1)} minutes.`,
     '',
     ...limits,
     `- Ours is ${pools.ours.about}.`,
     '',
-    'Every figure is the median of its rounds; a ratio is taken within each round, then its median is told, [least to most]. Peers run in every third',
-    'round where no target is about them, and without an acquire timeout but in W5: their best. Trust the ratios, not the times.',
+    'Every figure is the median of its rounds; a ratio is taken within each round, then its median is told, [least to most]. Peers run in every',
+    'third round where no target is about them, and without an acquire timeout but in W5: their best. Trust the ratios, not the times.',
     '',
     `Peers: ${peerVersions}.`,
     '',

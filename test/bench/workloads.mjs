@@ -1,7 +1,7 @@
 // What is measured. A workload is { about, needs, base, metric, run }: `run(make, options)` is called in a process of its own and gives its figures;
 // `base` is the pool that the ratio of `metric` is taken to, or 'best peer'; `needs` are the words of what a pool can lack (see pools.mjs).
-// `rounds` is the most that pay where the figure hardly varies, `quickRounds` that of a quick run; `everyone` has the peers in each round and not only
-// in each third; `together`: all pools at the same time, since they only sit there; `full` and `quick` are the options of the two kinds of run.
+// `rounds` is the most that pay where the figure hardly varies, `quickRounds` that of a quick run; `everyone` has the peers in each round and not
+// only in each third; `together`: all pools at the same time, since they only sit there; `full` and `quick` are the options of the two kinds of run.
 import { createHook } from 'node:async_hooks'
 import { setImmediate as immediate, setTimeout as sleep } from 'node:timers/promises'
 import { Conn } from './pools.mjs'
@@ -324,7 +324,8 @@ async function burst (make) {
 
 const speed = { base: 'L2', metric: 'ns', full: { ms: 300, warmMs: 150 }, quick: { ms: 150, warmMs: 100 } }
 const crowded = { ...speed, needs: ['line'], full: { ms: 300 }, quick: { ms: 100 } }
-const shed = { base: 'best peer', metric: 'cpuMs', everyone: true, quickRounds: 1, full: { n: 100000, timeoutMs: 1000 }, quick: { n: 100000, timeoutMs: 1000 } }
+const departures = { n: 100000, timeoutMs: 1000 }
+const shed = { base: 'best peer', metric: 'cpuMs', everyone: true, quickRounds: 1, full: departures, quick: departures }
 const still = { full: {}, quick: {} }
 
 export const workloads = {
@@ -353,7 +354,8 @@ export const workloads = {
   },
   'W7 memory': {
     ...still,
-    about: 'Bytes on the heap for an idle connection (about 64 are the connection itself), more for one that is lent, and for one who waits (its promise with a `then` included)',
+    about: 'Bytes on the heap for an idle connection (about 64 are the connection itself), more for one that is lent, ' +
+      'and for one who waits (its promise with a `then` included)',
     needs: ['line'],
     base: 'L2',
     metric: 'waiterBytes',
@@ -384,7 +386,8 @@ export const workloads = {
   },
   burst: {
     ...still,
-    about: '10 at once with 1 ms of work on one warm connection, 50 ms to connect: until all are served, to ten timers in turn; connects begun, and established',
+    about: '10 at once with 1 ms of work on one warm connection, 50 ms to connect: until all are served, to ten timers in turn; ' +
+      'connects begun, and established',
     needs: ['line', 'create'],
     base: 'L2',
     metric: 'ms',
@@ -395,14 +398,20 @@ export const workloads = {
 }
 
 /**
- * What the project promises itself. `measure(result)` gives the figure: `result(workload)` has `ratio(pool)` to the workload's base and `of(pool, figure)`,
- * both medians.
+ * What the project promises itself. `measure(result)` gives the figure: `result(workload)` has `ratio(pool)` to the workload's base and
+ * `of(pool, figure)`, both medians.
  */
 export const targets = [
   { name: 'acquire and release, to L1', of: ['W1 await'], limit: 1.5, unit: 'x', measure: (w) => w('W1 await').ratio('ours') },
   { name: 'tryAcquire and release, to L0', of: ['W1 sync'], limit: 4, unit: 'x', measure: (w) => w('W1 sync').ratio('ours') },
   { name: 'contended, a microtask of work, to L2', of: ['W2 microtask'], limit: 1.5, unit: 'x', measure: (w) => w('W2 microtask').ratio('ours') },
-  { name: 'contended, a setImmediate of work, to L2', of: ['W2 setImmediate'], limit: 1.5, unit: 'x', measure: (w) => w('W2 setImmediate').ratio('ours') },
+  {
+    name: 'contended, a setImmediate of work, to L2',
+    of: ['W2 setImmediate'],
+    limit: 1.5,
+    unit: 'x',
+    measure: (w) => w('W2 setImmediate').ratio('ours'),
+  },
   { name: '100,000 who wait, to L2', of: ['W3 100k'], limit: 1.6, unit: 'x', measure: (w) => w('W3 100k').ratio('ours') },
   {
     name: 'our ratio to L2 at 300,000, to that at 1,000',
@@ -411,8 +420,20 @@ export const targets = [
     unit: 'x',
     measure: (w) => w('W3 300k').ratio('ours') / w('W3 1k').ratio('ours'),
   },
-  { name: '100,000 wait, half time out: CPU, to the best peer', of: ['W5 timeout'], limit: 0.5, unit: 'x', measure: (w) => w('W5 timeout').ratio('ours') },
-  { name: '100,000 wait, half are aborted: CPU, to the best peer', of: ['W5 abort'], limit: 0.5, unit: 'x', measure: (w) => w('W5 abort').ratio('ours') },
+  {
+    name: '100,000 wait, half time out: CPU, to the best peer',
+    of: ['W5 timeout'],
+    limit: 0.5,
+    unit: 'x',
+    measure: (w) => w('W5 timeout').ratio('ours'),
+  },
+  {
+    name: '100,000 wait, half are aborted: CPU, to the best peer',
+    of: ['W5 abort'],
+    limit: 0.5,
+    unit: 'x',
+    measure: (w) => w('W5 abort').ratio('ours'),
+  },
   {
     name: '1,000 idle connections: CPU, to the best peer, or to the floor where that is at it',
     of: ['W6 idle'],

@@ -1249,7 +1249,8 @@ class World {
       case 'aborted': return conn.ending === 'abandon'
       case 'leaked': return false
       case 'closed': return this.#draining
-      case 'released': return conn.late || conn.ending === 'destroy'
+      // Given up, and made all the same: nobody waits for it any more.
+      case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted
     }
   }
 

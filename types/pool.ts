@@ -160,8 +160,8 @@ export interface HookInfo {
 
 /** Where the pool's time and chance come from. A test brings its own: then time is a matter of steps. */
 export interface Clock {
-  /** Monotonic, in ms. */
-  now (): number
+  /** Monotonic, in ms. @param exactly even where it was asked before in this turn of the event loop, which may have been a long one */
+  now (exactly?: boolean): number
   /** Calls `fn` once, after `ms`. Made unref'd: it does not keep the process alive until `ref` is called. */
   setTimer (fn: () => void, ms: number): Timer
   /** In [0, 1). */

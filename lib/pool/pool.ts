@@ -293,7 +293,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       }
     }
     // While no tick is due the coarse clock stands still.
-    heldSince = (pool, entry) => Math.max(0, (entry.timed || pool.#asleep ? pool.#read() : pool.#now) - entry.takenAt)
+    heldSince = (pool, entry) => Math.max(0, (entry.timed || pool.#asleep ? pool.#read(true) : pool.#now) - entry.takenAt)
   }
 
   /**
@@ -418,7 +418,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#acquired++
     entry.timed = this.#samples > 0 || this.#listeners.release !== undefined
     if (entry.timed) this.#samples--
-    entry.takenAt = entry.timed ? this.#read() : this.#now
+    entry.takenAt = entry.timed ? this.#read(true) : this.#now
     const lease = new PoolLease<C>(this as unknown as Pool<C>, entry)
     if (this.#registry !== undefined) {
       this.#registry.register(lease, { entry, turn: entry.turn })
@@ -600,7 +600,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#released++
     // While no tick is due the coarse clock stands still.
     const exactly = entry.timed || this.#asleep || this.#listeners.release !== undefined || leak !== undefined
-    const held = Math.max(0, (exactly ? this.#read() : this.#now) - entry.takenAt)
+    const held = Math.max(0, (exactly ? this.#read(true) : this.#now) - entry.takenAt)
     if (!exactly) return held
     if (entry.timed) this.#holds.record(held)
     if (this.#listeners.release !== undefined) this.#emit('release', { id: entry.id, held, ...label(holder) })
@@ -1148,8 +1148,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   // --- Time -----------------------------------------------------------------------------------------------------------------------------
 
-  #read (): number {
-    return (this.#now = this.#clock.now())
+  #read (exactly?: boolean): number {
+    return (this.#now = this.#clock.now(exactly))
   }
 
   /** One timer serves all: it is set to whatever comes first. */

@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import t from 'tap'
+import { Pool } from '../../lib/pool/pool.js'
 import { systemClock } from '../../lib/pool/clock.js'
 import { settle, VirtualClock } from '../support/clock.js'
 import { fakePool, warm, watch } from '../support/fake-connector.js'
@@ -253,6 +254,17 @@ t.test('the system clock is monotonic, unref\'d unless asked, and can be cancell
     timer.ref()
   })
   t.ok(systemClock.now() - began >= 4)
+})
+
+t.test('a lease that blocks the event loop counts with all of its time', async (t) => {
+  const pool = new Pool({ system: 'fake', create: async () => ({}), destroy () {} })
+  t.teardown(() => pool.close())
+  await pool.use((_connection, lease) => {
+    const until = performance.now() + 5
+    while (performance.now() < until);
+    t.ok(lease.heldFor >= 5)
+  })
+  t.ok(pool.stats().held.max >= 5)
 })
 
 const program = (body: string) => `

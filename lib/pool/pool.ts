@@ -759,7 +759,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** Asks a used connection, and offers it where it is alive; nobody has used it meanwhile. Resolves to the round trip's ms; undefined: it is gone. */
   async #validate (entry: Entry<C>): Promise<number | undefined> {
-    const began = this.#read()
+    const began = this.#read(true)
     this.#begin(entry, 'validate', began + this.#options.validateTimeout)
     let valid = false
     let failure: Error | undefined
@@ -777,7 +777,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       this.#destroy(entry, 'invalid', failure)
       return undefined
     }
-    const latency = this.#read() - began
+    const latency = this.#read(true) - began
     this.#offer(entry, false, entry.idleSince)
     return latency
   }
@@ -833,7 +833,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #create (): void {
-    const now = this.#read()
+    const now = this.#read(true)
     const entry = new Entry<C>(++this.#ids.last, now)
     this.#entries.add(entry)
     this.#count[CREATING]!++
@@ -864,7 +864,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     // Its deadline passed while `onConnect` ran.
     if (entry.state !== CREATING) return
-    const now = this.#read()
+    const now = this.#read(true)
     this.#finish(entry)
     this.#created++
     this.#creates.record(now - entry.createdAt)
@@ -1471,7 +1471,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   async #shut (timeout: number): Promise<void> {
-    const began = this.#read()
+    const began = this.#read(true)
     const drained = this.drain()
     this.#phase = 'closing'
     const deadline = this.#alarm(timeout)
@@ -1507,7 +1507,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     // Whatever has not come back by now is late, and its answer is still owned.
     for (const entry of this.#entries) if (entry.state !== LATE) this.#move(entry, LATE)
     if (this.#listeners.close !== undefined) {
-      this.#emit('close', { took: this.#read() - began, destroyed: this.#destroyedTotal() - this.#destroyedBefore, holders })
+      this.#emit('close', { took: this.#read(true) - began, destroyed: this.#destroyedTotal() - this.#destroyedBefore, holders })
     }
     // Whoever still waits for one (a transaction's turn) finds its lease ended.
     for (const { ring } of this.#alarms) ring()

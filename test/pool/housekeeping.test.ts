@@ -256,15 +256,21 @@ t.test('the system clock is monotonic, unref\'d unless asked, and can be cancell
   t.ok(systemClock.now() - began >= 4)
 })
 
-t.test('a lease that blocks the event loop counts with all of its time', async (t) => {
-  const pool = new Pool({ system: 'fake', create: async () => ({}), destroy () {} })
-  t.teardown(() => pool.close())
-  await pool.use((_connection, lease) => {
+t.test('what blocks the event loop counts with all of its time: creates, leases, health', async (t) => {
+  const block = () => {
     const until = performance.now() + 5
     while (performance.now() < until);
+    return true
+  }
+  const pool = new Pool({ system: 'fake', create: async () => block(), destroy () {}, validate: async () => block() })
+  t.teardown(() => pool.close())
+  await pool.use((_connection, lease) => {
+    block()
     t.ok(lease.heldFor >= 5)
   })
   t.ok(pool.stats().held.max >= 5)
+  t.ok(pool.stats().create.max >= 5)
+  t.ok((await pool.health()).latency! >= 5)
 })
 
 const program = (body: string) => `

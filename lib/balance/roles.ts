@@ -172,7 +172,7 @@ export class RolePool<C, K extends Connector<C> = Connector<C>> implements PoolF
 }
 
 /** From the best to the worst. */
-const healthRank: ReadonlyArray<PoolHealth['status']> = ['up', 'degraded', 'draining', 'down']
+export const healthRank: ReadonlyArray<PoolHealth['status']> = ['up', 'degraded', 'draining', 'down']
 
 function bothClosed (first: PoolEvents['close'], second: PoolEvents['close']): PoolEvents['close'] {
   return Object.freeze({

@@ -1,6 +1,7 @@
 import type { Connector } from '../../types/connector.js'
 import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
+import { healthRank } from '../balance/roles.js'
 import { PoolError } from '../pool/errors.js'
 import type { ResolvedPoolOptions } from '../pool/options.js'
 
@@ -12,8 +13,6 @@ export interface Managed {
   readonly pool: PoolFace<unknown>
   readonly policy: Policy
 }
-
-const worst: ReadonlyArray<PoolHealth['status']> = ['up', 'degraded', 'draining', 'down']
 
 /**
  * The pools of one scope. It looks outward for those of the scopes around it, and never holds them: a shared list would leak a child's pools to
@@ -105,7 +104,7 @@ export class PoolManager implements Pools {
 
   async health (): Promise<PoolsHealth> {
     const all = await Promise.all(this.names.map(async (name) => [name, await this.#required(name).pool.health()] as const))
-    const status = all.reduce<PoolHealth['status']>((most, [, { status }]) => worst.indexOf(status) > worst.indexOf(most) ? status : most, 'up')
+    const status = all.reduce<PoolHealth['status']>((most, [, { status }]) => healthRank.indexOf(status) > healthRank.indexOf(most) ? status : most, 'up')
     return { status, pools: Object.fromEntries(all) }
   }
 

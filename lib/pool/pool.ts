@@ -34,60 +34,85 @@ const reasons: readonly DestroyReason[] = ['idle', 'lifetime', 'uses', 'invalid'
 
 const newContext = () => new AsyncResource('FASTIFY_POOL')
 
-/** The pool's record of one connection. */
-class Entry<C> {
-  connection: C = undefined as C
-  /** What borrowers get: the connection, or what `wrap` made of it. */
-  face: C = undefined as C
-  /** Of the lease that is out, from its first transaction on. */
-  transactions: LeaseTransactions<C> | undefined
-  state: State = CREATING
-  /** Counts its leases. A lease knows its turn, so one that has ended can do nothing to a later one. */
-  turn = 0
-  uses = 0
-  lent = false
-  holder: HolderLabel | undefined
-  takenAt = 0
-  /** Whether `takenAt` is exact. */
-  timed = false
-  idleSince = 0
-  /** When it was last known to be alive. */
-  freshAt = 0
-  expiresAt = Infinity
-  /** What the pool itself does with it while it is used; the phases of a transaction are for its borrower. */
+/** What the pool does with a connection that is not at rest. */
+class Operation<C> {
+  /** The phases of a transaction are for the borrower; undefined: its create, or its end. */
   doing: 'prepare' | 'validate' | 'reset' | Phase | undefined
-  /** Of the operation under way. */
   deadline = Infinity
   /** It is validated because somebody waits. */
   awaited = false
   /** The acquire that waits while `onAcquire` prepares this connection. */
   prepared: Waiter<C> | undefined
-  /** `create` has delivered `connection`. */
-  delivered = false
-  /** Its create is past the deadline, and the reason is not told yet: tells it. */
-  explain: ((cause: unknown) => void) | undefined
-  /** The pool's own reason against lending it again. */
-  doomed: DestroyReason | undefined
-  /** What it died of. */
-  broken: Error | undefined
-  /** How many creates in a row had failed when its own began. */
-  failures = 0
-  /** While it is created: why its connection will not be kept. */
-  unwanted: DestroyReason | undefined
   controller: AbortController | undefined
-  leak: { readonly stack: string | undefined } | undefined
-  /** The lease object was garbage collected: nobody can release it. */
-  lost = false
-  /** How long the lease was held that the pool itself ended, its last one. */
-  revokedAfter = 0
-  stack: string | undefined
-
-  constructor (readonly id: number, public createdAt: number) {}
 
   get signal (): AbortSignal {
     return (this.controller ??= new AbortController()).signal
   }
 }
+
+/** What is to be known of a connection until it is made. */
+class Creation {
+  /** `create` has delivered the connection. */
+  delivered = false
+  /** The create is past the deadline, and the reason is not told yet: tells it. */
+  explain: ((cause: unknown) => void) | undefined
+  /** Why its connection will not be kept. */
+  unwanted: DestroyReason | undefined
+
+  /** @param failures how many creates in a row had failed when it began */
+  constructor (readonly began: number, readonly failures: number) {}
+}
+
+/** What is to be known of a lease where the pool looks for leaks. */
+class Watch {
+  reported = false
+  /** The lease object was garbage collected: nobody can release it. */
+  lost = false
+
+  constructor (readonly stack: string | undefined) {}
+}
+
+/** The pool's record of one connection. There may be thousands: what only some of them need for a while is in objects of its own, and times are whole ms but for `takenAt`. */
+class Entry<C> {
+  connection: C = undefined as C
+  /** What borrowers get: the connection, or what `wrap` made of it. */
+  face: C = undefined as C
+  state: State = CREATING
+  /** Counts the beginnings and the ends of its leases: odd while it is lent. A lease knows its turn, so one that has ended can do nothing to a later one. */
+  turn = 0
+  holder: HolderLabel | undefined
+  takenAt = 0
+  /** Whether `takenAt` is exact. */
+  timed = false
+  /** Of the lease that is out, from its first transaction on. */
+  transactions: LeaseTransactions<C> | undefined
+  watch: Watch | undefined
+  idleSince = 0
+  /** When it was last known to be alive. */
+  freshAt = 0
+  /** 0: never. */
+  expiresAt = 0
+  operation: Operation<C> | undefined
+  creation: Creation | undefined
+  /** The pool's own reason against lending it again. */
+  doomed: DestroyReason | undefined
+  /** What it died of. */
+  broken: Error | undefined
+
+  constructor (readonly id: number, public createdAt: number) {}
+
+  get lent (): boolean {
+    return (this.turn & 1) === 1
+  }
+
+  /** How many times it was lent. */
+  get uses (): number {
+    return (this.turn + 1) >> 1
+  }
+}
+
+/** How long the leases were held that a pool itself ended: each the last one of its connection. */
+const revokedAfter = new WeakMap<object, number>()
 
 // What a lease may do to its pool, and nobody else: set where Pool's private methods are in reach.
 let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => number
@@ -123,7 +148,7 @@ class PoolLease<C> implements Lease<C> {
 
   get heldFor (): number {
     if (this.#entry.turn === this.#turn) return heldSince(this.#pool, this.#entry)
-    return this.#held ?? this.#entry.revokedAfter
+    return this.#held ?? revokedAfter.get(this.#entry) ?? 0
   }
 
   release (): void {
@@ -412,8 +437,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C> {
-    if (++entry.uses >= this.#maxUses) entry.doomed ??= 'uses'
-    entry.lent = true
+    entry.turn++
+    if (entry.uses >= this.#maxUses) entry.doomed ??= 'uses'
     entry.holder = holder
     this.#acquired++
     entry.timed = this.#samples > 0 || this.#listeners.release !== undefined
@@ -423,7 +448,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (this.#registry !== undefined) {
       this.#registry.register(lease, { entry, turn: entry.turn })
       // Stacks cost 3 us each: they are taken once something has leaked.
-      entry.stack = this.#leaked > 0 ? new Error('acquired').stack : undefined
+      entry.watch = new Watch(this.#leaked > 0 ? new Error('acquired').stack : undefined)
     }
     if (this.#listeners.acquire !== undefined) this.#emit('acquire', { id: entry.id, wait, ...label(holder) })
     return lease
@@ -516,8 +541,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     if (preparation === undefined) return this.#prepared(entry, waiter)
     // Its deadline goes on, and no other connection is tried for it as long as this one lives.
-    entry.prepared = waiter
-    this.#begin(entry, 'prepare', waiter.deadline)
+    this.#begin(entry, 'prepare', waiter.deadline).prepared = waiter
     this.#setPreparing(waiter, true)
     preparation.then(() => {
       if (entry.state !== USED) return
@@ -591,23 +615,19 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #endLease (entry: Entry<C>): number {
-    const { holder, leak } = entry
+    const { holder, watch } = entry
     entry.turn++
-    entry.lent = false
     entry.holder = undefined
-    entry.stack = undefined
+    entry.watch = undefined
     entry.transactions = undefined
     this.#released++
     // While no tick is due the coarse clock stands still.
-    const exactly = entry.timed || this.#asleep || this.#listeners.release !== undefined || leak !== undefined
+    const exactly = entry.timed || this.#asleep || this.#listeners.release !== undefined || watch?.reported === true
     const held = Math.max(0, (exactly ? this.#read(true) : this.#now) - entry.takenAt)
     if (!exactly) return held
     if (entry.timed) this.#holds.record(held)
     if (this.#listeners.release !== undefined) this.#emit('release', { id: entry.id, held, ...label(holder) })
-    if (leak !== undefined) {
-      entry.leak = undefined
-      if (this.#listeners.unleak !== undefined) this.#emit('unleak', { id: entry.id, held, ...label(holder), ...leak })
-    }
+    if (watch?.reported === true && this.#listeners.unleak !== undefined) this.#emit('unleak', { id: entry.id, held, ...label(holder), ...stackOf(watch) })
     return held
   }
 
@@ -622,7 +642,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       const reset = asPromise(this.#context.runInAsyncScope(() => backend.reset!(entry.connection, controller?.signal as AbortSignal)))
       if (reset === undefined) return undefined
       this.#spare = undefined
-      entry.controller = controller
+      if (controller !== undefined) (entry.operation ??= new Operation()).controller = controller
       // A session reset undoes what `onConnect` had set, so it is set again before the next loan.
       if (this.#options.reset !== 'session' || this.#options.onConnect === undefined) return reset
       return reset.then(() => {
@@ -664,13 +684,13 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const reason = this.#unfit(entry) ?? (alive ? undefined : this.#dead(entry))
     if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
     if (this.#waiters.size > 0 && !this.#suspended) {
-      entry.freshAt = this.#now
+      entry.freshAt = Math.floor(this.#now)
       return this.#serve(entry)
     }
     if (this.#phase !== 'open') return this.#destroy(entry, 'closed')
     if (this.#asleep) this.#wake()
-    entry.freshAt = this.#now
-    entry.idleSince = since ?? this.#now
+    entry.freshAt = Math.floor(this.#now)
+    entry.idleSince = since ?? entry.freshAt
     entry.state = IDLE
     // In the order of their last use, which being asked does not change.
     if (since === undefined) this.#idle.push(entry)
@@ -692,8 +712,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       face: (connection) => connection === entry.connection ? entry.face : this.#wrap(connection),
       call: async (phase, work) => {
         const { acquireTimeout, resetTimeout } = this.#options
-        this.#begin(entry, phase, this.#read() + { begin: acquireTimeout, commit: Infinity, rollback: resetTimeout }[phase])
-        const { signal } = entry
+        const { signal } = this.#begin(entry, phase, this.#read() + { begin: acquireTimeout, commit: Infinity, rollback: resetTimeout }[phase])
         try {
           return await Promise.race([this.#run(() => work(signal)), aborted(signal)])
         } catch (error) {
@@ -730,7 +749,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** The pool's own reasons against lending it again. */
   #unfit (entry: Entry<C>): DestroyReason | undefined {
     if (entry.doomed !== undefined) return entry.doomed
-    if (entry.expiresAt <= this.#now) return 'lifetime'
+    if (entry.expiresAt !== 0 && entry.expiresAt <= this.#now) return 'lifetime'
     return this.#shrunk ? this.#tooMany() : undefined
   }
 
@@ -758,20 +777,21 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   /** Asks a used connection, and offers it where it is alive; nobody has used it meanwhile. Resolves to the round trip's ms; undefined: it is gone. */
-  async #validate (entry: Entry<C>): Promise<number | undefined> {
+  async #validate (entry: Entry<C>, awaited = false): Promise<number | undefined> {
     const began = this.#read(true)
-    this.#begin(entry, 'validate', began + this.#options.validateTimeout)
+    const operation = this.#begin(entry, 'validate', began + this.#options.validateTimeout)
+    const { signal } = operation
+    operation.awaited = awaited
     let valid = false
     let failure: Error | undefined
-    const { signal } = entry
     try {
       const answer = this.#run(() => this.backend.validate!(entry.connection, signal))
       // At its deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores the signal.
       valid = await Promise.race([answer, new Promise<false>((resolve) => { signal.addEventListener('abort', () => { resolve(false) }) })])
     } catch (error) {
-      if (entry.doing === 'validate') failure = this.#report(error, 'validate')
+      if (entry.operation === operation) failure = this.#report(error, 'validate')
     }
-    if (entry.doing !== 'validate') return undefined
+    if (entry.operation !== operation) return undefined
     this.#finish(entry)
     if (!valid) {
       this.#destroy(entry, 'invalid', failure)
@@ -811,9 +831,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #validateForWaiter (entry: Entry<C>): void {
-    entry.awaited = true
     this.#validating++
-    this.#validate(entry)
+    this.#validate(entry, true)
   }
 
   #mayCreate (): boolean {
@@ -834,25 +853,25 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   #create (): void {
     const now = this.#read(true)
-    const entry = new Entry<C>(++this.#ids.last, now)
+    const entry = new Entry<C>(++this.#ids.last, Math.floor(now))
+    const creation = (entry.creation = new Creation(now, this.#failures))
     this.#entries.add(entry)
     this.#count[CREATING]!++
-    this.#begin(entry, undefined, now + this.#options.connectTimeout)
-    entry.failures = this.#failures
+    const { signal } = this.#begin(entry, undefined, now + this.#options.connectTimeout)
     // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
     if (this.#failures > 0) this.#backOff(now)
-    this.#run(() => this.#make(entry))
+    this.#run(() => this.#make(entry, creation, signal))
   }
 
   /** One create, from its start to the connection's first offer or its end. It belongs to the pool: no caller's end ends it. */
-  async #make (entry: Entry<C>): Promise<void> {
+  async #make (entry: Entry<C>, creation: Creation, signal: AbortSignal): Promise<void> {
     try {
-      entry.connection = await this.backend.create(entry.signal)
-      entry.delivered = true
-      entry.freshAt = this.#clock.now()
+      entry.connection = await this.backend.create(signal)
+      creation.delivered = true
+      entry.freshAt = Math.floor(this.#clock.now())
       if (entry.state === LATE) return this.#destroyLate(entry)
       this.backend.onDeath?.(entry.connection, (error) => { this.#died(entry, error) })
-      if (entry.unwanted === undefined) {
+      if (creation.unwanted === undefined) {
         await this.#hook('onConnect', entry)
         // Else its deadline passed while `onConnect` ran.
         if (entry.state === CREATING) entry.face = this.#wrap(entry.connection)
@@ -860,51 +879,53 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       // Else a server that hangs up on everybody would be called without a pause.
       if (entry.state === CREATING && this.#dead(entry) !== undefined) throw entry.broken ?? new Error('the connection was dead at once')
     } catch (error) {
-      return this.#notMade(entry, error)
+      return this.#notMade(entry, creation, error)
     }
     // Its deadline passed while `onConnect` ran.
     if (entry.state !== CREATING) return
     const now = this.#read(true)
     this.#finish(entry)
     this.#created++
-    this.#creates.record(now - entry.createdAt)
+    this.#creates.record(now - creation.began)
     this.#failures = 0
     this.#lastFailure = undefined
     const { maxLifetime } = this.#options
     // Up to a tenth less: connections that were made together do not end together.
-    if (maxLifetime > 0) entry.expiresAt = now + maxLifetime * (1 - 0.1 * this.#clock.random())
+    if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.#clock.random())))
     this.#move(entry, USED)
-    if (this.#listeners.connect !== undefined) this.#emit('connect', { id: entry.id, took: now - entry.createdAt })
-    entry.createdAt = now
-    if (entry.unwanted !== undefined) this.#destroy(entry, entry.unwanted)
+    if (this.#listeners.connect !== undefined) this.#emit('connect', { id: entry.id, took: now - creation.began })
+    entry.createdAt = Math.floor(now)
+    entry.creation = undefined
+    if (creation.unwanted !== undefined) this.#destroy(entry, creation.unwanted)
     else this.#offer(entry)
     this.#settleOpeners()
     this.#pump()
   }
 
-  #notMade (entry: Entry<C>, cause: unknown): void {
-    const { delivered, state, unwanted } = entry
+  #notMade (entry: Entry<C>, creation: Creation, cause: unknown): void {
+    const { state } = entry
+    const { delivered, unwanted } = creation
     if (state === LATE && !delivered) {
-      entry.explain?.(cause)
+      creation.explain?.(cause)
       return this.#gone(entry)
     }
     if (state !== CREATING) return
-    const error = unwanted === undefined ? this.#createFailed(entry, cause) : undefined
+    const error = unwanted === undefined ? this.#createFailed(creation, cause) : undefined
     if (!delivered) return this.#gone(entry)
     this.#move(entry, USED)
     this.#destroy(entry, unwanted ?? 'error', error)
   }
 
   /** Returns the scrubbed copy of the cause. */
-  #createFailed (entry: Entry<C>, cause: unknown): Error {
-    this.#countFailure(entry)
+  #createFailed (creation: Creation, cause: unknown): Error {
+    this.#countFailure(creation)
     return this.#tellFailure(cause)
   }
 
-  #countFailure (entry: Entry<C>): void {
+  #countFailure ({ failures }: Creation): void {
     this.#createErrors++
     // Creates that were under way together fail together: that is one failure. (One from before the last success may know of more failures.)
-    if (entry.failures < this.#failures) return
+    if (failures < this.#failures) return
     this.#failures++
     this.#backOff(this.#read())
   }
@@ -919,15 +940,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   /** A create is past its deadline, and its signal has aborted: a connector that heeds it says in this turn why it took so long, or never. */
-  #failLate (entry: Entry<C>, error: Error): void {
-    this.#countFailure(entry)
+  #failLate (creation: Creation, error: Error): void {
+    this.#countFailure(creation)
     this.#lastFailure = error
-    entry.explain = (cause) => {
-      entry.explain = undefined
+    creation.explain = (cause) => {
+      creation.explain = undefined
       this.#tellFailure(cause === undefined || cause === error ? error : new Error(error.message, { cause }))
     }
     // Behind all promises that are about to settle now.
-    queueMicrotask(() => { process.nextTick(() => { entry.explain?.(undefined) }) })
+    queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
   }
 
   /** Doubling, with full jitter. */
@@ -938,7 +959,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** All creates but the first `kept` are not needed any more: they are told so, and what they still deliver is destroyed. */
   #cancelCreates (kept: number, reason: DestroyReason): void {
-    const creating = [...this.#entries].filter((entry) => entry.state === CREATING && entry.unwanted === undefined)
+    const creating = [...this.#entries].filter((entry) => entry.state === CREATING && entry.creation!.unwanted === undefined)
     for (const entry of creating.slice(kept)) {
       this.#unwant(entry, reason)
       this.#abort(entry, `pool '${this.name}' no longer needs this connection`)
@@ -946,7 +967,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #unwant (entry: Entry<C>, reason: DestroyReason): void {
-    entry.unwanted = reason
+    entry.creation!.unwanted = reason
     this.#unwanted++
   }
 
@@ -965,7 +986,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** Ends a used connection. Nothing may wait for it; its slot is taken until it is gone. */
   #destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
     // Its borrower waits for that, and the driver may never answer any more.
-    if (entry.doing === 'begin' || entry.doing === 'commit' || entry.doing === 'rollback') this.#abort(entry, 'the connection is destroyed')
+    const doing = entry.operation?.doing
+    if (doing === 'begin' || doing === 'commit' || doing === 'rollback') this.#abort(entry, 'the connection is destroyed')
     this.#finish(entry)
     this.#move(entry, CLOSING)
     const now = this.#read()
@@ -1010,19 +1032,21 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** The operation under way on an entry is past its deadline. */
   #overdue (entry: Entry<C>): void {
-    const { doing, prepared } = entry
+    const { doing, prepared } = entry.operation!
     const { acquireTimeout, connectTimeout, destroyTimeout, resetTimeout, validateTimeout } = this.#options
     if (entry.state === CREATING) {
+      const creation = entry.creation!
+      const { delivered, unwanted } = creation
       const error = new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)
       this.#abort(entry, error)
       this.#finish(entry)
-      this.#move(entry, entry.delivered ? USED : LATE)
-      if (entry.unwanted === undefined) {
-        if (entry.delivered) this.#createFailed(entry, error)
-        else this.#failLate(entry, error)
+      this.#move(entry, delivered ? USED : LATE)
+      if (unwanted === undefined) {
+        if (delivered) this.#createFailed(creation, error)
+        else this.#failLate(creation, error)
       }
       // It is there, and `onConnect` is what takes so long.
-      if (entry.delivered) this.#destroy(entry, entry.unwanted ?? 'error', error)
+      if (delivered) this.#destroy(entry, unwanted ?? 'error', error)
     } else if (entry.state === CLOSING) {
       this.#finish(entry)
       this.#move(entry, LATE)
@@ -1051,13 +1075,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** The lease object was garbage collected without a release. */
   #lose (entry: Entry<C>): void {
-    entry.lost = true
-    if (entry.leak !== undefined) this.#revoke(entry, 'leaked')
+    const watch = entry.watch!
+    watch.lost = true
+    if (watch.reported) this.#revoke(entry, 'leaked')
   }
 
   /** The pool itself ends a lease. @param failed what is to be reported */
   #revoke (entry: Entry<C>, reason: DestroyReason, failed?: { readonly error: unknown, readonly phase: ErrorPhase }): void {
-    entry.revokedAfter = this.#read() - entry.takenAt
+    revokedAfter.set(entry, this.#read() - entry.takenAt)
     // Before the report: who listens to it may end the lease, too.
     this.#endLease(entry)
     this.#destroy(entry, reason, failed && this.#report(failed.error, failed.phase))
@@ -1067,7 +1092,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** Between idle and used only the state changes, and the list of the idle ones. */
   #move (entry: Entry<C>, state: State): void {
-    if (entry.state === CREATING && entry.unwanted !== undefined) this.#unwanted--
+    if (entry.state === CREATING && entry.creation!.unwanted !== undefined) this.#unwanted--
     this.#count[entry.state === IDLE ? HERE : entry.state]!--
     this.#count[state === IDLE ? HERE : state]!++
     entry.state = state
@@ -1098,25 +1123,24 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#move(entry, USED)
   }
 
-  #begin (entry: Entry<C>, doing: Entry<C>['doing'], deadline: number): void {
-    entry.doing = doing
-    entry.deadline = deadline
+  #begin (entry: Entry<C>, doing: Operation<C>['doing'], deadline: number): Operation<C> {
+    const operation = (entry.operation ??= new Operation())
+    operation.doing = doing
+    operation.deadline = deadline
     this.#arm(deadline)
+    return operation
   }
 
   #finish (entry: Entry<C>): void {
-    entry.deadline = Infinity
-    entry.doing = undefined
-    // Its signal was of what is done now: the next operation gets its own.
-    entry.controller = undefined
-    if (entry.prepared !== undefined) this.#setPreparing(entry.prepared, false)
-    entry.prepared = undefined
-    if (entry.awaited) this.#validating--
-    entry.awaited = false
+    const { operation } = entry
+    if (operation === undefined) return
+    entry.operation = undefined
+    if (operation.prepared !== undefined) this.#setPreparing(operation.prepared, false)
+    if (operation.awaited) this.#validating--
   }
 
   #abort (entry: Entry<C>, why: string | Error): void {
-    this.#run(() => entry.controller?.abort(typeof why === 'string' ? new Error(why) : why))
+    this.#run(() => entry.operation?.controller?.abort(typeof why === 'string' ? new Error(why) : why))
   }
 
   /** Wakes those who wait for the pool as a whole. */
@@ -1194,10 +1218,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       else if (this.#alarms.delete(alarm)) alarm.ring()
     }
     for (const entry of this.#entries) {
-      if (entry.deadline <= now) this.#overdue(entry)
+      const deadline = entry.operation?.deadline ?? Infinity
+      if (deadline <= now) this.#overdue(entry)
       else if (entry.state === IDLE) this.#arm(this.#keep(entry, now))
       else if (entry.lent && this.#options.leakAfter > 0) this.#arm(this.#watch(entry, now))
-      this.#arm(entry.deadline)
+      if (entry.operation !== undefined) this.#arm(entry.operation.deadline)
     }
     this.#crowd = undefined
     this.#pump()
@@ -1214,28 +1239,30 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const more = this.#count[HERE]! + this.#coming > this.#min
     const idleAt = idleTimeout > 0 && more ? entry.idleSince + idleTimeout : Infinity
     const pingAt = keepalive > 0 && this.backend.validate !== undefined ? entry.freshAt + keepalive : Infinity
-    const reason = entry.expiresAt <= now ? 'lifetime' : idleAt <= now ? 'idle' : undefined
+    const expiresAt = entry.expiresAt || Infinity
+    const reason = expiresAt <= now ? 'lifetime' : idleAt <= now ? 'idle' : undefined
     if (reason !== undefined) {
       this.#takeIdle(entry)
       this.#destroy(entry, reason)
       return Infinity
     }
-    if (pingAt > now) return Math.min(entry.expiresAt, idleAt, pingAt)
+    if (pingAt > now) return Math.min(expiresAt, idleAt, pingAt)
     this.#ping(entry)
-    return Math.min(entry.expiresAt, idleAt, now + keepalive)
+    return Math.min(expiresAt, idleAt, now + keepalive)
   }
 
   /** Reports a lease that has been out for too long. Returns when to look again. */
   #watch (entry: Entry<C>, now: number): number {
     const leakAt = entry.takenAt + this.#options.leakAfter
     if (leakAt > now) return leakAt
-    if (entry.leak !== undefined) return Infinity
+    const watch = entry.watch!
+    if (watch.reported) return Infinity
     this.#leaked++
-    entry.leak = { stack: entry.stack }
+    watch.reported = true
     if (this.#listeners.leak !== undefined) {
-      this.#emit('leak', { id: entry.id, held: now - entry.takenAt, ...label(entry.holder), ...(entry.stack !== undefined && { stack: entry.stack }) })
+      this.#emit('leak', { id: entry.id, held: now - entry.takenAt, ...label(entry.holder), ...stackOf(watch) })
     }
-    if (entry.lost) this.#revoke(entry, 'leaked')
+    if (watch.lost) this.#revoke(entry, 'leaked')
     return Infinity
   }
 
@@ -1393,7 +1420,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   evict ({ idle = false }: { idle?: boolean } = {}): void {
     if (!idle) {
       for (const entry of this.#entries) {
-        if (entry.state === CREATING && entry.unwanted === undefined) this.#unwant(entry, 'stale')
+        if (entry.state === CREATING && entry.creation!.unwanted === undefined) this.#unwant(entry, 'stale')
         entry.doomed = 'stale'
       }
     }
@@ -1485,9 +1512,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#cancelCreates(0, 'closed')
     for (const entry of this.#entries) {
       // It is there, and `onConnect` is what takes so long.
-      if (entry.state === CREATING && entry.delivered) this.#move(entry, USED)
+      if (entry.state === CREATING && entry.creation!.delivered) this.#move(entry, USED)
       if (entry.state !== USED) continue
-      if (entry.prepared !== undefined) this.#turnAway(entry.prepared)
+      const prepared = entry.operation?.prepared
+      if (prepared !== undefined) this.#turnAway(prepared)
       this.#abort(entry, `pool '${this.name}' closes`)
       if (entry.lent) this.#revoke(entry, 'closed')
       else this.#destroy(entry, 'closed')
@@ -1597,6 +1625,10 @@ class HookFailed extends Error {
 const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
   'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver', 'open', 'drain', 'close',
 ])
+
+function stackOf ({ stack }: Watch): { stack?: string } {
+  return stack === undefined ? {} : { stack }
+}
 
 function label (holder: HolderLabel | undefined): { holder?: HolderLabel } {
   return holder === undefined ? {} : { holder }

@@ -47,8 +47,8 @@ export function noteServer (kind: string, version: string, how: string, pid?: nu
   if (log !== undefined) appendFileSync(log, JSON.stringify({ kind, version, how, pid }) + '\n')
 }
 
-/** What differs between servers. */
-interface Recipe {
+/** What differs between servers. The functions `...Recipe` throw where there is no such server to be started: never a silent skip. */
+export interface Recipe {
   readonly found: Found
   /** Whom it runs as, where it refuses to run as root. */
   readonly user?: User | undefined
@@ -66,9 +66,9 @@ interface Recipe {
   answers (port: number): Promise<boolean>
 }
 
-interface User { readonly uid: number, readonly gid: number }
+export interface User { readonly uid: number, readonly gid: number }
 
-const host = '127.0.0.1'
+export const host = '127.0.0.1'
 /** run.mjs started us: the folder for temporary files is its own, shared with the other test files, and removed at the end. */
 const inRun = process.env.POOL_TEST_RUN_LOG !== undefined
 const run = promisify(execFile)
@@ -88,15 +88,20 @@ export async function startRedis (t: Teardown, { args = [], own = args.length > 
   const url = process.env.POOL_TEST_REDIS_URL
   const found = findRedis()
   if (url && (!own || (found === undefined && args.length === 0))) return await borrowRedis(url)
+  return await start(t, redisRecipe(args))
+}
+
+export function redisRecipe (args: readonly string[] = []): Recipe {
+  const found = findRedis()
   if (found === undefined) throw new Error('no redis-server on PATH: `npm run pretest` brings it, or says how to')
-  return await start(t, {
+  return {
     found,
     args: (port, dir) => ['--bind', host, '--port', String(port), '--dir', dir, '--save', '', '--appendonly', 'no', ...args],
     listening: /Ready to accept connections/,
     url: (port) => `redis://${host}:${port}`,
     // -NOAUTH and -ERR max clients are answers too: `args` may ask for a password.
     answers: async (port) => /^[+-](?!LOADING)/.test(await askRedis(new URL(`redis://${host}:${port}`), 'PING')),
-  })
+  }
 }
 
 async function borrowRedis (url: string): Promise<Server> {
@@ -108,7 +113,7 @@ async function borrowRedis (url: string): Promise<Server> {
 }
 
 /** The raw answer to one inline command, without a driver. */
-async function askRedis (url: URL, command: string): Promise<string> {
+export async function askRedis (url: URL, command: string): Promise<string> {
   const to = { host: url.hostname, port: Number(url.port || 6379) }
   const socket = url.protocol === 'rediss:' ? connectTls({ ...to, servername: url.hostname }) : connect(to)
   let answer = ''
@@ -119,10 +124,12 @@ async function askRedis (url: URL, command: string): Promise<string> {
     socket.write(`*3\r\n${login.map((word) => `$${Buffer.byteLength(word)}\r\n${word}\r\n`).join('')}`)
   }
   socket.write(`${command}\r\nQUIT\r\n`)
+  // A sentinel does not know QUIT.
+  const bye = /(\+OK|-ERR unknown command .QUIT.*)\r\n$/
   try {
-    await until(() => failure !== undefined || socket.readableEnded, { timeout: 2000, what: `Redis at ${to.host}:${to.port} answers` })
+    await until(() => failure !== undefined || socket.readableEnded || bye.exec(answer)?.[1]?.startsWith('-'), { timeout: 2000, what: `Redis at ${to.host}:${to.port} answers` })
     if (failure) throw failure
-    return url.password ? answer.replace(/^\+OK\r\n/, '') : answer
+    return (url.password ? answer.replace(/^\+OK\r\n/, '') : answer).replace(bye, '')
   } finally {
     socket.destroy()
   }
@@ -155,12 +162,9 @@ export async function startMongo (t: Teardown, { own = false }: { own?: boolean 
     return Object.assign(server, { kind: 'ferretdb' as const })
   }
   const server = await start(t, {
-    found,
-    args: (port, dir) => ['--dbpath', dir, '--bind_ip', host, '--port', String(port), '--replSet', 'rs0', '--nounixsocket', '--wiredTigerCacheSizeGB', '0.25'],
-    listening: /Waiting for connections/,
-    url: (port) => `mongodb://${host}:${port}/?replicaSet=rs0`,
+    ...mongodRecipe(found),
     answers: async (port) => {
-      const direct = `mongodb://${host}:${port}/?directConnection=true`
+      const direct = directMongo(port)
       const hello = await askMongo(direct, { hello: 1 })
       // Only the first start finds it without a set: a restarted one is primary again by itself, some time later.
       if (hello.isreplicaset === true) {
@@ -172,6 +176,20 @@ export async function startMongo (t: Teardown, { own = false }: { own?: boolean 
   return Object.assign(server, { kind: 'mongod' as const })
 }
 
+/** One of the set rs0, which somebody must initiate. */
+export function mongodRecipe (found: Found): Recipe {
+  return {
+    found,
+    args: (port, dir) => ['--dbpath', dir, '--bind_ip', host, '--port', String(port), '--replSet', 'rs0', '--nounixsocket', '--wiredTigerCacheSizeGB', '0.25'],
+    listening: /Waiting for connections/,
+    url: (port) => `mongodb://${host}:${port}/?replicaSet=rs0`,
+    answers: async (port) => (await askMongo(directMongo(port), { ping: 1 })).ok === 1,
+  }
+}
+
+/** For one server, not for its set. */
+export const directMongo = (port: number): string => `mongodb://${host}:${port}/?directConnection=true`
+
 async function borrowMongo (url: string): Promise<MongoServer> {
   const build = await askMongo(url, { buildInfo: 1 }, 10_000)
   const kind = build.ferretdb === undefined && build.ferretdbVersion === undefined ? 'mongod' : 'ferretdb'
@@ -179,7 +197,7 @@ async function borrowMongo (url: string): Promise<MongoServer> {
   return Object.assign(notOurs(url, 27017), { kind } as const)
 }
 
-async function askMongo (url: string, command: Record<string, unknown>, timeout = 1000): Promise<Record<string, unknown>> {
+export async function askMongo (url: string, command: Record<string, unknown>, timeout = 1000): Promise<Record<string, unknown>> {
   const { MongoClient } = await import('mongodb')
   const client = new MongoClient(url, { serverSelectionTimeoutMS: timeout, connectTimeoutMS: timeout, socketTimeoutMS: timeout + 1000 })
   try {
@@ -209,10 +227,15 @@ export async function startPostgres (t: Teardown, { args = [], scram = false, ow
   const given = process.env.POOL_TEST_POSTGRES_URL
   const found = findPostgres()
   if (given && (!own || (found === undefined && args.length === 0 && !scram))) return await borrowPostgres(given)
+  return await start(t, postgresRecipe(args, scram))
+}
+
+export function postgresRecipe (args: readonly string[] = [], scram = false): Recipe {
+  const found = findPostgres()
   if (found === undefined) throw new Error('no PostgreSQL in /usr/lib/postgresql or on PATH: `npm run pretest` brings it, or says how to')
   const user = ordinaryUser('postgres')
   const url = (port: number) => `postgres://postgres${scram ? ':secret' : ''}@${host}:${port}/postgres`
-  return await start(t, {
+  return {
     found,
     user,
     fill: async (dir) => {
@@ -237,13 +260,13 @@ export async function startPostgres (t: Teardown, { args = [], scram = false, ow
       }
       return ['-D', dir, '-p', String(port), ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]), ...args]
     },
-    listening: /database system is ready to accept connections/,
+    listening: /database system is ready to accept (read-only )?connections/,
     url,
     answers: async (port) => await askPostgres(url(port), 'SELECT 1') === '1',
     // SIGTERM waits for the clients.
     stop: 'SIGINT',
     clear: clearPostgres,
-  })
+  }
 }
 
 async function borrowPostgres (url: string): Promise<Server> {
@@ -252,7 +275,7 @@ async function borrowPostgres (url: string): Promise<Server> {
 }
 
 /** The only value of the only row, as text. */
-async function askPostgres (url: string, sql: string, timeout = 2000): Promise<string> {
+export async function askPostgres (url: string, sql: string, timeout = 2000): Promise<string> {
   const { default: { Client } } = await import('pg')
   const client = new Client({ connectionString: url, connectionTimeoutMillis: timeout, query_timeout: timeout })
   let lost: Error | undefined
@@ -341,6 +364,11 @@ export async function startMariadb (t: Teardown, { args = [], own = args.length 
   const given = process.env.POOL_TEST_MARIADB_URL
   const found = findMariadb()
   if (given && (!own || (found === undefined && args.length === 0))) return await borrowMariadb(given)
+  return await start(t, mariadbRecipe(args))
+}
+
+export function mariadbRecipe (args: readonly string[] = []): Recipe {
+  const found = findMariadb()
   if (found === undefined) throw new Error('no mariadbd with mariadb-install-db on PATH: `npm run pretest` brings it, or says how to')
   const asRoot = process.getuid?.() === 0 ? ['--user=root'] : []
   const files = (folder: string) => [
@@ -350,7 +378,7 @@ export async function startMariadb (t: Teardown, { args = [], own = args.length 
     '--innodb-log-file-size=4M', '--innodb-data-file-path=ibdata1:2M:autoextend', '--innodb-temp-data-file-path=ibtmp1:1M:autoextend', '--innodb-autoextend-increment=1',
   ]
   const url = (port: number) => `mysql://pool:secret@${host}:${port}/test`
-  return await start(t, {
+  return {
     found,
     fill: async (dir) => await copyTemplate(found, dir, undefined, async (data, folder) => {
       const sql = join(folder, 'pool.sql')
@@ -378,7 +406,7 @@ export async function startMariadb (t: Teardown, { args = [], own = args.length 
     listening: /ready for connections/,
     url,
     answers: async (port) => await askMariadb(url(port), 'SELECT 1') === '1',
-  })
+  }
 }
 
 async function borrowMariadb (url: string): Promise<Server> {
@@ -408,7 +436,8 @@ function notOurs (url: string, defaultPort: number): Server {
   return { url, host: name, port: Number(port ?? defaultPort), pid: undefined, stop: async () => refuse(), kill: async () => refuse(), restart: async () => refuse(), pause: refuse, resume: refuse }
 }
 
-async function start (t: Teardown, recipe: Recipe): Promise<Server> {
+/** On a free port, with a data folder of its own, which `recipe.fill` gets empty. */
+export async function start (t: Teardown, recipe: Recipe): Promise<Server> {
   const base = openFolder(`fastify-pool-${recipe.found.kind.toLowerCase()}-`)
   const dir = join(base, 'data')
   mkdirSync(dir)
@@ -527,7 +556,7 @@ async function makeTemplate (name: string, user: User | undefined, make: (data: 
   return shared
 }
 
-async function freePort (): Promise<number> {
+export async function freePort (): Promise<number> {
   const probe = createServer().listen(0, host)
   await until(() => probe.listening, { what: 'a free port' })
   const { port } = probe.address() as AddressInfo
@@ -535,7 +564,7 @@ async function freePort (): Promise<number> {
   return port
 }
 
-function childrenOf (pid: number): number[] {
+export function childrenOf (pid: number): number[] {
   if (onLinux) return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean).map(Number)
   const all = execFileSync('ps', ['-A', '-o', 'pid=,ppid='], { encoding: 'utf8' }).trim().split('\n').map((line) => line.trim().split(/\s+/).map(Number))
   return all.filter(([, parent]) => parent === pid).map(([child]) => child!)

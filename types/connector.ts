@@ -1,3 +1,5 @@
+import type { Role } from './pool.js'
+
 /** Why a connection was destroyed. The first five are the pool's own decision (it evicts); the others were asked for, or happened. */
 export type DestroyReason =
   /** More idle connections than needed: `idleTimeout` passed, or the pool was made smaller. */
@@ -61,6 +63,16 @@ export interface Transactions<C> {
   isTransient (error: unknown): boolean
 }
 
+/** What a server says of itself, to a connection of its own. */
+export interface ServerState {
+  /** 'replica': it takes no writes now. */
+  readonly role: Role
+  /** Of a replica: how far behind its primary, in ms. Infinity: it does not follow one. */
+  readonly lag?: number
+  /** Where the lag can't be told in time: the position in the stream of changes, in bytes. The lag is what is missing to the primary's. */
+  readonly offset?: number
+}
+
 /**
  * All that the pool asks of a database. Only `create` and `destroy` are needed.
  *
@@ -73,7 +85,7 @@ export interface Connector<C = unknown> {
   readonly system: string
   /** How many connections there can be at most, whatever the options say. Default: no such limit. */
   readonly max?: number
-  /** Texts that no error, event or log line may show, besides those of the pool's `url` and `connection`. */
+  /** Texts that no error, event or log line may show, besides those of the pool's `url` and `connection`. Another list where there are others. */
   readonly secrets?: readonly string[]
   /** Opens one connection, ready for use. Rejects on failure; must honour `signal`. */
   create (signal: AbortSignal): Promise<C>
@@ -93,6 +105,10 @@ export interface Connector<C = unknown> {
   onDeath? (connection: C, listener: (error?: Error) => void): void
   /** Where the driver has events of its own. Called once, when the pool is made. */
   onDriverEvent? (listener: (event: DriverEvent) => void): void
+  /** Whether what failed with this error may succeed on another connection, a moment later: its server went away, or takes no writes any more. */
+  isTransient? (error: unknown): boolean
+  /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
+  inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
   /** Where the database has transactions. */
   readonly transactions?: Transactions<C>
   /** Where connections that only read are others than those that write: what makes those. */

@@ -4,8 +4,14 @@ export type PoolErrorCode =
   | 'FST_POOL_ACQUIRE_TIMEOUT'
   /** `maxPending` callers wait already. 503. */
   | 'FST_POOL_QUEUE_FULL'
+  /** The line's recent pace says that the acquire's deadline will pass before its turn. 503. */
+  | 'FST_POOL_OVERLOADED'
+  /** There is no connection, and creates have failed so often that they are only tried now and then; the cause says why. 503. */
+  | 'FST_POOL_CIRCUIT_OPEN'
   /** Connections can't be made; the cause says why. 503. */
   | 'FST_POOL_CONNECT_FAILED'
+  /** Whoever holds the connections waits for another one of the same pool, this caller included: none of them would ever get it. */
+  | 'FST_POOL_DEADLOCK'
   /** The pool closes or is closed. 503. */
   | 'FST_POOL_CLOSED'
   /** The caller's signal aborted; the cause is its reason. */

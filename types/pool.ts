@@ -27,6 +27,17 @@ export interface AcquireOptions {
 /** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
 export type Role = 'primary' | 'replica'
 
+/** How `use(fn, options)` runs. */
+export interface UseOptions extends AcquireOptions {
+  /**
+   * How many times more `fn` may be run, on another connection, where it failed with an error that the database's connector calls transient. Only where all
+   * of `fn` may be done twice. The acquires of all runs have one deadline together; between runs it waits as `backoff` says. Default 0: `fn` runs once.
+   */
+  retry?: number
+}
+
+export type Circuit = 'closed' | 'open' | 'half-open'
+
 /** How `transaction(fn, options)` runs. */
 export interface RunOptions extends TransactionOptions {
   /**
@@ -42,6 +53,11 @@ export interface Lease<C> {
   readonly connection: C
   /** The pool's name. */
   readonly pool: string
+  /**
+   * Who took it, until it ends. Given to another acquire, the two are known to be the same one's: a deadlock of those who all hold a connection and wait
+   * for one more is then refused with `FST_POOL_DEADLOCK`.
+   */
+  readonly holder: HolderLabel | undefined
   readonly ended: boolean
   /** Since it was lent, in ms; once ended, until its end. Read from the pool's coarse clock (100 ms) where nothing asked for more. */
   readonly heldFor: number
@@ -78,6 +94,8 @@ export interface PoolStats {
   readonly pending: number
   /** Creates and destroys that are past their deadline and have not come back. */
   readonly late: number
+  /** Of creates: 'open' while only one is tried now and then, 'half-open' while that is under way. Of several targets: the worst of those in use. */
+  readonly circuit: Circuit
   readonly acquired: number
   readonly released: number
   readonly created: number
@@ -85,7 +103,7 @@ export interface PoolStats {
   readonly destroyed: Readonly<Record<DestroyReason, number>>
   /** Acquires that failed because their deadline passed. */
   readonly timeouts: number
-  /** Acquires refused at once: the line was full, or the pool closed. */
+  /** Acquires refused at once: the line was full or too slow, the circuit open, a deadlock, or the pool closed. */
   readonly refused: number
   /** Acquires that their signal ended. */
   readonly aborted: number
@@ -97,27 +115,38 @@ export interface PoolStats {
   readonly held: Durations
   /** How long creates took. */
   readonly create: Durations
-  /** Where connections that write and connections that read are pools of their own: each one's books, whose sum the others are. */
-  readonly targets?: ReadonlyArray<PoolStats & { readonly role: Role }>
+  /** Where there are several targets: each one's books, whose sum the others are. */
+  readonly targets?: readonly TargetStats[]
+}
+
+export interface TargetStats extends PoolStats {
+  readonly target: string
+  /** What it is now: as it said when it was last asked, or else as it was given. */
+  readonly role: Role
+  /** Of a replica, as of `maxLag`; null: not known. */
+  readonly lag: number | null
 }
 
 export interface PoolHealth {
-  /** `degraded`: somebody waits, or the last create failed. `down`: no connection, and the last create failed. `draining`: it drains, closes or is closed. */
+  /** `degraded`: somebody waits, or the last create failed. `down`: no connection, and the last create failed or the circuit is open. `draining`: it drains, closes or is closed. */
   readonly status: 'up' | 'degraded' | 'down' | 'draining'
   readonly reason?: string
   /** Of one ping on an idle connection, in ms. `null`: none was idle, or the connector has no `validate`. */
   readonly latency: number | null
+  readonly circuit: Circuit
   readonly stats: PoolStats
 }
 
 interface Event {
   readonly pool: string
+  /** Where the pool has several: which one. */
+  readonly target?: string
   /** When, in ms since 1970. */
   readonly time: number
 }
 
 /** The phase of a connection's life in which an error happened. */
-export type ErrorPhase = 'create' | 'destroy' | 'validate' | 'isBroken' | 'reset' | 'death' | 'begin' | 'rollback' | 'close' | 'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+export type ErrorPhase = 'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'begin' | 'rollback' | 'close' | 'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 /** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
 export interface PoolEvents {
@@ -135,6 +164,10 @@ export interface PoolEvents {
   unleak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
   /** Something failed that no caller was told of. Without a listener it is silent: it never throws. */
   error: Event & { readonly error: Error, readonly phase: ErrorPhase }
+  /** The circuit of creates. `error`: why it opened. */
+  circuit: Event & { readonly from: Circuit, readonly to: Circuit, readonly error?: Error }
+  /** Another target is the primary now. By name; undefined: none. */
+  failover: Event & { readonly from: string | undefined, readonly to: string | undefined }
   /** The driver's own. */
   driver: Event & DriverEvent
   open: Event

@@ -2,13 +2,19 @@ import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
 import type { Connection } from 'mysql2/promise'
-import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import { importDriver, unlessAborted } from './driver.js'
-import type { Connector, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import { badOption, PoolError } from '../pool/errors.js'
+import { Addresses, importDriver, unlessAborted } from './driver.js'
+import type { AddressNow } from './driver.js'
+import type { Address } from '../pool/options.js'
+import type { Connector, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Role } from '../../types/pool.js'
 
 export interface MysqlOptions {
-  /** `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. Default `mysql://localhost:3306`. */
-  url?: string
+  /**
+   * `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. A function is asked at each create.
+   * Default `mysql://localhost:3306`.
+   */
+  url?: Address['url']
   /** Default 'localhost'. Not next to `url`. */
   host?: string
   /** Default 3306. Not next to `url`. */
@@ -17,9 +23,10 @@ export interface MysqlOptions {
   database?: string
   /**
    * mysql2's own options, untouched: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ... Those that would do the pool's work are refused.
-   * `maxPreparedStatements` is 100 unless it is here.
+   * `maxPreparedStatements` is 100 unless it is here. A function is asked at each create; what is wrong with its answer is that create's
+   * `FST_POOL_BAD_OPTIONS`.
    */
-  connection?: Record<string, unknown>
+  connection?: Address['connection']
   /** How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create` allows. */
   connectTimeout?: number
   /**
@@ -35,6 +42,8 @@ export interface MysqlOptions {
 export interface MysqlConnector extends Connector<Connection> {
   readonly system: 'mysql'
   readonly transactions: Transactions<Connection>
+  inspect (connection: Connection, signal: AbortSignal): Promise<ServerState>
+  isTransient (error: unknown): boolean
 }
 
 /**
@@ -46,12 +55,16 @@ export interface MysqlConnector extends Connector<Connection> {
  * Not undone by a reset: properties set on the object, and a role (SET ROLE) that a stored function or trigger sets. A statement from `prepare()` that is
  * kept over a reset fails. A statement that runs when its connection is destroyed goes on in the server, for nobody.
  *
+ * A connection on which the server refused a write because it is read only (1290, 1836; 1792, unless the borrower asked for a transaction that only reads)
+ * is broken: another one may reach a server that takes it. Not so where `inspect` has found a replica.
+ *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
-  const base = driverOptions(options)
+  const addresses = new Addresses(options)
+  const config = configsOf(options, addresses)
   const module = await importDriver<Driver & { default?: Driver }>('mysql2', { backend: 'mysql' })
-  return new MysqlBackend(module.default ?? module, base, options)
+  return new MysqlBackend(module.default ?? module, config, addresses, options)
 }
 
 type Driver = typeof import('mysql2')
@@ -59,30 +72,37 @@ type Driver = typeof import('mysql2')
 class MysqlBackend implements MysqlConnector {
   // Of MariaDB too: nothing tells before the first connection which of the two it is.
   readonly system = 'mysql'
-  readonly secrets: readonly string[]
   readonly #driver: Driver
-  readonly #base: ConnectionOptions
+  readonly #config: Config
+  readonly #addresses: Addresses
   readonly #mode: 'session' | 'transaction' | 'none'
   readonly #guards = new WeakMap<Connection, Guard>()
+  /** As `inspect` has found it last. */
+  #role: Role | undefined
 
-  constructor (driver: Driver, base: ConnectionOptions, { url, connection, reset = 'session' }: MysqlOptions) {
+  constructor (driver: Driver, config: Config, addresses: Addresses, { reset = 'session' }: MysqlOptions) {
     this.#driver = driver
-    this.#base = base
+    this.#config = config
+    this.#addresses = addresses
     this.#mode = reset
-    this.secrets = secretsOf({ url, connection })
+  }
+
+  get secrets (): readonly string[] {
+    return this.#addresses.secrets
   }
 
   readonly transactions: Transactions<Connection> = {
     isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
     readOnly: true,
     begin: (connection, options, signal) => this.#guardOf(connection).begin(options, signal),
-    isTransient,
+    isTransient: (error) => somewhere(error, ({ errno }) => conflicts.has(errno)),
   }
 
   async create (signal: AbortSignal): Promise<Connection> {
     signal.throwIfAborted()
+    const config = await this.#config(signal)
     // Not the promise flavour: that gives nothing to abort before it is connected. A copy, since the driver changes what it is given.
-    const core = this.#driver.createConnection({ ...this.#base }) as unknown as Core
+    const core = this.#driver.createConnection({ ...config }) as unknown as Core
     // For all of its life: an error that nobody listens for ends the process. Before `Guard` listens, `connect` tells the first one.
     core.on('error', () => {})
     try {
@@ -116,7 +136,26 @@ class MysqlBackend implements MysqlConnector {
     const guard = this.#guardOf(connection)
     // The pool asks before every loan: the first time after a reset is when `onConnect` is done, and no borrower was there.
     guard.settle()
-    return guard.broken
+    return guard.broken || (guard.misplaced && this.#role !== 'replica')
+  }
+
+  /**
+   * 'replica': it is read only, for all (`read_only`, `innodb_read_only`), or it follows another server, even where it would take writes. So of servers that
+   * follow each other in a ring none is a primary.
+   *
+   * The lag is the server's own Seconds_Behind_Master, in whole seconds and of the worst where it follows several; Infinity where that is NULL: replication
+   * does not run, or its primary is out of reach. To ask for it takes a privilege: REPLICATION CLIENT, of MariaDB from 10.5.9 on SLAVE MONITOR. Without it
+   * (and on readers of Amazon Aurora, which replicate in another way) the lag is left out, and `read_only` alone tells the role.
+   */
+  async inspect (connection: Connection, signal: AbortSignal): Promise<ServerState> {
+    const state = await unlessAborted(this.#guardOf(connection).inspect(), signal)
+    this.#role = state.role
+    return state
+  }
+
+  /** That the connection died or was ended, or its server ends; that it takes no writes. Not what is said to who connects: connects are the pool's to try again. */
+  isTransient (error: unknown): boolean {
+    return somewhere(error, isPassing)
   }
 
   /**
@@ -168,8 +207,19 @@ const belongInside = [
   'keepAliveInitialDelay', 'compress', 'connectAttributes', 'authPlugins', 'infileStreamFactory', 'stream', 'localAddress', 'debug', 'trace',
 ]
 
-function driverOptions (options: MysqlOptions): ConnectionOptions {
-  const { url, host, port, database, connection = {}, connectTimeout } = options
+/** What the next connection is made from. */
+type Config = (signal: AbortSignal) => ConnectionOptions | Promise<ConnectionOptions>
+
+/** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
+function configsOf (options: MysqlOptions, addresses: Addresses): Config {
+  const { url } = options
+  // As it is, to be refused by its own name where it is no text.
+  const config = driverOptions({ ...addresses.fixed, ...(typeof url !== 'function' && { url }) }, options)
+  return addresses.change ? async (signal) => driverOptions(await addresses.now(signal), options) : () => config
+}
+
+function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions): ConnectionOptions {
+  const { host, port, database, connectTimeout } = options
   const given = new Map<string, unknown>(Object.entries(options))
   for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
   for (const [name, instead] of refused) {
@@ -180,12 +230,12 @@ function driverOptions (options: MysqlOptions): ConnectionOptions {
   if (connection.stream !== undefined && typeof connection.stream !== 'function') {
     throw badOption('connection.stream', connection.stream, 'a function that makes a stream: each connection needs its own')
   }
-  const addressed = Object.entries({ url, host, port }).find(([, value]) => value !== undefined)
+  const addressed = Object.entries({ url: options.url, host, port }).find(([, value]) => value !== undefined)
   if (connection.socketPath !== undefined && addressed !== undefined) {
     throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to connection.socketPath`)
   }
   for (const [name, value] of Object.entries({ host, port })) {
-    if (value !== undefined && url !== undefined) throw badOption(name, value, `no ${name} next to url: it has one`)
+    if (value !== undefined && options.url !== undefined) throw badOption(name, value, `no ${name} next to url: it has one`)
   }
   const base: Record<string, unknown> = { maxPreparedStatements: 100, ...(url === undefined ? {} : parseUrl(url)) }
   const said = { ...connection, host, port, database }
@@ -253,6 +303,9 @@ const rollback = 'ROLLBACK AND NO CHAIN NO RELEASE'
 
 const state = 'SELECT DATABASE(), CURRENT_ROLE()'
 
+/** A text that may make transactions read only, of those that are not harmless: by its own words, or by some that it has elsewhere. */
+const mayOnlyRead = /only|call|execute/i
+
 /** How long a healthy connection may take to end, in ms. */
 const quitGrace = 100
 
@@ -271,6 +324,12 @@ class Guard {
   #settled = false
   /** One of those may have changed role or database. */
   #suspect = false
+  /** One of those may have asked for transactions that only read. */
+  #onlyReads = false
+  /** The server refused a write, and not because of the borrower's own transaction. */
+  misplaced = false
+  /** It does not tell us of its replication. */
+  #reticent = false
   /** This command is ours. */
   #ours = false
   /** The last packet that came: of a connection at rest it is the end of an answer. */
@@ -366,6 +425,32 @@ class Guard {
     return true
   }
 
+  /** No use of it: no reset follows. */
+  async inspect (): Promise<ServerState> {
+    const [server, storage] = await this.#row('SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only')
+    const rows = await this.#replication()
+    if (!isOn(server) && !isOn(storage) && rows?.some(follows) !== true) return { role: 'primary' }
+    // Storage that only reads, and nobody to follow: it is somebody else's.
+    if (rows === undefined || (rows.length === 0 && isOn(storage))) return { role: 'replica' }
+    return { role: 'replica', lag: rows.length === 0 ? Infinity : Math.max(...rows.map(lagOf)) }
+  }
+
+  /** One row for each server that it is told to follow. Undefined: it does not say. */
+  async #replication (): Promise<Replication[] | undefined> {
+    for (const sql of this.#reticent ? [] : replications) {
+      try {
+        return await this.#rows<Replication>(sql, false)
+      } catch (error) {
+        const { errno } = error as { errno?: unknown }
+        if (errno === errors.syntax) continue
+        if (errno !== errors.accessDenied) throw error
+        break
+      }
+    }
+    this.#reticent = true
+    return undefined
+  }
+
   async close (): Promise<void> {
     this.#closing = true
     const core = this.#core
@@ -413,6 +498,7 @@ class Guard {
     if (this.#first.names !== '') await this.run([this.#first.names])
     if (this.#suspect) await this.#restore()
     this.#suspect = false
+    this.#onlyReads = false
     this.#cleaned(sent)
   }
 
@@ -449,7 +535,7 @@ class Guard {
   // --- Transactions ---
 
   async begin ({ isolation, readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<Connection>> {
-    const open: Open = { guarded: false }
+    const open: Open = { guarded: false, readOnly }
     await within(this.#core, signal, this.run([
       () => {
         const { status } = this
@@ -550,11 +636,14 @@ class Guard {
   }
 
   async #row (sql: string): Promise<unknown[]> {
+    return (await this.#rows<unknown[]>(sql, true))[0]!
+  }
+
+  async #rows<T> (sql: string, rowsAsArray: boolean): Promise<T[]> {
     const core = this.#core
-    const options = { sql, rowsAsArray: true, nestTables: false, typeCast: true }
+    const options = { sql, rowsAsArray, nestTables: false, typeCast: true }
     // Past the driver's `query`, whose `queryFormat` is the user's.
-    const rows = await this.#command<unknown[][]>((done) => core.addCommand(core.constructor.createQuery(options, undefined, done, core.config)))
-    return rows[0]!
+    return await this.#command<T[]>((done) => core.addCommand(core.constructor.createQuery(options, undefined, done as Done<unknown[]>, core.config)))
   }
 
   #command<T = void> (send: (done: (error: Error | null | undefined, result?: T) => void) => void): Promise<T> {
@@ -589,6 +678,7 @@ class Guard {
         this.#buffer = packet.buffer
         this.#offset = packet.offset
         this.#prepared = command.parameterCount !== undefined
+        if (packet.buffer[packet.offset] === 0xff) this.#refused(packet)
       }
       handlePacket.call(core, packet)
     }
@@ -600,13 +690,23 @@ class Guard {
     if (text === undefined && command.id !== undefined) return
     this.#sent++
     const single = text !== undefined && !(this.#several && text.includes(';'))
-    if (!single || !harmless.test(text)) this.#suspect = true
+    if (!single || !harmless.test(text)) {
+      this.#suspect = true
+      if (text === undefined || mayOnlyRead.test(text)) this.#onlyReads = true
+    }
     const open = this.#open
     if (open === undefined || open.guarded || (single && plain.test(text))) return
     open.guarded = true
     this.run([`SAVEPOINT ${guardName}`]).catch(() => {
       // Then there is no such savepoint, which is what the commit asks for.
     })
+  }
+
+  /** An error came. */
+  #refused ({ buffer, offset, end }: Packet): void {
+    const errno = buffer.readUInt16LE(offset + 1)
+    if (errno === errors.readOnlyTransaction) this.misplaced ||= !this.#onlyReads && this.#open?.readOnly !== true
+    else if (isReadOnly(errno, () => buffer.toString('latin1', offset + 3, end))) this.misplaced = true
   }
 
   readonly #onError = (error: Error): void => {
@@ -638,6 +738,7 @@ class Guard {
 interface Open {
   /** It has a savepoint. */
   guarded: boolean
+  readonly readOnly: boolean
 }
 
 const guardName = '`fastify-pool`'
@@ -659,18 +760,83 @@ function unlessGone (otherwise: (cause: unknown) => Error | undefined): (error: 
   }
 }
 
+// --- What a server says ---------------------------------------------------------------------------------------------------------------
+
+/**
+ * How a server is asked for its replication. The first is MariaDB's and of all that it follows, the second that of MySQL from 8.0.22 on (8.4 has no other), the
+ * last that of MySQL before.
+ */
+const replications = ['SHOW ALL SLAVES STATUS', 'SHOW REPLICA STATUS', 'SHOW SLAVE STATUS'] as const
+
+/** Of a variable: newer servers have more than two values. */
+function isOn (value: unknown): boolean {
+  return !['0', 'OFF'].includes(String(value))
+}
+
+/** Under the names of `SHOW REPLICA STATUS`, or the older ones. */
+type Replication = Readonly<Record<string, unknown>>
+
+function named (row: Replication, name: string): unknown {
+  const older = name.replace('Replica', 'Slave').replace('Source', 'Master')
+  return name in row ? row[name] : row[older]
+}
+
+/** It applies what another server does, or tries to. */
+function follows (row: Replication): boolean {
+  return ['Replica_IO_Running', 'Replica_SQL_Running'].some((name) => named(row, name) !== 'No')
+}
+
+/** In ms. */
+function lagOf (row: Replication): number {
+  const seconds = named(row, 'Seconds_Behind_Source')
+  return seconds === null || seconds === undefined ? Infinity : Number(seconds) * 1000
+}
+
+const errors = {
+  syntax: 1064,
+  accessDenied: 1227,
+  optionPrevents: 1290,
+  readOnlyTransaction: 1792,
+  readOnlyMode: 1836,
+} as const
+
+/** Its text is looked at, since 1290 is also said of other options: the option's name is in it, in whatever language. */
+function isReadOnly (errno: unknown, text: () => string): boolean {
+  return errno === errors.readOnlyMode || (errno === errors.optionPrevents && /read[-_]only/i.test(text()))
+}
+
 /**
  * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group replication). Not ER_LOCK_WAIT_TIMEOUT: by
  * default it undoes one statement and not the transaction, and whoever waited for 50 s does not want to wait again unasked.
  */
-const transient: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
+const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
 
-function isTransient (error: unknown): boolean {
-  // Query builders wrap the driver's errors.
-  for (let depth = 0; depth < 4 && typeof error === 'object' && error !== null; depth++) {
-    const { errno, cause } = error as { errno?: unknown, cause?: unknown }
-    if (transient.has(errno)) return true
-    error = cause
+/**
+ * The server ends (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927 ER_CONNECTION_KILLED, 3169
+ * ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own (2006, 2013). 1792: where the borrower asked for it himself, to run
+ * again is of no use, and of no harm.
+ *
+ * Not 1317 ER_QUERY_INTERRUPTED: somebody did not want that statement. Not 1040, 1203: they are said to who connects.
+ */
+const passingNumbers: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 3169, 4031, errors.readOnlyTransaction])
+
+/** Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given a `timeout`. */
+const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
+
+type Failure = Readonly<Record<'code' | 'errno' | 'message' | 'cause', unknown>>
+
+function isPassing ({ code, errno, message }: Failure): boolean {
+  if (passingNumbers.has(errno) || passingCodes.has(code) || isReadOnly(errno, () => String(message))) return true
+  // mysql2's own have no code.
+  return code === undefined && typeof message === 'string' && /^Can't (?:add new command when connection is|write) in closed state$/.test(message)
+}
+
+/** Of the error, or of its cause: query builders wrap the driver's errors. */
+function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
+  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
+    const failure = error as Failure
+    if (is(failure)) return true
+    error = failure.cause
   }
   return false
 }
@@ -697,9 +863,11 @@ interface Query extends Command {
 
 type Done<T = void> = (error: Error | null, result?: T) => void
 
+interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
+
 /** What is used of mysql2 and not in its types. */
 interface Core extends Omit<Callbacks, 'config' | 'query' | 'promise' | 'changeUser' | 'constructor'> {
-  readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[][]>, config: object): Query }
+  readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query }
   readonly config: Record<string, unknown> & { readonly clientFlags: number }
   readonly stream: Socket
   clientEncoding: string
@@ -710,7 +878,7 @@ interface Core extends Omit<Callbacks, 'config' | 'query' | 'promise' | 'changeU
   _resetSequenceId (): void
   _notifyError (error: Error): void
   addCommand (command: Command): unknown
-  handlePacket (packet?: { readonly buffer: Buffer, readonly offset: number }): void
+  handlePacket (packet?: Packet): void
   changeUser (options: object, done: Done): void
   promise (): Connection
 }

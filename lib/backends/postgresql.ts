@@ -3,23 +3,30 @@ import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Client, ClientConfig, Notification, Submittable } from 'pg'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
-import { importDriver, unlessAborted } from './driver.js'
-import type { Connector, DriverEvent, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import { Addresses, importDriver, unlessAborted } from './driver.js'
+import type { AddressNow } from './driver.js'
+import type { Address } from '../pool/options.js'
+import type { Connector, DriverEvent, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Role } from '../../types/pool.js'
 
 export interface PostgresOptions {
   /**
    * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or the folder of a Unix socket.
-   * What the other options say wins over it. Default: what pg takes from the environment (`PGHOST`, ...), else localhost.
+   * What the other options say wins over it. A function is asked at each create, that of `listen` too. Default: what pg takes from the environment
+   * (`PGHOST`, ...), else localhost.
    */
-  url?: string
+  url?: Address['url']
   /** Instead of `url`. Default: `PGHOST`, else 'localhost'. */
   host?: string
   /** Instead of `url`. Default: `PGPORT`, else 5432. */
   port?: number
   /** Default: the URL's, else `PGDATABASE`, else the user's name. */
   database?: string
-  /** pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those that would do the pool's work are refused. */
-  connection?: Record<string, unknown>
+  /**
+   * pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those that would do the pool's work are
+   * refused. A function is asked at each create; what is wrong with its answer is that create's `FST_POOL_BAD_OPTIONS`.
+   */
+  connection?: Address['connection']
   /**
    * What is undone at return. Default 'session'.
    * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made, listeners and type parsers of the object.
@@ -54,18 +61,22 @@ export interface PostgresConnector extends Connector<Client> {
 }
 
 /**
- * PostgreSQL. A connection is one `pg.Client`.
+ * PostgreSQL (10 and later). A connection is one `pg.Client`.
  *
  * A connection that is destroyed while a statement runs asks the server to cancel it (over a second, short connection), so that its slot there is free
  * when it counts as closed here. What the server does not end within 500 ms is cut off.
+ *
+ * A connection on which the server refused a write (25006) is broken: another one may reach a server that takes it. Not so where the server itself takes
+ * writes, and a transaction that was begun read only does not (PostgreSQL 14 and later tell the difference), nor where `inspect` has found a replica.
  *
  * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`, `statement_timeout`, ...): a reset goes back to them.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function postgresql (options: PostgresOptions): Promise<PostgresConnector> {
-  const base = await driverOptions(options)
-  return new PostgresBackend((await importDriver<{ default: Driver }>('pg', { backend: 'postgresql' })).default, base, options)
+  const addresses = new Addresses(options)
+  const config = await configsOf(options, addresses)
+  return new PostgresBackend((await importDriver<{ default: Driver }>('pg', { backend: 'postgresql' })).default, config, addresses, options)
 }
 
 type Driver = typeof import('pg')
@@ -73,34 +84,46 @@ type Mode = 'session' | 'transaction' | 'none'
 
 class PostgresBackend implements PostgresConnector {
   readonly system = 'postgresql'
-  readonly secrets: readonly string[]
   readonly transactions: Transactions<Client>
   readonly #driver: Driver
-  readonly #base: ClientConfig
+  readonly #config: Config
+  readonly #addresses: Addresses
+  readonly #ownSecrets = secretsOf({ connection: { password: process.env.PGPASSWORD } })
+  #secrets: { of: readonly string[], all: readonly string[] } | undefined
   readonly #mode: Mode
   readonly #own: OwnQueries
   readonly #listening: Listening
   #listener: ((event: DriverEvent) => void) | undefined
+  /** As `inspect` has found it last. */
+  #role: Role | undefined
+  /** The server does not tell of its replication. */
+  #reticent = false
 
-  constructor (driver: Driver, base: ClientConfig, { url, connection, reset = 'session', connectTimeout = 3000 }: PostgresOptions) {
+  constructor (driver: Driver, config: Config, addresses: Addresses, { reset = 'session', connectTimeout = 3000 }: PostgresOptions) {
     this.#driver = driver
-    this.#base = base
+    this.#config = config
+    this.#addresses = addresses
     this.#mode = reset
     this.#own = ownQueries(driver)
-    // A pool that was not given the url and the connection itself does not know what is secret in them.
-    this.secrets = secretsOf({ url, connection: { connection, password: process.env.PGPASSWORD } })
     this.transactions = {
       isolation: [...levels.keys()],
       readOnly: true,
       begin: (connection, options, signal) => unlessAborted(begin(guardOf(connection), options), signal),
-      isTransient,
+      isTransient: isConflict,
     }
     this.#listening = new Listening({
       open: (signal) => this.#open(signal),
       connectTimeout,
-      secrets: this.secrets,
+      scrub: (error) => scrub(error, this.secrets),
       tell: (event) => this.#tell(event),
     })
+  }
+
+  /** A pool that was not given the url and the connection itself does not know what is secret in them. */
+  get secrets (): readonly string[] {
+    const { secrets: of } = this.#addresses
+    if (this.#secrets?.of !== of) this.#secrets = { of, all: [...of, ...this.#ownSecrets].sort((a, b) => b.length - a.length) }
+    return this.#secrets.all
   }
 
   async create (signal: AbortSignal): Promise<Client> {
@@ -109,10 +132,12 @@ class PostgresBackend implements PostgresConnector {
 
   async #open (signal: AbortSignal): Promise<Guard> {
     signal.throwIfAborted()
-    const { ssl } = this.#base
+    const config = await this.#config(signal)
+    signal.throwIfAborted()
+    const { ssl } = config
     // pg changes the object that it is given.
-    const client = new this.#driver.Client({ ...this.#base, ...(typeof ssl === 'object' && { ssl: { ...ssl } }) })
-    const guard = new Guard(client, this.#driver, this.#own, this.#base)
+    const client = new this.#driver.Client({ ...config, ...(typeof ssl === 'object' && { ssl: { ...ssl } }) })
+    const guard = new Guard(client, this.#driver, this.#own, config)
     const abort = () => guard.cut()
     signal.addEventListener('abort', abort, { once: true })
     try {
@@ -142,8 +167,45 @@ class PostgresBackend implements PostgresConnector {
     return true
   }
 
+  /**
+   * 'replica': it recovers, or its transactions are read only unless they say otherwise, and not by a borrower's doing. The lag is 0 where all is replayed
+   * that is known to exist, else the age of the last commit that is replayed. It is Infinity where nothing is received: its primary is gone or out of reach,
+   * or has refused it; a replica by log shipping alone receives nothing either.
+   *
+   * Whoever has the role `pg_read_all_stats` (of `pg_monitor`) also sees what is still on its way from the primary; others see but what has arrived, and a
+   * replica that catches up may seem to have done so. Of a replica of a replica it is the lag behind that one. Rejects within a failed transaction.
+   */
+  async inspect (connection: Client, signal: AbortSignal): Promise<ServerState> {
+    const guard = guardOf(connection)
+    const state = await unlessAborted(this.#inspect(connection), signal)
+    guard.mark()
+    this.#role = state.role
+    return state
+  }
+
+  async #inspect (connection: Client): Promise<ServerState> {
+    try {
+      const { rows: [row] } = await connection.query<string[]>({ text: this.#reticent ? `SELECT ${readsOnly}` : `SELECT ${readsOnly}, ${lag}`, rowMode: 'array', types: asText })
+      if (row![0] !== 'true') return { role: 'primary' }
+      return row!.length < 2 ? { role: 'replica' } : { role: 'replica', lag: Number(row![1]) }
+    } catch (error) {
+      if (this.#reticent || !untold.has((error as { code?: unknown }).code)) throw error
+      this.#reticent = true
+      return await this.#inspect(connection)
+    }
+  }
+
   isBroken (connection: Client): boolean {
-    return guardOf(connection).broken
+    const guard = guardOf(connection)
+    return guard.broken || (guard.misplaced && this.#role !== 'replica')
+  }
+
+  /**
+   * That the connection died, or its server ends or is not up yet; that it takes no writes (25006). Not that the server has too many connections (53300):
+   * that is said to who connects, and connects are the pool's to try again, in its own time.
+   */
+  isTransient (error: unknown): boolean {
+    return isPassing(error)
   }
 
   /**
@@ -210,15 +272,36 @@ const belongInside = [
   'enableChannelBinding', 'replication', 'stream', 'pipeline', 'connectionString', 'connectionTimeoutMillis', 'idleTimeoutMillis', 'allowExitOnIdle',
 ]
 
-/** What all connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
-async function driverOptions (options: PostgresOptions): Promise<ClientConfig> {
-  const { url, host, port, database, connection = {} } = options
+/** What the next connection is made from. */
+type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfig>
+
+/** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
+async function configsOf (options: PostgresOptions, addresses: Addresses): Promise<Config> {
+  const { url } = options
+  checkNames(options)
+  if (typeof url !== 'function') checkUrl(url)
+  const parse = url === undefined ? undefined : (await importDriver<{ default: Parser }>('pg-connection-string', { via: 'pg', backend: 'postgresql' })).default
+  const make = (address: AddressNow) => driverOptions(address, options, parse)
+  const config = make(addresses.fixed)
+  return addresses.change ? async (signal) => make(await addresses.now(signal)) : () => config
+}
+
+/** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
+function checkNames (options: PostgresOptions): void {
+  const { url, host, port } = options
   const given = new Map<string, unknown>(Object.entries(options))
   for (const name of belongInside) {
     if (given.get(name) === undefined) continue
     const instead = refused.get(name)
     throw badOption(name, given.get(name), instead === undefined ? `it inside of connection: { ${name} }` : `nothing here: ${instead}`)
   }
+  for (const [name, value] of Object.entries({ host, port })) {
+    if (url !== undefined && value !== undefined) throw badOption(name, value, `no ${name} next to a url`)
+  }
+}
+
+/** `url` is the base, the other options win over it, the driver's come as they are. */
+function driverOptions ({ url, connection }: AddressNow, { host, port, database }: PostgresOptions, parse: Parser | undefined): ClientConfig {
   for (const [name, instead] of refused) {
     if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
   }
@@ -228,10 +311,7 @@ async function driverOptions (options: PostgresOptions): Promise<ClientConfig> {
   if (database !== undefined && connection.database !== undefined) {
     throw badOption('connection.database', connection.database, 'nothing here next to the option database')
   }
-  for (const [name, value] of Object.entries({ host, port })) {
-    if (url !== undefined && value !== undefined) throw badOption(name, value, `no ${name} next to a url`)
-  }
-  const base = url === undefined ? {} : await parseUrl(url)
+  const base = url === undefined ? {} : parseUrl(url, parse!)
   for (const [name, value] of Object.entries({ host, port, database, ...connection })) if (value !== undefined) Object.assign(base, { [name]: value })
   const { ssl } = base
   // A pg that was given the same object before has made its key invisible to a copy.
@@ -241,11 +321,15 @@ async function driverOptions (options: PostgresOptions): Promise<ClientConfig> {
 
 type Parser = (url: string) => Record<string, unknown>
 
+function checkUrl (url: unknown): void {
+  if (url === undefined || (typeof url === 'string' && /^(postgres(ql)?:\/\/|socket:|\/)/i.test(url))) return
+  throw badOption('url', url, 'postgresql://user:password@host:port/database, or the folder of a Unix socket')
+}
+
 /** By pg's own parser, so that each parameter means what it means to pg. No error of ours has the text. */
-async function parseUrl (url: unknown): Promise<ClientConfig> {
+function parseUrl (url: string, parse: Parser): ClientConfig {
+  checkUrl(url)
   const wrong = (expected: string) => badOption('url', url, expected)
-  if (typeof url !== 'string' || !/^(postgres(ql)?:\/\/|socket:|\/)/i.test(url)) throw wrong('postgresql://user:password@host:port/database, or the folder of a Unix socket')
-  const { default: parse } = await importDriver<{ default: Parser }>('pg-connection-string', { via: 'pg', backend: 'postgresql' })
   let parsed: Record<string, unknown>
   try {
     parsed = parse(url)
@@ -306,6 +390,8 @@ class Guard {
   failure: Error | undefined
   /** What the connection died of. */
   error: Error | undefined
+  /** The server refused a write, and not because of the borrower's own transaction. */
+  misplaced = false
   readonly #inside: Inside
   readonly #driver: Driver
   readonly #own: OwnQueries
@@ -323,6 +409,10 @@ class Guard {
   #typed = false
   /** We ourselves add a listener. */
   #adding = false
+  /** A write was refused since the last ReadyForQuery. */
+  #refused = false
+  /** Of the server's reports, from PostgreSQL 14 on. */
+  readonly #reports = { in_hot_standby: '', default_transaction_read_only: '' }
   #dead = false
   #ended = false
   #closing: Promise<void> | undefined
@@ -344,9 +434,18 @@ class Guard {
     client.on('end', this.#onEnd)
     client.on('removeListener' as 'end', this.#onRemove as () => void)
     // Before pg's own listeners, which go on with the next query from there.
-    wire.on('readyForQuery', ({ status }: { status: string }) => { this.status = status })
+    wire.on('readyForQuery', ({ status }: { status: string }) => {
+      this.status = status
+      if (this.#refused) this.#place()
+    })
     wire.on('commandComplete', ({ text }: { text: string }) => this.#completed(text))
-    wire.on('errorMessage', (error: Error) => { this.failure = error })
+    wire.on('errorMessage', (error: Error & { code?: string }) => {
+      this.failure = error
+      if (error.code === readOnly) this.#refused = true
+    })
+    wire.on('parameterStatus', ({ parameterName: name, parameterValue }: { parameterName: string, parameterValue: string }) => {
+      if (name === 'in_hot_standby' || name === 'default_transaction_read_only') this.#reports[name] = parameterValue
+    })
     wire.on('end', () => {
       this.#ended = true
       this.#closed?.()
@@ -386,6 +485,13 @@ class Guard {
     const { error } = this
     if (error !== undefined) queueMicrotask(() => listener(error))
     else this.#died = listener
+  }
+
+  /** Once the server has reported what changed meanwhile, which it does between an error and ReadyForQuery. */
+  #place (): void {
+    this.#refused = false
+    const { in_hot_standby: standby, default_transaction_read_only: readsOnly } = this.#reports
+    this.misplaced ||= standby !== 'off' || readsOnly !== 'off'
   }
 
   // --- Reset ----------------------------------------------------------------------------------------------------------------------------
@@ -733,6 +839,55 @@ function ownQueries (driver: Driver): OwnQueries {
 /** What a statement is refused with where that is right. */
 const nothingToDo = new Error('nothing to do')
 
+// --- What a server says ---------------------------------------------------------------------------------------------------------------
+
+const asText = { getTypeParser: () => String }
+
+/** SQL. What a borrower set is not meant, where no reset has undone it. */
+const readsOnly = `(pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AND
+  (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on')::text`
+
+/**
+ * SQL, in ms. Of the receiver's row a user without privileges sees the pid alone, and all others the end of the primary's log too. The positions come first:
+ * a server that does not support them (Amazon Aurora) has no receiver either, and must not be taken for one that follows nobody.
+ */
+const lag = `(SELECT CASE
+  WHEN NOT pg_is_in_recovery() THEN 'Infinity'
+  WHEN pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) AND follows THEN 0
+  WHEN follows THEN greatest(0, coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 'Infinity'))
+  ELSE 'Infinity'
+  END FROM (VALUES (1)) AS always LEFT JOIN pg_stat_wal_receiver r ON true, LATERAL (SELECT r.pid IS NOT NULL AND coalesce(r.status, 'streaming') = 'streaming' AS follows) f)::float8::text`
+
+/** Not supported, not allowed, or not there: what only speaks PostgreSQL's protocol. */
+const untold: ReadonlySet<unknown> = new Set(['0A000', '42501', '42883', '42P01', '42703'])
+
+const readOnly = '25006'
+
+/** Of the server: it ends (57P01), a process of it crashed (57P02), it is not up yet (57P03). Of the socket, once it was connected. */
+const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
+
+function isPassing (error: unknown): boolean {
+  return somewhere(error, ({ code, severity, message }) => {
+    if (passing.has(code)) return true
+    // Class 08 is of the connection, but 08P01 is also said of a parameter too many.
+    if (typeof code === 'string' && code.length === 5 && code.startsWith('08')) return code !== '08P01' || severity === 'FATAL'
+    // pg's own have no code.
+    return code === undefined && typeof message === 'string' && /^Connection terminated\b|^Client .+ is not queryable$/.test(message)
+  })
+}
+
+type Failure = Readonly<Record<'code' | 'severity' | 'message' | 'cause', unknown>>
+
+/** Of the error, or of its cause: an ORM's, or of a commit that came too late. */
+function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
+  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
+    const failure = error as Failure
+    if (is(failure)) return true
+    error = failure.cause
+  }
+  return false
+}
+
 // --- Transactions ---------------------------------------------------------------------------------------------------------------------
 
 const levels: ReadonlyMap<Isolation, string> = new Map<Isolation, string>([
@@ -805,14 +960,9 @@ class OpenTransaction implements Transaction<Client> {
   }
 }
 
-/** A serialization failure or a deadlock, also as the cause of another error: an ORM's, or of a commit that came too late. */
-function isTransient (error: unknown): boolean {
-  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
-    const { code, cause } = error as { code?: unknown, cause?: unknown }
-    if (code === '40001' || code === '40P01') return true
-    error = cause
-  }
-  return false
+/** A serialization failure or a deadlock. */
+function isConflict (error: unknown): boolean {
+  return somewhere(error, ({ code }) => code === '40001' || code === '40P01')
 }
 
 function quoted (name: string): string {
@@ -834,7 +984,7 @@ interface Subscription {
 interface ListeningOptions {
   open (signal: AbortSignal): Promise<Guard>
   connectTimeout: number
-  secrets: readonly string[]
+  scrub (error: unknown): Error
   tell (event: DriverEvent): void
 }
 
@@ -1003,7 +1153,7 @@ class Listening {
 
   /** Who waits for it is told, and is forgotten. For those who listened already it is tried again. */
   async #failed (cause: unknown): Promise<void> {
-    const error = scrub(cause, this.#options.secrets)
+    const error = this.#options.scrub(cause)
     const connected = this.#guard !== undefined
     for (const subscription of this.#all()) {
       if (subscription.settle === undefined) continue
@@ -1039,7 +1189,7 @@ class Listening {
   }
 
   #call (channel: string, fn: (...args: never[]) => unknown, args: never[]): void {
-    const failed = (error: unknown) => this.#options.tell({ name: 'listener-error', channel, message: scrub(error, this.#options.secrets).message })
+    const failed = (error: unknown) => this.#options.tell({ name: 'listener-error', channel, message: this.#options.scrub(error).message })
     try {
       Promise.resolve(fn(...args)).catch(failed)
     } catch (error) {

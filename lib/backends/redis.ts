@@ -1,23 +1,28 @@
 import type { Socket } from 'node:net'
 import type { Command, Redis, RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import { importDriver, unlessAborted } from './driver.js'
-import type { Connector, DriverEvent } from '../../types/connector.js'
+import type { Address } from '../pool/options.js'
+import { Addresses, importDriver, unlessAborted } from './driver.js'
+import type { AddressNow } from './driver.js'
+import type { Connector, DriverEvent, ServerState } from '../../types/connector.js'
 
 export interface RedisOptions {
   /**
    * `redis://`, `rediss://` (TLS), or a Unix socket: `/run/redis.sock`, `unix:///run/redis.sock`. Default `redis://localhost:6379`.
-   * What the other options say wins over it.
+   * What the other options say wins over it. A function is asked at each create.
    */
-  url?: string
+  url?: Address['url']
   /** Default: the URL's, else 'localhost'. */
   host?: string
   /** Default: the URL's, else 6379. */
   port?: number
   /** The number of the database, 0 or more, as a number or a text. Default: the URL's, else 0. */
   database?: string | number
-  /** ioredis' own options, untouched: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that would do the pool's work are refused. */
-  connection?: Record<string, unknown>
+  /**
+   * ioredis' own options, untouched: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that would do the pool's work are refused. A
+   * function is asked at each create.
+   */
+  connection?: Address['connection']
   /**
    * What is undone at return. Default 'session'.
    * - 'session': whatever the next borrower could notice, at the price of the connection where nothing else undoes it.
@@ -40,13 +45,26 @@ export interface RedisConnector extends Connector<Redis> {
    * The shared client, which reconnects by itself: for single commands, and for work outside of requests. Made at first access, and connects with
    * its first command. `close` ends it, unless the app made it.
    *
+   * Where `url` or `connection` is a function, it is made from the last answer, if there is one, and asks again whenever it connects. While it is
+   * connected, a new password changes nothing for it; where it reconnects and the function fails, it tries as it did last. Whether it goes through
+   * sentinels, and to which, is settled when it is made.
+   *
    * @throws `FST_POOL_CLOSED` if it would be made after `close`
    */
   readonly client: Redis
+  /** By its ROLE, or where the user may not ask for it, by INFO. Leaves nothing behind. `offset` is in bytes. */
+  inspect (connection: Redis, signal: AbortSignal): Promise<ServerState>
+  isTransient (error: unknown): boolean
 }
 
 /**
- * Redis. A connection is one exclusive ioredis connection that never reconnects behind the pool's back: a dead one is replaced.
+ * Redis. A connection is one exclusive ioredis connection that never reconnects behind the pool's back: a dead one is replaced, and one whose server
+ * answered READONLY when it is given back.
+ *
+ * With `connection: { sentinels, name }` each create asks the sentinels for the master of now, once; the pool tries again. A further connection to
+ * each sentinel hears of a new master: then every connection to the old one is cut off, lent ones too, since what is written there is lost.
+ *
+ * For a cluster there is `redisCluster`.
  *
  * Not undone by a reset: commands added by `defineCommand` and other properties set on the object stay, and what `duplicate()` and `monitor()`
  * open are connections outside of the pool, which whoever opened them closes. `options` of an exclusive connection is frozen.
@@ -54,48 +72,82 @@ export interface RedisConnector extends Connector<Redis> {
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function redis (options: RedisOptions): Promise<RedisConnector> {
-  const base = driverOptions(options)
-  return new RedisBackend(await importDriver<Driver>('ioredis', { via: '@fastify/redis', backend: 'redis' }), base, options)
+  const addresses = new Addresses(options)
+  const base = driverOptions(options, addresses.fixed)
+  return new RedisBackend(await importRedis(), base, addresses, options)
 }
 
-type Driver = typeof import('ioredis')
+export type Driver = typeof import('ioredis')
+
+/** @throws `FST_POOL_MISSING_DRIVER` */
+export async function importRedis (): Promise<Driver> {
+  return await importDriver<Driver>('ioredis', { via: '@fastify/redis', backend: 'redis' })
+}
 
 class RedisBackend implements RedisConnector {
   readonly system = 'redis'
-  readonly secrets: readonly string[]
+  readonly isTransient = isTransient
   readonly #driver: Driver
-  readonly #base: IORedisOptions
+  readonly #addresses: Addresses
+  readonly #options: RedisOptions
   readonly #mode: 'session' | 'transaction' | 'none'
   readonly #connectTimeout: number
   readonly #theirs: boolean
+  /** Of a client that was taken over. */
+  readonly #theirSecrets: readonly string[] = []
   readonly #sentinels = new Set<Redis>()
+  /** What ends an exclusive connection, or the making of one, when the sentinels name another master. */
+  readonly #cuts = new Set<(reason: Error) => void>()
+  /** As of the last answer. */
+  #base: IORedisOptions
+  #answered = false
+  #watch: SentinelWatch | undefined
   #shared: Redis | undefined
   #unlisten: Array<() => void> = []
   #closing: Promise<void> | undefined
   #listener: ((event: DriverEvent) => void) | undefined
 
-  constructor (driver: Driver, base: IORedisOptions, { reset = 'session', connectTimeout = 3000, client }: RedisOptions) {
+  constructor (driver: Driver, base: IORedisOptions, addresses: Addresses, options: RedisOptions) {
+    const { reset = 'session', connectTimeout = 3000, client } = options
     this.#driver = driver
     this.#base = base
+    this.#addresses = addresses
+    this.#options = options
     this.#mode = reset
     this.#connectTimeout = connectTimeout
     this.#theirs = client !== undefined
-    this.secrets = client === undefined ? [] : secretsOf({ connection: client.options })
-    if (client !== undefined) this.#share(client)
+    if (client === undefined) return
+    this.#theirSecrets = secretsOf({ connection: client.options })
+    this.#share(client)
+  }
+
+  get secrets (): readonly string[] {
+    return this.#theirs ? this.#theirSecrets : this.#addresses.secrets
   }
 
   get client (): Redis {
     if (this.#shared !== undefined) return this.#shared
     if (this.#closing !== undefined) throw new PoolError('FST_POOL_CLOSED', 'the pool of this Redis client is closed')
-    const client = new this.#driver.Redis({ ...this.#base, lazyConnect: true, connectTimeout: this.#connectTimeout, disconnectTimeout })
+    const base = this.#base
+    const ours = { retryStrategy, lazyConnect: true, connectTimeout: this.#connectTimeout, disconnectTimeout }
+    const client = new this.#driver.Redis({ ...base, ...(base.sentinels && sentinelled(base)), ...ours })
     this.#watchSentinels(client, this.#sentinels, () => this.#closing !== undefined)
+    if (this.#addresses.change) this.#followAnswers(client)
     this.#share(client)
     return client
   }
 
   async create (signal: AbortSignal): Promise<Redis> {
     signal.throwIfAborted()
-    const connection = new this.#driver.Redis({ ...this.#base, ...exclusive })
+    const base = await this.#ask(signal)
+    signal.throwIfAborted()
+    const { role = 'master' } = base
+    const connection: Redis = new this.#driver.Redis({
+      ...base,
+      ...exclusive,
+      // ioredis tells of each error that the server answers, before the caller is told: for nothing where there is none.
+      ...(role === 'master' && { reconnectOnError: (error: Error) => { guard.answered(error); return false } }),
+    })
     const guard = new Guard(connection, this.#driver, (event) => this.#listener?.(event))
     const sentinels = new Set<Redis>()
     this.#watchSentinels(connection, sentinels, () => signal.aborted)
@@ -105,13 +157,18 @@ class RedisBackend implements RedisConnector {
       for (const sentinel of sentinels) cut(sentinel)
     }
     signal.addEventListener('abort', abort, { once: true })
+    if (base.sentinels) this.#cutWhenMoved(guard, abort)
     try {
       await connection.connect()
       // ioredis goes on where SELECT failed, on the wrong database.
       if (guard.error !== undefined) throw guard.error
-      await guard.check(this.#base.sentinels ? this.#base.role ?? 'master' : undefined)
+      await guard.check(base.sentinels ? role : undefined)
       signal.throwIfAborted()
+      if (guard.error !== undefined) throw guard.error
       guard.open(this.#mode)
+      if (base.sentinels && this.#closing === undefined) {
+        this.#watch ??= new SentinelWatch(this.#driver, () => this.#base, this.#connectTimeout, () => this.#moved())
+      }
       return connection
     } catch (error) {
       // The reason was told by an event. What rejects is that the connection is closed.
@@ -121,6 +178,84 @@ class RedisBackend implements RedisConnector {
     } finally {
       signal.removeEventListener('abort', abort)
     }
+  }
+
+  /** What a connection is made from now. */
+  async #ask (signal: AbortSignal): Promise<IORedisOptions> {
+    if (!this.#addresses.change) return this.#base
+    const base = driverOptions(this.#options, await this.#addresses.now(signal))
+    this.#answered = true
+    this.#base = base
+    return base
+  }
+
+  /** The shared client asks whenever it connects: it may be long after the connections before it, and the password another one. */
+  #followAnswers (client: Redis): void {
+    const connect = client.connect.bind(client)
+    const send = client.sendCommand
+    let closed = new AbortController()
+    client.on('end', () => closed.abort(new Error('Connection is closed.')))
+    let before = this.#base
+    /** Whether there is an address to try again. */
+    let known = this.#answered
+    let asking: Promise<void> | undefined
+    let connecting: Promise<void> | undefined
+    const follow = async (): Promise<void> => {
+      const { signal } = closed
+      try {
+        const base = await this.#ask(AbortSignal.any([AbortSignal.timeout(this.#connectTimeout), signal]))
+        if ((base.sentinels === undefined) !== (client.options.sentinels === null || client.options.sentinels === undefined)) {
+          throw badOption('connection()', base, 'sentinels in every answer, or in none')
+        }
+        const gone = Object.keys(before).filter((name) => !(name in base)).map((name) => [name, undefined])
+        Object.assign(client.options, Object.fromEntries(gone), base)
+        before = base
+        known = true
+      } catch (error) {
+        signal.throwIfAborted()
+        this.#tell('error', { shared: true, code: codeOf(error) })
+        if (!known) throw error
+      }
+    }
+    const connectAsked = (): Promise<void> => {
+      if (connecting !== undefined) return connecting
+      closed = new AbortController()
+      asking = follow()
+      connecting = asking.then(() => connect()).finally(() => { connecting = undefined })
+      return connecting
+    }
+    const value = (callback?: (error?: Error | null) => void): Promise<void> => {
+      const done = connectAsked()
+      if (callback !== undefined) done.then(() => callback(null), callback)
+      return done
+    }
+    // ioredis notes the database with each command that waits for a connection: there must be one by then.
+    const held: Redis['sendCommand'] = (command, stream) => {
+      if (client.status !== 'wait') return send.call(client, command, stream)
+      // Why it did not connect, it tells by events, and tries again.
+      Promise.allSettled([connectAsked()])
+      asking!.then(() => send.call(client, command, stream), (error: Error) => command.reject(error))
+      return command.promise
+    }
+    Object.defineProperty(client, 'connect', { value, configurable: true, writable: true })
+    Object.defineProperty(client, 'sendCommand', { value: held, configurable: true, writable: true })
+  }
+
+  #cutWhenMoved (guard: Guard, abort: () => void): void {
+    const end = (reason: Error) => {
+      guard.error ??= reason
+      abort()
+    }
+    this.#cuts.add(end)
+    guard.ended = () => { this.#cuts.delete(end) }
+  }
+
+  /** The sentinels have named another master. The old one may be dead and silent, or still take writes that nobody will ever see again. */
+  #moved (): void {
+    this.#tell('switch-master', { shared: true })
+    for (const end of [...this.#cuts]) end(new Error('the sentinels have named another master'))
+    // It connects again by itself, and then sends what was not answered.
+    if (!this.#theirs && this.#shared !== undefined) (this.#shared as unknown as Inside).connector.stream?.destroy()
   }
 
   /** A half-close first: the server's answer to it shows that it has let go. What does not answer within 100 ms is cut off. */
@@ -147,7 +282,14 @@ class RedisBackend implements RedisConnector {
     guardOf(connection).onDeath(listener)
   }
 
-  /** `error` {shared, code}, `end` {shared}; of the shared client `connect`, `ready`, `close` and `reconnecting` {delay} too. */
+  async inspect (connection: Redis, signal: AbortSignal): Promise<ServerState> {
+    return await unlessAborted(guardOf(connection).inspect(), signal)
+  }
+
+  /**
+   * `error` {shared, code}, `end` {shared}, `readonly` {shared}: the server takes no writes; of the shared client `connect`, `ready`, `close` and
+   * `reconnecting` {delay} too; `switch-master`: the sentinels have named another one.
+   */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
     this.#listener = listener
   }
@@ -159,6 +301,7 @@ class RedisBackend implements RedisConnector {
   }
 
   async #close (): Promise<void> {
+    await this.#watch?.close()
     const client = this.#shared
     if (client === undefined) return
     if (this.#theirs) {
@@ -204,10 +347,11 @@ class RedisBackend implements RedisConnector {
     const { connector } = client as unknown as Inside
     const connect = connector.connectToSentinel
     if (connect === undefined) return
-    const share = Math.max(1, Math.floor(this.#connectTimeout / ((this.#base.sentinels?.length ?? 0) + 1)))
+    const { sentinels: seeds, sentinelCommandTimeout } = client.options
+    const share = Math.max(1, Math.floor(this.#connectTimeout / ((seeds?.length ?? 0) + 1)))
     connector.connectToSentinel = (endpoint, given) => {
       if (stopped()) throw new Error('Connection is closed.')
-      const commandTimeout = this.#base.sentinelCommandTimeout ?? share
+      const commandTimeout = sentinelCommandTimeout ?? share
       const sentinel = connect.call(connector, endpoint, { connectTimeout: share, commandTimeout, ...given })
       sentinels.add(sentinel)
       sentinel.disconnect = () => {
@@ -216,6 +360,92 @@ class RedisBackend implements RedisConnector {
       }
       return sentinel
     }
+  }
+}
+
+// --- Sentinels ------------------------------------------------------------------------------------------------------------------------
+
+/** How long after a sentinel went away it is looked for again, in ms. */
+const sentinelPause = 1000
+
+/** Hears from each of the sentinels that were named when there is another master. It has no part in making connections. */
+class SentinelWatch {
+  readonly #driver: Driver
+  /** As of the last answer: the sentinels' password may change, which they are does not. */
+  readonly #base: () => IORedisOptions
+  readonly #connectTimeout: number
+  readonly #moved: () => void
+  readonly #connections = new Set<Redis>()
+  readonly #timers = new Set<NodeJS.Timeout>()
+  #master: string | undefined
+  #closed = false
+
+  constructor (driver: Driver, base: () => IORedisOptions, connectTimeout: number, moved: () => void) {
+    this.#driver = driver
+    this.#base = base
+    this.#connectTimeout = connectTimeout
+    this.#moved = moved
+    for (const at of base().sentinels ?? []) this.#listen(at)
+  }
+
+  async close (): Promise<void> {
+    this.#closed = true
+    for (const timer of this.#timers) clearTimeout(timer)
+    await Promise.all([...this.#connections].map((connection) => disconnected(connection)))
+  }
+
+  #listen (at: { host?: string, port?: number, family?: number }): void {
+    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#base()
+    const connection = new this.#driver.Redis({
+      host: at.host,
+      port: at.port ?? 26379,
+      family: at.family ?? family,
+      username: sentinelUsername,
+      password: sentinelPassword,
+      tls: sentinelTLS,
+      protocol,
+      retryStrategy: null,
+      lazyConnect: true,
+      enableReadyCheck: false,
+      connectTimeout: this.#connectTimeout,
+      disconnectTimeout,
+    } as IORedisOptions)
+    this.#connections.add(connection)
+    // That a sentinel can't be had is told by the creates that ask it. Without a listener ioredis writes errors to the console.
+    connection.on('error', () => {})
+    connection.on('message', (_channel, text) => {
+      const [name, , , host, port] = text.split(' ')
+      if (name === this.#base().name) this.#hear(`${host}:${port}`)
+    })
+    connection.once('end', () => {
+      this.#connections.delete(connection)
+      if (this.#closed) return
+      const timer = setTimeout(() => {
+        this.#timers.delete(timer)
+        this.#listen(at)
+      }, sentinelPause).unref()
+      this.#timers.add(timer)
+    })
+    this.#ask(connection).catch(() => {
+      // It ended, or is not asked so: then it is tried again, as above.
+      cut(connection)
+    })
+  }
+
+  async #ask (connection: Redis): Promise<void> {
+    await connection.connect()
+    // It is no reason for the process to live.
+    connection.stream.unref()
+    // Sent together, so that nothing is missed between them; and in RESP2 nothing can be asked after it.
+    const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#base().name!)
+    const [address] = await Promise.all([asked, connection.subscribe('+switch-master')])
+    if (Array.isArray(address)) this.#hear(address.join(':'))
+  }
+
+  #hear (address: string): void {
+    const moved = this.#master !== undefined && this.#master !== address
+    this.#master = address
+    if (moved && !this.#closed) this.#moved()
   }
 }
 
@@ -243,6 +473,18 @@ const exclusive: IORedisOptions = {
   disconnectTimeout,
 }
 
+/** How soon the shared client tries again, in ms: as often as the pool does. */
+const retryStrategy = (times: number): number => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random())
+
+/** What the shared client needs where there are sentinels. */
+function sentinelled ({ role = 'master' }: IORedisOptions): IORedisOptions {
+  return {
+    sentinelRetryStrategy: retryStrategy,
+    // Its server has become a replica: what that refused is sent again to the new master.
+    ...(role === 'master' && { reconnectOnError: (error: Error) => takesNoWrites(error) && 2 }),
+  }
+}
+
 const replaces = 'the pool replaces a connection that dies, see backoff'
 /** The driver's keys that would do the pool's work, and what to use instead. */
 const refused = new Map(Object.entries({
@@ -256,7 +498,7 @@ const refused = new Map(Object.entries({
   reconnectOnError: replaces,
   sentinelRetryStrategy: replaces,
   sentinelReconnectStrategy: replaces,
-  failoverDetector: `it opens connections outside of the pool; ${replaces}`,
+  failoverDetector: 'the pool listens to the sentinels itself',
   maxRetriesPerRequest: `exclusive connections never retry; ${replaces}`,
   autoResubscribe: `exclusive connections never reconnect; ${replaces}`,
   autoResendUnfulfilledCommands: `exclusive connections never reconnect; ${replaces}`,
@@ -275,9 +517,9 @@ const belongInside = [
   'enableAutoPipelining', 'showFriendlyErrorStack', 'scripts', 'clientInfoTag',
 ]
 
-/** What all connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
-function driverOptions (options: RedisOptions): IORedisOptions {
-  const { url, host, port, database, connection = {}, client } = options
+/** What connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
+function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
+  const { host, port, database, client } = options
   const given = new Map<string, unknown>(Object.entries(options))
   for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
   for (const [name, instead] of refused) {
@@ -285,7 +527,8 @@ function driverOptions (options: RedisOptions): IORedisOptions {
     if (!isOurs && given.get(name) !== undefined) throw badOption(name, given.get(name), `nothing here: ${instead}`)
     if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
   }
-  const addressed = Object.entries({ url, host, port }).find(([, value]) => value !== undefined)
+  if (connection.cluster !== undefined) throw badOption('connection.cluster', connection.cluster, 'it given to redisCluster(), and not by a function')
+  const addressed = Object.entries({ url: options.url, host, port }).find(([, value]) => value !== undefined)
   if (client !== undefined) {
     if (typeof client.options !== 'object' || client.isCluster) throw badOption('client', client, 'an ioredis Redis, and not a Cluster')
     if (addressed !== undefined) throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to a client`)
@@ -398,6 +641,17 @@ const harmlessClient: ReadonlySet<string> = new Set([
   'getname', 'getredir', 'help', 'id', 'info', 'kill', 'list', 'pause', 'trackinginfo', 'unblock', 'unpause',
 ])
 
+/**
+ * Whether a command, by itself, changes what later ones on its connection do; but for subscriptions, which a cluster's client has a connection of its
+ * own for, and SELECT, which no cluster knows.
+ */
+export function leavesState ({ name, args }: Command): boolean {
+  const kind = kindOf(name)
+  if (kind === 'client') return !harmlessClient.has(String(args[0]).toLowerCase())
+  if (kind === 'script') return String(args[0]).toLowerCase() === 'debug'
+  return kind === 'multi' || kind === 'exec' || kind === 'watch' || kind === 'lost'
+}
+
 const guardKey: unique symbol = Symbol('fastify-pool guard')
 
 function guardOf (connection: Redis): Guard {
@@ -408,6 +662,8 @@ function guardOf (connection: Redis): Guard {
 class Guard {
   /** Before the connection is open: what went wrong first. Afterwards: what went wrong last. */
   error: Error | undefined
+  /** Called once it is gone. */
+  ended: (() => void) | undefined
   readonly #connection: Redis
   readonly #driver: Driver
   readonly #tell: (event: DriverEvent) => void
@@ -460,6 +716,23 @@ class Guard {
     const answer = await unlessDenied(this.#command('ping'))
     // A mode that leaves an open MULTI or a subscription gets other answers.
     return this.#mode !== 'session' || answer === undefined || answer === 'PONG'
+  }
+
+  /** What the server answered an error to. One that takes no writes any more is not for the next borrower. */
+  answered (error: Error): void {
+    if (!this.#open || this.#broken || !takesNoWrites(error)) return
+    this.#broken = true
+    this.#tell({ name: 'readonly', shared: false })
+  }
+
+  async inspect (): Promise<ServerState> {
+    const answer = await unlessDenied(this.#command('role'))
+    if (!Array.isArray(answer)) return stateOf(String(await this.#command('info', ['replication'])))
+    const [role, ...rest] = answer as unknown[]
+    if (role === 'master') return { role: 'primary', offset: Number(rest[0]) }
+    if (role !== 'slave') throw new Error(`the server is neither a master nor a replica: ${String(role)}`)
+    const [, , link, offset] = rest
+    return { role: 'replica', ...(link === 'connected' ? { offset: Number(offset) } : { lag: Infinity }) }
   }
 
   /** From here on the connection may be lent. */
@@ -612,6 +885,7 @@ class Guard {
 
   readonly #onEnd = (): void => {
     this.#broken = true
+    this.ended?.()
     if (this.#open) this.#tell({ name: 'end', shared: false })
     const died = this.#died
     this.#died = undefined
@@ -651,7 +925,7 @@ interface Inside {
   setStatus (status: string): void
 }
 
-function isBusy (connection: Redis): boolean {
+export function isBusy (connection: Redis): boolean {
   return connection.commandQueue.length > 0 || (connection.options.enableAutoPipelining === true && connection.autoPipelineQueueSize > 0)
 }
 
@@ -659,7 +933,7 @@ function isBusy (connection: Redis): boolean {
  * Resolves when all that was sent has been answered. Asks the queue after each piece of data rather than wait on a command: that would take its
  * failure for handled, and a new command could be one too many.
  */
-function drained (connection: Redis, signal: AbortSignal): Promise<void> {
+export function drained (connection: Redis, signal: AbortSignal): Promise<void> {
   const { stream } = connection
   return new Promise((resolve, reject) => {
     const stop = () => {
@@ -689,7 +963,7 @@ function drained (connection: Redis, signal: AbortSignal): Promise<void> {
   })
 }
 
-async function disconnected (client: Redis, also?: () => void): Promise<void> {
+export async function disconnected (client: Redis, also?: () => void): Promise<void> {
   if (client.status === 'end') return
   await new Promise<void>((resolve) => {
     client.once('end', () => resolve())
@@ -699,11 +973,20 @@ async function disconnected (client: Redis, also?: () => void): Promise<void> {
 }
 
 /** Ends it at once, whatever it is doing. Not `disconnect()`, which leaves a timer behind where the socket has closed already. */
-function cut (connection: Redis): void {
+export function cut (connection: Redis): void {
   const { stream } = (connection as unknown as Inside).connector
   if (stream !== undefined) stream.destroy()
   // A sentinel's own `disconnect` is this function.
   else (Object.getPrototypeOf(connection) as Redis).disconnect.call(connection)
+}
+
+/** Of an INFO replication. */
+function stateOf (info: string): ServerState {
+  const fields = new Map(info.split('\r\n').map((line) => line.split(':', 2) as [string, string]))
+  const role = fields.get('role')
+  if (role === 'master') return { role: 'primary', offset: Number(fields.get('master_repl_offset')) }
+  if (role !== 'slave') throw new Error('the server does not say whether it is a master or a replica')
+  return { role: 'replica', ...(fields.get('master_link_status') === 'up' ? { offset: Number(fields.get('slave_repl_offset')) } : { lag: Infinity }) }
 }
 
 async function unlessDenied (answer: Promise<unknown>): Promise<unknown> {
@@ -721,8 +1004,56 @@ function unlessWithoutMulti (error: unknown): void {
   if (!(error instanceof Error && error.message.startsWith('ERR DISCARD without MULTI'))) throw error
 }
 
+// --- Errors ---------------------------------------------------------------------------------------------------------------------------
+
+/** Also from within a script, and for the EXEC of a transaction that has writes. */
+function takesNoWrites ({ message }: Error): boolean {
+  return message.startsWith('READONLY') || /[ -]READONLY You can't write against/.test(message)
+}
+
+/** What a server answers that another one, or the same a moment later, would not. */
+const passing = new Set([
+  'READONLY', // It became a replica: the master is another one now.
+  'UNBLOCKED', // It became one while a command was blocked on it.
+  'LOADING', // It has just started, and still reads its data.
+  'MASTERDOWN', // A replica without its master that is told not to answer from what it has: others may have theirs.
+  'CLUSTERDOWN', // A part of the cluster has no master, until its replica has taken over.
+  'TRYAGAIN', // The keys of one command are on their way to another node, some here and some there.
+])
+
+/** That the connection is gone, or none could be had: what died, another one does not share. */
+const deaths = new Set([
+  'Connection is closed.', // While the command was under way, or before.
+  "Stream isn't writeable and enableOfflineQueue options is false", // The socket has ended, and ioredis has not heard of it yet.
+  'Command aborted due to connection close', // In the middle of a pipeline or a transaction.
+  'None of startup nodes is available',
+  'Cluster is ended.',
+  "Cluster isn't ready and enableOfflineQueue options is false",
+  'Failed to refresh slots cache.', // No node of the cluster answers.
+])
+
+/** Of the network, as Node says them. */
+const network = new Set(['ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'ECONNABORTED', 'EHOSTUNREACH', 'ENETUNREACH', 'EAI_AGAIN'])
+
+/** Whether what failed with it may succeed on another connection, a moment later. */
+export function isTransient (error: unknown): boolean {
+  if (!(error instanceof Error)) return false
+  const { message, name, code, previousErrors } = error as Error & { code?: unknown, previousErrors?: unknown }
+  if (typeof code === 'string' && network.has(code)) return true
+  if (deaths.has(message) || takesNoWrites(error)) return true
+  // A client that reconnects by itself gave up, and so did one that was sent from one node of a cluster to the next.
+  if (name === 'MaxRetriesPerRequestError' || message.startsWith('Too many Cluster redirections.')) return true
+  if (message.startsWith('All sentinels are unreachable')) return true
+  const [word = ''] = message.split(' ', 1)
+  if (passing.has(word)) return true
+  if (word !== 'EXECABORT') return false
+  // Why nothing of a transaction was done, EXEC says itself, or what was to be a part of it.
+  const [, reason] = /^EXECABORT Transaction discarded because of: ([A-Z]+)/.exec(message) ?? []
+  return passing.has(reason ?? '') || (Array.isArray(previousErrors) && previousErrors.some(isTransient))
+}
+
 /** ECONNREFUSED, WRONGPASS, ...: never the text, which may hold anything. */
-function codeOf (error: unknown): string {
+export function codeOf (error: unknown): string {
   const { code, message = '', name = 'Error' } = (error ?? {}) as { code?: unknown, message?: string, name?: string }
   return typeof code === 'string' ? code : /^[A-Z]{3,}\b/.exec(message)?.[0] ?? name
 }

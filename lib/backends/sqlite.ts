@@ -3,6 +3,7 @@ import { dirname, resolve } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { badOption, PoolError } from '../pool/errors.js'
 import { importDriver } from './driver.js'
+import type { Address } from '../pool/options.js'
 import type { Connector, DestroyReason, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 
 /** What both drivers' prepared statements have. */
@@ -43,13 +44,13 @@ export interface SqliteTransaction<A extends unknown[], R> {
 export type SqliteDriver = new (path: string, options?: object) => SqliteDatabase
 
 export interface SqliteOptions {
-  /** A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. */
-  url?: string
+  /** A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does not change its address. */
+  url?: Address['url']
   /**
    * Options of the driver's `Database`, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking
-   * the event loop.
+   * the event loop. No function.
    */
-  connection?: Record<string, unknown>
+  connection?: Address['connection']
   /** 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and iterators are ended. */
   reset?: 'session' | 'transaction' | 'none'
   /** Default: libsql, else better-sqlite3. Or the driver's class itself. */
@@ -91,6 +92,9 @@ export interface SqliteConnector extends Connector<SqliteDatabase> {
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function sqlite (options: SqliteOptions): Promise<SqliteConnector> {
+  for (const key of ['url', 'connection'] as const) {
+    if (typeof options[key] === 'function') throw badOption(key, options[key], 'none, since a file does not change its address')
+  }
   const path = pathOf(options.url)
   return new Writer(await driverOf(options.driver), path, options)
 }
@@ -113,7 +117,8 @@ class Handles implements Connector<SqliteDatabase> {
   constructor (Database: SqliteDriver, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
     this.#Database = Database
     this.#path = path
-    this.#options = { ...connection, timeout: connection?.timeout ?? 0 }
+    const given: Record<string, unknown> = { ...connection }
+    this.#options = { ...given, timeout: given.timeout ?? 0 }
     this.#whole = reset !== 'transaction'
     this.#memory = path === ':memory:'
     this.#refusal = reads ? `this connection${name === undefined ? '' : ` of pool '${name}'`} only reads: lease role: 'primary' to write` : undefined
@@ -780,7 +785,7 @@ function judge (sql: string): number {
 // --- Options --------------------------------------------------------------------------------------------------------------------------
 
 /** By itself ('app.db') as it is; both drivers take a URL differently, so the path is taken out here. */
-function pathOf (url: string | undefined): string {
+function pathOf (url: unknown): string {
   const expected = "a path, 'file:' and a path, or ':memory:'"
   if (typeof url !== 'string' || url === '') throw badOption('url', url, expected)
   let path = url

@@ -1,21 +1,52 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyPluginCallback } from 'fastify'
-import type { Redis } from 'ioredis'
+import type { Cluster, Redis } from 'ioredis'
 import type { MongoClient } from 'mongodb'
 import type { Connector } from '../../types/connector.js'
+import type { PoolFace } from '../../types/pool.js'
+import { TargetPool } from '../balance/targets.js'
 import { importDriver } from '../backends/driver.js'
 import { mongodb, type MongoConnector } from '../backends/mongodb.js'
 import { mysql } from '../backends/mysql.js'
 import { postgresql } from '../backends/postgresql.js'
 import { redis, type RedisConnector } from '../backends/redis.js'
+import { isCluster, redisCluster, type RedisClusterConnector } from '../backends/redis-cluster.js'
 import { sqlite } from '../backends/sqlite.js'
 import { PoolError, scrub, secretsOf } from '../pool/errors.js'
+import { Pool } from '../pool/pool.js'
 import type { ResolvedPoolOptions } from '../pool/options.js'
 
 /** Makes the client that a pool shares with the app known to it: once the pool is open, or has been told not to wait for that. */
 export type Share = () => Promise<void>
 
 /** What @fastify/mongodb and @fastify/redis decorate, where the app or we registered them. */
-interface Decorated { readonly mongo?: { readonly client: MongoClient }, readonly redis?: Redis }
+interface Decorated { readonly mongo?: { readonly client: MongoClient }, readonly redis?: Redis | Cluster }
+
+/**
+ * A pool, as its options say: over one server, or over several.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; nothing is left open then
+ */
+export async function makePool (app: FastifyInstance, options: ResolvedPoolOptions): Promise<{ readonly pool: PoolFace<unknown>, readonly share?: Share }> {
+  if (options.targets === undefined) {
+    const { connector, share } = await connect(app, options)
+    // One connection reads and writes.
+    const pool = connector.replica !== undefined && options.max > 1 ? TargetPool.ofRoles(connector, options) : new Pool(connector, options)
+    return { pool, ...(share !== undefined && { share }) }
+  }
+  const made: Connected[] = []
+  try {
+    for (const target of options.targets) made.push(await connect(app, target.options))
+    const specs = options.targets.map((target, index) => ({ ...target, connector: made[index]!.connector }))
+    const { min, max, acquireTimeout, validateTimeout, maxPending, backoff, balance, maxLag, checkInterval } = options
+    const pool = new TargetPool(specs, { min, max, acquireTimeout, validateTimeout, maxPending, backoff, balance, maxLag, checkInterval })
+    // The app has one client beside the pool: the first target's.
+    const { share } = made[0]!
+    return { pool, ...(share !== undefined && { share }) }
+  } catch (error) {
+    await Promise.all(made.map(({ connector }) => connector.close?.()))
+    throw error
+  }
+}
 
 interface Connected { readonly connector: Connector<unknown>, readonly share?: Share }
 
@@ -25,7 +56,7 @@ interface Connected { readonly connector: Connector<unknown>, readonly share?: S
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`
  */
-export async function connect (app: FastifyInstance, options: ResolvedPoolOptions): Promise<Connected> {
+async function connect (app: FastifyInstance, options: ResolvedPoolOptions): Promise<Connected> {
   if (options.connector !== undefined) return { connector: options.connector }
   try {
     return await make(app, options)
@@ -38,7 +69,7 @@ export async function connect (app: FastifyInstance, options: ResolvedPoolOption
 async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promise<Connected> {
   const { url, host, port, connection, database, name } = options
   const decorated = app as FastifyInstance & Decorated
-  const addressed = url !== undefined || host !== undefined || port !== undefined || Object.keys(connection).length > 0
+  const addressed = url !== undefined || host !== undefined || port !== undefined || typeof connection === 'function' || Object.keys(connection).length > 0
   switch (options.backend!) {
     case 'mongodb': {
       if (!addressed && decorated.mongo !== undefined) return { connector: await mongodb({ client: decorated.mongo.client, database, max: options.max }) as Connector<unknown> }
@@ -46,9 +77,12 @@ async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promis
       return { connector: connector as Connector<unknown>, share: () => shareMongo(app, name, connector) }
     }
     case 'redis': {
-      // A cluster, or a collection of named clients, is not one client to take over.
-      if (!addressed && isClient(decorated.redis)) return { connector: await redis({ client: decorated.redis, database, connectTimeout: options.connectTimeout, reset: options.reset }) as Connector<unknown> }
-      const connector = await redis(options)
+      const { redis: theirs } = decorated
+      const { connectTimeout, reset } = options
+      if (!addressed && isSharedCluster(theirs)) return { connector: await redisCluster({ client: theirs, connectTimeout }) as Connector<unknown> }
+      // A collection of named clients is not one to take over.
+      if (!addressed && isClient(theirs)) return { connector: await redis({ client: theirs, database, connectTimeout, reset }) as Connector<unknown> }
+      const connector = isCluster(options) ? await redisCluster(options) : await redis(options)
       return { connector: connector as Connector<unknown>, share: () => shareRedis(app, options, connector) }
     }
     case 'postgresql':
@@ -61,11 +95,19 @@ async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promis
   }
 }
 
-function isClient (redis: Redis | undefined): redis is Redis {
-  return typeof redis?.duplicate === 'function' && !('isCluster' in redis && redis.isCluster)
+function isClient (redis: Redis | Cluster | undefined): redis is Redis {
+  return typeof redis?.duplicate === 'function' && !isSharedCluster(redis)
 }
 
-/** `app.mongo` is the first pool's, and `app.mongo[name]` each one's. */
+function isSharedCluster (redis: Redis | Cluster | undefined): redis is Cluster {
+  return redis !== undefined && 'isCluster' in redis && redis.isCluster === true
+}
+
+/**
+ * `app.mongo` is the first pool's, and `app.mongo[name]` each one's: its client as of the start. Where `url` or `connection` is a function whose answer
+ * changes, that client is closed when the pool's last connection of it is, and says so to whoever uses it (`MongoNotConnectedError`): it might be another
+ * server that the app would write to. The newest one is always `app.pools.get(name).backend.client`.
+ */
 async function shareMongo (app: FastifyInstance, name: string, { client, database }: MongoConnector): Promise<void> {
   const { mongo } = app as FastifyInstance & Decorated
   // What @fastify/mongodb itself puts there.
@@ -76,24 +118,28 @@ async function shareMongo (app: FastifyInstance, name: string, { client, databas
 }
 
 /** `app.redis` is the first pool's, and `app.redis[name]` each further one's. */
-async function shareRedis (app: FastifyInstance, options: ResolvedPoolOptions, { client }: RedisConnector): Promise<void> {
+async function shareRedis (app: FastifyInstance, options: ResolvedPoolOptions, connector: RedisConnector | RedisClusterConnector): Promise<void> {
   const { name, startup } = options
+  const { client } = connector
   const { redis: taken } = app as FastifyInstance & { redis?: Redis & Record<string, unknown> }
   if (taken !== undefined && name in taken) return tellTaken(app, 'redis', name)
   if (startup !== 'require') {
     // @fastify/redis waits until the client is connected, and this pool was told not to wait.
-    if (taken === undefined) app.decorate('redis' as string, client)
+    if (taken === undefined) app.decorate('redis' as string, client as unknown)
     else Object.assign(taken, { [name]: client })
     return
   }
-  await connectShared(client, options)
+  await connectShared(connector, options)
   const plugin = await importDriver<{ default: FastifyPluginCallback<Record<string, unknown>> }>('@fastify/redis', { backend: 'redis' })
   await app.register(plugin.default, taken === undefined ? { client } : { client, namespace: name })
 }
 
 /** @throws `FST_POOL_CONNECT_FAILED`; the client is then still to be closed */
-async function connectShared (client: Redis, options: ResolvedPoolOptions): Promise<void> {
+async function connectShared (connector: RedisConnector | RedisClusterConnector, options: ResolvedPoolOptions): Promise<void> {
   const { name, connectTimeout } = options
+  const { client } = connector
+  // That of a cluster is, since the pool is open.
+  if (client.status === 'ready') return
   // That it is closed is what `connect()` rejects with, and why is what it emits before.
   let reason: Error | undefined
   const onError = (error: Error) => { reason ??= error }
@@ -106,7 +152,7 @@ async function connectShared (client: Redis, options: ResolvedPoolOptions): Prom
   try {
     await Promise.race([client.connect(), late])
   } catch (error) {
-    const cause = scrub(reason ?? error, secretsOf(options))
+    const cause = scrub(reason ?? error, [...secretsOf(options), ...connector.secrets ?? []])
     throw new PoolError('FST_POOL_CONNECT_FAILED', `pool '${name}' has connections, but the client that it shares as app.redis can't connect: ${cause.message}`, { cause })
   } finally {
     clearTimeout(timer)

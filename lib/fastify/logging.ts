@@ -19,6 +19,9 @@ const defaultLevels: Readonly<Record<PoolEventName, Level>> = {
   leak: 'warn',
   error: 'error',
   unleak: 'info',
+  failover: 'warn',
+  // To 'open': error.
+  circuit: 'info',
   open: 'info',
   drain: 'info',
   close: 'info',
@@ -37,6 +40,15 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
   leak: ({ held }) => `a lease is out for ${duration(held)}: is it ever released?`,
   unleak: ({ held }) => `the lease that was reported came back after ${duration(held)}`,
   error: ({ error, phase }) => `${phase} failed: ${error.message}`,
+  circuit: ({ to, error }) => ({
+    closed: 'circuit closed: connections can be made again',
+    open: `circuit open${error === undefined ? '' : `: ${error.message}`}`,
+    'half-open': 'circuit half-open: one create is tried',
+  })[to],
+  failover: ({ from, to }) => {
+    if (to === undefined) return `no primary any more: it was ${from}`
+    return from === undefined ? `the primary is ${to} now` : `the primary is ${to} now, and was ${from}`
+  },
   open: () => 'pool is open',
   drain: () => 'pool drains',
   close: ({ took, holders }) => holders.length === 0 ? `pool closed in ${duration(took)}` : `pool closed in ${duration(took)}, with leases still out: ${tell(holders)}`,
@@ -50,12 +62,14 @@ export function logEvents (app: FastifyInstance, manager: PoolManager, levels: R
   if (levels === false) return
   for (const event of Object.keys(defaultLevels) as PoolEventName[]) {
     const level = levels[event] ?? defaultLevels[event]
-    if (level === false || !isEnabled(app.log, level)) continue
-    subscribe(app, manager, event, level)
+    // The line may be of this level.
+    const highest = event === 'circuit' && levels.circuit === undefined ? 'error' : level
+    if (level === false || highest === false || !isEnabled(app.log, highest)) continue
+    subscribe(app, manager, event, level, levels[event] === undefined)
   }
 }
 
-function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: PoolManager, event: E, level: Level): void {
+function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: PoolManager, event: E, level: Level, byDefault: boolean): void {
   const children = new Map<string, FastifyBaseLogger>()
   const childOf = (pool: string) => {
     const known = children.get(pool)
@@ -64,14 +78,16 @@ function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: Pool
     children.set(pool, child)
     return child
   }
-  /** Pools whose creates fail, and said so. */
+  /** Pools, or targets of theirs, whose creates fail, and said so. */
   const failing = new Set<string>()
-  if (event === 'error') manager.onOwn('connect', ({ pool }) => { failing.delete(pool) })
+  const placeOf = ({ pool, target = '' }: { readonly pool: string, readonly target?: string }) => `${pool} ${target}`
+  if (event === 'error') manager.onOwn('connect', (payload) => { failing.delete(placeOf(payload)) })
 
   manager.onOwn(event, (payload) => {
     if (event === 'error' && (payload as PoolEvents['error']).phase === 'create') {
-      if (failing.has(payload.pool)) return
-      failing.add(payload.pool)
+      const place = placeOf(payload)
+      if (failing.has(place)) return
+      failing.add(place)
     }
     const { time: _, pool, error, holder, holders, ...details } = payload as
       PoolEvents[E] & { readonly error?: Error, readonly holder?: HolderLabel, readonly holders?: readonly Holder[] }
@@ -87,7 +103,8 @@ function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: Pool
     const log = request === undefined ? childOf(pool) : request.log
     // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
     const replaced = level === 'error' && (payload as { phase?: ErrorPhase }).phase === 'reset'
-    log[replaced ? 'warn' : level](fields, messages[event](payload))
+    const opened = byDefault && event === 'circuit' && (payload as PoolEvents['circuit']).to === 'open'
+    log[replaced ? 'warn' : opened ? 'error' : level](fields, messages[event](payload))
   })
 }
 

@@ -3,7 +3,9 @@ import type { PoolFace, Role } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 import { defaultPolicy, readRoutePools, type Policy } from '../pool/options.js'
 import { checkTransactionOptions } from '../pool/transaction.js'
+import type { Bulkhead } from './bulkhead.js'
 import type { PoolManager } from './pools.js'
+import type { Sticky } from './sticky.js'
 
 export type TransactionPolicy = Exclude<Policy['transaction'], boolean>
 
@@ -14,6 +16,25 @@ export interface Step {
   readonly release: Policy['release']
   readonly role: Role
   readonly transaction: TransactionPolicy | undefined
+  /** Whether the request may write with it. */
+  readonly writes: boolean
+  readonly bulkhead: Bulkhead | undefined
+  readonly sticky: Sticky | undefined
+}
+
+/** What a pool asks of the requests that lease it. */
+export type Rules = Pick<Step, 'bulkhead' | 'sticky'>
+
+/** By pool, as those that are added by hand have none. */
+const rules = new WeakMap<PoolFace<unknown>, Rules>()
+const noRules: Rules = { bulkhead: undefined, sticky: undefined }
+
+export function setRules (pool: PoolFace<unknown>, of: Rules): void {
+  rules.set(pool, of)
+}
+
+export function rulesOf (pool: PoolFace<unknown>): Rules {
+  return rules.get(pool) ?? noRules
 }
 
 /** What one scope's pools owe to one route, in the order in which the pools were registered: two requests can't wait for each other within a phase. */
@@ -33,6 +54,8 @@ export interface Plan {
 export class Plans {
   readonly #key = Symbol('fastify-pool.plan')
   readonly #manager: PoolManager
+  /** Some route leases in `preHandler`: until then that hook need not look for its request's plan, which `onRequest` has worked out. */
+  usePreHandler = false
 
   constructor (manager: PoolManager) {
     this.#manager = manager
@@ -41,7 +64,7 @@ export class Plans {
   /** Worked out at a route's first request. */
   of (request: FastifyRequest): Plan {
     const config = request.routeOptions.config as object as { [key: symbol]: Record<string, Plan> | undefined }
-    const plans = (config[this.#key] ??= Object.create(null) as Record<string, Plan>)
+    const plans = (config[this.#key] ??= {})
     const known = plans[request.method]
     if (known !== undefined && known.version === this.#manager.version) return known
     return (plans[request.method] = this.#make(config, request.method, request.routeOptions.url ?? ''))
@@ -56,17 +79,29 @@ export class Plans {
       const merged = { ...defaultPolicy, ...(policy === false ? {} : policy), ...own }
       const { acquire, release } = merged
       const transaction = merged.transaction === true ? {} : merged.transaction || undefined
-      return [{ acquire, step: { name, pool, release, transaction, role: merged.role ?? roleOf(method, pool, transaction) } }]
+      return [{ acquire, step: stepOf(method, { name, pool, release, transaction, role: merged.role ?? roleOf(method, pool, transaction) }) }]
     })
     const phase = (when: Policy['acquire']): Step[] => wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
-    return { route, onRequest: phase('onRequest'), preHandler: phase('preHandler'), manual: phase('manual'), named: named !== undefined, version: this.#manager.version }
+    const preHandler = phase('preHandler')
+    this.usePreHandler ||= preHandler.length > 0
+    return { route, onRequest: phase('onRequest'), preHandler, manual: phase('manual'), named: named !== undefined, version: this.#manager.version }
   }
 }
 
 /** Which connection a request gets, unless somebody says which. */
-export function roleOf (method: string, { backend }: PoolFace<unknown>, transaction?: { readonly readOnly?: boolean | undefined }): Role {
-  const reads = transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
-  return reads && backend.replica !== undefined ? 'replica' : 'primary'
+export function roleOf (method: string, pool: PoolFace<unknown>, transaction?: TransactionPolicy): Role {
+  return pool.replicas && reads(method, transaction) ? 'replica' : 'primary'
+}
+
+function reads (method: string, transaction: TransactionPolicy | undefined): boolean {
+  return transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
+}
+
+/** With what follows from the rest. */
+export function stepOf (method: string, step: Omit<Step, 'writes' | keyof Rules>): Step {
+  const { bulkhead, sticky } = rulesOf(step.pool)
+  // Where there is one kind of connection, everybody has the same one.
+  return { ...step, writes: step.role === 'primary' && !reads(method, step.transaction), bulkhead, sticky: step.pool.replicas ? sticky : undefined }
 }
 
 /**

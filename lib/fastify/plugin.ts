@@ -1,15 +1,15 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { AcquireOptions, Lease, PoolFace, RunOptions } from '../../types/pool.js'
-import { RolePool } from '../balance/roles.js'
 import { PoolError } from '../pool/errors.js'
 import { checkPluginOptions, checkRequestName, type PluginOptions, type ResolvedPluginOptions, type ResolvedPoolOptions } from '../pool/options.js'
-import { Pool } from '../pool/pool.js'
-import { connect, type Share } from './backends.js'
+import { makePool, type Share } from './backends.js'
+import { Bulkhead } from './bulkhead.js'
 import { logEvents } from './logging.js'
-import { Plans, checkPolicy, checkRoute, roleOf, type Step } from './plan.js'
+import { Plans, checkPolicy, checkRoute, roleOf, rulesOf, setRules, stepOf, type Step } from './plan.js'
 import { PoolManager } from './pools.js'
 import { RequestHolder, RequestScope, kReply, kScope, overError } from './scope.js'
+import { Sticky } from './sticky.js'
 
 /** What one scope's hooks work with. */
 interface Setting {
@@ -36,10 +36,13 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   try {
     const shares: Share[] = []
     for (const [name, poolOptions] of checked.pools) {
-      const { connector, share } = await connect(app, poolOptions)
-      // One connection reads and writes.
-      const pool = connector.replica !== undefined && poolOptions.max > 1 ? new RolePool(connector, poolOptions) : new Pool(connector, poolOptions)
+      const { pool, share } = await makePool(app, poolOptions)
       made.push(pool)
+      const { bulkhead, sticky, stickyFor } = poolOptions
+      setRules(pool, {
+        bulkhead: bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
+        sticky: sticky && new Sticky(name, sticky, stickyFor),
+      })
       setting.manager.add(name, pool, poolOptions.lease)
       if (share !== undefined) shares.push(share)
     }
@@ -94,6 +97,7 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
   })
   app.addHook('onClose', async () => {
     for (const deadline of deadlines) clearTimeout(deadline)
+    for (const { pool } of manager.own) rulesOf(pool).bulkhead?.close()
     await manager.close()
   })
   return setting
@@ -112,6 +116,7 @@ function closeInTime (pool: PoolFace<unknown>): NodeJS.Timeout {
         if (reply && !reply.raw.writableEnded) reply.raw.destroy()
       }
     })
+    rulesOf(pool).bulkhead?.close()
     // What fails on the way is told by events.
     pool.close({ timeout: rest }).catch((error: unknown) => { throw error })
   }, pool.closeTimeout - rest).unref()
@@ -157,7 +162,10 @@ async function acquireFor (request: FastifyRequest, name: string, options?: Acqu
   if (reply === null) throw notLeased(request, name)
   const scope = RequestScope.of(request, reply, `${request.method} ${request.routeOptions.url ?? ''}`, graces)
   if (scope === undefined) throw overError()
-  return scope.acquire(manualStep(request, name) ?? { name, pool, release: 'onResponse', role: roleOf(request.method, pool), transaction: undefined }, options)
+  const step = manualStep(request, name)
+  if (step !== undefined) return scope.acquire(step, options)
+  const { method } = request
+  return scope.acquire(stepOf(method, { name, pool, release: 'onResponse', role: roleOf(method, pool), transaction: undefined }), options)
 }
 
 async function transactionFor (request: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options: RunOptions = {}): Promise<unknown> {
@@ -208,7 +216,7 @@ function addRequestHooks (app: FastifyInstance, { graces, plans }: Setting): voi
   })
 
   app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
-    if (request.is404) return done()
+    if (!plans.usePreHandler || request.is404) return done()
     const plan = plans.of(request)
     if (plan.preHandler.length === 0 || (!plan.named && isUnusual(request))) return done()
     const scope = RequestScope.of(request, reply, plan.route, graces)

@@ -1,9 +1,10 @@
 import type { Connector } from '../../types/connector.js'
 import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
-import { healthRank } from '../balance/roles.js'
+import { healthRank } from '../balance/targets.js'
 import { PoolError } from '../pool/errors.js'
 import type { ResolvedPoolOptions } from '../pool/options.js'
+import { rulesOf } from './plan.js'
 
 type Policy = ResolvedPoolOptions['lease']
 
@@ -73,6 +74,7 @@ export class PoolManager implements Pools {
     if (own === undefined) throw this.#notFound(name)
     this.#own.delete(name)
     this.version++
+    rulesOf(own.pool).bulkhead?.close()
     await own.pool.close()
   }
 

@@ -7,6 +7,7 @@ import { abandon, hold } from '../pool/pool.js'
 import type { HeldTransaction } from '../pool/transaction.js'
 import type { Step } from './plan.js'
 import { gate, isResponse, isStream, readableOf, resetHttp2, stop } from './reply.js'
+import type { Visit } from './sticky.js'
 
 /** Where a request keeps its scope, and the reply that the scope listens to. */
 export const kScope = Symbol('fastify-pool.scope')
@@ -25,9 +26,9 @@ export class RequestHolder {
   readonly id: string
   readonly #request: FastifyRequest
 
-  constructor (route: string, request: FastifyRequest) {
+  constructor (route: string, request: FastifyRequest, id: string = request.id) {
     this.route = route
-    this.id = request.id
+    this.id = id
     this.#request = request
   }
 
@@ -46,7 +47,12 @@ interface Slot {
   touched: boolean
   /** Given back while the body trickles in; taken again when it is there. */
   parked: boolean
+  /** Of a pool that is sticky: the acquire that the lease comes from. */
+  visit: Visit | undefined
 }
+
+/** Of requests that have ended, and nobody listens to them any more: a new one costs a third of what waiting for a connection costs a request. */
+const spareControllers: AbortController[] = []
 
 /** The requests that are queued on one socket, behind others. One listener for all of them: thirty would look like a leak to Node. */
 class Queue extends Set<() => void> {
@@ -105,12 +111,17 @@ export class RequestScope {
   #failing = false
   /** And that while the reply waited. */
   #failedLate = false
+  /** Ends the acquires that wait. */
   #abort: AbortController | undefined
+  /** Other signals were made from its signal, which knows them for as long as it lives. */
+  #derived = false
   #bodyTimer: NodeJS.Timeout | undefined
   /** After an abnormal end: connections that the handler may still be using. */
   #doubtful: Slot[] = []
   readonly #end = () => { this.end() }
   #leaveQueue: (() => void) | undefined
+  /** Acquires of the primary, of pools that are sticky. */
+  #writes: Set<Visit> | undefined
 
   private constructor (request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces) {
     this.#reply = reply
@@ -141,16 +152,15 @@ export class RequestScope {
       if (slot.lease !== undefined && !slot.lease.ended) continue
       let lease: Lease<unknown> | null = null
       try {
-        if (slot.taking === undefined && slot.step.transaction === undefined) lease = slot.step.pool.tryAcquire(this.#optionsOf(slot.step))
+        if (slot.taking === undefined && slot.step.transaction === undefined) lease = this.#tryTake(slot)
       } catch (error) {
-        return this.#failed(error as Error, done)
+        return this.#failed(errorOf(error), done)
       }
       if (lease === null) {
         this.#takeRest(steps, at).then(() => { done() }, (error: unknown) => { this.#failed(errorOf(error), done) })
         return
       }
-      slot.lease = lease
-      slot.parked = false
+      this.#taken(slot, lease)
     }
     done()
   }
@@ -163,23 +173,31 @@ export class RequestScope {
   acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
     const slot = this.#find(step.name) ?? this.#slotFor(step)
     slot.touched = true
-    return this.#leaseOf(slot, options)
+    const lease = this.#leaseOf(slot, options)
+    // Also where it is out already, and was taken for reading.
+    if (options?.role === 'primary' && slot.visit?.role === 'primary') {
+      slot.visit.writes = true
+      if (slot.taking === undefined) this.#wrote(slot.visit)
+    }
+    return lease
   }
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (slot.lease !== undefined && !slot.lease.ended) return Promise.resolve(slot.lease)
     return (slot.taking ??= this.#wait(slot, options).then((lease) => {
-      slot.parked = false
-      return (slot.lease = lease)
+      this.#taken(slot, lease)
+      return lease
     }).finally(() => { slot.taking = undefined }))
   }
 
   async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (this.#ended) throw overError()
     const { step } = slot
-    const own = (this.#abort ??= new AbortController()).signal
+    const own = (this.#abort ??= spareControllers.pop() ?? new AbortController()).signal
+    if (options?.signal !== undefined) this.#derived = true
     const signal = options?.signal === undefined ? own : AbortSignal.any([own, options.signal])
-    const lease = await step.pool.acquire({ ...this.#optionsOf(step), ...options, signal })
+    const asked = { ...this.#optionsOf(slot, options), signal }
+    const lease = await (step.bulkhead === undefined ? step.pool.acquire(asked) : step.bulkhead.acquire(this.#reply.request, asked))
     try {
       if (!this.#ended && step.transaction !== undefined) {
         const { commitOn = 'success', ...begin } = step.transaction
@@ -194,8 +212,34 @@ export class RequestScope {
     }
   }
 
-  #optionsOf ({ role }: Step): AcquireOptions {
-    return role === 'primary' ? this.#holder : { ...this.#holder, role }
+  #tryTake (slot: Slot): Lease<unknown> | null {
+    const { bulkhead, pool } = slot.step
+    const options = this.#optionsOf(slot)
+    return bulkhead === undefined ? pool.tryAcquire(options) : bulkhead.tryAcquire(this.#reply.request, options)
+  }
+
+  #taken (slot: Slot, lease: Lease<unknown>): void {
+    slot.lease = lease
+    slot.parked = false
+    if (slot.visit?.writes === true) this.#wrote(slot.visit)
+  }
+
+  #optionsOf (slot: Slot, options?: AcquireOptions): AcquireOptions {
+    const { role, sticky, writes } = slot.step
+    if (sticky === undefined && options === undefined) return role === 'primary' ? this.#holder : { ...this.#holder, role }
+    const asked = options?.role
+    slot.visit = sticky?.visit(this.#reply.request, asked ?? role, asked === undefined ? writes : asked === 'primary')
+    return { ...this.#holder, ...options, role: slot.visit?.role ?? asked ?? role }
+  }
+
+  /** Marks it now, and again when the reply is sent and when the request ends: nobody knows when it writes. */
+  #wrote (visit: Visit): void {
+    (this.#writes ??= new Set()).add(visit)
+    visit.mark()
+  }
+
+  #markWrites (): void {
+    if (this.#writes !== undefined) for (const visit of this.#writes) visit.mark()
   }
 
   /** One connection can't be had: those that nobody has seen go back at once. */
@@ -209,7 +253,7 @@ export class RequestScope {
   #slotFor (step: Step): Slot {
     let slot = this.#find(step.name)
     if (slot === undefined) {
-      slot = { step, lease: undefined, taking: undefined, touched: false, parked: false }
+      slot = { step, lease: undefined, taking: undefined, touched: false, parked: false, visit: undefined }
       this.#slots.push(slot)
     }
     slot.step = step
@@ -237,6 +281,7 @@ export class RequestScope {
 
   /** The body is in: takes again what went back meanwhile. */
   bodyIn (done: (error?: Error) => void): void {
+    if (this.#bodyTimer === undefined) return done()
     clearTimeout(this.#bodyTimer)
     const parked = this.#slots.filter((slot) => slot.parked).map(({ step }) => step)
     if (parked.length === 0) return done()
@@ -279,7 +324,10 @@ export class RequestScope {
     const response = isResponse(payload) ? payload : undefined
     const status = response?.status ?? reply.statusCode
     const fits = ({ commitOn }: Held) => !this.#failing && (commitOn === 'reply' || status < 400)
-    const end = () => endAll(this.#held.splice(0), fits)
+    const end = async () => {
+      await endAll(this.#held.splice(0), fits)
+      this.#markWrites()
+    }
     if (!this.#streams) {
       await end()
       return payload
@@ -373,6 +421,8 @@ export class RequestScope {
   }
 
   #releaseOnSend (): void {
+    // Before the reply: the client's next request can't be sooner than the mark.
+    this.#markWrites()
     if (this.#streams) return
     for (const { step, lease } of this.#slots) if (step.release === 'onSend') lease?.release()
   }
@@ -381,11 +431,12 @@ export class RequestScope {
   end (): void {
     if (this.#ended) return
     this.#ended = true
+    this.#markWrites()
     const { raw } = this.#reply
     raw.off('close', this.#end)
     this.#leaveQueue?.()
     clearTimeout(this.#bodyTimer)
-    this.#abort?.abort(overError())
+    if (this.#abort !== undefined) this.#leaveLines(this.#abort)
 
     const well = raw.writableEnded && !this.#isTimedOut()
     // Whoever hijacked it may also leave the end of it to the client.
@@ -406,6 +457,12 @@ export class RequestScope {
     setTimeout(() => { this.#settleDoubtful(this.#replied && raw.headersSent) }, this.#graces.abortGrace).unref()
   }
 
+  #leaveLines (controller: AbortController): void {
+    // An abort costs more than all the rest of a request, and most have long been served.
+    if (this.#slots.some(({ taking }) => taking !== undefined)) controller.abort(overError())
+    else if (!this.#derived && spareControllers.length < 100) spareControllers.push(controller)
+  }
+
   /**
    * The handler has replied, to nobody: its connections are free again, but for a stream that was cut in the middle of its reading. Or it is not
    * known to have settled: what it may still be using is destroyed.
@@ -415,6 +472,7 @@ export class RequestScope {
       if (settled && !this.#streams) lease!.release()
       else abandon(lease!)
     }
+    this.#markWrites()
   }
 }
 

@@ -4,7 +4,7 @@ import type { Holder } from '../../types/pool.js'
 
 /** Codes that tell an HTTP client to come back later. */
 const unavailable: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
-  'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
+  'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
 ])
 
 export interface PoolErrorOptions {
@@ -103,7 +103,9 @@ export function secretsOf (options: { url?: unknown, connection?: unknown }): st
       done.add(value)
       if (value instanceof Map) for (const [key, inner] of value) walk(inner, isSecret(String(key), secret))
       // Getters are left alone: reading one is not for us to do.
-      for (const [key, property] of Object.entries(Object.getOwnPropertyDescriptors(value))) walk(property.value, isSecret(key, secret))
+      for (const [key, property] of Object.entries(Object.getOwnPropertyDescriptors(value))) {
+        if (key !== 'length' || !Array.isArray(value)) walk(property.value, isSecret(key, secret))
+      }
     }
   }
   walk(options.url, false)

@@ -2,6 +2,7 @@
 //
 // The schemas are plain JSON Schema, checked and typed by `typebox/schema`. TypeBox's builder (`Type.Object(...)`, package root) describes
 // the same schemas, but importing it costs twice as long, and its checker comes on top.
+import type { FastifyRequest } from 'fastify'
 import { Check, type XStatic } from 'typebox/schema'
 import type { Connector } from '../../types/connector.js'
 import type { HookInfo, PoolEventName } from '../../types/pool.js'
@@ -14,8 +15,10 @@ const longest = 2 ** 31 - 1
 
 /** A time that 0 does not turn off. */
 const deadline = (ms: number) => ({ type: 'number', minimum: 1, maximum: longest, default: ms }) as const
+const deadlineOnly = { type: 'number', minimum: 1, maximum: longest } as const
 const time = (ms: number) => ({ type: 'number', minimum: 0, maximum: longest, default: ms }) as const
 const optionalFunction = { type: 'function' } as const
+const nameSchema = { type: 'string', pattern: '^[A-Za-z_$][\\w$-]*$', title: "a name of letters, digits, '_', '$' and '-', a letter first" } as const
 
 const policyProperties = {
   /**
@@ -53,20 +56,20 @@ const policyProperties = {
 const policySchema = { type: 'object', properties: policyProperties, additionalProperties: false } as const
 const policyOrFalse = { anyOf: [{ const: false }, policySchema] } as const
 
-const engineProperties = {
-  /**
-   * Where the database is: `'redis://localhost:6379'`; for SQLite the file, or `':memory:'`. Not together with `host` and `port`.
-   * With a `connector` the pool only reads what is secret in it, so that no error or event shows it.
-   */
-  url: { type: 'string', minLength: 1, title: 'a text that is not empty' },
+const addressProperties = {
+  // What `url` and `connection` are, `Address` below says: a schema has no words for what a function returns.
+  url: { anyOf: [optionalFunction, { type: 'string', minLength: 1 }], title: 'a text that is not empty, or a function that returns one' },
   /** Where the database is, instead of `url`. */
   host: { type: 'string', pattern: '^[^\\s@]+$', title: 'a host name, nothing else' },
   /** Where the database is, instead of `url`. 1 to 65535. */
   port: { type: 'integer', minimum: 1, maximum: 65535 },
   /** Which database, where the url does not say it, or says another. */
   database: { type: 'string', minLength: 1, title: 'a text that is not empty' },
-  /** The driver's own options, handed to it untouched: `tls`, `authSource`, ... Default `{}`. */
-  connection: { type: 'object', default: Object.freeze({}) },
+  connection: { anyOf: [optionalFunction, { type: 'object' }], default: Object.freeze({}), title: 'an object, or a function that returns one' },
+} as const
+
+const engineProperties = {
+  ...addressProperties,
   /** Connections that are always there, once the pool is open. Default 0. */
   min: { type: 'integer', minimum: 0, default: 0 },
   /** Connections that there are at most, whatever they do: creating, idle, used and closing. Default 10; for SQLite in memory it is 1. */
@@ -117,6 +120,33 @@ const engineProperties = {
     default: {},
   },
   /**
+   * The circuit breaker of creates. It opens where so many fail one after the other, or so large a part of them does; then nobody waits for a connection
+   * that can't be made: without one, acquires are refused at once with `FST_POOL_CIRCUIT_OPEN`, and one create by itself tries again and again. One that
+   * succeeds closes it. `false`: there is none.
+   */
+  circuit: {
+    anyOf: [{ const: false }, {
+      type: 'object',
+      properties: {
+        /** So many failed creates in a row open it. Default 5. */
+        failures: { type: 'integer', minimum: 1, default: 5 },
+        /** So large a part of the last `sample` creates opens it: more than 0, less than 1. Default 0.5. */
+        rate: { type: 'number', exclusiveMinimum: 0, exclusiveMaximum: 1, default: 0.5, title: 'a number between 0 and 1' },
+        /** How many creates `rate` is of. Default 20. */
+        sample: { type: 'integer', minimum: 1, default: 20 },
+        /** How long it stays open before the next create, in ms, and up to a tenth longer. At least 1. Default 500. */
+        openFor: deadline(500),
+      },
+      additionalProperties: false,
+    }],
+    default: {},
+  },
+  /**
+   * Whether an acquire is refused at once with `FST_POOL_OVERLOADED` where the recent pace of the line says that its deadline will pass before its turn.
+   * Default true.
+   */
+  overload: { type: 'boolean', default: true },
+  /**
    * What the next borrower must not see. `'session'`: anything the last one left. `'transaction'`: only that no transaction is open.
    * `'none'`: nothing is undone. Default `'session'`.
    */
@@ -131,6 +161,64 @@ const hookProperties = {
 const leaseProperties = {
   /** The policy of this pool; what it leaves out is as in the plugin's. `false`: no route leases it unless its config says so. */
   lease: policyOrFalse,
+} as const
+
+/** Of a pool in Fastify: what is asked of a request, `Shares` below says. */
+const shareProperties = {
+  bulkhead: {
+    type: 'object',
+    required: ['key', 'max'],
+    properties: { key: optionalFunction, max: { type: 'integer', minimum: 1 } },
+    additionalProperties: false,
+    title: 'an object with key and max',
+  },
+} as const
+
+const balances = ['weighted', 'round-robin', 'least-used', 'random'] as const
+
+/** Of a pool over several servers. */
+const balanceProperties = {
+  /**
+   * Which target of a role the next lease is of. `'weighted'`: in turn, in proportion to their weights. `'round-robin'`: in turn. `'least-used'`: the one
+   * with the fewest leases for its weight. `'random'`: by chance, in proportion to their weights. Default `'weighted'`.
+   */
+  balance: { enum: balances },
+  /**
+   * Replicas that are further behind than this are left out: in ms (PostgreSQL, MySQL), or in bytes of the replication stream (Redis). At least 1.
+   * Default: however far.
+   */
+  maxLag: deadlineOnly,
+  /** How often each target is asked for its role and its lag, in ms. At least 1. Default 1000. */
+  checkInterval: deadlineOnly,
+  /**
+   * Read your writes: after a request that took a connection of the primary, those with the same key get it too, for `stickyFor`. The key is the value of a
+   * cookie, of a header, or what a function of the request returns (undefined: none).
+   */
+  sticky: {
+    type: 'object',
+    properties: {
+      cookie: { type: 'string', minLength: 1, title: 'the name of a cookie' },
+      header: { type: 'string', minLength: 1, title: 'the name of a header' },
+      key: optionalFunction,
+    },
+    additionalProperties: false,
+  },
+  /** How long, in ms, from the end of the last write. At least 1. Default 5000. */
+  stickyFor: deadlineOnly,
+} as const
+
+const targetProperties = {
+  /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
+  name: nameSchema,
+  ...addressProperties,
+  // Without a default: what a target leaves out is the pool's.
+  connection: { anyOf: addressProperties.connection.anyOf, title: addressProperties.connection.title },
+  /** What it is for, until it has been asked itself. Default `'primary'`. */
+  role: { enum: ['primary', 'replica'] },
+  /** Its share beside the others of its role. More than 0. Default 1. */
+  weight: { type: 'number', exclusiveMinimum: 0, title: 'a number above 0' },
+  /** Its connections at most. Default: the pool's `max`. */
+  max: { type: 'integer', minimum: 1 },
 } as const
 
 const connectorSchema = {
@@ -153,6 +241,8 @@ const connectorSchema = {
       title: 'an object with isolation, readOnly, begin and isTransient',
     },
     replica: { type: 'object', title: 'another connector' },
+    isTransient: optionalFunction,
+    inspect: optionalFunction,
     max: { type: 'integer', minimum: 1 },
     secrets: { type: 'array', title: 'a list of texts' },
   },
@@ -160,7 +250,6 @@ const connectorSchema = {
 } as const
 
 const backendSchema = { enum: ['mongodb', 'redis', 'postgresql', 'postgres', 'mysql', 'sqlite'] } as const
-const nameSchema = { type: 'string', pattern: '^[A-Za-z_$][\\w$-]*$', title: "a name of letters, digits, '_', '$' and '-', a letter first" } as const
 const level = { enum: ['fatal', 'error', 'warn', 'info', 'debug', 'trace', false] } as const
 
 const pluginProperties = {
@@ -195,6 +284,8 @@ const pluginProperties = {
         leak: level,
         unleak: level,
         error: level,
+        circuit: level,
+        failover: level,
         driver: level,
         open: level,
         drain: level,
@@ -206,7 +297,17 @@ const pluginProperties = {
   },
 } as const
 
-const poolProperties = { backend: backendSchema, connector: connectorSchema, ...engineProperties, ...hookProperties, ...leaseProperties } as const
+const targetSchema = { type: 'object', properties: { connector: connectorSchema, ...targetProperties }, additionalProperties: false } as const
+const poolProperties = {
+  backend: backendSchema,
+  connector: connectorSchema,
+  targets: { type: 'array', minItems: 1, items: targetSchema, title: 'a list of at least one target' },
+  ...engineProperties,
+  ...hookProperties,
+  ...leaseProperties,
+  ...shareProperties,
+  ...balanceProperties,
+} as const
 
 /** One pool's options, as a JSON Schema (with TypeBox's `type: 'function'`). What one option says about another is not in it. */
 export const poolOptionsSchema = { type: 'object', properties: poolProperties, additionalProperties: false } as const
@@ -235,7 +336,10 @@ type Checked<P> =
   { readonly [K in keyof P as P[K] extends { readonly default: unknown } ? K : never]: CheckedValue<P[K]> } &
   { readonly [K in keyof P as P[K] extends { readonly default: unknown } ? never : K]?: CheckedValue<P[K]> | undefined }
 type Complete<P> = { readonly [K in keyof P]: Value<P[K]> }
-type CheckedValue<S> = S extends { readonly properties: infer P } ? Checked<P> : Value<S>
+type CheckedValue<S> =
+  S extends { readonly anyOf: readonly [infer A, infer B] }
+    ? CheckedValue<A> | CheckedValue<B>
+    : S extends { readonly properties: infer P } ? Checked<P> : Value<S>
 
 /** A backend that is built in. */
 export type Backend = XStatic<typeof backendSchema>
@@ -257,23 +361,64 @@ export interface PoolHooks<C = unknown> {
   wrap? (connection: C): unknown
 }
 
+/** Where the database is, and as whom to log in. */
+export interface Address extends Omit<Given<typeof addressProperties>, 'url' | 'connection'> {
+  /**
+   * Where the database is: `'redis://localhost:6379'`; for SQLite the file, or `':memory:'`. Not together with `host` and `port`.
+   * A function is asked at each create: for passwords that change. With a `connector` the pool only reads what is secret in it, so that no error or event
+   * shows it.
+   */
+  url?: string | (() => string | Promise<string>) | undefined
+  /** The driver's own options, handed to it untouched: `tls`, `authSource`, ... A function is asked at each create. Default `{}`. */
+  connection?: Readonly<Record<string, unknown>> | (() => Readonly<Record<string, unknown>> | Promise<Readonly<Record<string, unknown>>>) | undefined
+}
+
+type EngineNumbers = Given<Omit<typeof engineProperties, keyof typeof addressProperties>>
+
 /** Options of a pool that is used without Fastify: `new Pool(connector, options)`. */
-export interface EngineOptions<C = unknown> extends Given<typeof engineProperties>, PoolHooks<C> {
+export interface EngineOptions<C = unknown> extends EngineNumbers, Address, PoolHooks<C> {
   /** What errors, events and stats call it. Default `'db'`. */
   name?: string | undefined
 }
 
-interface CommonPoolOptions<C> extends Given<typeof engineProperties>, Given<typeof leaseProperties>, PoolHooks<C> {}
+/** One server of a pool over several. */
+export interface Target<C = unknown> extends Given<Omit<typeof targetProperties, keyof typeof addressProperties>>, Address {
+  /** How its connections are made, where the pool has no `backend`. */
+  connector?: Connector<C> | undefined
+}
+
+/** What a pool asks of a request. */
+interface Shares {
+  /**
+   * Fair shares: requests with the same key (a tenant, a route) have `max` of the pool's connections at most, and wait for each other beyond that. A key of
+   * `undefined` has no such limit.
+   */
+  bulkhead?: { key: (request: FastifyRequest) => string | undefined, max: number } | undefined
+}
+
+interface Sticky {
+  sticky?: { cookie?: string | undefined, header?: string | undefined, key?: ((request: FastifyRequest) => string | undefined) | undefined } | undefined
+}
+
+interface CommonPoolOptions<C> extends EngineNumbers, Address, Given<typeof leaseProperties>, Shares, Given<Omit<typeof balanceProperties, 'sticky'>>, Sticky, PoolHooks<C> {}
 
 /** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
 export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
   /** The database: `'mongodb'`, `'redis'`, `'postgresql'` (or `'postgres'`), `'mysql'` (MariaDB too) or `'sqlite'`. */
   backend: Backend
   connector?: undefined
+  /** The servers, where there are several: each with an address of its own; what it leaves out of that is the pool's. */
+  targets?: ReadonlyArray<Omit<Target<C>, 'connector'>> | undefined
 } | {
   /** How to make and unmake connections of any other kind. */
   connector: Connector<C>
   backend?: undefined
+  targets?: undefined
+} | {
+  /** Several servers of any other kind, each with a connector of its own. */
+  targets: ReadonlyArray<Target<C> & { connector: Connector<C> }>
+  backend?: undefined
+  connector?: undefined
 })
 
 /** When routes lease a connection, and until when. */
@@ -297,10 +442,22 @@ export type PluginOptions =
 export type RoutePools = false | readonly string[] | Readonly<Record<string, true | Partial<Policy>>>
 
 /** Checked, complete and frozen. */
-export interface ResolvedEngineOptions<C = unknown> extends Checked<typeof engineProperties>, Readonly<PoolHooks<C>> {
+export interface ResolvedEngineOptions<C = unknown> extends Checked<Omit<typeof engineProperties, 'url' | 'connection'>>, Readonly<PoolHooks<C>> {
   readonly name: string
-  /** The very object that was given. */
-  readonly connection: Readonly<Record<string, unknown>>
+  readonly url?: Address['url']
+  /** The very object, or function, that was given. */
+  readonly connection: NonNullable<Address['connection']>
+}
+
+/** Checked, complete and frozen: a pool's own options with the target's address instead of its own. */
+export interface ResolvedTarget<C = unknown> {
+  readonly name: string
+  readonly role: 'primary' | 'replica'
+  readonly weight: number
+  readonly max: number
+  readonly connector?: Connector<C>
+  /** What a pool of this target alone would have been given. */
+  readonly options: ResolvedPoolOptions<C>
 }
 
 /** Checked, complete and frozen. */
@@ -310,6 +467,14 @@ export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<
   readonly connector?: Connector<C>
   /** Complete: the pool's own policy over the plugin's. */
   readonly lease: Policy | false
+  readonly targets?: ReadonlyArray<ResolvedTarget<C>>
+  readonly balance: typeof balances[number]
+  /** Infinity: however far. */
+  readonly maxLag: number
+  readonly checkInterval: number
+  readonly bulkhead?: NonNullable<Shares['bulkhead']>
+  readonly sticky?: NonNullable<Sticky['sticky']>
+  readonly stickyFor: number
 }
 
 /** Checked, complete and frozen. */
@@ -360,11 +525,15 @@ interface Schema {
   readonly enum?: readonly unknown[]
   readonly minimum?: number
   readonly maximum?: number
+  readonly exclusiveMinimum?: number
+  readonly exclusiveMaximum?: number
+  readonly minItems?: number
+  readonly items?: Schema
   readonly default?: unknown
   readonly properties?: Properties
   readonly required?: readonly string[]
   readonly additionalProperties?: boolean
-  /** Only ever: a value, or an object. */
+  /** Only ever: a value, and beside it another kind of value or an object with properties. */
   readonly anyOf?: readonly [Schema, Schema]
 }
 type Properties = Readonly<Record<string, Schema>>
@@ -375,6 +544,7 @@ const checked = new WeakSet<object>()
 
 /** The schemas' defaults. `maxConnecting` follows `max`; SQLite has others, see there. */
 export const poolDefaults = Object.freeze(readAll(engineProperties, {}, '')) as unknown as Omit<ResolvedEngineOptions, 'name'>
+const balanceDefaults = Object.freeze({ balance: 'weighted', maxLag: Infinity, checkInterval: 1000, stickyFor: 5000 })
 export const defaultPolicy: Policy = Object.freeze({ acquire: 'onRequest', release: 'onResponse', transaction: false })
 
 /**
@@ -387,14 +557,49 @@ export function checkPoolOptions<C = unknown> (
   options: unknown, path: string, { name = 'db', lease = defaultPolicy }: { name?: string, lease?: Policy | false } = {}
 ): ResolvedPoolOptions<C> {
   const given = readObject(poolProperties, options, path)
-  const { lease: own, ...result } = readAll(poolProperties, given, path)
-  if (given.backend === undefined && given.connector === undefined) {
-    throw badOption(join(path, 'backend'), undefined, `${expected(backendSchema)}, or a connector instead`)
+  const { lease: own, targets, ...result } = readAll(poolProperties, given, path)
+  if (given.backend === undefined && given.connector === undefined && targets === undefined) {
+    throw badOption(join(path, 'backend'), undefined, `${expected(backendSchema)}, or a connector or targets instead`)
   }
-  if (given.backend !== undefined && given.connector !== undefined) throw badOption(join(path, 'connector'), given.connector, 'none beside backend')
+  for (const other of ['backend', 'targets']) {
+    if (given[other] !== undefined && given.connector !== undefined) throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
+  }
   if (result.backend === 'sqlite') adaptToSqlite(result, given, path)
   checkTogether(result, given, path)
-  return seal<ResolvedPoolOptions<C>>({ ...result, name, lease: own === undefined ? lease : mergePolicy(own, lease) })
+  checkSticky(result, path)
+  const complete: Options = { ...balanceDefaults, ...result, name, lease: own === undefined ? lease : mergePolicy(own, lease) }
+  if (targets !== undefined) return seal<ResolvedPoolOptions<C>>({ ...complete, targets: Object.freeze(readTargets(targets as Options[], complete, path)) })
+  for (const key of Object.keys(balanceProperties)) if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
+  return seal<ResolvedPoolOptions<C>>(complete)
+}
+
+/** Each with the options of a pool of its own. */
+function readTargets (targets: readonly Options[], pool: Options, path: string): ResolvedTarget[] {
+  const names = new Set<string>()
+  if (pool.backend === 'mongodb' || pool.backend === 'sqlite') {
+    throw badOption(join(path, 'targets'), targets, pool.backend === 'sqlite' ? 'none, since sqlite is a file' : 'none, since the url of mongodb lists all members, and connection.readPreference chooses')
+  }
+  if (pool.max as number < targets.length) throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
+  return targets.map((target, index) => {
+    const where = join(path, `targets.${index}`)
+    const { connector, role = 'primary', weight = 1, max = pool.max, name = `${String(role)}-${index}`, ...address } = target
+    if (names.has(name as string)) throw badOption(join(where, 'name'), name, 'a name that no other target has')
+    names.add(name as string)
+    if (pool.backend !== undefined && connector !== undefined) throw badOption(join(where, 'connector'), connector, 'none beside backend')
+    if (pool.backend === undefined && connector === undefined) throw badOption(join(where, 'connector'), undefined, connectorSchema.title)
+    checkAddress(target, where)
+    // An address is of one piece: a host of the target's own is not looked up at the pool's url.
+    const { url, host, port, ...rest } = pool
+    const own = ['url', 'host', 'port'].some((key) => address[key] !== undefined)
+    const options = seal<ResolvedPoolOptions>({ ...rest, ...(own ? {} : { url, host, port }), ...address, ...(connector !== undefined && { connector }), max })
+    return Object.freeze({ name, role, weight, max, ...(connector !== undefined && { connector }), options }) as unknown as ResolvedTarget
+  })
+}
+
+/** @throws `FST_POOL_BAD_OPTIONS` */
+function checkSticky ({ sticky }: Options, path: string): void {
+  if (sticky === undefined || Object.keys(sticky as object).length === 1) return
+  throw badOption(join(path, 'sticky'), sticky, 'one of cookie, header and key')
 }
 
 /**
@@ -499,6 +704,7 @@ export function isMemoryUrl (url: unknown): boolean {
 /** What SQLite can't do otherwise, and what it has other defaults for. */
 function adaptToSqlite (result: Record<string, unknown>, given: Options, path: string): void {
   for (const key of ['host', 'port']) if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none, since sqlite is a file (url)')
+  for (const key of ['url', 'connection']) if (typeof given[key] === 'function') throw badOption(join(path, key), given[key], 'none, since a file does not change its address')
   if (!isMemoryUrl(given.url)) return
   if (given.max === undefined) result.max = 1
   else if (given.max !== 1) throw badOption(join(path, 'max'), given.max, '1, since a database in memory is its connection')
@@ -512,11 +718,15 @@ function adaptToSqlite (result: Record<string, unknown>, given: Options, path: s
 
 /** What one option says about another. The one that was given is to blame. */
 function checkTogether (result: Options, given: Options, path: string): void {
+  checkAddress(given, path)
+  checkRange(result, given, path)
+  checkRange(result.backoff as Options, given.backoff as Options | undefined, join(path, 'backoff'))
+}
+
+function checkAddress (given: Options, path: string): void {
   const url = given.url !== undefined
   if (url && given.host !== undefined) throw badOption(join(path, 'host'), given.host, 'none beside url')
   if (url && given.port !== undefined) throw badOption(join(path, 'port'), given.port, 'none beside url')
-  checkRange(result, given, path)
-  checkRange(result.backoff as Options, given.backoff as Options | undefined, join(path, 'backoff'))
 }
 
 /** @throws `FST_POOL_BAD_OPTIONS`: `min` is more than `max` */
@@ -564,18 +774,26 @@ function readAll (properties: Properties, given: Options, path: string): Record<
 }
 
 function read (schema: Schema, value: unknown, path: string): unknown {
-  const { anyOf, properties } = schema
+  const { anyOf, items, properties } = schema
   if (anyOf !== undefined) {
     if (Check(anyOf[0], value)) return value
-    if (!isObject(value)) throw badOption(path, value, expected(schema))
-    return read(anyOf[1], value, path)
+    if (!isObject(value) && anyOf[1].properties !== undefined) throw badOption(path, value, expected(schema))
+    return read(schema.title === undefined ? anyOf[1] : { ...anyOf[1], title: schema.title }, value, path)
+  }
+  if (items !== undefined) {
+    if (!Array.isArray(value) || value.length < (schema.minItems ?? 0)) throw badOption(path, value, expected(schema))
+    return Object.freeze(value.map((item, index) => read(items, item, join(path, String(index)))))
   }
   if (properties === undefined) {
     if (!Check(schema, value)) throw badOption(path, value, expected(schema))
     return value
   }
   if (!isObject(value)) throw badOption(path, value, expected(schema))
-  if (schema.additionalProperties === false) return Object.freeze(readAll(properties, readObject(properties, value, path), path))
+  if (schema.additionalProperties === false) {
+    const given = readObject(properties, value, path)
+    for (const key of schema.required ?? []) read(properties[key]!, given[key], join(path, key))
+    return Object.freeze(readAll(properties, given, path))
+  }
   // An object of the user's own, with methods that it may have from its class: it is checked, and used as it is.
   for (const [key, inner] of Object.entries(properties)) {
     if (value[key] !== undefined || schema.required?.includes(key) === true) read(inner, value[key], join(path, key))

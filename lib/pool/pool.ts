@@ -1,11 +1,13 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { Connector, DestroyReason, TransactionOptions } from '../../types/connector.js'
 import type {
-  AcquireOptions, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer,
+  AcquireOptions, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
 } from '../../types/pool.js'
+import { Circuit } from './circuit.js'
 import { systemClock } from './clock.js'
 import { PoolError, badOption, scrub, secretsOf } from './errors.js'
 import { checkEngineOptions, type EngineOptions, type PoolHooks, type ResolvedEngineOptions } from './options.js'
+import { useWithRetry } from './retry.js'
 import { Histogram } from './stats.js'
 import { LeaseTransactions, checkRunOptions, released, type HeldTransaction, type Host, type Phase } from './transaction.js'
 import { Waiter, Waiters } from './waiters.js'
@@ -29,6 +31,11 @@ const TICK = 100
 const SPARE = 2
 /** How many leases of a tick are timed exactly. */
 const SAMPLES = 64
+
+/** The line's pace is the mean over so many leases of each connection: fewer, and connections that are given back at the same time make it jump. */
+const PACED = 8
+/** What part of its deadline an acquire may be predicted to wait: the pace is a mean, and to be refused at once is better than to wait in vain. */
+const MARGIN = 0.8
 
 const reasons: readonly DestroyReason[] = ['idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released']
 
@@ -114,12 +121,41 @@ class Entry<C> {
 /** How long the leases were held that a pool itself ended: each the last one of its connection. */
 const revokedAfter = new WeakMap<object, number>()
 
+/** Where a pool stands among several behind one name: what it asks of them. All of it is cheap; it is asked at creates, returns and ends. */
+export interface Place {
+  /** How events call the pool; undefined: not at all. */
+  readonly target: string | undefined
+  /** The next connection's id: unique among all of them. */
+  nextId (): number
+  /** Whether one more connection may be made. Where not, the others make room as soon as they can, and `inside.wake` is called then. */
+  mayCreate (): boolean
+  /** A connection came back: whether it must be closed so that another pool can make one. */
+  mustYield (): boolean
+  /** A connection is gone: there may be room. */
+  freed (): void
+}
+
+/** What the pools behind one name do to each other: for lib/balance, and nobody else. */
+export interface Inside {
+  /** Numbers of now, without a copy of the books. `total`: what counts against `max`. `coming`: creates whose connection will be kept. */
+  load<C> (pool: Pool<C>): { readonly total: number, readonly idle: number, readonly used: number, readonly pending: number, readonly coming: number, readonly circuit: CircuitState }
+  /** Closes an idle connection, with reason 'idle'. False: there is none. */
+  shed<C> (pool: Pool<C>): boolean
+  /** Looks again for creates that are needed. */
+  wake<C> (pool: Pool<C>): void
+  /** Rejects all who wait. */
+  turnAway<C> (pool: Pool<C>, why: () => PoolError): void
+  /** The connection itself, where `wrap` made something else of it. */
+  bare<C> (lease: Lease<C>): C
+}
+
 // What a lease may do to its pool, and nobody else: set where Pool's private methods are in reach.
 let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => number
 let throwAway: <C>(pool: Pool<C>, entry: Entry<C>, reason: DestroyReason, error?: Error) => void
 let heldSince: <C>(pool: Pool<C>, entry: Entry<C>) => number
 let mergeDurations: <C>(pools: ReadonlyArray<Pool<C>>) => Pick<PoolStats, 'wait' | 'held' | 'create'>
 let transactionsOf: <C>(pool: Pool<C>, entry: Entry<C>) => LeaseTransactions<C>
+let insideOf: Inside
 
 class PoolLease<C> implements Lease<C> {
   readonly #pool: Pool<C>
@@ -140,6 +176,10 @@ class PoolLease<C> implements Lease<C> {
 
   get pool (): string {
     return this.#pool.name
+  }
+
+  get holder (): HolderLabel | undefined {
+    return this.#entry.turn === this.#turn ? this.#entry.holder : undefined
   }
 
   get ended (): boolean {
@@ -187,6 +227,10 @@ class PoolLease<C> implements Lease<C> {
     return await transactionsOf(lease.#pool, lease.#entry).hold(options)
   }
 
+  static bare<C> (lease: Lease<C>): C {
+    return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
+  }
+
   /** For the request scope: its request ended abnormally and its handler may still use the connection. */
   static abandon<C> (lease: Lease<C>): void {
     if (lease instanceof PoolLease) lease.#destroy('aborted')
@@ -217,10 +261,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** How long `close()` takes at most, in ms, unless it is told otherwise. */
   readonly closeTimeout: number
 
+  /** Whether `role: 'replica'` may get another kind of connection. */
+  readonly replicas: boolean = false
+
   readonly #options: ResolvedEngineOptions<C>
-  readonly #secrets: readonly string[]
+  #hidden: { readonly of: readonly string[] | undefined, readonly secrets: readonly string[] } | undefined
   readonly #clock: Clock
-  readonly #ids: { last: number }
+  readonly #place: Place | undefined
+  #lastId = 0
   /** Connector, hooks, listeners and timers run here, not in the async context of whichever caller happened to set them off. */
   readonly #context = new AsyncResource('FASTIFY_POOL')
   #min: number
@@ -256,6 +304,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #empty: Array<() => void> = []
 
   // Failing creates.
+  readonly #circuit: Circuit
+  /** As its listeners know it. */
+  #circuitTold: CircuitState = 'closed'
   #failures = 0
   #retryAt = 0
   #lastFailure: Error | undefined
@@ -285,6 +336,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #leaked = 0
   #samples = SAMPLES
   #overflowing = false
+  /** Since there is a line: how often a connection came to somebody in it, when it last did, and after how many ms it does in the mean. */
+  #turns = 0
+  #turnAt = 0
+  #pace = 0
   #hookWaits: boolean
   // Of the options, for the fast path.
   readonly #onAcquire: PoolHooks<C>['onAcquire']
@@ -317,16 +372,31 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         create: Histogram.summary(pools.map((pool) => pool.#creates)),
       }
     }
+    insideOf = {
+      load: (pool) => ({
+        total: pool.#total, idle: pool.#idle.length, used: pool.#used, pending: pool.#waiters.size, coming: pool.#coming, circuit: pool.#circuit.state,
+      }),
+      shed: (pool) => {
+        const entry = pool.#idle.shift()
+        if (entry === undefined) return false
+        pool.#move(entry, USED)
+        pool.#destroy(entry, 'idle')
+        return true
+      },
+      wake: (pool) => { pool.#pump() },
+      turnAway: (pool, why) => { pool.#turnAllAway(why) },
+      bare: PoolLease.bare,
+    }
     // While no tick is due the coarse clock stands still.
     heldSince = (pool, entry) => Math.max(0, (entry.timed || pool.#asleep ? pool.#read(true) : pool.#now) - entry.takenAt)
   }
 
   /**
    * @param options see the README; `name` is 'db' unless given
-   * @param ids where the connections' ids come from: two pools behind one name have theirs from one place
+   * @param place among several pools behind one name
    * @throws `FST_POOL_BAD_OPTIONS`
    */
-  constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock, ids: { last: number } = { last: 0 }) {
+  constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock, place?: Place) {
     this.#options = checkEngineOptions<C>(connector, options)
     this.name = this.#options.name
     this.backend = connector
@@ -334,7 +404,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#max = Math.min(this.#options.max, this.#limit)
     this.#min = Math.min(this.#options.min, this.#max)
     this.#maxConnecting = this.#options.maxConnecting
-    this.#secrets = secretsOf({ url: this.#options.url, connection: [this.#options.connection, { secrets: connector.secrets }] })
+    this.#circuit = new Circuit(this.#options.circuit)
     this.#onAcquire = this.#options.onAcquire
     this.#onRelease = this.#options.onRelease
     this.#resets = connector.reset !== undefined && this.#options.reset !== 'none'
@@ -344,7 +414,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#acquireTimeout = this.#options.acquireTimeout
     this.#hookWaits = this.#onAcquire?.constructor.name === 'AsyncFunction'
     this.#clock = clock
-    this.#ids = ids
+    this.#place = place
     this.#now = clock.now()
     if (this.#options.leakAfter > 0) {
       this.#registry = new FinalizationRegistry(({ entry, turn }) => {
@@ -362,8 +432,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    * Lends a connection; waits for one if none is idle.
    *
    * @throws `FST_POOL_ACQUIRE_TIMEOUT` at the deadline, or `FST_POOL_CONNECT_FAILED` where there is no connection and none can be made;
-   * `FST_POOL_QUEUE_FULL` at once when `maxPending` callers wait; `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the signal aborts;
-   * what `onAcquire` throws
+   * at once: `FST_POOL_QUEUE_FULL` when `maxPending` callers wait, `FST_POOL_OVERLOADED` when the line moves too slowly for its deadline,
+   * `FST_POOL_CIRCUIT_OPEN` when there is no connection and creates keep failing, `FST_POOL_DEADLOCK` when all holders wait for each other, `FST_POOL_CLOSED`;
+   * `FST_POOL_ABORTED` when the signal aborts; what `onAcquire` throws
    */
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
     if (options?.timeout !== undefined && !isDeadline(options.timeout)) {
@@ -389,14 +460,34 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     return this.#take(options?.holder)
   }
 
-  /** Calls `fn` with a connection and gives it back whatever happens. Rejects as `acquire` does, or with what `fn` throws. */
-  async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: AcquireOptions): Promise<T> {
-    const lease = await this.acquire(options)
-    try {
-      return await fn(lease.connection, lease)
-    } finally {
-      lease.release()
-    }
+  /**
+   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where the connector calls the error transient.
+   *
+   * @throws what `acquire` or `fn` throws; `FST_POOL_BAD_OPTIONS`
+   */
+  async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
+    return await useWithRetry({
+      acquire: (acquire) => this.acquire(acquire),
+      isTransient: (error) => {
+        try {
+          return this.backend.isTransient?.(error) === true
+        } catch (failure) {
+          this.#report(failure, 'isTransient')
+          return false
+        }
+      },
+      wait: async (ms) => {
+        // Nothing would end its timer.
+        if (this.#phase === 'closed') return
+        const alarm = this.#alarm(ms)
+        await alarm.rung
+        this.#keepAlive()
+      },
+      now: () => this.#read(),
+      random: () => this.#clock.random(),
+      acquireTimeout: this.#acquireTimeout,
+      backoff: this.#options.backoff,
+    }, fn, options)
   }
 
   /**
@@ -469,8 +560,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         `pool '${this.name}' is full, and ${this.#waiters.size} wait already (${this.#numbers()}). Look for slow queries or leaks, or raise max or maxPending.`,
         { retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() }), holder, 0))
     }
+    if (this.#hopeless) return reject(this.#refuse(this.#circuitError(), holder, 0))
+    const timeout = options?.timeout ?? this.#acquireTimeout
+    if (this.#isPaced && this.#options.overload && this.#predictedWait() > MARGIN * timeout) return reject(this.#refuse(this.#overloadError(timeout), holder, 0))
+    if (holder !== undefined && this.#isDeadlock(holder)) return reject(this.#refuse(this.#deadlockError(), holder, 0))
 
-    const waiter = new Waiter<C>(holder, now, now + (options?.timeout ?? this.#acquireTimeout), resolve)
+    const waiter = new Waiter<C>(holder, now, now + timeout, resolve)
     if (signal !== undefined) {
       const leave = () => {
         this.#leave(waiter)
@@ -479,6 +574,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       }
       signal.addEventListener('abort', leave, { once: true })
       waiter.unlisten = () => { signal.removeEventListener('abort', leave) }
+    }
+    if (this.#waiters.size === 0) {
+      // Of the turns of an hour ago nothing is to be learned: a line that was empty begins anew.
+      this.#turns = this.#pace = 0
+      this.#turnAt = now
     }
     this.#waiters.add(waiter)
     this.#arm(waiter.deadline)
@@ -568,8 +668,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #handOver (entry: Entry<C>, waiter: Waiter<C>): void {
     // A long `onAcquire` may have seen the last tick.
     if (this.#asleep) this.#wake()
-    const wait = this.#read() - waiter.since
+    const now = this.#read()
+    const wait = now - waiter.since
     this.#waits.record(wait)
+    this.#pace += (now - this.#turnAt - this.#pace) / Math.min(++this.#turns, PACED * this.#max)
+    this.#turnAt = now
     const { resolve, holder } = waiter
     this.#leave(waiter)
     resolve(this.#lend(entry, holder, wait))
@@ -683,11 +786,13 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #offer (entry: Entry<C>, alive = false, since?: number): void {
     const reason = this.#unfit(entry) ?? (alive ? undefined : this.#dead(entry))
     if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
-    if (this.#waiters.size > 0 && !this.#suspended) {
+    if (this.#waiters.size > 0 && !this.#halted) {
+      if (this.#place?.mustYield() === true) return this.#destroy(entry, 'idle')
       entry.freshAt = Math.floor(this.#now)
       return this.#serve(entry)
     }
     if (this.#phase !== 'open') return this.#destroy(entry, 'closed')
+    if (this.#place?.mustYield() === true) return this.#destroy(entry, 'idle')
     if (this.#asleep) this.#wake()
     entry.freshAt = Math.floor(this.#now)
     entry.idleSince = since ?? entry.freshAt
@@ -812,6 +917,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** The heart: after every change, brings connections to those who wait, and starts the creates that are needed. */
   #pump (): void {
+    if (this.#hopeless && this.#waiters.size > 0) this.#turnAllAway(() => this.#circuitError())
     // Asked each time: hooks and listeners may change it.
     while (!this.#halted && this.#waiters.size > this.#validating) {
       const entry = this.#idle.pop()
@@ -838,12 +944,31 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #mayCreate (): boolean {
     const count = this.#count
     if (this.#total >= this.#max || count[LATE]! >= this.#max || count[CREATING]! >= (this.#maxConnecting ?? this.#max)) return false
+    if (this.#circuit.state !== 'closed') return this.#mayProbe()
     const missing = this.#phase === 'open' && this.#started ? this.#target() - count[HERE]! - this.#coming : 0
     if (this.#waiters.size - this.#validating - this.#coming <= 0 && missing <= 0) return false
-    if (this.#failures === 0) return true
-    if (this.#read() >= this.#retryAt) return true
-    this.#arm(this.#retryAt)
-    return false
+    if (this.#failures > 0 && this.#read() < this.#retryAt) {
+      this.#arm(this.#retryAt)
+      return false
+    }
+    return this.#place?.mayCreate() ?? true
+  }
+
+  /** While the circuit is not closed: one create at a time, also where nobody waits for it. Those begun before hold it up no more than they do others. */
+  #mayProbe (): boolean {
+    if ((this.#circuit.state === 'half-open' && this.#count[CREATING]! > 0) || (this.#phase !== 'open' && this.#waiters.size === 0)) return false
+    if (this.#read() < this.#circuit.retryAt) {
+      this.#arm(this.#circuit.retryAt)
+      return false
+    }
+    return this.#place?.mayCreate() ?? true
+  }
+
+  /** There is no connection, and there won't be one soon. */
+  get #hopeless (): boolean {
+    if (this.#circuit.state === 'closed' || this.#count[HERE]! > 0 || this.#suspended) return false
+    // A pool that drains creates nothing for itself: somebody who waits must be there when it is time to try.
+    return this.#phase === 'open' || (this.#circuit.state === 'open' && this.#read() < this.#circuit.retryAt)
   }
 
   /** How many connections there should be even when nobody waits. */
@@ -853,14 +978,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   #create (): void {
     const now = this.#read(true)
-    const entry = new Entry<C>(++this.#ids.last, Math.floor(now))
+    const entry = new Entry<C>(this.#place?.nextId() ?? ++this.#lastId, Math.floor(now))
     const creation = (entry.creation = new Creation(now, this.#failures))
     this.#entries.add(entry)
     this.#count[CREATING]!++
     const { signal } = this.#begin(entry, undefined, now + this.#options.connectTimeout)
     // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
     if (this.#failures > 0) this.#backOff(now)
+    this.#circuit.begin()
     this.#run(() => this.#make(entry, creation, signal))
+    this.#tellCircuit()
   }
 
   /** One create, from its start to the connection's first offer or its end. It belongs to the pool: no caller's end ends it. */
@@ -889,6 +1016,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#creates.record(now - creation.began)
     this.#failures = 0
     this.#lastFailure = undefined
+    this.#circuit.succeeded()
     const { maxLifetime } = this.#options
     // Up to a tenth less: connections that were made together do not end together.
     if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.#clock.random())))
@@ -896,6 +1024,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (this.#listeners.connect !== undefined) this.#emit('connect', { id: entry.id, took: now - creation.began })
     entry.createdAt = Math.floor(now)
     entry.creation = undefined
+    this.#tellCircuit()
     if (creation.unwanted !== undefined) this.#destroy(entry, creation.unwanted)
     else this.#offer(entry)
     this.#settleOpeners()
@@ -924,6 +1053,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   #countFailure ({ failures }: Creation): void {
     this.#createErrors++
+    this.#circuit.failed(this.#read(), this.#clock.random())
     // Creates that were under way together fail together: that is one failure. (One from before the last success may know of more failures.)
     if (failures < this.#failures) return
     this.#failures++
@@ -936,6 +1066,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#lastFailure = error
     // Whoever opens a pool starts an app: unlike a request's client, it is told what happened.
     this.#rejectOpeners(() => new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect: ${error.message}`, { cause: error }))
+    this.#tellCircuit(error)
     return error
   }
 
@@ -949,6 +1080,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     // Behind all promises that are about to settle now.
     queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
+  }
+
+  /** Who waits is told by `#pump`. */
+  #tellCircuit (error?: Error): void {
+    const from = this.#circuitTold
+    const to = this.#circuit.state
+    if (from === to) return
+    this.#circuitTold = to
+    if (this.#listeners.circuit !== undefined) this.#emit('circuit', { from, to, ...(error && { error }) })
   }
 
   /** Doubling, with full jitter. */
@@ -1028,6 +1168,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#entries.delete(entry)
     this.#settle()
     this.#pump()
+    this.#place?.freed()
   }
 
   /** The operation under way on an entry is past its deadline. */
@@ -1071,6 +1212,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     this.#settle()
     this.#settleOpeners()
+    if (entry.state === LATE) this.#place?.freed()
   }
 
   /** The lease object was garbage collected without a release. */
@@ -1096,6 +1238,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#count[entry.state === IDLE ? HERE : entry.state]!--
     this.#count[state === IDLE ? HERE : state]!++
     entry.state = state
+  }
+
+  /** What no error may show. A connector whose addresses change has others from time to time. */
+  get #secrets (): readonly string[] {
+    const { secrets } = this.backend
+    if (this.#hidden === undefined || this.#hidden.of !== secrets) {
+      const { url, connection } = this.#options
+      this.#hidden = { of: secrets, secrets: secretsOf({ url, connection: [connection, { secrets }] }) }
+    }
+    return this.#hidden.secrets
   }
 
   get #used (): number {
@@ -1303,8 +1455,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     return `max ${this.#max}, used ${this.#used}, idle ${this.#idle.length}, creating ${count[CREATING]}, pending ${this.#waiters.size}`
   }
 
+  /** Whether the line has moved often enough to tell how fast it does. */
+  get #isPaced (): boolean {
+    // Of a line that was, nothing is to be learned; in one that is stopped, everybody waits.
+    return this.#waiters.size > 0 && !this.#suspended && this.#turns > 2 * this.#max
+  }
+
   /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
   #predictedWait (): number {
+    if (this.#isPaced) return (this.#waiters.size + 1) * this.#pace
     const { count, p50 } = this.#holds.summary()
     return count === 0 ? 1000 : (this.#waiters.size + 1) * p50 / this.#max
   }
@@ -1316,6 +1475,42 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #connectError (cause: Error | undefined): PoolError {
     return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect (${this.#numbers()}). Is its server up, and are its address and login right?`,
       { cause, retryAfter: (this.#retryAt - this.#now) / 1000 })
+  }
+
+  #circuitError (): PoolError {
+    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.name}' has no connection, and creates keep failing: one is tried every ` +
+      `${(this.#options.circuit as { openFor: number }).openFor} ms (circuit). Is its server up, and are its address and login right?`,
+    { cause: this.#lastFailure, retryAfter: (this.#circuit.retryAt - this.#now) / 1000 })
+  }
+
+  #overloadError (timeout: number): PoolError {
+    const predicted = this.#predictedWait()
+    return new PoolError('FST_POOL_OVERLOADED', `pool '${this.name}' is overloaded: a connection would take about ${Math.round(predicted)} ms, and the deadline is in ` +
+      `${Math.round(timeout)} ms (${this.#numbers()}). Look for slow queries, or raise max.`, { retryAfter: predicted / 1000, holders: this.#topHolders() })
+  }
+
+  /** Whether all who hold connections wait for another one, this caller included. */
+  #isDeadlock (holder: HolderLabel): boolean {
+    if (typeof holder === 'string' || this.#idle.length > 0 || this.#count[HERE]! < this.#max) return false
+    const caller = whoIs(holder)
+    // Nearly everybody who waits holds none, and is done here.
+    let holds = false
+    for (const { holder: other } of this.#entries) holds ||= whoIs(other) === caller
+    if (!holds) return false
+    const others = new Set<object | undefined>()
+    for (const { state, lent, holder: other } of this.#entries) {
+      if (state !== USED) continue
+      if (!lent || whoIs(other) === undefined) return false
+      if (whoIs(other) !== caller) others.add(whoIs(other))
+    }
+    if (others.size > this.#waiters.size) return false
+    for (const { holder: waiting } of this.#waiters) others.delete(whoIs(waiting))
+    return others.size === 0
+  }
+
+  #deadlockError (): PoolError {
+    return new PoolError('FST_POOL_DEADLOCK', `all ${this.#max} connections of pool '${this.name}' are held by callers that wait for another one of it, this one included: ` +
+      'use the connection that you have (request.lease), or raise max.', { holders: this.#topHolders() })
   }
 
   #closedError (): PoolError {
@@ -1340,7 +1535,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #emit<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
-    const event = Object.freeze({ ...details, pool: this.name, time: Date.now() }) as unknown as PoolEvents[E]
+    const target = this.#place?.target
+    const event = Object.freeze({ ...details, pool: this.name, ...(target !== undefined && { target }), time: Date.now() }) as unknown as PoolEvents[E]
     for (const listener of this.#listeners[name] as ReadonlyArray<PoolListener<E>>) {
       const failed = (error: unknown) => {
         // What the error listener throws can't go to the error listener.
@@ -1462,6 +1658,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   resume (): void {
     this.#suspended = false
+    // How long it stood still is not its pace.
+    this.#turns = this.#pace = 0
+    this.#turnAt = this.#read()
     this.#pump()
   }
 
@@ -1508,14 +1707,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
     const holders = this.holders()
     this.#phase = 'closed'
-    for (let waiter = this.#waiters.first(); waiter !== undefined; waiter = this.#waiters.first()) this.#turnAway(waiter)
+    this.#turnAllAway(() => this.#closedError())
     this.#cancelCreates(0, 'closed')
     for (const entry of this.#entries) {
       // It is there, and `onConnect` is what takes so long.
       if (entry.state === CREATING && entry.creation!.delivered) this.#move(entry, USED)
+      // An evicted one goes on until now.
+      if (entry.state === CREATING) this.#abort(entry, `pool '${this.name}' closes`)
       if (entry.state !== USED) continue
       const prepared = entry.operation?.prepared
-      if (prepared !== undefined) this.#turnAway(prepared)
+      if (prepared !== undefined) this.#turnAway(prepared, this.#closedError())
       this.#abort(entry, `pool '${this.name}' closes`)
       if (entry.lent) this.#revoke(entry, 'closed')
       else this.#destroy(entry, 'closed')
@@ -1544,8 +1745,13 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#listeners = {}
   }
 
-  #turnAway (waiter: Waiter<C>): void {
-    if (this.#leave(waiter)) waiter.reject(this.#refuse(this.#closedError(), waiter.holder, this.#now - waiter.since))
+  #turnAllAway (why: () => PoolError): void {
+    // All of them first: whoever comes back at once is not among them.
+    for (const waiter of [...this.#waiters]) this.#turnAway(waiter, withoutStack(why))
+  }
+
+  #turnAway (waiter: Waiter<C>, error: PoolError): void {
+    if (this.#leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.#now - waiter.since))
   }
 
   #closeIdle (): void {
@@ -1575,6 +1781,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       closing: count[CLOSING]!,
       pending: this.#waiters.size,
       late: count[LATE]!,
+      circuit: this.#circuit.state,
       acquired: this.#acquired,
       released: this.#released,
       created: this.#created,
@@ -1606,14 +1813,18 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const entry = this.#idle.at(-1)
     const latency = entry === undefined || this.backend.validate === undefined ? null : await this.#ping(entry) ?? null
     const stats = this.stats()
-    const failing = this.#lastFailure !== undefined
-    if (this.#phase !== 'open') return { status: 'draining', reason: `the pool is ${this.#phase}`, latency, stats }
-    if (failing && stats.idle + stats.used === 0) return { status: 'down', reason: 'no connection, and the last create failed', latency, stats }
-    if (failing) return { status: 'degraded', reason: 'the last create failed', latency, stats }
-    if (stats.pending > 0) return { status: 'degraded', reason: `${stats.pending} wait for a connection`, latency, stats }
-    return { status: 'up', latency, stats }
+    const { circuit, idle, used, pending } = stats
+    const judged = (status: PoolHealth['status'], reason?: string): PoolHealth => ({ status, ...(reason !== undefined && { reason }), latency, circuit, stats })
+    if (this.#phase !== 'open') return judged('draining', `the pool is ${this.#phase}`)
+    if (circuit !== 'closed') return judged(idle + used === 0 ? 'down' : 'degraded', `the circuit is ${circuit}: creates keep failing`)
+    if (this.#lastFailure !== undefined) return idle + used === 0 ? judged('down', 'no connection, and the last create failed') : judged('degraded', 'the last create failed')
+    if (pending > 0) return judged('degraded', `${pending} wait for a connection`)
+    return judged('up')
   }
 }
+
+/** For lib/balance, and nobody else. */
+export const inside: Inside = insideOf!
 
 /** Carries the report of a failed hook to whoever has to act on it. */
 class HookFailed extends Error {
@@ -1622,12 +1833,17 @@ class HookFailed extends Error {
   }
 }
 
-const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver', 'open', 'drain', 'close',
+export const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'circuit', 'failover', 'driver', 'open', 'drain', 'close',
 ])
 
 function stackOf ({ stack }: Watch): { stack?: string } {
   return stack === undefined ? {} : { stack }
+}
+
+/** Who it is: the very object. A text is only a label, and an id may be its client's choice. */
+function whoIs (holder: HolderLabel | undefined): object | undefined {
+  return typeof holder === 'object' ? holder : undefined
 }
 
 function label (holder: HolderLabel | undefined): { holder?: HolderLabel } {

@@ -100,6 +100,10 @@ export class Waiters<C> {
     return this.#first
   }
 
+  * [Symbol.iterator] (): Generator<Waiter<C>, void> {
+    for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) yield waiter
+  }
+
   /** Must stand in this line. */
   remove (waiter: Waiter<C>): void {
     const { previous, next } = waiter

@@ -120,3 +120,10 @@ const subject: Subject<Redis> = {
 }
 
 t.test('redis', (t) => contract(t, subject))
+
+t.test('redis, with an address that is asked at each create', (t) => contract(t, {
+  ...subject,
+  connector: ({ host, port }, { reset, name, password }) => redis({
+    url: async () => `redis://${host}:${port}`, reset, connection: async () => ({ connectionName: name, ...(password !== undefined && { password }) }),
+  }),
+}))

@@ -4,7 +4,7 @@ import { pathToFileURL } from 'node:url'
 import LibSql from 'libsql'
 import t from 'tap'
 import type { Test } from 'tap'
-import { RolePool } from '../../lib/balance/roles.js'
+import { TargetPool } from '../../lib/balance/targets.js'
 import { sqlite } from '../../lib/backends/sqlite.js'
 import type { SqliteDatabase, SqliteDriver } from '../../lib/backends/sqlite.js'
 import type { Connector } from '../../types/connector.js'
@@ -164,7 +164,7 @@ function subjectOf (place: Place): Subject<SqliteDatabase> {
     // `max` of the suite is of what it leases: one more is of the other role.
     ...(kind.endsWith('among roles') && {
       role: kind === 'reader among roles' ? 'replica' as const : 'primary' as const,
-      pool: (connector, options) => new RolePool(connector, { ...options, max: options.max! + 1 }),
+      pool: (connector, options) => TargetPool.ofRoles(connector, { ...options, max: options.max! + 1 }),
     }),
     isDriver: (db) => db instanceof Driver,
     id: (db) => {

@@ -1,4 +1,6 @@
-import { Binary, GridFSBucket, MongoClient, ObjectId } from 'mongodb'
+import {
+  Binary, GridFSBucket, MongoClient, MongoNetworkError, MongoNetworkTimeoutError, MongoOperationTimeoutError, MongoServerError, MongoTopologyClosedError, ObjectId,
+} from 'mongodb'
 import type { Db, MongoClient as Client, MongoError } from 'mongodb'
 import { once } from 'node:events'
 import t from 'tap'
@@ -116,7 +118,7 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     const before = alive()
     const connector = await connect(t, { url: direct(proxy), acquireTimeout: 200 })
     const { client } = connector
-    await t.rejects(connector.create(later), { name: 'MongoServerSelectionError', message: /ECONNREFUSED/ })
+    await t.rejects(connector.create(later), { name: 'MongoNetworkError', message: /ECONNREFUSED/ })
     await until(() => alive() <= before, { what: 'nothing is left open by the failure' })
     await proxy.heal()
     const db = await connector.create(later)
@@ -199,6 +201,78 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     t.notOk(connector.isBroken!(db))
     t.equal(typeof await db.collection('items').countDocuments(), 'number')
     t.equal(deaths.length, 2)
+  })
+
+  await t.test('a create fails as soon as no server is there when the driver has looked, with the reason, and does not use up its deadline', async (t) => {
+    const proxy = await startProxy(t, await start(t))
+    const connector = await connect(t, { url: direct(proxy), connection: { heartbeatFrequencyMS: 500 } })
+    await t.test('where it was connected before', async (t) => {
+      const db = await connector.create(later)
+      await proxy.refuse()
+      proxy.resetAll()
+      await until(() => connector.isBroken!(db))
+      const began = performance.now()
+      await t.rejects(Promise.all([connector.create(later), connector.create(later)]), { message: /ECONNREFUSED/ })
+      t.ok(performance.now() - began < 2000, `${performance.now() - began} ms of the 5000 that the driver would wait`)
+    })
+    await t.test('where it was not', async (t) => {
+      const fresh = await connect(t, { url: direct(proxy) })
+      const began = performance.now()
+      await t.rejects(fresh.create(later), { message: /ECONNREFUSED/ })
+      await t.rejects(fresh.create(later), { message: /ECONNREFUSED/ }, 'and again, while the driver still tries for the first one')
+      t.ok(performance.now() - began < 2500, `${performance.now() - began} ms`)
+      await fresh.close!()
+    })
+    await proxy.heal()
+    t.notOk(connector.isBroken!(await connector.create(later)))
+  })
+
+  const away = 'while the server is away a pool tries no more often than the driver does, leaves nothing open, and serves within 1 s of its return'
+  await t.test(away, { skip: notOurs }, async (t) => {
+    const server = await start(t)
+    const before = alive()
+    const connector = await mongodb({ url: server.url, max: 5, acquireTimeout: 500, connection: { heartbeatFrequencyMS: 500 } })
+    const pool = new Pool<Db>(connector, { max: 5, acquireTimeout: 500, connectTimeout: 1000 })
+    t.teardown(() => pool.close())
+    const events = record(connector)
+    const count = (wanted: string) => events.filter(({ name }) => name === wanted).length
+    const ask = () => pool.use((db) => db.command({ ping: 1 }))
+    const load = { on: true, served: 0, failed: 0 }
+    await ask()
+    const users = Promise.all(Array.from({ length: 20 }, async () => {
+      while (load.on) {
+        await ask().then(() => { load.served++ }, () => { load.failed++ })
+        // Who is refused at once and comes again at once would leave no time for anything else.
+        await new Promise(setImmediate)
+      }
+    }))
+    await until(() => load.served > 100)
+    await server.kill()
+    await until(() => load.failed > 0)
+    events.length = 0
+    const lost = performance.now()
+    await until(() => count('serverHeartbeatFailed') >= 5)
+    const lasted = performance.now() - lost
+    const tries = count('serverHeartbeatFailed')
+    t.ok(tries <= lasted / 500 + 2, `${tries} looks in ${Math.round(lasted)} ms`)
+    t.equal(count('topologyOpening') + count('connectionReady'), 0)
+    t.ok(count('connectionCreated') <= 5, `${count('connectionCreated')} sockets were tried`)
+    t.ok(active('TCPSocketWrap') <= before + 2, 'none is open but for what is being tried')
+    t.match(pool.stats(), { used: 0, late: 0 })
+
+    await server.restart()
+    const back = performance.now()
+    const { served } = load
+    await until(() => load.served > served)
+    const took = performance.now() - back
+    t.comment(`served again ${Math.round(took)} ms after the return`)
+    t.ok(took < 1000, `${Math.round(took)} ms`)
+    load.on = false
+    await users
+    t.match(pool.stats(), { used: 0, pending: 0, late: 0 })
+    t.ok(pool.stats().created <= pool.stats().acquired)
+    await pool.close()
+    await until(() => alive() <= before, { what: 'no socket and no timer is left' })
   })
 
   await t.test('a create while the server is away ends with its signal, and says why there is none', async (t) => {
@@ -398,6 +472,305 @@ t.test('on the double: an operation waits for a socket no longer than acquireTim
   await t.rejects(db.collection('items').findOne({}), { name: 'MongoWaitQueueTimeoutError' })
   hold.release()
   await first
+})
+
+// --- Errors ---------------------------------------------------------------------------------------------------------------------------
+
+t.test('an error is transient where another connection may do it a moment later, and no other one is', async (t) => {
+  const connector = await mongodb({ url: 'mongodb://127.0.0.1/' })
+  const server = (code: number, ...labels: string[]) => {
+    const error = new MongoServerError({ message: 'no', code })
+    for (const label of labels) error.addErrorLabel(label)
+    return error
+  }
+  const yes: unknown[] = [
+    new MongoNetworkError('gone'), new MongoNetworkTimeoutError('timed out'), new MongoTopologyClosedError('closed'),
+    Object.assign(new Error('of another copy of the driver'), { name: 'MongoPoolClearedError' }),
+    server(0, 'RetryableWriteError'), server(112, 'TransientTransactionError'), server(0, 'PoolRequestedRetry'), server(0, 'ResumableChangeStreamError'),
+    ...[6, 7, 89, 91, 133, 134, 189, 262, 9001, 10058, 10107, 11600, 11602, 13435, 13436].map((code) => server(code)),
+  ]
+  const overloaded = new MongoNetworkError('refused')
+  overloaded.addErrorLabel('SystemOverloadedError')
+  const no: unknown[] = [
+    undefined, null, 'MongoNetworkError', { name: 'MongoNetworkError' }, new Error('another'), new TypeError('a mistake'),
+    new MongoOperationTimeoutError('the caller was in a hurry'), Object.assign(new Error('no socket'), { name: 'MongoWaitQueueTimeoutError' }),
+    server(462, 'RetryableError', 'SystemOverloadedError'), server(18, 'HandshakeError'), server(11000), server(112), server(50), server(43), server(64), server(8),
+    new PoolError('FST_POOL_TRANSACTION_ENDED', 'it has ended'),
+  ]
+  for (const error of [...yes, overloaded]) t.ok(connector.isTransient(error), String(error))
+  for (const error of no) t.notOk(connector.isTransient(error), String(error))
+  await connector.close!()
+})
+
+t.test('on the double: what the driver throws when its server goes, or takes no writes any more, is transient', async (t) => {
+  const impatient = { retryWrites: false, retryReads: false, serverSelectionTimeoutMS: 1000, heartbeatFrequencyMS: 500 }
+  const { double: server, connector } = await double(t, { members: 3, monitoring: 'poll' }, { connection: impatient })
+  const db = await connector.create(later)
+  const items = db.collection('items')
+  await items.insertOne({ n: 1 })
+  const seen = async (work: Promise<unknown>, expected: object) => {
+    const error = await failure(work)
+    t.match(error, expected)
+    t.ok(connector.isTransient(error), String(error))
+  }
+  server.stepDown()
+  await seen(items.insertOne({ n: 2 }), { code: 10107 })
+  await until(() => connector.create(later))
+  const hold = server.hold('find')
+  const find = seen(items.findOne({}), { name: 'MongoNetworkError' })
+  await hold.reached
+  await server.primary!.kill()
+  await find
+  await seen(items.findOne({}), { name: 'MongoServerSelectionError' })
+  server.elect(server.members.find(({ state }) => state === 'secondary')!.index)
+  await until(() => connector.create(later))
+  t.notOk(connector.isTransient(await failure(db.command({ nonsense: 1 }))))
+})
+
+// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+
+/** A server whose user's password changes, and a connector that is told of it at each create. */
+async function rotating (t: Test, more: Omit<MongoOptions, 'url'> = {}) {
+  const server = await startMongoDouble(t, { user: 'me', password: 'p4ssword-1' })
+  const answers = { asked: 0, url: server.url }
+  const url = async () => {
+    answers.asked++
+    return answers.url
+  }
+  const connector = await connect(t, { ...more, url })
+  let last = 1
+  return {
+    server,
+    answers,
+    connector,
+    events: record(connector),
+    rotate: () => {
+      server.setPassword(`p4ssword-${++last}`)
+      answers.url = server.url
+    },
+  }
+}
+
+const isClosed = (client: Client) => client.db().command({ ping: 1 }).then(() => false, (error: Error) => error.name === 'MongoNotConnectedError')
+
+t.test('on the double: a url that is a function is asked at each create, and an answer that is the same changes nothing', async (t) => {
+  const { server, answers, connector } = await rotating(t)
+  t.equal(answers.asked, 1, 'once for the first client')
+  const { client } = connector
+  const dbs = await Promise.all([connector.create(later), connector.create(later)])
+  t.equal(answers.asked, 3)
+  t.equal(connector.client, client)
+  for (const db of dbs) t.equal(await connector.validate!(db, later), true)
+  t.ok(server.connections.total >= 1)
+})
+
+t.test('on the double: after another answer connections are made from a new client, and the old one is closed with its last connection', async (t) => {
+  const { server, connector, rotate, events } = await rotating(t)
+  const old = connector.client
+  const [one, two] = [await connector.create(later), await connector.create(later)]
+  rotate()
+  const three = await connector.create(later)
+  t.not(connector.client, old)
+  t.equal(three.client, connector.client)
+  t.strictSame([one, two, three].map((db) => connector.isBroken!(db)), [false, false, false], 'softly')
+  t.equal(await connector.validate!(one, later), true, 'its sockets have logged in before')
+  const transaction = await begin(connector, one)
+  await transaction.connection.collection('items').insertOne({ n: 1 })
+  await transaction.commit()
+  t.strictSame(numbers(server), [1])
+  await connector.destroy(one, 'stale')
+  t.notOk(connector.isBroken!(two))
+  events.length = 0
+  await connector.destroy(two, 'stale')
+  t.ok(await isClosed(old))
+  t.ok(events.some(({ name }) => name === 'topologyClosed'), 'events of each client are told')
+  t.equal(await connector.validate!(three, later), true)
+  t.strictSame(listeners(old), [])
+  await connector.close!()
+  await until(() => server.connections.all === 0)
+})
+
+t.test('on the double: connections of a client whose login is refused are dead, and the next ones log in with what the function says now', async (t) => {
+  const { server, connector, rotate } = await rotating(t)
+  const pool = new Pool<Db>(connector, { max: 4 })
+  t.teardown(() => pool.close())
+  const [one, two] = [await pool.acquire(), await pool.acquire()]
+  await one.connection.command({ ping: 1 })
+  two.release()
+  rotate()
+  await server.resetAll()
+  const error = await failure(until(() => one.connection.command({ ping: 1 }).then(() => false, (error: Error) => {
+    // A socket that was reset, before the driver needs a new one.
+    if (error.name === 'MongoServerError') throw error
+  })))
+  t.match(error, { code: 18 })
+  t.ok(connector.isTransient(error), 'on another connection it goes well')
+  one.release()
+  t.match(await pool.use((db) => db.command({ ping: 1 })), { ok: 1 })
+  t.match(pool.stats(), { created: 3, destroyed: { error: 2 }, idle: 1 })
+})
+
+t.test('on the double: evict retires the connections of an old password softly, and its client with them', async (t) => {
+  const { connector, rotate } = await rotating(t)
+  const pool = new Pool<Db>(connector, { max: 4 })
+  t.teardown(() => pool.close())
+  const old = connector.client
+  const [one, two] = [await pool.acquire(), await pool.acquire()]
+  two.release()
+  rotate()
+  pool.evict()
+  t.match(await pool.use((db) => db.command({ ping: 1 })), { ok: 1 })
+  t.not(connector.client, old)
+  t.match(await one.connection.command({ ping: 1 }), { ok: 1 }, 'who still holds one can go on')
+  one.release()
+  await until(() => isClosed(old))
+  t.match(pool.stats(), { created: 3, destroyed: { stale: 2 } })
+})
+
+t.test('on the double: a function that answers something else each time has a few clients, not one for each connection', async (t) => {
+  const server = await startMongoDouble(t)
+  let answers = 0
+  const connector = await connect(t, { url: server.url, connection: () => ({ appName: `app-${++answers}` }), max: 2 })
+  const pool = new Pool<Db>(connector, { max: 20 })
+  const leases = await Promise.all(Array.from({ length: 20 }, () => pool.acquire()))
+  const clients = new Set(leases.map(({ connection }) => connection.client))
+  t.equal(answers, 21)
+  // The first one, which nobody has used, may still be closing.
+  t.ok(clients.size >= 3 && clients.size <= 4, `${clients.size} clients`)
+  t.ok(clients.has(connector.client))
+  await Promise.all(leases.map((lease) => lease.connection.command({ ping: 1 })))
+  t.ok(server.connections.peak <= 4 * 2, `${server.connections.peak} sockets`)
+  for (const lease of leases) lease.destroy()
+  await until(() => pool.stats().closing === 0)
+  for (const client of clients) t.equal(await isClosed(client), client !== connector.client, 'only the newest is kept')
+  for (let round = 0; round < 20; round++) {
+    const [one, two] = [await pool.acquire(), await pool.acquire()]
+    await one.connection.command({ ping: 1 })
+    one.destroy()
+    two.release()
+  }
+  t.ok(server.connections.peak <= 5 * 2, `${server.connections.peak} sockets`)
+  t.match(pool.stats(), { createErrors: 0 })
+  await pool.close()
+  await until(() => server.connections.all === 0)
+})
+
+t.test('on the double: an answer that comes late says nothing new', async (t) => {
+  const server = await startMongoDouble(t)
+  const questions: Array<(appName: string) => void> = []
+  const connection = () => new Promise<{ appName: string }>((resolve) => questions.push((appName) => resolve({ appName })))
+  const made = mongodb({ url: server.url, connection })
+  await until(() => questions.length === 1)
+  questions[0]!('first')
+  const connector = await made
+  t.teardown(() => connector.close!())
+  const creates = [connector.create(later), connector.create(later)]
+  await until(() => questions.length === 3)
+  questions[2]!('second')
+  await creates[1]
+  questions[1]!('first')
+  await creates[0]
+  t.equal(connector.client.options.appName, 'second')
+  t.equal((await creates[0])!.client, connector.client)
+})
+
+t.test('on the double: a client that never worked is closed at once when there is another answer', async (t) => {
+  const { server, connector, answers, rotate } = await rotating(t)
+  server.setPassword('not told yet')
+  await t.rejects(connector.create(later), { code: 18 })
+  const old = connector.client
+  rotate()
+  const db = await connector.create(later)
+  t.equal(await connector.validate!(db, later), true)
+  t.ok(await isClosed(old))
+  t.equal(answers.asked, 3)
+})
+
+t.test('on the double: while a client connects that nobody wants any more another answer is served', async (t) => {
+  const server = await startMongoDouble(t)
+  const proxy = await startProxy(t, server.members[0]!)
+  proxy.silence()
+  let url = direct(proxy)
+  const connector = await connect(t, { url: () => url, connectTimeout: 300 })
+  const controller = new AbortController()
+  const create = connector.create(controller.signal)
+  await until(() => proxy.connections.open > 0)
+  const old = connector.client
+  url = server.url
+  const db = await connector.create(later)
+  t.not(db.client, old)
+  controller.abort(new Error('time is up'))
+  await t.rejects(create, { message: 'time is up' })
+  await until(() => isClosed(old))
+  await until(() => proxy.connections.open === 0)
+  t.notOk(connector.isBroken!(db))
+})
+
+t.test('on the double: that an old client did not close is told by whoever closes it, and at the end where that was nobody', async (t) => {
+  const server = await startMongoDouble(t)
+  let answers = 0
+  const connector = await mongodb({ url: server.url, connection: () => ({ appName: `app-${answers}` }) })
+  const spoilt: Client[] = []
+  t.teardown(() => Promise.all(spoilt.map((client) => MongoClient.prototype.close.call(client))))
+  const spoil = () => {
+    spoilt.push(connector.client)
+    Object.assign(connector.client, { close: () => Promise.reject(new Error(`not closed: ${answers}`)) })
+  }
+  const db = await connector.create(later)
+  spoil()
+  answers++
+  await connector.destroy(await connector.create(later), 'idle')
+  await t.rejects(async () => connector.destroy(db, 'stale'), { message: 'not closed: 1' })
+  spoil()
+  answers++
+  t.notOk(connector.isBroken!(await connector.create(later)))
+  await t.rejects(async () => connector.close!(), { message: 'not closed: 2' })
+})
+
+t.test('on the double: passwords of all answers are secrets, and in no event or error', async (t) => {
+  const { server, connector, rotate, events } = await rotating(t)
+  const pool = new Pool<Db>(connector, { max: 1 })
+  t.teardown(() => pool.close())
+  const errors: unknown[] = []
+  pool.on('error', ({ error }) => { errors.push(error) })
+  const { secrets } = connector
+  rotate()
+  await pool.use((db) => db.command({ ping: 1 }))
+  t.not(connector.secrets, secrets)
+  for (const password of ['p4ssword-1', 'p4ssword-2']) t.ok(connector.secrets.includes(password), password)
+  server.setPassword('p4ssword-4')
+  pool.evict()
+  await server.resetAll()
+  await pool.use((db) => db.command({ ping: 1 })).catch((error: unknown) => errors.push(String(error)))
+  t.notMatch(JSON.stringify([events, errors.map(String)]), /p4ssword/)
+})
+
+t.test('a function that fails, hangs or answers nonsense fails the create, and the first one of all the connector itself', async (t) => {
+  const server = await startMongoDouble(t)
+  let answer: unknown = server.url
+  const url = () => typeof answer === 'function' ? (answer as () => string)() : answer as string
+  const connector = await connect(t, { url })
+  const nonsense = [undefined, '', 5, 'mongodb//me:s3cret@h', 'mongodb://h/?maxPoolSize=5']
+  for (answer of nonsense) await t.rejects(connector.create(later), { code: 'FST_POOL_BAD_OPTIONS', message: /^option url/ })
+  for (answer of nonsense) await t.rejects(mongodb({ url }), { code: 'FST_POOL_BAD_OPTIONS', message: /^option url/ })
+  answer = () => { throw new Error('no vault today') }
+  await t.rejects(connector.create(later), { message: 'no vault today' })
+  await t.rejects(mongodb({ url }), { code: 'FST_POOL_CONNECT_FAILED', message: /no vault today/, cause: { message: 'no vault today' } })
+  answer = () => new Promise(() => {})
+  await t.rejects(connector.create(AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+  const controller = new AbortController()
+  const create = connector.create(controller.signal)
+  controller.abort(new Error('time is up'))
+  await t.rejects(create, { message: 'time is up' })
+  await t.rejects(mongodb({ url, connectTimeout: 20 }), { code: 'FST_POOL_CONNECT_FAILED' })
+  answer = server.url
+  t.notOk(connector.isBroken!(await connector.create(later)), 'and none of it lasts')
+  const client = new MongoClient(server.url)
+  await t.rejects(mongodb({ client, url }), { code: 'FST_POOL_BAD_OPTIONS' })
+  await t.rejects(mongodb({ client, connection: () => ({}) }), { code: 'FST_POOL_BAD_OPTIONS' })
+  const asked = connector.create(later)
+  await connector.close!()
+  await t.rejects(asked, /closed/, 'nor is a client made behind the back of a close')
 })
 
 // --- Transactions ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { createServer } from 'node:net'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Server } from 'node:net'
 import type { Connection, RowDataPacket } from 'mysql2/promise'
 import t from 'tap'
 import { mysql } from '../../lib/backends/mysql.js'
@@ -10,6 +10,7 @@ import type { EngineOptions } from '../../lib/pool/options.js'
 import { startProxy } from '../support/proxy.js'
 import { needsOwn, startMariadb } from '../support/services.js'
 import type { Teardown } from '../support/services.js'
+import { needsGroup, startMariadbPair } from '../support/topologies.js'
 import { event, until } from '../support/until.js'
 
 const server = await startMariadb(t)
@@ -514,6 +515,400 @@ t.test('a character set that the server gave at connecting survives the reset', 
   const withoutDatabase = await poolOf(t, { url: own.url.replace(/\/test$/, '') })
   await withoutDatabase.pool.use((connection) => connection.query('use test'))
   t.strictSame(await withoutDatabase.pool.use((connection) => row(connection, 'select @@collation_connection, database()')), ['utf8mb4_bin', null])
+})
+
+// --- What a server says ---------------------------------------------------------------------------------------------------------------
+
+/** May do all, but what `root` may not either. */
+async function rootOf (t: Teardown, { host, port }: { host: string, port: number }): Promise<Connection> {
+  const connection = await plainConnection(t, `mysql://root@${host}:${port}`)
+  // Its server may be killed under it.
+  connection.on('error', () => {})
+  return connection
+}
+
+const sent = (connection: Connection) => coreOf(connection).stream.bytesWritten
+
+t.test('inspect: a replica is level, or behind by what it says itself, or follows nobody, until it is promoted', needsGroup('MariaDB'), async (t) => {
+  const { primary, replicas: [replica], ...pair } = await startMariadbPair(t)
+  const writer = await plainConnection(t, primary.url)
+  writer.on('error', () => {})
+  await writer.query('create table line (n int)')
+  await pair.caughtUp(replica!)
+  const first = await backendOf(t, { url: primary.url })
+  const second = await backendOf(t, { url: replica!.url })
+  const [onFirst, onSecond] = [await first.make(), await second.make()]
+  const state = () => second.backend.inspect(onSecond, soon())
+  t.strictSame(await first.backend.inspect(onFirst, soon()), { role: 'primary' })
+  t.strictSame(await state(), { role: 'replica', lag: 0 })
+
+  await pair.pauseReplay(replica!)
+  t.strictSame(await state(), { role: 'replica', lag: Infinity }, 'it applies nothing')
+  await pair.resumeReplay(replica!)
+  await until(async () => (await state()).lag === 0, { what: 'it is level again' })
+  await pair.pauseReplay(replica!, 'locked')
+  await writer.query('insert into line values (1)')
+  const { lag } = await until(async () => { const now = await state(); return now.lag! > 0 && now }, { what: 'it is seen to be behind' })
+  t.ok(lag! >= 1000 && lag! < 60_000 && lag! % 1000 === 0, `${lag} ms, in whole seconds`)
+  await pair.resumeReplay(replica!)
+  await pair.caughtUp(replica!)
+  await until(async () => (await state()).lag === 0, { what: 'it is level again' })
+
+  const root = await rootOf(t, replica!)
+  await root.query('set global read_only = 0')
+  t.strictSame(await state(), { role: 'replica', lag: 0 }, 'who follows another is none to write to, even where it would take it')
+  await root.query('set global read_only = 1')
+  await primary.kill()
+  await until(async () => (await state()).lag === Infinity, { what: 'an orphan follows nobody' })
+  t.equal((await state()).role, 'replica', 'and takes no writes')
+  await pair.promote(replica!)
+  t.strictSame(await state(), { role: 'primary' })
+  await root.query('set global read_only = 1')
+  t.strictSame(await state(), { role: 'replica', lag: Infinity }, 'made read only it takes no writes, and follows nobody')
+})
+
+t.test('inspect: of several that a replica follows the worst tells', needsGroup('MariaDB'), async (t) => {
+  const { replicas: [replica] } = await startMariadbPair(t)
+  const { backend, make } = await backendOf(t, { url: replica!.url })
+  const connection = await make()
+  const root = await rootOf(t, replica!)
+  await root.query('change master \'other\' to master_host=\'127.0.0.1\', master_port=1, master_user=\'pool\', master_password=\'secret\'')
+  t.strictSame(await backend.inspect(connection, soon()), { role: 'replica', lag: Infinity })
+})
+
+t.test('inspect: without the privilege read_only alone tells the role, and is asked for no more than that', needsGroup('MariaDB'), async (t) => {
+  const { primary, replicas: [replica], caughtUp } = await startMariadbPair(t)
+  const writer = await plainConnection(t, primary.url)
+  await writer.query('create user ordinary@\'127.0.0.1\' identified by \'secret\'')
+  await caughtUp(replica!)
+  const asOrdinary = (url: string) => url.replace('pool:', 'ordinary:').replace(/\/test$/, '')
+  for (const [server, role] of [[primary, 'primary'], [replica!, 'replica']] as const) {
+    const { backend, make } = await backendOf(t, { url: asOrdinary(server.url) })
+    const connection = await make()
+    t.strictSame(await backend.inspect(connection, soon()), { role })
+    const before = sent(connection)
+    t.strictSame(await backend.inspect(connection, soon()), { role })
+    t.ok(sent(connection) - before < 70, 'one question')
+    t.equal(backend.isBroken!(connection), false)
+  }
+})
+
+t.test('inspect: a storage that only reads is a replica, which does not say how far behind it is', needsOwn(server), async (t) => {
+  const own = await startMariadb(t, { args: ['--innodb-read-only=1'] })
+  const { backend, make } = await backendOf(t, { url: own.url })
+  const connection = await make()
+  t.strictSame(await backend.inspect(connection, soon()), { role: 'replica' })
+})
+
+/** No server: it answers as its documentation says that MySQL does, of which there is none here. */
+async function mysqlDouble (t: Teardown, answers: Record<string, Array<Record<string, unknown>> | number>): Promise<{ url: string, asked: string[] }> {
+  const { createServer } = (await import('mysql2')).default
+  const asked: string[] = []
+  const double = createServer((connection) => {
+    t.teardown(() => connection.destroy())
+    connection.on('error', () => {})
+    connection.serverHandshake({ protocolVersion: 10, serverVersion: '8.4.0', connectionId: 1, statusFlags: 2, characterSet: 33, capabilityFlags: 0xffffff ^ 0x800 ^ 0x20 })
+    connection.on('query', (sql: string) => {
+      asked.push(sql)
+      const answer = answers[sql] ?? 1064
+      if (typeof answer === 'number') return (connection as unknown as { writeError (error: object): void }).writeError({ code: answer, message: `error ${answer}` })
+      const column = (name: string) => ({ catalog: 'def', schema: '', table: '', orgTable: '', name, orgName: name, characterSet: 33, columnLength: 64, columnType: 253, flags: 0, decimals: 0 })
+      connection.writeTextResult(answer, Object.keys(answer[0]!).map(column))
+    })
+  }) as unknown as { _server: Server, listen (port: number, host: string): void, close (): void }
+  double.listen(0, '127.0.0.1')
+  t.teardown(() => double.close())
+  if (!double._server.listening) await once(double._server, 'listening')
+  return { url: `mysql://u@127.0.0.1:${(double._server.address() as AddressInfo).port}`, asked }
+}
+
+t.test('inspect: MySQL is asked in its own words, those of 8.4 and those before 8.0.22', async (t) => {
+  const variables = 'SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only'
+  const onOrOff = (readOnly: string) => [{ '@@GLOBAL.read_only': readOnly, '@@GLOBAL.innodb_read_only': '0' }]
+  const running = { Replica_IO_Running: 'Yes', Replica_SQL_Running: 'Yes' }
+  const stopped = { Replica_IO_Running: 'No', Replica_SQL_Running: 'No', Seconds_Behind_Source: null }
+  const cases: Array<[what: string, readOnly: string, answers: Parameters<typeof mysqlDouble>[1], state: object]> = [
+    ['level', '1', { 'SHOW REPLICA STATUS': [{ ...running, Seconds_Behind_Source: '0' }] }, { role: 'replica', lag: 0 }],
+    ['of two the worst', 'ON', { 'SHOW REPLICA STATUS': [{ ...running, Seconds_Behind_Source: '7' }, { ...running, Seconds_Behind_Source: '2' }] }, { role: 'replica', lag: 7000 }],
+    ['its primary is out of reach', '1', { 'SHOW REPLICA STATUS': [{ ...running, Replica_IO_Running: 'Connecting', Seconds_Behind_Source: null }] }, { role: 'replica', lag: Infinity }],
+    ['promoted by STOP REPLICA alone', '0', { 'SHOW REPLICA STATUS': [stopped] }, { role: 'primary' }],
+    ['stopped, and takes no writes', '1', { 'SHOW REPLICA STATUS': [stopped] }, { role: 'replica', lag: Infinity }],
+    ['without the privilege', '1', { 'SHOW REPLICA STATUS': 1227 }, { role: 'replica' }],
+    ['old', '1', { 'SHOW SLAVE STATUS': [{ Slave_IO_Running: 'Yes', Slave_SQL_Running: 'Yes', Seconds_Behind_Master: '3' }] }, { role: 'replica', lag: 3000 }],
+    ['it knows none of the words', 'OFF', {}, { role: 'primary' }],
+    ['newer than we are', 'NO_LOCK_NO_ADMIN', {}, { role: 'replica' }],
+  ]
+  for (const [what, readOnly, answers, state] of cases) {
+    const { url, asked } = await mysqlDouble(t, { [variables]: onOrOff(readOnly), ...answers })
+    const { backend, make } = await backendOf(t, { url, reset: 'none' })
+    const connection = await make()
+    t.strictSame(await backend.inspect(connection, soon()), state, what)
+    t.strictSame(asked, [variables, 'SHOW ALL SLAVES STATUS', 'SHOW REPLICA STATUS', 'SHOW SLAVE STATUS'].slice(0, asked.length))
+  }
+  const failing = await mysqlDouble(t, { [variables]: onOrOff('1'), 'SHOW REPLICA STATUS': 1053 })
+  const { backend, make } = await backendOf(t, { url: failing.url, reset: 'none' })
+  const error = await backend.inspect(await make(), soon()).catch((error: unknown) => error)
+  t.match(error, { errno: 1053 })
+  t.equal(backend.isTransient(error), true)
+})
+
+t.test('inspect is no use: no reset follows it, and whatever the driver makes of values, it understands', async (t) => {
+  for (const reset of ['session', 'transaction', 'none'] as const) {
+    const { pool, backend } = await poolOf(t, { reset, connection: { typeCast: () => 'nonsense', rowsAsArray: true, nestTables: true, queryFormat: () => 'nonsense' } })
+    await pool.use(() => {})
+    const lease = await pool.acquire()
+    const before = sent(lease.connection)
+    t.match(await backend.inspect(lease.connection, soon()), { role: /primary|replica/ })
+    const asked = sent(lease.connection)
+    t.ok(asked > before)
+    lease.release()
+    t.equal(await pool.use(sent), asked, reset)
+    await pool.close()
+  }
+})
+
+t.test('inspect is given up with its signal, and fails with its connection', async (t) => {
+  const { backend, make } = await backendOf(t)
+  const connection = await make()
+  await t.rejects(backend.inspect(connection, AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+  await admin.query(`kill ${idOf(connection)}`)
+  await until(() => coreOf(connection).stream.closed)
+  await t.rejects(backend.inspect(connection, soon()))
+})
+
+t.test('a connection on which a write was refused is not lent again', needsGroup('MariaDB'), async (t) => {
+  const { primary, replicas: [replica] } = await startMariadbPair(t)
+  const write = (connection: Connection) => t.rejects(connection.query('create table never (n int)'), failure(1290))
+  for (const reset of ['session', 'transaction', 'none'] as const) {
+    const { pool, backend } = await poolOf(t, { url: replica!.url, reset })
+    const gone = event<'disconnect'>(pool, 'disconnect')
+    const first = await pool.use(async (connection) => { await write(connection); return connection })
+    t.match(await gone, { reason: 'error' }, `${reset}: on a replica`)
+    let unanswered: Promise<unknown> | undefined
+    const late = await pool.use((connection) => {
+      t.not(connection, first)
+      unanswered = write(connection)
+      return connection
+    })
+    t.equal(backend.isBroken!(late), false, 'not known yet at its return')
+    await unanswered
+    await pool.use((connection) => t.not(connection, late, 'where the answer came after it'))
+    await pool.use(async (connection) => {
+      await backend.inspect(connection, soon())
+      await write(connection)
+      await t.rejects(connection.execute('insert into never values (?)', [1]))
+      t.equal(backend.isBroken!(connection), false, 'where it is known for a replica, another one would be no better')
+    })
+    await pool.close()
+  }
+  const { pool, backend } = await poolOf(t, { url: primary.url })
+  const root = await rootOf(t, primary)
+  await root.query('create table test.line (n int)')
+  const first = await pool.use(async (connection) => {
+    t.equal((await backend.inspect(connection, soon())).role, 'primary')
+    return connection
+  })
+  const gone = event<'disconnect'>(pool, 'disconnect')
+  await t.rejects(pool.transaction(async (connection) => {
+    t.equal(connection, first)
+    await connection.query('insert into line values (1)')
+    await root.query('set global read_only = 1')
+  }), failure(1290), 'a commit is refused too')
+  t.match(await gone, { reason: 'error' }, 'on a primary that was made read only')
+})
+
+t.test('a connection on which a transaction that only reads refused a write is as good as before', async (t) => {
+  const { pool } = await poolOf(t)
+  await admin.query('update account set sum = 100')
+  const id = await pool.use(idOf)
+  const refused = (connection: Connection) => t.rejects(connection.query('update account set sum = 0'), failure(1792))
+  await t.rejects(pool.transaction((connection) => connection.query('update account set sum = 0'), { readOnly: true }), failure(1792))
+  const declared: Array<(connection: Connection) => Promise<unknown>> = [
+    (connection) => connection.query('start transaction read only'),
+    (connection) => connection.query('set transaction read only'),
+    (connection) => connection.query('set session transaction read only'),
+    (connection) => connection.execute('set tx_read_only = 1'),
+    (connection) => connection.query('execute immediate concat(\'set tx_\', \'read_\', \'on\', \'ly = 1\')'),
+  ]
+  for (const declare of declared) {
+    await pool.use(async (connection) => {
+      t.equal(idOf(connection), id)
+      await declare(connection)
+      await refused(connection)
+    })
+  }
+  await pool.use(async (connection) => {
+    t.equal(idOf(connection), id)
+    await t.rejects(connection.query('select 1 into outfile \'/nowhere/at/all\''))
+    await t.rejects(connection.query('nonsense, read-only'), failure(1064))
+  })
+  t.equal(await pool.use(idOf), id, 'nor is any other error a reason')
+})
+
+t.test('a connection whose transactions were made read only by the server is replaced', needsOwn(server), async (t) => {
+  const own = await startMariadb(t, { args: ['--transaction-read-only=1', '--secure-file-priv=/usr'] })
+  const { pool } = await poolOf(t, { url: own.url })
+  const id = await pool.use(idOf)
+  await pool.use((connection) => t.rejects(connection.query('select 1 into outfile \'/tmp/never\''), failure(1290)))
+  t.equal(await pool.use(idOf), id, '1290 of another option is no reason')
+  await pool.use((connection) => t.rejects(connection.query('create table never (n int)'), failure(1792)))
+  t.not(await pool.use(idOf), id)
+})
+
+t.test('transient is what another connection may not meet: a death, a server that ends, or takes no writes', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { isTransient } = await mysql({})
+  const errorOf = async (fn: (connection: Connection) => Promise<unknown>): Promise<unknown> => {
+    const { make } = await backendOf(t, { url: server.url.replace(String(server.port), String(proxy.port)) })
+    return await fn(await make()).then(() => t.fail('no error'), (error: unknown) => error)
+  }
+  const asleep = async (connection: Connection, kill: () => unknown) => {
+    const sleeping = connection.query('do sleep(30)')
+    sleeping.catch(() => { /* It is looked at below. */ })
+    await until(async () => await value(admin, `select state from information_schema.processlist where id = ${idOf(connection)}`) === 'User sleep')
+    await kill()
+    return await sleeping
+  }
+  const transient: Record<string, (connection: Connection) => Promise<unknown>> = {
+    'a KILL': (connection) => asleep(connection, () => admin.query(`kill ${idOf(connection)}`)),
+    'a RST': (connection) => asleep(connection, () => proxy.resetAll()),
+    'a FIN': (connection) => asleep(connection, () => proxy.endAll()),
+    'used after its death': async (connection) => {
+      await asleep(connection, () => proxy.resetAll()).catch(() => { /* The next one is looked at. */ })
+      return await connection.query('select 1')
+    },
+    'a write where there are none': async (connection) => {
+      await connection.query('start transaction read only')
+      return await connection.query('update account set sum = 0')
+    },
+  }
+  for (const [what, fn] of Object.entries(transient)) {
+    const error = await errorOf(fn)
+    t.equal(isTransient(error), true, `${what}: ${String(error)}`)
+    t.equal(isTransient(new Error('wrapped', { cause: error })), true)
+  }
+  for (const errno of [1053, 1836, 1927, 2006, 2013, 3032, 3169, 4031]) t.equal(isTransient({ errno }), true, String(errno))
+  for (const code of ['EPIPE', 'ECONNRESET', 'ETIMEDOUT', 'EHOSTUNREACH']) t.equal(isTransient({ code }), true, code)
+  for (const option of ['--read-only', '--super-read-only', '--read_only']) t.equal(isTransient({ errno: 1290, message: `running with the ${option} option` }), true)
+  const lasting: Record<string, (connection: Connection) => Promise<unknown>> = {
+    'a statement that is wrong': (connection) => connection.query('nonsense'),
+    'a text that reads like a death': (connection) => connection.query('signal sqlstate \'45000\' set message_text = \'Can\\\'t write in closed state\''),
+    'a query that took too long': (connection) => connection.query({ sql: 'do sleep(0.2)', timeout: 1 }),
+    'a KILL QUERY': (connection) => asleep(connection, () => admin.query(`kill query ${idOf(connection)}`)).then(() => connection.query('nonsense')),
+  }
+  for (const [what, fn] of Object.entries(lasting)) {
+    const error = await errorOf(fn)
+    t.equal(isTransient(error), false, `${what}: ${String(error)}`)
+  }
+  const others: unknown[] = [undefined, null, 'x', new Error('x'), { errno: 1317 }, { errno: 1040 }, { errno: 1203 }, { errno: 1205 }, { errno: 1213 }, { code: 'ECONNREFUSED' }]
+  for (const error of [...others, { errno: 1290, message: 'running with the --secure-file-priv option' }]) t.equal(isTransient(error), false, JSON.stringify(error))
+})
+
+t.test('the errors of a server that ends are transient, and what runs again on the one that comes up succeeds', needsOwn(server), async (t) => {
+  const own = await startMariadb(t, { own: true })
+  const { pool, backend } = await poolOf(t, { url: own.url, backoff: { min: 1, max: 50 } })
+  const seen: unknown[] = []
+  const answer = pool.use(async (connection) => {
+    if (seen.length > 0) return await value(connection, 'select 1')
+    const restarted = own.kill().then(() => own.restart())
+    try {
+      return await connection.query('do sleep(30)')
+    } catch (error) {
+      seen.push(error)
+      await restarted
+      throw error
+    }
+  }, { retry: 5, timeout: 20_000 })
+  t.equal(await answer, 1)
+  t.equal(backend.isTransient(seen[0]), true, String(seen[0]))
+})
+
+// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+
+t.test('url and connection may be functions, asked at each create, and not before there is one', async (t) => {
+  let database = 'test'
+  let asked = 0
+  const { make } = await backendOf(t, {
+    url: () => { asked++; return Promise.resolve(server.url.replace(/\/test$/, `/${database}`)) },
+    connection: () => ({ multipleStatements: database === 'other' }),
+  })
+  t.equal(asked, 0)
+  const first = await make()
+  t.equal(asked, 1)
+  database = 'other'
+  const second = await make()
+  t.equal(asked, 2)
+  t.strictSame([await value(first, 'select database()'), await value(second, 'select database()')], ['test', 'other'])
+  await t.rejects(first.query('select 1; select 2'), failure(1064))
+  await second.query('select 1; select 2')
+})
+
+t.test('a function is held to what is asked of the option, at its create', async (t) => {
+  const bad: Array<[MysqlOptions, RegExp]> = [
+    [{ url: () => 'postgres://u:topsecret@h/d' }, /option url .*mysql:\/\//],
+    [{ url: () => 'mysql://u:topsecret@h:port/d' }, /option url .*mysql:\/\//],
+    [{ url: () => 'mysql://u:topsecret@h/d?connectionLimit=5' }, /without other options/],
+    [{ url: async () => undefined as unknown as string }, /option url.* missing/],
+    [{ url: server.url, connection: () => ({ connectionLimit: 5 }) }, /connection\.connectionLimit .*option max/],
+    [{ url: server.url, connection: () => ({ uri: 'mysql://u:topsecret@h/d' }) }, /connection\.uri .*option url/],
+    [{ url: server.url, connection: () => ({ stream: {} }) }, /a function/],
+    [{ url: server.url, connection: () => ({ socketPath: '/s' }) }, /no url next to connection\.socketPath/],
+    [{ url: () => server.url, connection: () => ({ socketPath: '/s' }) }, /no url next to connection\.socketPath/],
+    [{ url: server.url, connection: async () => 5 as unknown as Record<string, unknown> }, /an object/],
+  ]
+  for (const [options, message] of bad) {
+    const error = await (await mysql(options)).create(soon()).catch((error: unknown) => error) as Error
+    t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message })
+    t.notMatch(`${error.stack} ${String(error.cause)}`, /topsecret/)
+  }
+  const known: Array<[MysqlOptions & Record<string, unknown>, RegExp]> = [
+    [{ url: () => server.url, connection: { connectionLimit: 5 } }, /connection\.connectionLimit/],
+    [{ url: () => server.url, host: 'h' }, /no host next to url/],
+    [{ url: () => server.url, connection: { socketPath: '/s' } }, /no url next to connection\.socketPath/],
+    [{ url: 'postgres://h', connection: () => ({}) }, /option url/],
+    [{ url: () => server.url, user: 'me' }, /inside of connection/],
+  ]
+  for (const [options, message] of known) await t.rejects(mysql(options), { code: 'FST_POOL_BAD_OPTIONS', message })
+})
+
+t.test('a function that fails, or never answers, is the create\'s failure', async (t) => {
+  await t.rejects((await mysql({ url: async () => { throw new Error('vault is shut') } })).create(soon()), { message: 'vault is shut' })
+  const deadline = new AbortController()
+  const creating = (await mysql({ url: server.url, connection: () => new Promise(() => {}) })).create(deadline.signal)
+  deadline.abort(new Error('too late'))
+  await t.rejects(creating, { message: 'too late' })
+})
+
+t.test('what is secret in the answers is known, in a list that is another one only where there are others', async (t) => {
+  let password = 'first-secret'
+  const { backend } = await backendOf(t, { url: () => server.url.replace(':secret@', `:${password}@`) })
+  t.equal(backend.secrets, backend.secrets)
+  t.notOk(backend.secrets!.includes('first-secret'))
+  await t.rejects(backend.create(soon()), { code: 'ER_ACCESS_DENIED_ERROR' })
+  const { secrets } = backend
+  t.ok(secrets!.includes('first-secret'))
+  t.equal(backend.secrets, secrets)
+  password = 'second-secret'
+  await t.rejects(backend.create(soon()), { code: 'ER_ACCESS_DENIED_ERROR' })
+  t.ok(['first-secret', 'second-secret'].every((secret) => backend.secrets!.includes(secret)), 'an error may come late')
+  t.strictSame((await mysql({ url: 'mysql://u:topsecret@h/d' })).secrets, ['topsecret'])
+})
+
+t.test('a password that is changed while connections are out is asked for, and the old ones go on until they are retired', needsOwn(server), async (t) => {
+  let password = 'first-secret'
+  await admin.query('create user rotated@\'127.0.0.1\' identified by \'first-secret\'')
+  t.teardown(() => admin.query('drop user rotated@\'127.0.0.1\''))
+  const { pool, errors } = await poolOf(t, { url: () => server.url.replace('pool:secret@', `rotated:${password}@`).replace(/\/test$/, '') })
+  const first = await pool.use(async (connection) => {
+    await admin.query('set password for rotated@\'127.0.0.1\' = password(\'second-secret\')')
+    password = 'second-secret'
+    await connection.query('set @a = 1')
+    return idOf(connection)
+  })
+  t.equal(await pool.use(idOf), first, 'a reset needs no password')
+  pool.evict()
+  t.not(await pool.use(idOf), first)
+  t.strictSame(errors, [])
 })
 
 // --- Transactions ---------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import type { PoolEvents } from '../../types/pool.js'
 import { startProxy } from '../support/proxy.js'
 import { needsOwn, startPostgres } from '../support/services.js'
 import type { Teardown } from '../support/services.js'
+import { needsGroup, startPostgresPair } from '../support/topologies.js'
 import { event, until } from '../support/until.js'
 
 const server = await startPostgres(t)
@@ -508,13 +509,300 @@ t.test('validate is given up with its signal', async (t) => {
   await backend.destroy(c, 'invalid')
 })
 
+// --- What a server says ---------------------------------------------------------------------------------------------------------------
+
+async function connection (t: Teardown, options: PostgresOptions): Promise<{ backend: PostgresConnector, c: Client }> {
+  const backend = await postgresql(options)
+  const c = await backend.create(soon())
+  t.teardown(async () => {
+    await backend.destroy(c, 'closed')
+    await backend.close!()
+  })
+  return { backend, c }
+}
+
+t.test('inspect: a replica is level, or behind by the age of what it shows, or follows nobody, until it is promoted', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replicas: [replica], ...pair } = await startPostgresPair(t)
+  const writer = await client(t, primary.url)
+  await writer.query('CREATE ROLE ordinary LOGIN; CREATE TABLE lines (n int)')
+  await pair.caughtUp(replica!)
+  const asOrdinary = (url: string) => url.replace('postgres@', 'ordinary@')
+  const first = await connection(t, { url: primary.url })
+  const seen = await Promise.all([replica!.url, asOrdinary(replica!.url)].map((url) => connection(t, { url })))
+  const states = () => Promise.all(seen.map(({ backend, c }) => backend.inspect!(c, soon())))
+  t.same(await first.backend.inspect!(first.c, soon()), { role: 'primary' })
+  t.same(await states(), [{ role: 'replica', lag: 0 }, { role: 'replica', lag: 0 }])
+
+  await pair.pauseReplay(replica!)
+  t.same((await states()).map(({ lag }) => lag), [0, 0], 'nothing is missing')
+  await writer.query('INSERT INTO lines VALUES (1)')
+  await until(async () => (await states()).every(({ lag }) => lag! > 0), { what: 'it is seen to be behind' })
+  const [before, after] = [await states(), await until(async () => { const now = await states(); return now[0]!.lag! > 50 && now })]
+  for (const [i, { lag }] of after.entries()) {
+    t.ok(Number.isFinite(lag) && lag! > before[i]!.lag!, 'more and more')
+    t.ok(lag! < 60_000, `${lag} ms: since its last commit`)
+  }
+  await pair.resumeReplay(replica!)
+  await pair.caughtUp(replica!)
+  await until(async () => (await states()).every(({ lag }) => lag === 0), { what: 'it is level again' })
+
+  await primary.kill()
+  await until(async () => (await states()).every(({ lag }) => lag === Infinity), { what: 'an orphan follows nobody' })
+  t.same((await states()).map(({ role }) => role), ['replica', 'replica'], 'and takes no writes')
+  await pair.promote(replica!)
+  t.same(await states(), [{ role: 'primary' }, { role: 'primary' }])
+})
+
+t.test('inspect: a server that was made read only takes no writes; what a borrower made read only does', needsOwn(server), async (t) => {
+  const own = await startPostgres(t, { own: true })
+  const { backend, c } = await connection(t, { url: own.url, reset: 'none' })
+  const boss = await client(t, own.url)
+  await c.query("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET app.mark = '1'")
+  t.same(await backend.inspect!(c, soon()), { role: 'primary' })
+  await boss.query('ALTER SYSTEM SET default_transaction_read_only = on')
+  await boss.query('SELECT pg_reload_conf()')
+  await until(async () => (await backend.inspect!(c, soon())).role === 'replica')
+  t.same(await backend.inspect!(c, soon()), { role: 'replica', lag: Infinity }, 'and it follows nobody')
+  await c.query('BEGIN; SELECT 1/0').catch(() => { /* That was the purpose. */ })
+  await t.rejects(backend.inspect!(c, soon()), { code: '25P02' })
+})
+
+t.test('inspect: where the server does not tell of its replication, it tells its role', needsOwn(server), async (t) => {
+  const own = await startPostgres(t, { own: true })
+  const boss = await client(t, own.url)
+  await boss.query('CREATE ROLE ordinary LOGIN; REVOKE EXECUTE ON FUNCTION pg_last_wal_receive_lsn() FROM PUBLIC')
+  await boss.query('ALTER ROLE ordinary SET default_transaction_read_only = on')
+  const { backend, c } = await connection(t, { url: own.url.replace('postgres@', 'ordinary@') })
+  t.same(await backend.inspect!(c, soon()), { role: 'replica' })
+  const sent = bytes(c)
+  t.same(await backend.inspect!(c, soon()), { role: 'replica' })
+  t.ok(bytes(c) - sent < 400, 'what it does not tell is not asked again')
+})
+
+t.test('inspect is no use: no reset follows it, and whatever type parsers there are, it understands', async (t) => {
+  const { pool, backend } = await open(t, { connection: { types: { getTypeParser: () => () => 'nonsense' }, binary: true } })
+  const lease = await pool.acquire()
+  const before = bytes(lease.connection)
+  t.match(await backend.inspect!(lease.connection, soon()), { role: /primary|replica/ })
+  const asked = bytes(lease.connection)
+  t.ok(asked > before)
+  lease.release()
+  await idle(pool)
+  t.equal(await pool.use((c) => bytes(c)), asked)
+})
+
+t.test('inspect is given up with its signal', async (t) => {
+  const { backend, c } = await connection(t, { url: server.url })
+  await t.rejects(backend.inspect!(c, AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+})
+
+t.test('a connection on which a write was refused is not lent again', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replicas: [replica] } = await startPostgresPair(t)
+  const boss = await client(t, primary.url)
+  const write = (c: Client) => t.rejects(c.query('CREATE TABLE never (n int)'), { code: '25006' })
+  for (const reset of ['session', 'transaction', 'none'] as const) {
+    const { pool, backend } = await open(t, { url: replica!.url, reset })
+    const gone = event(pool, 'disconnect')
+    const pid = await pool.use(async (c) => { await write(c); return await pidOf(c) })
+    t.match(await gone, { reason: 'error' }, `${reset}: on a replica`)
+    let unanswered: Promise<unknown> | undefined
+    const late = await pool.use(async (c) => {
+      t.not(await pidOf(c), pid)
+      unanswered = write(c)
+      return c
+    })
+    t.equal(backend.isBroken!(late), false, 'not known yet at its return')
+    await unanswered
+    await until(() => backend.isBroken!(late))
+    await pool.use((c) => t.not(c, late, 'where the answer came after it'))
+    await pool.use(async (c) => {
+      t.equal(backend.isBroken!(c), false)
+      await backend.inspect!(c, soon())
+      await write(c)
+      t.equal(backend.isBroken!(c), false, 'where it is known for a replica, another one would be no better')
+    })
+    await pool.close()
+  }
+  const { pool, backend } = await open(t, { url: primary.url })
+  const pid = await pool.use(pidOf)
+  await boss.query('ALTER SYSTEM SET default_transaction_read_only = on')
+  await boss.query('SELECT pg_reload_conf()')
+  await until(() => pool.use(async (c) => {
+    const code = await codeOf('CREATE TEMP TABLE gone (n int); DROP TABLE gone; CREATE TABLE never (n int); DROP TABLE never')(c)
+    return code === '25006' && await pidOf(c) === pid
+  }))
+  await pool.use(async (c) => {
+    t.not(await pidOf(c), pid, 'on a primary that was made read only')
+    t.equal((await backend.inspect!(c, soon())).role, 'replica')
+  })
+})
+
+t.test('a connection on which a read-only transaction refused a write is as good as before', async (t) => {
+  const { pool } = await open(t)
+  const pid = await pool.use(pidOf)
+  const refused = (c: Client) => t.rejects(c.query('CREATE TABLE never (n int)'), { code: '25006' })
+  await t.rejects(pool.transaction((c) => c.query('CREATE TABLE never (n int)'), { readOnly: true }), { code: '25006' })
+  for (const begin of ['BEGIN READ ONLY', 'BEGIN; SET TRANSACTION READ ONLY', "BEGIN; SET LOCAL transaction_read_only = 'on'"]) {
+    await pool.use(async (c) => {
+      t.equal(await pidOf(c), pid)
+      await c.query(begin)
+      await refused(c)
+    })
+  }
+  await pool.use(async (c) => {
+    t.equal(await pidOf(c), pid)
+    await c.query('SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY')
+    await refused(c)
+  })
+  await pool.use(async (c) => t.not(await pidOf(c), pid, 'but not where the session was made so: that may be the server\'s doing'))
+})
+
+t.test('transient is what another connection may not meet: a death, a server that ends, or takes no writes', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { isTransient } = await postgresql({})
+  const errorOf = async (fn: (c: Client) => Promise<unknown>): Promise<unknown> => {
+    const { c } = await connection(t, { host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
+    return await fn(c).then(() => t.fail('no error'), (error: unknown) => error)
+  }
+  const asleep = async (c: Client, kill: (pid: number) => unknown) => {
+    const pid = await pidOf(c)
+    const sleeping = c.query('SELECT pg_sleep(60)')
+    sleeping.catch(() => { /* It is looked at below. */ })
+    await until(() => value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE pid = ${pid}`))
+    await kill(pid)
+    return await sleeping
+  }
+  const transient: Array<[what: string, fn: (c: Client) => Promise<unknown>]> = [
+    ['ended by the server', (c) => asleep(c, (pid) => admin.query(`SELECT pg_terminate_backend(${pid})`))],
+    ['a reset', (c) => asleep(c, () => proxy.resetAll())],
+    ['a FIN', (c) => asleep(c, () => proxy.endAll())],
+    ['used after its death', async (c) => {
+      await asleep(c, () => proxy.endAll()).catch(() => { /* The next one is looked at. */ })
+      return await c.query('SELECT 1')
+    }],
+    ['used after its end', async (c) => { c.end().catch(t.error); return await c.query('SELECT 1') }],
+    ['a write where there are none', (c) => c.query('BEGIN READ ONLY; CREATE TABLE never (n int)')],
+  ]
+  for (const [what, fn] of transient) {
+    const error = await errorOf(fn)
+    t.equal(isTransient!(error), true, `${what}: ${String(error)}`)
+    t.equal(isTransient!(Object.assign(new Error('wrapped'), { cause: error })), true)
+  }
+  for (const code of ['57P02', '57P03', '08006', '08003', 'EPIPE', 'ETIMEDOUT']) t.equal(isTransient!({ code }), true, code)
+  t.equal(isTransient!({ code: '08P01', severity: 'FATAL' }), true, 'a pooler\'s')
+  const lasting: Array<[what: string, fn: (c: Client) => Promise<unknown>]> = [
+    ['a statement that is wrong', (c) => c.query('SELECT 1/0')],
+    ['a parameter too many (08P01)', (c) => c.query('SELECT 1', ['x'])],
+    ['a text that reads like a death', (c) => c.query("DO $$ BEGIN RAISE 'Connection terminated'; END $$")],
+    ['a timeout of the statement', (c) => c.query('SET statement_timeout = 10; SELECT pg_sleep(60)')],
+  ]
+  for (const [what, fn] of lasting) {
+    const error = await errorOf(fn)
+    t.equal(isTransient!(error), false, `${what}: ${String(error)}`)
+  }
+  for (const error of [undefined, null, 'Connection terminated', new Error('x'), { code: '53300' }, { code: '40001' }, { code: '08' }]) t.equal(isTransient!(error), false)
+})
+
+// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+
+t.test('url and connection may be functions: each create asks them, and that of listen too', async (t) => {
+  let name = freshName()
+  let asked = 0
+  const ask = () => { asked++; return Promise.resolve(server.url) }
+  const backend = await postgresql({ url: ask, connection: () => ({ application_name: name }) })
+  t.equal(asked, 0, 'not before there is one')
+  const c = await backend.create(soon())
+  t.equal(asked, 1)
+  t.equal(await value(c, 'SHOW application_name'), name)
+  const before = name
+  name = freshName()
+  const stop = await backend.listen('a', () => {})
+  t.equal(asked, 2)
+  t.same([await known(before), await known(name)], [1, 1])
+  await stop()
+  await backend.destroy(c, 'closed')
+  await backend.close!()
+})
+
+t.test('a function is held to what is asked of the option, at its create', async (t) => {
+  const bad: Array<[PostgresOptions, RegExp]> = [
+    [{ url: () => 'mysql://u:topsecret@h/d' }, /option url .*postgresql:\/\//],
+    [{ url: () => 'postgres://u:topsecret@h:port/d' }, /can parse/],
+    [{ url: () => 'postgres://h/d?max=5' }, /without max/],
+    [{ url: async () => undefined as unknown as string }, /option url.* missing/],
+    [{ url: server.url, connection: () => ({ max: 5 }) }, /connection\.max .*option max/],
+    [{ url: server.url, connection: () => ({ connectionString: 'postgres://u:topsecret@h/d' }) }, /option url/],
+    [{ url: server.url, connection: () => ({ database: 'x' }), database: 'y' }, /next to the option database/],
+    [{ url: server.url, connection: () => ({ stream: {} }) }, /a function/],
+    [{ url: server.url, connection: async () => 5 as unknown as Record<string, unknown> }, /an object/],
+  ]
+  for (const [options, message] of bad) {
+    const backend = await postgresql(options)
+    const error = await backend.create(soon()).catch((error: unknown) => error) as Error
+    t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message })
+    t.notMatch(`${error.stack} ${String(error.cause)}`, /topsecret/)
+    await t.rejects(backend.listen('a', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { code: 'FST_POOL_BAD_OPTIONS' } })
+  }
+  const known: Array<[PostgresOptions & Record<string, unknown>, RegExp]> = [
+    [{ url: () => server.url, connection: { max: 5 } }, /connection\.max/],
+    [{ url: () => server.url, host: 'h' }, /no host next to a url/],
+    [{ url: 'mysql://h', connection: () => ({}) }, /option url/],
+    [{ url: () => server.url, user: 'me' }, /inside of connection/],
+  ]
+  for (const [options, message] of known) await t.rejects(postgresql(options), { code: 'FST_POOL_BAD_OPTIONS', message })
+})
+
+t.test('a function that fails, or never answers, is the create\'s failure', async (t) => {
+  const failing = await postgresql({ url: async () => { throw new Error('vault is shut') } })
+  await t.rejects(failing.create(soon()), { message: 'vault is shut' })
+  const silent = await postgresql({ url: server.url, connection: () => new Promise(() => {}) })
+  const deadline = new AbortController()
+  const creating = silent.create(deadline.signal)
+  deadline.abort(new Error('too late'))
+  await t.rejects(creating, { message: 'too late' })
+})
+
+t.test('what is secret in the answers is known, in a list that is another one only where there are others', async (t) => {
+  let password = 'first-secret'
+  const backend = await postgresql({ url: () => server.url.replace(/\/\/.*@/, `//postgres:${password}@`), connection: { ssl: undefined } })
+  t.equal(backend.secrets, backend.secrets)
+  t.notOk(backend.secrets!.includes('first-secret'))
+  const c = await backend.create(soon())
+  const { secrets } = backend
+  t.ok(secrets!.includes('first-secret'))
+  t.equal(backend.secrets, secrets)
+  password = 'second-secret'
+  await backend.destroy(c, 'closed')
+  await backend.destroy(await backend.create(soon()), 'closed')
+  t.ok(['first-secret', 'second-secret'].every((secret) => backend.secrets!.includes(secret)), 'an error may come late')
+  const fixed = await postgresql({ url: 'postgres://u:topsecret@h/d' })
+  t.same(fixed.secrets, ['topsecret'])
+})
+
+t.test('a cancel goes where its connection was made, whatever the function says by then', async (t) => {
+  const proxy = await startProxy(t, server)
+  const through = new URL(server.url)
+  Object.assign(through, { hostname: proxy.host, port: String(proxy.port) })
+  let url = through.href
+  const name = freshName()
+  const backend = await postgresql({ url: () => url, connection: { application_name: name } })
+  const c = await backend.create(soon())
+  url = 'postgres://postgres@127.0.0.1:1/postgres'
+  const running = c.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
+  await until(async () => await value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE application_name = '${name}'`))
+  await backend.destroy(c, 'aborted')
+  t.match(await running, { code: '57014' })
+  t.equal(proxy.connections.total, 2)
+  t.equal(await known(name), 0)
+})
+
 // --- Connecting -----------------------------------------------------------------------------------------------------------------------
 
 t.test('a server that accepts and stays silent is given up at connectTimeout', async (t) => {
   const proxy = await startProxy(t, server)
   proxy.silence()
   const { pool } = await open(t, { host: proxy.host, port: proxy.port }, { connectTimeout: 100, acquireTimeout: 400 })
-  await t.rejects(pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED/ })
+  await t.rejects(pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED|CIRCUIT_OPEN/ })
   await pool.close()
   await until(() => proxy.connections.open === 0)
 })
@@ -560,7 +848,7 @@ t.test('SCRAM: the right password works, a wrong one is told without it', needsO
   const byFunction = await open(t, { host: secure.host, port: secure.port, connection: { password: async () => 'secret' } })
   t.ok(await byFunction.pool.use(pidOf))
   const wrong = await open(t, { url: secure.url.replace('secret', 'hunter2-wrong') }, { acquireTimeout: 300 })
-  await t.rejects(wrong.pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED/ })
+  await t.rejects(wrong.pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED|CIRCUIT_OPEN/ })
   t.match(wrong.errors[0], { code: '28P01' })
   const told = wrong.errors.map((error) => `${error.stack} ${JSON.stringify(error)}`).join()
   t.notMatch(told, /hunter2/)

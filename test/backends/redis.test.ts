@@ -9,7 +9,8 @@ import { Pool } from '../../lib/pool/pool.js'
 import type { DriverEvent } from '../../types/connector.js'
 import { startProxy } from '../support/proxy.js'
 import { needsOwn, startRedis } from '../support/services.js'
-import type { Teardown } from '../support/services.js'
+import type { Server, Teardown } from '../support/services.js'
+import { needsGroup, startRedisPair, startRedisSentinel } from '../support/topologies.js'
 import { until } from '../support/until.js'
 
 const server = await startRedis(t)
@@ -43,7 +44,7 @@ async function known (name: string): Promise<number> {
   return String(await admin.client('LIST')).split('\n').filter((line) => line.includes(` name=${name} `)).length
 }
 
-async function pair (t: Teardown, options: RedisOptions = {}): Promise<{ backend: RedisConnector, connection: Redis, name: string }> {
+async function pair (t: Teardown, options: RedisOptions & { connection?: Record<string, unknown> } = {}): Promise<{ backend: RedisConnector, connection: Redis, name: string }> {
   const name = freshName()
   const { connection: more, ...rest } = options
   const backend = await connector(t, { url: server.url, ...rest, connection: { connectionName: name, ...more } })
@@ -666,6 +667,318 @@ t.test('a client of the app is taken over: its options are used, it is heard, an
   t.equal(client.listenerCount('error'), heard)
   t.equal(await client.ping(), 'PONG')
   t.type(client.options.retryStrategy, 'function')
+})
+
+// --- Roles and errors -----------------------------------------------------------------------------------------------------------------
+
+t.test('a server says what it is, how far it is, and when it has lost its master', needsGroup('Redis'), async (t) => {
+  const { master, replica, pauseReplay, resumeReplay, caughtUp, promote } = await startRedisPair(t)
+  const [first, second] = [await connector(t, { url: master.url }), await connector(t, { url: replica.url })]
+  const [writer, reader] = [await first.create(soon()), await second.create(soon())]
+  const before = await first.inspect(writer, soon())
+  t.match(before, { role: 'primary', offset: Number })
+  t.notOk('lag' in before)
+  await writer.set('a', 'x'.repeat(1000))
+  const after = await first.inspect(writer, soon())
+  t.ok(after.offset! > before.offset! + 1000, 'in bytes')
+  await caughtUp()
+  const following = await second.inspect(reader, soon())
+  t.equal(following.role, 'replica')
+  t.ok(following.offset! >= after.offset!)
+  t.notOk('lag' in following)
+  await pauseReplay()
+  await until(async () => (await second.inspect(reader, soon())).lag === Infinity)
+  t.strictSame(await second.inspect(reader, soon()), { role: 'replica', lag: Infinity })
+  await resumeReplay()
+  await until(async () => (await second.inspect(reader, soon())).lag === undefined)
+  t.equal(second.reset!(reader, soon()), undefined, 'and nothing is to be undone for having asked')
+  await promote()
+  t.match(await second.inspect(reader, soon()), { role: 'primary' })
+})
+
+t.test('who may not ask for a ROLE asks for INFO, and who may ask neither is told', needsGroup('Redis'), async (t) => {
+  const { master, replica, pauseReplay } = await startRedisPair(t)
+  for (const { url } of [master, replica]) {
+    const { client } = await connector(t, { url })
+    await client.call('ACL', 'SETUSER', 'limited', 'on', 'nopass', '~*', '+@all', '-role')
+    await client.call('ACL', 'SETUSER', 'blind', 'on', 'nopass', '~*', '+@all', '-role', '-info')
+  }
+  const as = async ({ url }: Server, username: string) => {
+    const backend = await connector(t, { url, connection: { username, password: 'any' } })
+    const connection = await backend.create(soon())
+    return async () => await backend.inspect(connection, soon())
+  }
+  t.match(await (await as(master, 'limited'))(), { role: 'primary', offset: Number })
+  const ask = await as(replica, 'limited')
+  t.match(await ask(), { role: 'replica', offset: Number })
+  await pauseReplay()
+  await until(async () => (await ask()).lag === Infinity)
+  await t.rejects((await as(master, 'blind'))(), /NOPERM/)
+})
+
+t.test('a server that does not answer what it is: the asking ends with its signal', needsOwn(server), async (t) => {
+  const server = await startRedis(t, { own: true })
+  const backend = await connector(t, { url: server.url })
+  const connection = await backend.create(soon())
+  server.pause()
+  const deadline = new AbortController()
+  const asked = backend.inspect(connection, deadline.signal)
+  deadline.abort(new Error('too late'))
+  await t.rejects(asked, /too late/)
+  server.resume()
+})
+
+const writes: Record<string, (connection: Redis) => Promise<unknown>> = {
+  'a write': (connection) => connection.set('a', 1),
+  'a write in a pipeline': (connection) => connection.pipeline().get('a').set('a', 1).exec(),
+  'a write in a transaction': (connection) => connection.multi().set('a', 1).exec(),
+  'a write in a script': (connection) => connection.eval('return redis.call("set", KEYS[1], 1)', 1, 'a'),
+  'a write in a script that catches errors': (connection) => connection.eval('return redis.pcall("set", KEYS[1], 1)', 1, 'a'),
+}
+t.test('a connection whose server takes no writes any more is not lent again', needsGroup('Redis'), async (t) => {
+  const { replica } = await startRedisPair(t)
+  for (const reset of ['session', 'none'] as const) {
+    const backend = await connector(t, { url: replica.url, reset })
+    const pool = new Pool<Redis, RedisConnector>(backend, { max: 1 })
+    t.teardown(() => pool.close())
+    const events: DriverEvent[] = []
+    pool.on('driver', (event) => events.push(event))
+    for (const [what, write] of Object.entries(writes)) {
+      const lease = await pool.acquire()
+      const { connection } = lease
+      await connection.get('a')
+      await connection.call('nonsense').catch(() => {}) // Another error is none of that.
+      t.equal(backend.isBroken!(connection), false)
+      // A pipeline gives it as a result, all others reject with it.
+      const error = await write(connection).then((results) => (results as Array<[Error | null]>).find(([error]) => error !== null)![0], (error: Error) => error)
+      t.equal(backend.isTransient(error), true, `${what}: ${error!.message}`)
+      t.equal(await connection.get('a'), null, 'the borrower still has it')
+      lease.release()
+      t.not(await pool.use((next) => next), connection)
+    }
+    t.equal(pool.stats().destroyed.error, Object.keys(writes).length)
+    t.equal(events.filter(({ name, shared }) => name === 'readonly' && shared === false).length, Object.keys(writes).length)
+  }
+})
+
+t.test('what may succeed on another connection a moment later is called transient, and nothing else', async (t) => {
+  const transient = [
+    'Connection is closed.', "Stream isn't writeable and enableOfflineQueue options is false", 'Command aborted due to connection close',
+    "READONLY You can't write against a read only replica.", "ERR Error running script (call to f_0): @user_script:1: -READONLY You can't write against a read only replica.",
+    'UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)', 'LOADING Redis is loading the dataset in memory',
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", 'CLUSTERDOWN The cluster is down', 'TRYAGAIN Multiple keys request during rehashing of slot',
+    'EXECABORT Transaction discarded because of: READONLY You can\'t write against a read only replica.', 'Too many Cluster redirections. Last error: x',
+    'All sentinels are unreachable and retry is disabled. Last error: x', 'None of startup nodes is available', 'Failed to refresh slots cache.',
+  ].map((message) => new Error(message))
+  const lasting = [
+    'ERR syntax error', 'WRONGTYPE Operation against a key holding the wrong kind of value', 'NOAUTH Authentication required.', 'NOPERM this user has no permissions',
+    'EXECABORT Transaction discarded because of previous errors.', 'EXECABORT Transaction discarded because of: OOM', 'OOM command not allowed', 'BUSY Redis is busy running a script',
+    'MOVED 1 127.0.0.1:1', 'Command timed out', "ERR unknown command 'LOADING'", '',
+  ].map((message) => new Error(message))
+  const { isTransient } = await redis({})
+  for (const error of transient) t.equal(isTransient(error), true, error.message)
+  for (const error of lasting) t.equal(isTransient(error), false, error.message)
+  for (const code of ['ECONNRESET', 'ECONNREFUSED', 'EPIPE', 'ETIMEDOUT']) t.equal(isTransient(Object.assign(new Error('x'), { code })), true, code)
+  for (const other of [undefined, null, 'LOADING', { message: 'LOADING' }, Object.assign(new Error('x'), { code: 'ENOENT' })]) t.equal(isTransient(other), false)
+  const aborted = Object.assign(new Error('EXECABORT Transaction discarded because of previous errors.'), { previousErrors: [lasting[0], transient[3]] })
+  t.equal(isTransient(aborted), true)
+  t.equal(isTransient(Object.assign(aborted, { previousErrors: [lasting[0]] })), false)
+})
+
+t.test('what a dead connection rejects with is transient', async (t) => {
+  const proxy = await startProxy(t, server)
+  const backend = await connector(t, { host: proxy.host, port: proxy.port })
+  const { isTransient } = backend
+  const connection = await backend.create(soon())
+  const blocked = connection.blpop(freshName(), 0).catch((error: unknown) => error)
+  proxy.resetAll()
+  t.equal(isTransient(await blocked), true)
+  t.equal(isTransient(await connection.get('a').catch((error: unknown) => error)), true)
+})
+
+// --- Sentinels ------------------------------------------------------------------------------------------------------------------------
+
+t.test('connections come from whom the sentinels name, once the server says that it is what they say', needsGroup('Redis'), async (t) => {
+  const group = await startRedisSentinel(t)
+  const sentinels = group.sentinels.map(({ host, port }) => ({ host, port }))
+  const backend = await connector(t, { connection: { sentinels, name: group.name } })
+  const connection = await backend.create(soon())
+  t.equal(connection.stream.remotePort, group.master.port)
+  t.match(await backend.inspect(connection, soon()), { role: 'primary' })
+  const reading = await connector(t, { connection: { sentinels, name: group.name, role: 'slave' } })
+  const reader = await reading.create(soon())
+  t.equal(reader.stream.remotePort, group.replica.port)
+  await t.rejects(reader.set('a', 1), /READONLY/)
+  t.equal(reading.isBroken!(reader), false, 'it was never to be written to')
+  await t.rejects((await connector(t, { connection: { sentinels, name: 'nobody' } })).create(soon()), /sentinel/)
+  // What the sentinels name is a master no more.
+  await backend.client.replicaof(group.replica.host, group.replica.port)
+  await t.rejects(backend.create(soon()), /named a server that is a slave/)
+})
+
+t.test('a further connection to each sentinel is there once there is one to the master, and none is left after close', needsGroup('Redis'), async (t) => {
+  const group = await startRedisSentinel(t)
+  const proxy = await startProxy(t, group.sentinels[0]!)
+  const backend = await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: group.name } })
+  t.equal(proxy.connections.total, 0)
+  await backend.create(soon())
+  await until(() => proxy.connections.total === 2 && proxy.connections.open === 1, { what: 'the one that asked has gone, and one stays' })
+  // It comes again by itself.
+  proxy.resetAll()
+  await until(() => proxy.connections.total === 3 && proxy.connections.open === 1)
+  await backend.close!()
+  await until(() => proxy.connections.open === 0)
+})
+
+/** Says whatever `address` is, in RESP2. */
+async function startSentinel (t: Teardown, { port }: { port: number }): Promise<{ host: string, port: number, address: number, heard: number }> {
+  const says = { host: '127.0.0.1', port: 0, address: port, heard: 0 }
+  const sentinel = createServer((socket) => {
+    socket.on('error', () => {}) // It is cut off, by whoever asked or by the test.
+    socket.on('data', (data) => {
+      for (const [, name, args] of data.toString().matchAll(/\*\d+\r\n\$\d+\r\n(\w+)\r\n([^*]*)/g)) {
+        if (name === 'hello') socket.write("-ERR unknown command 'HELLO'\r\n")
+        else if (/subscribe/i.test(name!)) socket.write('*3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n', () => { says.heard++ })
+        else if (/get-master/i.test(args!)) socket.write(`*2\r\n$9\r\n127.0.0.1\r\n$${String(says.address).length}\r\n${says.address}\r\n`)
+        else if (/^sentinel$/i.test(name!)) socket.write('*0\r\n')
+        else socket.write('+OK\r\n')
+      }
+    })
+  }).listen(0, says.host)
+  t.teardown(() => sentinel.close())
+  await once(sentinel, 'listening')
+  says.port = (sentinel.address() as AddressInfo).port
+  return says
+}
+
+t.test('a new master that was announced while no sentinel could be heard is noticed as soon as one can', async (t) => {
+  const [one, two] = [await startRedis(t, { own: true }), await startRedis(t, { own: true })]
+  const sentinel = await startSentinel(t, one)
+  const proxy = await startProxy(t, sentinel)
+  const backend = await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
+  const connection = await backend.create(soon())
+  const deaths: unknown[] = []
+  backend.onDeath!(connection, (error) => deaths.push(error))
+  await backend.client.ping()
+  const shared = backend.client.stream
+  await until(() => sentinel.heard === 1)
+  // Its answer has come before that of another question.
+  await backend.create(soon())
+  await until(() => proxy.connections.open === 1)
+  await proxy.refuse()
+  proxy.resetAll()
+  sentinel.address = two.port
+  t.equal(await connection.ping(), 'PONG')
+  await proxy.heal()
+  await until(() => deaths.length > 0)
+  t.match(deaths, [{ message: 'the sentinels have named another master' }])
+  t.equal(shared.destroyed, true)
+  t.equal((await backend.create(soon())).stream.remotePort, two.port)
+  await backend.client.ping()
+  t.equal(backend.client.stream.remotePort, two.port)
+})
+
+// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+
+t.test('a password that changes while requests run fails none of them: each connection is made with the one of now', async (t) => {
+  const name = freshName()
+  const login = { username: name, password: 'first-secret' }
+  await admin.call('ACL', 'SETUSER', name, 'on', '>first-secret', '~*', '+@all')
+  t.teardown(() => admin.call('ACL', 'DELUSER', name))
+  let asked = 0
+  const connection = async () => {
+    asked++
+    return { ...login, connectionName: name }
+  }
+  const backend = await connector(t, { url: () => server.url, connection })
+  const pool = new Pool<Redis, RedisConnector>(backend, { max: 4 })
+  t.teardown(() => pool.close())
+  const load = { on: true }
+  let served = 0
+  const failures: unknown[] = []
+  const clients = Promise.all(Array.from({ length: 8 }, async () => {
+    while (load.on) {
+      await pool.use((redis) => redis.incr(name)).then(() => { served++ }, (error: unknown) => { failures.push(error) })
+    }
+  }))
+  await until(() => served > 200)
+  await backend.client.get(name)
+  const ids = () => admin.client('LIST').then((list) => [...String(list).matchAll(new RegExp(`^id=(\\d+) .* name=${name} `, 'gm'))].map(([, id]) => id))
+  const before = new Set(await ids())
+  // As it is done: both are good for a while.
+  await admin.call('ACL', 'SETUSER', name, '>second-secret')
+  login.password = 'second-secret'
+  pool.evict()
+  await admin.call('ACL', 'SETUSER', name, '<first-secret')
+  const then = served
+  await until(() => served > then + 200)
+  load.on = false
+  await clients
+  t.strictSame(failures, [])
+  const left = (await ids()).filter((id) => before.has(id))
+  t.equal(left.length, 1, 'all are new, but for the shared client')
+  t.ok(backend.secrets!.includes('first-secret') && backend.secrets!.includes('second-secret'))
+  // It asks too, when it connects again.
+  const times = asked
+  await admin.client('KILL', 'ID', Number(left[0]))
+  await until(async () => await backend.client.get(name) !== null && !(await ids()).includes(left[0]))
+  t.equal(asked, times + 1)
+  await admin.del(name)
+})
+
+t.test('what a function of an address throws fails the create, and so does what it should not answer; the next one is asked anew', async (t) => {
+  let answer: () => unknown = () => { throw new Error('no token today') }
+  const backend = await connector(t, { url: async () => answer() as string })
+  await t.rejects(backend.create(soon()), /no token today/)
+  for (const wrong of ['http://x:hidden@y', 7, undefined, '']) {
+    answer = () => wrong
+    await t.rejects(backend.create(soon()), { code: 'FST_POOL_BAD_OPTIONS', message: /^((?!hidden).)*$/ })
+  }
+  const deadline = new AbortController()
+  answer = () => new Promise(() => {})
+  const waiting = backend.create(deadline.signal)
+  deadline.abort(new Error('too late'))
+  await t.rejects(waiting, /too late/)
+  answer = () => server.url
+  t.equal(await (await backend.create(soon())).ping(), 'PONG')
+  const other = await connector(t, { connection: () => ({ retryStrategy: null }) })
+  await t.rejects(other.create(soon()), { code: 'FST_POOL_BAD_OPTIONS', message: /connection\.retryStrategy/ })
+  const clustered = await connector(t, { connection: () => ({ cluster: [{}] }) })
+  await t.rejects(clustered.create(soon()), { code: 'FST_POOL_BAD_OPTIONS', message: /connection\.cluster/ })
+})
+
+t.test('the shared client asks by itself where there was no connection before it, fails with the reason, and can be closed meanwhile', async (t) => {
+  let answer: () => unknown = () => { throw new Error('no token today') }
+  const backend = await connector(t, { url: async () => answer() as string })
+  const events: DriverEvent[] = []
+  backend.onDriverEvent!((event) => events.push(event))
+  await t.rejects(backend.client.get('a'), /no token today/)
+  t.match(events, [{ name: 'error', shared: true }])
+  answer = () => server.url
+  t.strictSame(await Promise.all([backend.client.ping(), backend.client.ping()]), ['PONG', 'PONG'])
+  backend.client.disconnect()
+  await until(() => backend.client.status === 'end')
+  await backend.client.connect()
+  t.equal(await backend.client.ping(), 'PONG', 'whoever disconnects it can connect it again')
+  const late = await connector(t, { connection: () => ({ sentinels: [{ host: '127.0.0.1', port: 1 }], name: 'main' }) })
+  await t.rejects(late.client.get('a'), { code: 'FST_POOL_BAD_OPTIONS', message: /sentinels in every answer, or in none/ })
+  const waiting = await connector(t, { url: () => new Promise<string>(() => {}) })
+  const asked = waiting.client.get('a')
+  unheeded(asked)
+  await waiting.close!()
+  t.equal(waiting.client.status, 'end')
+  await t.rejects(asked, /Connection is closed/)
+})
+
+t.test('a shared client that reconnects while the function fails tries as it did last', async (t) => {
+  const proxy = await startProxy(t, server)
+  let fails = false
+  const backend = await connector(t, { url: () => { if (fails) throw new Error('no token today'); return `redis://${proxy.host}:${proxy.port}` } })
+  t.equal(await backend.client.ping(), 'PONG')
+  fails = true
+  proxy.resetAll()
+  await until(() => proxy.connections.total === 2)
+  t.equal(await backend.client.ping(), 'PONG')
 })
 
 // --- Options --------------------------------------------------------------------------------------------------------------------------

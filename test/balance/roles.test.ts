@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { RolePool } from '../../lib/balance/roles.js'
+import { TargetPool } from '../../lib/balance/targets.js'
 import type { EngineOptions } from '../../lib/pool/options.js'
 import type { DestroyReason } from '../../types/connector.js'
 import type { PoolEventName, PoolEvents, PoolStats, Role } from '../../types/pool.js'
@@ -15,7 +15,7 @@ class Primary extends FakeConnector {
 }
 
 interface Set {
-  readonly pool: RolePool<FakeConnection, Primary>
+  readonly pool: TargetPool<FakeConnection, Primary>
   readonly primary: Primary
   readonly replica: FakeConnector
   readonly clock: VirtualClock
@@ -30,7 +30,7 @@ function set (t: Test, options: EngineOptions<FakeConnection> = {}, { writers, r
   if (writers !== undefined) primary.max = writers
   if (readers !== undefined) Object.assign(primary.replica, { max: readers })
   const clock = new VirtualClock()
-  const pool = new RolePool<FakeConnection, Primary>(primary, { max: 4, ...options }, clock)
+  const pool = TargetPool.ofRoles<FakeConnection, Primary>(primary, { max: 4, circuit: false, ...options }, clock)
   const events: Set['events'] = []
   for (const event of names) pool.on(event, (payload) => { events.push({ ...payload, event }) })
   t.teardown(async () => {
@@ -51,10 +51,10 @@ const targets = ({ pool }: Set) => pool.stats().targets!
 
 t.test('a connector without a replica, a bad option, and a max of 1 are refused', (t) => {
   const refused = { code: 'FST_POOL_BAD_OPTIONS' }
-  t.throws(() => new RolePool(new FakeConnector()), { ...refused, message: /connector is an object: expected one with a replica/ })
-  t.throws(() => new RolePool(new Primary(), { max: 1 }), { ...refused, message: /max is 1: expected an integer from 2 \(one that writes and one that reads\)/ })
-  t.throws(() => new RolePool(new Primary(), { max: 0 }), refused)
-  t.throws(() => new RolePool(new Primary(), { min: 5, max: 4 }), refused)
+  t.throws(() => TargetPool.ofRoles(new FakeConnector()), { ...refused, message: /connector is an object: expected one with a replica/ })
+  t.throws(() => TargetPool.ofRoles(new Primary(), { max: 1 }), { ...refused, message: /max is 1: expected an integer from 2 \(one that writes and one that reads\)/ })
+  t.throws(() => TargetPool.ofRoles(new Primary(), { max: 0 }), refused)
+  t.throws(() => TargetPool.ofRoles(new Primary(), { min: 5, max: 4 }), refused)
   t.end()
 })
 
@@ -197,8 +197,8 @@ t.test('the numbers are the sums of both, and each has its own beside them; all 
   }
   for (const reason of Object.keys(one.destroyed) as DestroyReason[]) t.equal(stats.destroyed[reason], one.destroyed[reason] + two.destroyed[reason], reason)
   t.match(stats, { name: 'db', system: 'fake', max: 4, used: 1, acquired: 3, destroyed: { error: 1, released: 1 } })
-  t.notOk('role' in stats)
-  t.same(Object.keys(stats).filter((key) => key !== 'targets').sort(), Object.keys(one).filter((key) => key !== 'role').sort())
+  for (const key of ['target', 'role', 'lag']) t.notOk(key in stats, key)
+  t.same(Object.keys(stats).filter((key) => key !== 'targets').sort(), Object.keys(one).filter((key) => !['target', 'role', 'lag'].includes(key)).sort())
   for (const frozen of [stats, stats.destroyed, stats.targets, one, two, stats.wait]) t.ok(Object.isFrozen(frozen))
   readers[1]!.release()
 })
@@ -380,7 +380,7 @@ t.test('an event that there is none of is refused', (t) => {
   t.end()
 })
 
-t.test('health is the worse of both, with the numbers of both and the longer of two pings', async (t) => {
+t.test('health is that of the writers, at best degraded where the readers are not up, with the numbers of both and the longer of two pings', async (t) => {
   const both = set(t, { max: 2, min: 2, acquireTimeout: 100 })
   const { pool, primary, replica, clock } = both
   t.match(await pool.health(), { status: 'up', latency: null, stats: { max: 2, targets: [{}, {}] } })
@@ -405,8 +405,13 @@ t.test('health is the worse of both, with the numbers of both and the longer of 
     waiting.value!.release()
   }
 
+  // Who reads can read there.
   replica.outcomes.create = 'error'
   ;(await pool.acquire({ role: 'replica' })).destroy()
+  await clock.advance(10)
+  t.match(await pool.health(), { status: 'degraded', reason: 'replica: no connection, and the last create failed' })
+  primary.outcomes.create = 'error'
+  ;(await pool.acquire()).destroy()
   await clock.advance(10)
   t.match(await pool.health(), { status: 'down', reason: 'no connection, and the last create failed' })
   const drained = pool.drain()

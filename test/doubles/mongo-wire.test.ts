@@ -544,3 +544,20 @@ t.test('a stopped double leaves no socket and no listener', async (t) => {
 async function failure (promise: Promise<unknown>): Promise<MongoServerError> {
   return promise.then(() => { throw new Error('it should have failed') }, (error: MongoServerError) => error)
 }
+
+t.test('where it is told to elect, the next living member is the primary so many ms after a step-down or a kill, while most members live', async (t) => {
+  const double = await startMongoDouble(t, { members: 3, election: 50 })
+  const elected = async (index: number) => {
+    const began = performance.now()
+    t.equal(double.primary, null)
+    t.equal((await until(() => double.primary)).index, index)
+    t.ok(performance.now() - began >= 45)
+  }
+  double.stepDown()
+  await elected(1)
+  await double.members[1]!.kill()
+  await elected(2)
+  await double.members[2]!.kill()
+  double.elect(0)
+  t.equal(double.primary?.index, 0, 'a test may elect one')
+})

@@ -1,10 +1,11 @@
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
-import fastifyPool, { type PluginOptions } from '../../index.js'
+import fastifyPool, { Pool, PoolError, type PluginOptions } from '../../index.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
+import type { PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { settle } from '../support/clock.js'
 
-interface Line { level: number, msg: string, pool?: string, reqId?: string, err?: { code: string, message: string, stack: string }, longestHeld?: string, [detail: string]: unknown }
+interface Line { level: number, msg: string, pool?: string, target?: string, reqId?: string, err?: { code: string, message: string, stack: string }, longestHeld?: string, [detail: string]: unknown }
 
 const trace = 10
 const debug = 20
@@ -15,7 +16,8 @@ const error = 50
 /** An app whose log lines the test can read: those that have to do with pools. */
 async function logged (t: Test, options: Partial<PluginOptions>, level: FastifyServerOptions['logger'] & string = 'trace' as never) {
   const lines: Line[] = []
-  const app = Fastify({ logger: { level, stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }, genReqId: () => 'req-7' })
+  let requests = 7
+  const app = Fastify({ logger: { level, stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }, genReqId: () => `req-${requests++}` })
   t.teardown(() => app.close())
   const connector = new FakeConnector()
   await app.register(fastifyPool, { connector, ...options } as PluginOptions)
@@ -58,16 +60,16 @@ t.test('who held the connections is in the log of a timeout, and not in the answ
   t.same(Object.keys(second.json()).sort(), ['code', 'error', 'message', 'statusCode'])
   t.notMatch(second.body, /reports|req-7/)
   const line = ofPool().find(({ err }) => err?.code === 'FST_POOL_ACQUIRE_TIMEOUT')!
-  t.match(line, { level: warn, pool: 'db', reqId: 'req-7', longestHeld: /by GET \/reports \(req-7\)/ })
+  t.match(line, { level: warn, pool: 'db', reqId: 'req-8', longestHeld: /by GET \/reports \(req-7\)/ })
   t.match(line.msg, /max 1, used 1, idle 0, creating 0, pending/)
   t.match(ofPool().find(({ msg }) => /in line from now on/.test(msg)), { level: warn, pending: 1 })
-  t.match(ofPool().find(({ msg }) => /waiting/.test(msg)), { level: debug, pending: 1, reqId: 'req-7' })
+  t.match(ofPool().find(({ msg }) => /waiting/.test(msg)), { level: debug, pending: 1, reqId: 'req-8' })
   finish()
   await first
 })
 
 t.test('failing creates are logged once per episode', async (t) => {
-  const { app, connector, ofPool } = await logged(t, { startup: 'lazy', acquireTimeout: 60, backoff: { min: 1, max: 2 } } as Partial<PluginOptions>)
+  const { app, connector, ofPool } = await logged(t, { startup: 'lazy', acquireTimeout: 200, backoff: { min: 1, max: 2 }, circuit: false } as Partial<PluginOptions>)
   connector.outcomes.create = 'error'
   t.equal((await ask(app)).json().code, 'FST_POOL_CONNECT_FAILED')
   t.ok(connector.creates > 2)
@@ -78,6 +80,94 @@ t.test('failing creates are logged once per episode', async (t) => {
   connector.outcomes.create = 'error'
   await ask(app)
   t.equal(ofPool().filter(({ phase }) => phase === 'create').length, 2)
+})
+
+t.test('a lease of a share is logged as every other, and nobody sees the key', async (t) => {
+  const { app, lines, ofPool } = await logged(t, { bulkhead: { key: () => 's3cr3t', max: 1 } } as Partial<PluginOptions>)
+  let holders = ''
+  app.get('/holders', async () => { holders = JSON.stringify(app.pools.holders()) })
+  await app.inject('/holders')
+  t.match(JSON.parse(holders), [{ pool: 'db', holder: { route: 'GET /holders', id: 'req-7' } }])
+  for (const what of [/lent/, /given back/]) t.match(ofPool().find(({ msg }) => what.test(msg)), { level: trace, pool: 'db', reqId: 'req-7' })
+  t.notMatch(holders + JSON.stringify(lines), /s3cr3t/)
+})
+
+/** A pool that tells whatever the test says. */
+class Telling extends Pool<FakeConnection, FakeConnector> {
+  readonly #listeners: Array<{ readonly name: PoolEventName, readonly listener: (event: never) => void }> = []
+
+  constructor () { super(new FakeConnector(), { name: 'far' }) }
+
+  override on<E extends PoolEventName> (name: E, listener: PoolListener<E>): () => void {
+    this.#listeners.push({ name, listener })
+    return super.on(name, listener)
+  }
+
+  tell<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
+    for (const one of this.#listeners) if (one.name === name) (one.listener as PoolListener<E>)({ ...details, pool: 'far', time: 0 } as unknown as PoolEvents[E])
+  }
+}
+
+async function telling (t: Test, options: Partial<PluginOptions>, level?: string) {
+  const { app, ofPool } = await logged(t, options, level as never)
+  const pool = new Telling()
+  app.pools.add('far', pool)
+  await app.ready()
+  return { pool, ofFar: () => ofPool().filter(({ pool }) => pool === 'far') }
+}
+
+t.test('a circuit that opens is an error, with its cause; a failover is a warning; each with its target', async (t) => {
+  const { pool, ofFar } = await telling(t, {})
+  pool.tell('circuit', { from: 'closed', to: 'open', error: new Error('nobody there'), target: 'replica-1' })
+  pool.tell('circuit', { from: 'open', to: 'half-open', target: 'replica-1' })
+  pool.tell('circuit', { from: 'half-open', to: 'closed', target: 'replica-1' })
+  pool.tell('failover', { from: 'a', to: 'b' })
+  pool.tell('failover', { from: undefined, to: 'b' })
+  pool.tell('failover', { from: 'b', to: undefined })
+  t.match(ofFar(), [
+    { level: error, pool: 'far', target: 'replica-1', from: 'closed', to: 'open', msg: 'circuit open: nobody there', err: { message: 'nobody there' } },
+    { level: info, target: 'replica-1', to: 'half-open', msg: 'circuit half-open: one create is tried' },
+    { level: info, target: 'replica-1', to: 'closed', msg: 'circuit closed: connections can be made again' },
+    { level: warn, from: 'a', to: 'b', msg: 'the primary is b now, and was a' },
+    { level: warn, to: 'b', msg: 'the primary is b now' },
+    { level: warn, from: 'b', msg: 'no primary any more: it was b' },
+  ])
+  t.equal(ofFar().length, 6)
+})
+
+t.test('a circuit that opens is logged where only errors are, unless another level is set for it', async (t) => {
+  const states = [{ from: 'closed', to: 'open' }, { from: 'open', to: 'half-open' }] as const
+  const quiet = await telling(t, {}, 'error')
+  for (const state of states) quiet.pool.tell('circuit', state)
+  t.match(quiet.ofFar(), [{ level: error, msg: 'circuit open' }])
+  t.equal(quiet.ofFar().length, 1)
+  const set = await telling(t, { log: { circuit: 'debug' } } as Partial<PluginOptions>)
+  for (const state of states) set.pool.tell('circuit', state)
+  t.same(set.ofFar().map(({ level }) => level), [debug, debug])
+  const off = await telling(t, { log: { circuit: false, failover: false } } as Partial<PluginOptions>)
+  for (const state of states) off.pool.tell('circuit', state)
+  off.pool.tell('failover', { from: 'a', to: 'b' })
+  t.same(off.ofFar(), [])
+})
+
+t.test('a deadlock is a warning, as every refusal', async (t) => {
+  const { pool, ofFar } = await telling(t, {})
+  const why = new PoolError('FST_POOL_DEADLOCK', 'all of them wait', { holders: [{ pool: 'far', holder: 'GET /', id: 1, heldFor: 7 }] })
+  pool.tell('refuse', { error: why, wait: 0 })
+  t.match(ofFar(), [{ level: warn, msg: 'all of them wait', err: { code: 'FST_POOL_DEADLOCK' }, longestHeld: '7 ms by GET /' }])
+})
+
+t.test('failing creates are logged once per episode of each target', async (t) => {
+  const { pool, ofFar } = await telling(t, {})
+  const fail = (target: string) => { pool.tell('error', { error: new Error('refused'), phase: 'create', target }) }
+  fail('a')
+  fail('b')
+  fail('a')
+  // That one lives says nothing of the other.
+  pool.tell('connect', { id: 1, took: 1, target: 'b' })
+  fail('a')
+  fail('b')
+  t.same(ofFar().filter(({ phase }) => phase === 'create').map(({ target }) => target), ['a', 'b', 'b'])
 })
 
 t.test('levels can be set, and turned off, for each event', async (t) => {

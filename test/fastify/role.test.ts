@@ -2,7 +2,7 @@ import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
 import type { PluginOptions, PoolOptions } from '../../index.js'
-import { RolePool } from '../../lib/balance/roles.js'
+import { TargetPool } from '../../lib/balance/targets.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type { Role } from '../../types/pool.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
@@ -43,7 +43,7 @@ t.test('GET and HEAD get one that reads, the other methods one that writes', asy
     app.get('/auto', async (request) => { seen[`auto ${request.method}`] = roleOf(both, on(request)); return '' })
     app.options('/', { config: { pools: ['db'] } }, async (request) => { seen[request.method] = roleOf(both, on(request)); return '' })
   })
-  t.ok(both.app.pools.get('db') instanceof RolePool)
+  t.ok(both.app.pools.get('db') instanceof TargetPool)
   // In turn, so that what one method got is not what the route's next one gets.
   for (const method of ['POST', 'GET', 'PUT', 'HEAD', 'PATCH', 'DELETE', 'OPTIONS', 'GET'] as const) t.equal((await both.app.inject({ method, url: '/' })).statusCode, 200)
   for (const method of ['GET', 'HEAD'] as const) await both.app.inject({ method, url: '/auto' })
@@ -121,6 +121,29 @@ t.test('request.transaction on a GET gets one that writes, unless it only reads 
   for (const [method, url] of [['GET', '/write'], ['GET', '/read'], ['POST', '/read'], ['GET', '/replica'], ['GET', '/out']] as const) bodies.push((await both.app.inject({ method, url })).body)
   await rest(both)
   t.same(bodies, ['primary', 'replica', 'primary', 'replica', 'replica'])
+})
+
+t.test('several targets, and a pool that was made elsewhere: GET and HEAD read where there may be replicas', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const [primary, replica] = [new FakeConnector(), new FakeConnector()]
+  const targets = [{ connector: primary }, { connector: replica, role: 'replica' as const }]
+  await app.register(fastifyPool, { log: false, max: 4, targets } as PluginOptions)
+  app.pools.add('other', new TargetPool([{ connector: primary }, { connector: replica, role: 'replica' }], { name: 'other', max: 4 }))
+  app.pools.add('one', new TargetPool([{ connector: primary }], { name: 'one', max: 4 }))
+  app.pools.add('plain', new Pool(primary, { name: 'plain', max: 4 }))
+  app.route({
+    method: ['GET', 'HEAD', 'POST'],
+    url: '/',
+    handler: async (request, reply) => {
+      const got = request as unknown as Record<string, FakeConnection>
+      return reply.header('roles', ['db', 'other', 'one', 'plain'].map((name) => replica.connections.includes(got[name]!) ? 'replica' : 'primary').join()).send('')
+    },
+  })
+  for (const method of ['GET', 'HEAD', 'POST'] as const) {
+    const role = method === 'POST' ? 'primary' : 'replica'
+    t.equal((await app.inject({ method, url: '/' })).headers.roles, [role, role, 'primary', 'primary'].join())
+  }
 })
 
 t.test('with a max of 1 there is one connection, that reads and writes', async (t) => {

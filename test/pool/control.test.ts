@@ -223,6 +223,7 @@ t.test('stats are a frozen copy of the books', async (t) => {
     closing: 0,
     pending: 0,
     late: 0,
+    circuit: 'closed',
     acquired: 1,
     released: 1,
     created: 1,
@@ -277,7 +278,7 @@ t.test('holders tells who holds what and for how long, the longest first', async
 
 t.test('a pool where nothing is wrong is up, and says how fast an idle connection answers', async (t) => {
   const { pool, connector, clock } = fakePool({ name: 'shop' })
-  t.match(await pool.health(), { status: 'up', latency: null, stats: { name: 'shop' } }, 'nothing is opened for it')
+  t.match(await pool.health(), { status: 'up', latency: null, circuit: 'closed', stats: { name: 'shop' } }, 'nothing is opened for it')
   t.equal(connector.creates, 0)
   t.notOk('reason' in await pool.health())
   await warm(pool)

@@ -12,8 +12,11 @@ t.test('an error that means "unavailable" carries 503 and when to come back, oth
   const codes: Record<PoolErrorCode, boolean> = {
     FST_POOL_ACQUIRE_TIMEOUT: true,
     FST_POOL_QUEUE_FULL: true,
+    FST_POOL_OVERLOADED: true,
+    FST_POOL_CIRCUIT_OPEN: true,
     FST_POOL_CONNECT_FAILED: true,
     FST_POOL_CLOSED: true,
+    FST_POOL_DEADLOCK: false,
     FST_POOL_ABORTED: false,
     FST_POOL_BAD_OPTIONS: false,
     FST_POOL_DUPLICATE_NAME: false,
@@ -89,6 +92,12 @@ t.test('badOption shows no value of an option that may hold a secret, and no tex
 })
 
 // --- What is secret -------------------------------------------------------------------------------------------------------------------
+
+t.test('how many there are is no secret', async (t) => {
+  t.strictSame(secretsOf({ connection: { secrets: [] } }), [])
+  t.strictSame(secretsOf({ connection: { secrets: ['hunter2'] } }).includes('1'), false)
+  t.equal(scrub(new Error('connect ECONNREFUSED 127.0.0.1'), secretsOf({ connection: { secrets: [] } })).message, 'connect ECONNREFUSED 127.0.0.1')
+})
 
 function has (t: Test, options: { url?: unknown, connection?: unknown }, ...secrets: string[]): void {
   const found = secretsOf(options)

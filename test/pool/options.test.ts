@@ -60,17 +60,20 @@ const time = { takes: ['zero', 'one', 'ten', 'fraction'] as Kind[], expected: 'a
 const count = { takes: ['zero', 'one', 'ten', 'huge'] as Kind[], expected: 'an integer of at least 0' }
 const positive = { takes: ['one', 'ten', 'huge'] as Kind[], expected: 'an integer of at least 1' }
 const text = { takes: ['text'] as Kind[], expected: 'a text that is not empty' }
+/** The smallest pool over several servers. */
+const several = { backend: undefined, targets: [{ connector }, { connector }] }
 const hook = { takes: ['function'] as Kind[], expected: 'a function' }
 
-/** `elsewhere`: refused too, but for what is in it. */
+/** `elsewhere`: refused too, but for what is in it. `beside`: with which other options. */
 const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected: string, beside?: object }> = {
   backend: { takes: [], expected: "'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite'" },
   connector: { takes: [], elsewhere: 'object', expected: 'an object with system, create and destroy' },
-  url: text,
+  targets: { takes: [], expected: 'a list of at least one target' },
+  url: { takes: ['text', 'function'], expected: 'a text that is not empty, or a function that returns one' },
   host: { takes: ['text'], expected: 'a host name, nothing else' },
   port: { takes: ['one', 'ten'], expected: 'an integer from 1 to 65535' },
   database: text,
-  connection: { takes: ['object'], expected: 'an object' },
+  connection: { takes: ['object', 'function'], expected: 'an object, or a function that returns one' },
   min: { ...count, beside: { max: 2 ** 31 } },
   max: positive,
   startup: { takes: [], expected: "'require', 'warm' or 'lazy'" },
@@ -89,6 +92,8 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   maxConnecting: positive,
   leakAfter: time,
   backoff: { takes: ['object'], expected: 'an object' },
+  circuit: { takes: ['false', 'object'], expected: 'false or an object' },
+  overload: { takes: ['true', 'false'], expected: 'true or false' },
   reset: { takes: [], expected: "'session', 'transaction' or 'none'" },
   onConnect: hook,
   onAcquire: hook,
@@ -96,6 +101,12 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   onDisconnect: hook,
   wrap: hook,
   lease: { takes: ['false', 'object'], expected: 'false or an object' },
+  bulkhead: { takes: [], elsewhere: 'object', expected: 'an object with key and max' },
+  balance: { takes: [], expected: "'weighted', 'round-robin', 'least-used' or 'random'", beside: several },
+  maxLag: { ...deadline, beside: several },
+  checkInterval: { ...deadline, beside: several },
+  sticky: { takes: [], elsewhere: 'object', expected: 'an object', beside: several },
+  stickyFor: { ...deadline, beside: several },
 }
 
 t.test('the table below has every option of a pool', async (t) => {
@@ -164,17 +175,21 @@ const defaults = {
   maxPending: 1000,
   leakAfter: 0,
   backoff: { min: 50, max: 1000 },
+  circuit: { failures: 5, rate: 0.5, sample: 20, openFor: 500 },
+  overload: true,
   reset: 'session',
 }
+/** What only a pool over several servers uses. */
+const balance = { balance: 'weighted', maxLag: Infinity, checkInterval: 1000, stickyFor: 5000 }
 const policy = { acquire: 'onRequest', release: 'onResponse', transaction: false }
 
 t.test('what is not given has its default', async (t) => {
   t.strictSame(poolDefaults, defaults)
-  t.strictSame(checkPoolOptions(redis, ''), { ...redis, ...defaults, name: 'db', lease: policy })
+  t.strictSame(checkPoolOptions(redis, ''), { ...redis, ...defaults, ...balance, name: 'db', lease: policy })
   t.strictSame(checkEngineOptions(connector, {}), { ...defaults, name: 'db' })
   const { pools, ...plugin } = checkPluginOptions(redis)
   t.strictSame(plugin, { lease: policy, abortGrace: 5000, bodyGrace: 1000, log: {} })
-  t.strictSame([...pools], [['db', { ...redis, ...defaults, name: 'db', lease: policy }]])
+  t.strictSame([...pools], [['db', { ...redis, ...defaults, ...balance, name: 'db', lease: policy }]])
 })
 
 t.test('maxConnecting follows max, now and after a resize: it has no value unless it is given one', async (t) => {
@@ -228,7 +243,7 @@ t.test('what goes to the driver or is called is kept as the very thing that was 
 // --- What one option says about another -----------------------------------------------------------------------------------------------
 
 t.test('a pool has a backend or a connector, and not both', async (t) => {
-  refuses(t, () => checkPoolOptions({}, 'pools.db'), "option pools.db.backend is missing: expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite', or a connector instead")
+  refuses(t, () => checkPoolOptions({}, 'pools.db'), "option pools.db.backend is missing: expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite', or a connector or targets instead")
   refuses(t, () => checkPoolOptions({ ...redis, connector }, 'pools.db'), 'option pools.db.connector is an object: expected none beside backend')
   refuses(t, () => checkPoolOptions({ backend: 'oracle' }, ''), "option backend is 'oracle': expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite'")
 })
@@ -243,6 +258,132 @@ t.test('a connector has a system, create and destroy, and functions for the rest
   }
   t.doesNotThrow(() => checkPoolOptions({ connector: { ...connector, anything: 5 } }, ''), 'it is an object of the user, with members of its own')
   refuses(t, () => checkPoolOptions({ connector: class {} }, ''), 'option connector is a function: expected an object with system, create and destroy')
+})
+
+t.test('circuit: what is given of it, and the defaults for the rest; false turns it off', async (t) => {
+  const circuit = (given: unknown) => checkPoolOptions({ ...redis, circuit: given }, '').circuit
+  t.strictSame(circuit({}), defaults.circuit)
+  t.strictSame(circuit({ openFor: 1, failures: 1 }), { ...defaults.circuit, openFor: 1, failures: 1 })
+  t.ok(Object.isFrozen(circuit({ failures: 3 })))
+  t.equal(circuit(false), false)
+  t.equal(checkEngineOptions(connector, { circuit: false }).circuit, false)
+  t.strictSame(circuit({ rate: 0.01, sample: 1 }), { ...defaults.circuit, rate: 0.01, sample: 1 })
+  const refused = (given: object, message: string) => refuses(t, () => checkPoolOptions({ ...redis, circuit: given }, 'pools.db'), message)
+  for (const failures of [0, -1, 1.5, NaN]) refused({ failures }, `option pools.db.circuit.failures is ${failures}: expected an integer of at least 1`)
+  for (const rate of [0, 1, -0.5, 50, NaN]) refused({ rate }, `option pools.db.circuit.rate is ${rate}: expected a number between 0 and 1`)
+  refused({ rate: '0.5' }, "option pools.db.circuit.rate is '0.5': expected a number between 0 and 1")
+  for (const sample of [0, 2.5]) refused({ sample }, `option pools.db.circuit.sample is ${sample}: expected an integer of at least 1`)
+  for (const openFor of [0, -1, Infinity, 2 ** 31]) refused({ openFor }, `option pools.db.circuit.openFor is ${openFor}: expected a number of milliseconds from 1 to 2147483647`)
+  refused({ openfor: 5 }, 'unknown option pools.db.circuit.openfor: did you mean openFor?')
+  refused({ threshold: 5 }, 'unknown option pools.db.circuit.threshold: expected failures, rate, sample or openFor')
+})
+
+t.test('url and connection may be functions, which the check does not call', async (t) => {
+  const url = () => { throw new Error('called') }
+  const connection = async () => { throw new Error('called') }
+  const resolved = checkPoolOptions({ ...redis, url, connection }, '')
+  t.equal(resolved.url, url)
+  t.equal(resolved.connection, connection)
+  t.equal(checkEngineOptions(connector, { url, connection }).url, url)
+  refuses(t, () => checkPoolOptions({ ...redis, url, host: 'a' }, ''), "option host is 'a': expected none beside url")
+  refuses(t, () => checkPoolOptions({ backend: 'sqlite', url }, ''), 'option url is a function: expected none, since a file does not change its address')
+  refuses(t, () => checkPoolOptions({ backend: 'sqlite', url: 'a.db', connection }, ''), 'option connection is a function: expected none, since a file does not change its address')
+})
+
+t.test('bulkhead: a key and a max, both', async (t) => {
+  const key = () => 'tenant'
+  t.strictSame(checkPoolOptions({ ...redis, bulkhead: { key, max: 2 } }, '').bulkhead, { key, max: 2 })
+  const refused = (given: object, message: string) => refuses(t, () => checkPoolOptions({ ...redis, bulkhead: given }, 'pools.db'), message)
+  refused({ max: 2 }, 'option pools.db.bulkhead.key is missing: expected a function')
+  refused({ key }, 'option pools.db.bulkhead.max is missing: expected an integer of at least 1')
+  refused({ key: undefined, max: 2 }, 'option pools.db.bulkhead.key is missing: expected a function')
+  refused({ key, max: 0 }, 'option pools.db.bulkhead.max is 0: expected an integer of at least 1')
+  refused({ key: 'x-tenant', max: 1 }, 'option pools.db.bulkhead.key is a text: expected a function')
+  refused({ key, max: 1, queue: 5 }, 'unknown option pools.db.bulkhead.queue: expected key or max')
+  t.throws(() => checkEngineOptions(connector, { bulkhead: { key, max: 2 } }), { code: 'FST_POOL_BAD_OPTIONS', message: 'unknown option bulkhead' })
+})
+
+// --- Several servers ------------------------------------------------------------------------------------------------------------------
+
+t.test('targets: each has a name, a role, a weight, a max and an address, and the options of the pool for the rest', async (t) => {
+  const options = deepFreeze({
+    ...redis,
+    max: 8,
+    database: '2',
+    connection: { tls: {} },
+    validateAfter: 7,
+    targets: [
+      { url: 'redis://a' },
+      { host: 'b', port: 1, role: 'replica', weight: 2.5, max: 3, connection: { family: 6 } },
+      { name: 'third', url: () => 'redis://c', role: 'replica' },
+    ],
+  })
+  const { targets, backend, max, ...rest } = checkPoolOptions(options, 'pools.db', { name: 'main' })
+  t.match({ backend, max, ...rest }, { backend: 'redis', max: 8, ...balance })
+  t.match(targets, [
+    { name: 'primary-0', role: 'primary', weight: 1, max: 8, options: { name: 'main', backend: 'redis', url: 'redis://a', database: '2', max: 8, validateAfter: 7 } },
+    { name: 'replica-1', role: 'replica', weight: 2.5, max: 3, options: { host: 'b', port: 1, url: undefined, database: '2', connection: { family: 6 }, max: 3 } },
+    { name: 'third', role: 'replica', weight: 1, max: 8, options: { url: options.targets[2]!.url } },
+  ])
+  t.equal(targets![0]!.options.connection, options.connection)
+  t.ok(Object.isFrozen(targets))
+  for (const target of targets!) {
+    t.ok(Object.isFrozen(target))
+    t.ok(Object.isFrozen(target.options))
+    t.equal(checkEngineOptions(connector, target.options), target.options, 'a pool takes them as they are')
+  }
+})
+
+t.test("a target's address is of one piece: where it has any of its own, it has none of the pool's", async (t) => {
+  const addressOf = (pool: object, target: object) => {
+    const { url, host, port, database } = checkPoolOptions({ ...redis, ...pool, targets: [target, { url: 'redis://z' }] }, '').targets![0]!.options
+    return { url, host, port, database }
+  }
+  t.strictSame(addressOf({ url: 'redis://p', database: '1' }, { host: 'a' }), { url: undefined, host: 'a', port: undefined, database: '1' })
+  t.strictSame(addressOf({ host: 'p', port: 7 }, { url: 'redis://a' }), { url: 'redis://a', host: undefined, port: undefined, database: undefined })
+  t.strictSame(addressOf({ host: 'p', port: 7 }, { host: 'a' }), { url: undefined, host: 'a', port: undefined, database: undefined })
+  t.strictSame(addressOf({ url: 'redis://p' }, { database: '3' }), { url: 'redis://p', host: undefined, port: undefined, database: '3' })
+})
+
+t.test('targets: what is wrong is refused with its place in the list', async (t) => {
+  const refused = (targets: unknown, message: string, more: object = redis) => refuses(t, () => checkPoolOptions({ ...more, targets }, 'pools.db'), message)
+  const a = { url: 'redis://a' }
+  refused([], 'option pools.db.targets is an array: expected a list of at least one target')
+  refused([a, 'redis://b'], 'option pools.db.targets.1 is a text: expected an object')
+  refused([a, { ...a, role: 'master' }], "option pools.db.targets.1.role is 'master': expected 'primary' or 'replica'")
+  for (const weight of [0, -1, NaN, Infinity]) refused([{ ...a, weight }], `option pools.db.targets.0.weight is ${weight}: expected a number above 0`)
+  refused([{ ...a, max: 0 }], 'option pools.db.targets.0.max is 0: expected an integer of at least 1')
+  refused([{ ...a, wieght: 1 }], 'unknown option pools.db.targets.0.wieght: did you mean weight?')
+  refused([{ ...a, port: 1 }], 'option pools.db.targets.0.port is 1: expected none beside url')
+  refused([{ ...a, name: 'x' }, { ...a, name: 'x' }], "option pools.db.targets.1.name is 'x': expected a name that no other target has")
+  refused([{ ...a, name: 'primary-1' }, a], "option pools.db.targets.1.name is 'primary-1': expected a name that no other target has")
+  refused([{ ...a, name: 'a b' }], "option pools.db.targets.0.name is 'a b': expected a name of letters, digits, '_', '$' and '-', a letter first")
+  refused([{ ...a, connector }], 'option pools.db.targets.0.connector is an object: expected none beside backend')
+  refused([a], 'option pools.db.targets.0.connector is missing: expected an object with system, create and destroy', {})
+  refused([{ connector: { ...connector, create: 5 } }], 'option pools.db.targets.0.connector.create is 5: expected a function', {})
+  refused([{ connector }], 'option pools.db.connector is an object: expected none beside targets', { connector })
+  refused([a, a, a], 'option pools.db.max is 2: expected at least one connection for each of the 3 targets', { ...redis, max: 2 })
+  for (const backend of ['mongodb', 'sqlite']) t.match(refusal(() => checkPoolOptions({ backend, targets: [{}] }, '')).message, /^option targets is an array: expected none, since /)
+  t.throws(() => checkEngineOptions(connector, { targets: [{ connector }] }), { code: 'FST_POOL_BAD_OPTIONS' }, 'an engine pool has one')
+})
+
+t.test('what only several servers need is refused where there is one', async (t) => {
+  for (const [key, value] of Object.entries({ balance: 'random', maxLag: 5, checkInterval: 5, sticky: { cookie: 'sid' }, stickyFor: 5 })) {
+    t.match(refusal(() => checkPoolOptions({ ...redis, [key]: value }, 'pools.db')).message, new RegExp(`^option pools\\.db\\.${key} is .*: expected none without targets$`))
+    t.doesNotThrow(() => checkPoolOptions({ ...several, [key]: value }, ''))
+  }
+})
+
+t.test('sticky: one of cookie, header and key', async (t) => {
+  const key = () => 'me'
+  for (const sticky of [{ cookie: 'sid' }, { header: 'x-user' }, { key }]) t.strictSame(checkPoolOptions({ ...several, sticky }, '').sticky, sticky)
+  const refused = (sticky: object, message: string) => refuses(t, () => checkPoolOptions({ ...several, sticky }, ''), message)
+  refused({}, 'option sticky is an object: expected one of cookie, header and key')
+  refused({ cookie: 'sid', key }, 'option sticky is an object: expected one of cookie, header and key')
+  refused({ cookie: '' }, "option sticky.cookie is '': expected the name of a cookie")
+  refused({ header: 5 }, 'option sticky.header is 5: expected the name of a header')
+  refused({ key: 'x' }, 'option sticky.key is a text: expected a function')
+  refused({ coookie: 'x' }, 'unknown option sticky.coookie: did you mean cookie?')
 })
 
 t.test('ranges: the one that was given is to blame', async (t) => {
@@ -312,7 +453,7 @@ t.test('an unknown name is refused, with the name that was probably meant', asyn
   }
   for (const [name, meant] of Object.entries(near)) t.equal(unknown(name), `${name}: did you mean ${meant}?`)
   // Those of later releases too: an option that does nothing must not look as if it did something.
-  for (const name of ['targets', 'balance', 'transaction', 'role', 'bulkhead', 'x', '']) {
+  for (const name of ['transaction', 'role', 'retry', 'fallback', 'x', '']) {
     t.equal(unknown(name), `${name}: the driver's own go into connection`)
   }
 })
@@ -362,7 +503,7 @@ t.test('one pool: its options beside the plugin\'s, errors without a path', asyn
   t.match(pools.get('notes'), { backend: 'sqlite', url: 'app.db', name: 'notes' })
   refuses(t, () => checkPluginOptions({ ...redis, max: 0 }), 'option max is 0: expected an integer of at least 1')
   refuses(t, () => checkPluginOptions({ ...redis, name: 5 }), "option name is 5: expected a name of letters, digits, '_', '$' and '-', a letter first")
-  refuses(t, () => checkPluginOptions({}), "option backend is missing: expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite', or a connector instead")
+  refuses(t, () => checkPluginOptions({}), "option backend is missing: expected 'mongodb', 'redis', 'postgresql', 'postgres', 'mysql' or 'sqlite', or a connector or targets instead")
   refuses(t, () => checkPluginOptions({ pool: {} }), 'unknown option pool: did you mean pools?')
   refuses(t, () => checkPluginOptions({ ...redis, abortGrase: 1 }), 'unknown option abortGrase: did you mean abortGrace?')
 })
@@ -526,6 +667,12 @@ t.test('no message shows a secret, wherever it was put by mistake', async (t) =>
     { ...redis, connection: () => secret },
     { ...redis, connection: { password: secret }, max: 0 },
     { ...redis, url, max: 0 },
+    { ...redis, targets: [{ url, max: 0 }] },
+    { ...redis, targets: [{ url }, url] },
+    { ...redis, targets: [{ url, host: 'a' }] },
+    { ...redis, targets: [{ url, name: url }] },
+    { ...redis, targets: [{ connection: secret }] },
+    { ...redis, circuit: url, sticky: url, balance: url, bulkhead: url },
     { ...redis, password: secret },
     { ...redis, lease: { [url]: 1 } },
   ]
@@ -550,6 +697,10 @@ t.test('the types say what the check says', async (t) => {
   const good: PoolOptions[] = [
     { backend: 'redis', max: 3, backoff: { min: 1 }, lease: { acquire: 'manual' }, url: undefined },
     { connector, onConnect (connection) { return connection } },
+    { backend: 'redis', url: async () => 'redis://a', connection: () => ({ tls: {} }), circuit: false, overload: false },
+    { backend: 'redis', circuit: { failures: 3 }, bulkhead: { key: ({ headers }) => headers.host, max: 2 } },
+    { backend: 'redis', targets: [{ url: 'redis://a' }, { host: 'b', role: 'replica', weight: 2 }], balance: 'least-used', sticky: { key: ({ id }) => id }, stickyFor: 10, maxLag: 5 },
+    { targets: [{ connector, name: 'a' }, { connector }] },
     { connector: { ...connector, create: async () => ({ bind: 1 }) }, onConnect (connection: { bind: number }, info) { return [connection.bind, info.uses] } },
   ]
   const bad: PoolOptions[] = [
@@ -563,6 +714,18 @@ t.test('the types say what the check says', async (t) => {
     { backend: 'redis', max: '3' },
     // @ts-expect-error not one of the three
     { backend: 'redis', reset: 'all' },
+    // @ts-expect-error its own connector beside a backend
+    { backend: 'redis', targets: [{ url: 'redis://a', connector }] },
+    // @ts-expect-error neither a backend nor a connector of its own
+    { targets: [{ url: 'redis://a' }] },
+    // @ts-expect-error beside a connector
+    { connector, targets: [{ connector }] },
+    // @ts-expect-error without max
+    { backend: 'redis', bulkhead: { key: () => 'a' } },
+    // @ts-expect-error not one of the four
+    { backend: 'redis', targets: [{ url: 'redis://a' }], balance: 'fair' },
+    // @ts-expect-error it is an object, or false
+    { backend: 'redis', circuit: true },
   ]
   for (const options of good) t.doesNotThrow(() => checkPoolOptions(options, ''))
   for (const options of bad) t.throws(() => checkPoolOptions(options, ''), { code: 'FST_POOL_BAD_OPTIONS' })

@@ -102,6 +102,7 @@ t.test('only leases of a pool can be abandoned', (t) => {
   abandon({
     connection: 1,
     pool: 'db',
+    holder: undefined,
     ended: false,
     heldFor: 0,
     release () { ended++ },

@@ -41,7 +41,7 @@ type Method = 'create' | 'destroy' | 'validate' | 'reset' | HookName | Phase
 const isPhase = (method: Method) => method === 'begin' || method === 'savepoint' || method === 'commit' || method === 'rollback'
 
 const eventNames = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'circuit', 'driver',
   'open', 'drain', 'close',
 ] as const satisfies readonly PoolEventName[]
 
@@ -129,6 +129,8 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     leakAfter: fc.constantFrom(0, 350),
     backoff: fc.constantFrom({ min: 50, max: 1000 }, { min: 10, max: 80 }, { min: 20, max: 20 }),
     reset: fc.constantFrom<'session' | 'transaction' | 'none'>('session', 'session', 'transaction', 'none'),
+    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, openFor: 300 }, { failures: 2, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, openFor: 200 }),
+    overload: fc.boolean(),
   })),
   can: fc.record({
     validate: fc.boolean(),
@@ -242,7 +244,8 @@ class Conn {
 }
 
 /** A transaction, or a savepoint, as the connector knows it. */
-interface Level { committed: boolean }
+/** 'unknown': the server answered while the connection was being destroyed. */
+interface Level { committed: boolean | 'unknown' }
 
 /** A call of `transaction` or `hold` that has not settled, and the function that runs in it now. */
 interface Run {
@@ -257,7 +260,7 @@ interface Run {
 }
 
 type Refusal = Extract<PoolErrorCode,
-  'FST_POOL_ACQUIRE_TIMEOUT' | 'FST_POOL_CONNECT_FAILED' | 'FST_POOL_QUEUE_FULL' | 'FST_POOL_CLOSED' | 'FST_POOL_ABORTED'>
+  'FST_POOL_ACQUIRE_TIMEOUT' | 'FST_POOL_CONNECT_FAILED' | 'FST_POOL_QUEUE_FULL' | 'FST_POOL_OVERLOADED' | 'FST_POOL_CIRCUIT_OPEN' | 'FST_POOL_CLOSED' | 'FST_POOL_ABORTED'>
 
 interface Ask {
   readonly n: number
@@ -371,6 +374,7 @@ class World {
   #closes = 0
   #failures = 0
   #lastFailure = -Infinity
+  #failedAt = -Infinity
   /** Creates that were answered, and the pool may not know it yet. */
   #failing: Call[] = []
   /** When a create last failed, or started while they fail: the next one may wait from then on. */
@@ -393,7 +397,13 @@ class World {
   #mayHaveLeaked = 0
   #latestServed = 0
   readonly #refusals: Record<Refusal, number> = {
-    FST_POOL_ACQUIRE_TIMEOUT: 0, FST_POOL_CONNECT_FAILED: 0, FST_POOL_QUEUE_FULL: 0, FST_POOL_CLOSED: 0, FST_POOL_ABORTED: 0,
+    FST_POOL_ACQUIRE_TIMEOUT: 0,
+    FST_POOL_CONNECT_FAILED: 0,
+    FST_POOL_QUEUE_FULL: 0,
+    FST_POOL_OVERLOADED: 0,
+    FST_POOL_CIRCUIT_OPEN: 0,
+    FST_POOL_CLOSED: 0,
+    FST_POOL_ABORTED: 0,
   }
 
   /** What hooks threw: callers get it as it is. */
@@ -582,7 +592,7 @@ class World {
     const { pending, ...stats } = this.#pool.stats()
     const { maxPending } = this.#options
     // Whoever finds a connection, be it in the pool's own hands, or room for one, does not wait in line for it.
-    const served = stats.idle + stats.creating + stats.used - this.#held.length +
+    const served = stats.idle + stats.creating + Math.max(0, stats.used - this.#held.length) +
       Math.max(0, this.#max - stats.creating - stats.idle - stats.used - stats.closing)
     // The first promise ever that `onAcquire` returns costs its caller the idle connection.
     const idle = this.#plan.hooks.includes('onAcquire') && !this.#hookWaits
@@ -751,6 +761,8 @@ class World {
       FST_POOL_ACQUIRE_TIMEOUT: now >= ask.deadline,
       FST_POOL_CONNECT_FAILED: now >= ask.deadline,
       FST_POOL_QUEUE_FULL: ask.interrupted || (now === ask.since && ask.isFull && !ask.findsIdle),
+      FST_POOL_OVERLOADED: this.#options.overload !== false && now === ask.since,
+      FST_POOL_CIRCUIT_OPEN: this.#options.circuit !== false,
       FST_POOL_CLOSED: this.#close !== undefined,
       FST_POOL_ABORTED: ask.controller?.signal.aborted === true && error.cause === ask.controller.signal.reason,
     }[code]
@@ -813,7 +825,7 @@ class World {
     const promise = around === undefined || this.#n % 2 === 0 ? lease.transaction(fn, { retry }) : this.#pool.transaction(fn, { retry })
     this.#follow(run, promise, (value) => {
       if (value !== token) this.#violate('a transaction resolved to something else')
-      if (run.level?.committed !== true) this.#violate('a transaction resolved, and was not committed')
+      if (run.level?.committed !== true && run.level?.committed !== 'unknown') this.#violate('a transaction resolved, and was not committed')
     })
   }
 
@@ -830,7 +842,7 @@ class World {
       run.conclude = (how) => {
         run.conclude = undefined
         this.#follow(run, how === 'ok' ? transaction.commit() : transaction.rollback(), () => {
-          if (run.level?.committed !== (how === 'ok')) this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
+          if (run.level?.committed !== (how === 'ok') && run.level?.committed !== 'unknown') this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
         })
       }
     })
@@ -867,9 +879,8 @@ class World {
         commit: () => {
           mustBeInnermost('commit')
           return this.#askTransaction('commit', conn, Infinity, undefined, () => {
-            if (conn.destroyedFor !== undefined) return
+            level.committed = conn.destroyedFor === undefined || 'unknown'
             conn.open.pop()
-            level.committed = true
           })
         },
         rollback: () => {
@@ -895,7 +906,8 @@ class World {
 
   #askTransaction<T> (method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T): Promise<T> {
     this.#foreign(method)
-    const lent = conn.lease?.live === true && !conn.lease.lease.ended
+    // `use()` gives back a moment after its function has ended.
+    const lent = conn.lease?.lease.ended === false
     if (conn.destroyedFor !== undefined) this.#violate(`a ${method} on connection ${conn.id} behind its end`)
     if (conn.busy !== undefined) this.#violate(`a ${method} on connection ${conn.id} while its ${conn.busy.method} was under way`)
     if (!lent && method !== 'rollback') this.#violate(`a ${method} on connection ${conn.id}, and its lease has ended`)
@@ -1134,6 +1146,7 @@ class World {
   /** Those that were under way together fail together: that is one failure. */
   #createFailed (failures: number, at = this.#clock.now()): void {
     this.#createErrors++
+    this.#failedAt = at
     if (failures < this.#failures) return
     this.#failures++
     this.#lastFailure = at
@@ -1174,15 +1187,24 @@ class World {
     if (this.#suspendedIn !== undefined) this.#violate('a suspended pool creates')
     if (this.#close?.resolved === true) this.#violate('a closed pool creates')
     const wanted = [...creating, ...making.map(({ create }) => create)].filter(({ unwanted }) => !unwanted).length
-    if (stats.pending <= wanted && stats.idle + stats.used + wanted >= this.#target()) this.#violate('a create that nobody needs')
+    const probe = stats.circuit !== 'closed'
+    if (!probe && stats.pending <= wanted && stats.idle + stats.used + wanted >= this.#target()) this.#violate('a create that nobody needs')
     this.#noteOverdue(now - 1)
     const { min = 50, max = 1000 } = backoff ?? {}
-    const least = Math.max(1, 0.5 * Math.min(max, min * 2 ** (this.#failures - 1)))
-    if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - this.#lastFailure < least) {
-      this.#violate(`a create ${now - this.#lastFailure} ms behind failure ${this.#failures}: not before ${least} ms`)
+    const least = probe ? this.#openFor : Math.max(1, 0.5 * Math.min(max, min * 2 ** (this.#failures - 1)))
+    // A probe that an `evict()` or a `resize()` ended was no failure.
+    const last = probe ? this.#failedAt : this.#lastFailure
+    if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - last < least) {
+      this.#violate(`a create ${now - last} ms behind failure ${this.#failures}: not before ${least} ms`)
     }
     // What falls due in this very millisecond the pool may be about to see.
     this.#noteOverdue(now)
+  }
+
+  /** How long the circuit is open at least. */
+  get #openFor (): number {
+    const { circuit } = this.#options
+    return circuit === undefined || circuit === false ? 0 : circuit.openFor ?? 500
   }
 
   /** How many connections there should be even when nobody waits, once the pool has started. */
@@ -1197,8 +1219,8 @@ class World {
     const { busy } = conn
     if (conn.destroyedFor !== undefined) return this.#violate(`connection ${conn.id} was destroyed twice`)
     conn.destroyedFor = reason
-    // Its `onConnect` took too long.
-    if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline) this.#createFailed(conn.create.failures)
+    // Its `onConnect` took too long. (Where the caller's deadline is in the same millisecond, it was given up before.)
+    if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline && reason !== 'released') this.#createFailed(conn.create.failures)
     this.#destroyed[reason] = (this.#destroyed[reason] ?? 0) + 1
     if (conn.toldReason !== undefined && conn.toldReason !== reason) {
       this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
@@ -1250,7 +1272,7 @@ class World {
       case 'leaked': return false
       case 'closed': return this.#draining
       // Given up, and made all the same: nobody waits for it any more.
-      case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted
+      case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted || (!conn.made && now === conn.create.deadline)
     }
   }
 
@@ -1579,7 +1601,8 @@ class World {
       if (ask.controller?.signal.aborted === true) this.#violate(`${ask.holder} was aborted, and waits`)
       if (this.#close?.resolved === true) this.#violate(`${ask.holder} waits at a closed pool`)
       if (ask.mustBeRefused && !ask.interrupted) this.#violate(`${ask.holder} waits, and maxPending did so before`)
-      const isFor = ({ method, holder, conn }: Call) => method === 'onAcquire' && holder === ask.holder && conn!.destroyedFor === undefined
+      // The first promise that `onAcquire` ever returned prepared a connection for nobody.
+      const isFor = ({ method, holder, conn }: Call) => method === 'onAcquire' && holder === ask.holder && conn!.destroyedFor === undefined && conn!.cleaning === undefined
       if (ask.prepared && this.#calls.some(isFor)) {
         ask.awayIn = this.#batch
         ask.awayAtRest = true
@@ -1594,10 +1617,13 @@ class World {
     }
     this.#latestServed = 0
     if (stats.pending !== inLine) this.#violate(`${inLine} wait, stats() has ${stats.pending}`)
+    if (inLine > 0 && stats.circuit !== 'closed' && stats.idle + stats.used === 0 && this.#suspendedIn === undefined && !this.#draining) {
+      this.#violate(`${inLine} wait, there is no connection, and the circuit is ${stats.circuit}`)
+    }
     const refusals = this.#refusals
     this.#compare(stats, {
       timeouts: refusals.FST_POOL_ACQUIRE_TIMEOUT + refusals.FST_POOL_CONNECT_FAILED,
-      refused: refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_CLOSED,
+      refused: refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_OVERLOADED + refusals.FST_POOL_CIRCUIT_OPEN + refusals.FST_POOL_CLOSED,
       aborted: refusals.FST_POOL_ABORTED,
       acquired: this.#leases,
       released: this.#leases - this.#held.length,
@@ -1698,7 +1724,7 @@ class World {
 
   /** Whoever waits is brought whatever there is, and what there may be. */
   #checkSupply (
-    { pending, createErrors }: PoolStats,
+    { pending, createErrors, circuit }: PoolStats,
     { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
   ): void {
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
@@ -1708,8 +1734,9 @@ class World {
     const missing = Math.max(pending - validating - wanted, this.#started ? this.#target() - there : 0)
     const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
-    const failing = createErrors > 0 && this.#clock.now() <= this.#lastTrouble + (backoff?.max ?? 1000) + 1
-    if (!failing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
+    const failing = createErrors > 0 && this.#clock.now() <= this.#lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1
+    const probing = circuit === 'half-open' && creating > 0
+    if (!failing && !probing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
   }
 
   #checkDeadlines (): void {

@@ -245,15 +245,15 @@ export interface FakePool {
 }
 
 const everyEvent: readonly PoolEventName[] = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'driver', 'open', 'drain', 'close',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'circuit', 'driver', 'open', 'drain', 'close',
 ]
 
-/** A pool with a connector and a clock in the test's hands. @param more.listen which events it listens to; all of them unless given */
+/** A pool with a connector and a clock in the test's hands, and no circuit breaker unless it asks for one. @param more.listen which events it listens to; all of them unless given */
 export function fakePool (
   options: EngineOptions<FakeConnection> = {},
   { connector = new FakeConnector(), clock = new VirtualClock(), listen = everyEvent }: { connector?: FakeConnector, clock?: VirtualClock, listen?: readonly PoolEventName[] } = {}
 ): FakePool {
-  const pool = new Pool<FakeConnection, FakeConnector>(connector, options, clock)
+  const pool = new Pool<FakeConnection, FakeConnector>(connector, { circuit: false, ...options }, clock)
   const events: FakePool['events'] = []
   for (const name of listen) pool.on(name, (payload) => { events.push({ ...payload, event: name }) })
   const seen = <E extends PoolEventName>(name: E) => events.filter(({ event }) => event === name) as unknown as Array<PoolEvents[E]>

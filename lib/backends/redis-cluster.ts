@@ -1,0 +1,383 @@
+import type { Cluster, ClusterNode, ClusterOptions, Command, Redis } from 'ioredis'
+import { badOption, PoolError, secretsOf } from '../pool/errors.js'
+import type { Address } from '../pool/options.js'
+import { codeOf, cut, drained, importRedis, isBusy, isTransient, leavesState } from './redis.js'
+import type { Driver } from './redis.js'
+import { unlessAborted } from './driver.js'
+import type { Connector, DriverEvent } from '../../types/connector.js'
+
+export interface RedisClusterOptions {
+  /**
+   * `cluster`: some of the nodes, as `{ host, port }`; one that answers is enough. Beside it ioredis' own options of a cluster, untouched:
+   * `redisOptions` (with `username`, `password`, `tls`), `natMap`, `scaleReads`, ... Those that would do the pool's work are refused. Not a function:
+   * the client is made once.
+   */
+  connection?: Address['connection']
+  /** How long one attempt of the client to reach the cluster may take, in ms; its nodes share it. Default 3000. */
+  connectTimeout?: number
+  /** A client that the app made, instead of `connection`. It is never closed. */
+  client?: Cluster
+}
+
+export interface RedisClusterConnector extends Connector<Cluster> {
+  readonly system: 'redis'
+  /**
+   * What all connections are: it reconnects by itself. Made at first access, and connects with its first command. `close` ends it, unless the app
+   * made it.
+   *
+   * @throws `FST_POOL_CLOSED` if it would be made after `close`
+   */
+  readonly client: Cluster
+  isTransient (error: unknown): boolean
+}
+
+/**
+ * A Redis Cluster. A connection is the right to use one shared ioredis `Cluster`, which is the same object for all: the pool's limits, deadlines and
+ * events are those of any pool, but nobody has a connection of his own, and nothing is reset.
+ *
+ * Safe beside others: single commands; `pipeline()`; `multi()` up to its `exec()`, which go out in one piece; scripts. All keys of one of these must
+ * be of one slot, or one node.
+ *
+ * Not safe, and refused with `FST_POOL_NOT_SUPPORTED` unless they stand in a pipeline: `multi({ pipeline: false })` and WATCH, which would take the
+ * commands of others into the transaction, or lose to them, and what changes the connection for all (AUTH, CLIENT, HELLO, MONITOR, READONLY, RESET).
+ *
+ * Not safe, and not refused: what blocks (BLPOP, WAIT, XREAD with BLOCK) holds up all others at that node. Subscriptions and listeners are
+ * everybody's and stay until somebody undoes them. `quit()` and `disconnect()` fail the commands of all; the next acquire connects anew. For any of
+ * that, `duplicate()` gives a client outside of the pool, for whoever made it to close.
+ *
+ * Where a node dies, its commands wait for its replica as ioredis says (`retryDelayOnFailover`, `retryDelayOnClusterDown`, `maxRedirections`: 16
+ * times 100 ms).
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function redisCluster (options: RedisClusterOptions): Promise<RedisClusterConnector> {
+  const given = options.client === undefined ? clusterOptions(options) : undefined
+  checkClient(options)
+  return new ClusterBackend(await importRedis(), given, options)
+}
+
+/** Whether these options are of a cluster. */
+export function isCluster ({ connection }: { connection?: unknown }): boolean {
+  return typeof connection === 'object' && connection !== null && 'cluster' in connection && connection.cluster !== undefined
+}
+
+interface Given { readonly nodes: readonly ClusterNode[], readonly options: ClusterOptions }
+
+/** A create that waits for the client. */
+interface Waiting { resolve (): void, reject (error: unknown): void }
+
+class ClusterBackend implements RedisClusterConnector {
+  readonly system = 'redis'
+  readonly secrets: readonly string[]
+  readonly isTransient = isTransient
+  readonly #driver: Driver
+  readonly #given: Given | undefined
+  readonly #connectTimeout: number
+  readonly #waiting = new Set<Waiting>()
+  /** Of the client we made: its connections to nodes, until they have ended. */
+  readonly #nodes = new Set<Redis>()
+  /** And those by which it asks them for the slots. */
+  readonly #refreshers = new Set<Redis>()
+  readonly #undo: Array<() => void> = []
+  #client: Cluster | undefined
+  /** What went wrong since it was ready. */
+  #error: Error | undefined
+  /** It has the slots, and asks whether the cluster is whole. */
+  #checking = false
+  #closing: Promise<void> | undefined
+  #listener: ((event: DriverEvent) => void) | undefined
+
+  constructor (driver: Driver, given: Given | undefined, { connection, connectTimeout = 3000, client }: RedisClusterOptions) {
+    this.#driver = driver
+    this.#given = given
+    this.#connectTimeout = connectTimeout
+    this.secrets = secretsOf({ connection: client === undefined ? connection : [client.options, Reflect.get(client, 'startupNodes')] })
+    if (client !== undefined) this.#adopt(client)
+  }
+
+  get client (): Cluster {
+    if (this.#client !== undefined) return this.#client
+    if (this.#closing !== undefined) throw new PoolError('FST_POOL_CLOSED', 'the pool of this Redis client is closed')
+    const { nodes, options } = this.#given!
+    const { redisOptions, ...rest } = options
+    // Each is asked for the slots in turn, and then one of them whether the cluster is whole.
+    const share = Math.max(1, Math.floor(this.#connectTimeout / (nodes.length + 1)))
+    const client = new this.#driver.Cluster([...nodes], {
+      slotsRefreshTimeout: share,
+      // A master that is silent tells nobody that it has been replaced.
+      slotsRefreshInterval: 5000,
+      ...rest,
+      lazyConnect: true,
+      clusterRetryStrategy: (times) => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random()),
+      redisOptions: { ...redisOptions, connectTimeout: share, disconnectTimeout },
+    })
+    this.#adopt(client)
+    refuseWhatIsShared(client)
+    return client
+  }
+
+  async create (signal: AbortSignal): Promise<Cluster> {
+    signal.throwIfAborted()
+    if (this.#closing !== undefined) throw new Error('the Redis connector is closed')
+    const { client } = this
+    if (client.status !== 'ready') await this.#reach(client, signal)
+    return client
+  }
+
+  /** Nothing to close: the sockets are the client's. */
+  destroy (): void {}
+
+  /** A PING, to any of the masters. */
+  async validate (client: Cluster, signal: AbortSignal): Promise<boolean> {
+    if (client.status !== 'ready') return false
+    try {
+      return await unlessAborted(client.ping(), signal) === 'PONG'
+    } catch (error) {
+      // Being refused permission is an answer too.
+      if (error instanceof Error && error.message.startsWith('NOPERM')) return true
+      throw error
+    }
+  }
+
+  isBroken (client: Cluster): boolean {
+    return client.status !== 'ready'
+  }
+
+  /**
+   * Of the client: `connect`, `ready`, `close`, `end`, `error` {code}, `reconnecting`; of its nodes: `node` {port}, `node-gone` {port}, `node-error`
+   * {code}.
+   */
+  onDriverEvent (listener: (event: DriverEvent) => void): void {
+    this.#listener = listener
+  }
+
+  /** Ends the client, if we made it: what it was asked is answered, up to 500 ms. One that was never used never connects. */
+  close (): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close (): Promise<void> {
+    for (const waiting of [...this.#waiting]) waiting.reject(new Error('the Redis connector is closed'))
+    const client = this.#client
+    try {
+      if (client === undefined || this.#given === undefined) return
+      const busy = client.status === 'ready' ? client.nodes().filter((node) => node.status === 'ready' && isBusy(node)) : []
+      await Promise.all(busy.map((node) => this.#drained(node)))
+      const inside = client as unknown as Inside
+      const subscriber = inside.subscriber.getInstance()
+      if (subscriber !== null && subscriber.status !== 'wait') this.#track(subscriber, this.#nodes)
+      client.disconnect()
+      for (const refresher of this.#refreshers) cut(refresher)
+      await Promise.all([...this.#nodes, ...this.#refreshers].map(ended))
+      // It ends with its nodes; without any, nothing would ever end it and the commands that wait.
+      inside.flushQueue(new Error('Connection is closed.'))
+      if (client.status !== 'end') inside.setStatus('end')
+    } finally {
+      for (const undo of this.#undo.splice(0)) undo()
+    }
+  }
+
+  async #drained (node: Redis): Promise<void> {
+    try {
+      await drained(node, AbortSignal.timeout(sharedGrace))
+    } catch (error) {
+      this.#tell('error', { code: codeOf(error) })
+    }
+  }
+
+  /** Waits for the end of the attempt that is under way, or of the next one: the client's own, or begun here where it would not begin any. */
+  #reach (client: Cluster, signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const done = () => {
+        this.#waiting.delete(waiting)
+        signal.removeEventListener('abort', aborted)
+      }
+      const waiting: Waiting = {
+        resolve: () => {
+          done()
+          resolve()
+        },
+        reject: (error) => {
+          done()
+          reject(error)
+        },
+      }
+      const aborted = () => {
+        // Why no node can be had says more than that time is up.
+        waiting.reject(this.#error ?? signal.reason)
+        // ioredis has no deadline for a node that accepts and is silent. The next attempt may find another one.
+        const underWay = client.status === 'connecting' || client.status === 'connect'
+        if (underWay && this.#waiting.size === 0 && this.#given !== undefined) this.#giveUp(client)
+      }
+      this.#waiting.add(waiting)
+      signal.addEventListener('abort', aborted, { once: true })
+      // What it rejects with, `close` tells too; and it does not settle where the cluster is not whole.
+      if (client.status === 'wait' || client.status === 'end') Promise.allSettled([client.connect()])
+    })
+  }
+
+  #giveUp (client: Cluster): void {
+    client.disconnect(true)
+    for (const refresher of this.#refreshers) cut(refresher)
+  }
+
+  #adopt (client: Cluster): void {
+    this.#client = client
+    const listen = <T = unknown>(name: string, fn: (detail: T) => void) => {
+      client.on(name, fn)
+      this.#undo.push(() => client.off(name, fn))
+    }
+    listen('connect', () => {
+      this.#checking = true
+      this.#tell('connect')
+    })
+    listen('ready', () => {
+      this.#checking = false
+      this.#error = undefined
+      this.#tell('ready')
+      for (const waiting of [...this.#waiting]) waiting.resolve()
+    })
+    listen('close', () => {
+      const why = this.#checking ? 'the nodes say that the cluster is not whole (cluster_state:fail)' : 'no node of the cluster is there'
+      const reason = this.#error ?? new Error(why)
+      this.#checking = false
+      this.#tell('close')
+      for (const waiting of [...this.#waiting]) waiting.reject(reason)
+    })
+    for (const name of ['reconnecting', 'end']) listen(name, () => this.#tell(name))
+    // Without a listener ioredis writes errors to the console.
+    listen<Error>('error', (error) => {
+      this.#error ??= error
+      this.#tell('error', { code: codeOf(error) })
+    })
+    listen<Error>('node error', (error) => {
+      // That a connection is closed is what it says last, and why is what it said before.
+      if (error.message !== 'Connection is closed.') this.#error = error
+      this.#tell('node-error', { code: codeOf(error) })
+    })
+    listen<Redis>('+node', (node) => {
+      this.#tell('node', { port: node.options.port })
+      if (this.#given !== undefined) this.#watch(node)
+    })
+    listen<Redis>('-node', (node) => this.#tell('node-gone', { port: node.options.port }))
+  }
+
+  /** ioredis asks a node for the slots over a connection that only it knows, and takes no note of why that fails. */
+  #watch (node: Redis): void {
+    this.#track(node, this.#nodes)
+    const duplicate = node.duplicate.bind(node)
+    node.duplicate = (override) => {
+      const made = duplicate(override)
+      // Any other is of whoever made it.
+      if (override?.connectionName?.startsWith('ioredis-cluster(refresher)') !== true) return made
+      this.#track(made, this.#refreshers)
+      made.on('error', (error: Error) => { this.#error = error })
+      return made
+    }
+  }
+
+  #track (socket: Redis, all: Set<Redis>): void {
+    all.add(socket)
+    socket.once('end', () => { all.delete(socket) })
+  }
+
+  #tell (name: string, detail: { code?: string, port?: number | undefined } = {}): void {
+    this.#listener?.({ name, shared: true, ...detail })
+  }
+}
+
+// --- Options --------------------------------------------------------------------------------------------------------------------------
+
+/** How long a half-closed connection may take until it is cut off, in ms. */
+const disconnectTimeout = 100
+/** How long `close` waits for what the client was asked, in ms. */
+const sharedGrace = 500
+
+const itself = 'the client reconnects by itself, as often as the pool would'
+const first = 'the client connects when the pool first needs it, see startup'
+const refused = new Map(Object.entries({
+  lazyConnect: first,
+  clusterRetryStrategy: itself,
+  enableReadyCheck: 'the pool needs to know whether the cluster is whole',
+}))
+const refusedOfNodes = new Map(Object.entries({
+  host: 'the nodes are in connection.cluster',
+  port: 'the nodes are in connection.cluster',
+  path: 'the nodes are in connection.cluster',
+  sentinels: 'a cluster has none',
+  db: 'a cluster has one database',
+  connectTimeout: 'use the option connectTimeout',
+  disconnectTimeout: 'use the option destroyTimeout',
+  lazyConnect: first,
+  retryStrategy: itself,
+  reconnectOnError: itself,
+  enableOfflineQueue: 'commands wait while a node connects',
+  monitor: 'call monitor() on a node',
+}))
+/** Of each node's connections, that people may well put beside `cluster`. */
+const belongInside = ['username', 'password', 'tls', 'connectionName', 'commandTimeout', 'socketTimeout', 'family', 'protocol']
+
+/** @throws `FST_POOL_BAD_OPTIONS` */
+function clusterOptions ({ connection }: RedisClusterOptions): Given {
+  if (typeof connection === 'function') throw badOption('connection', connection, 'an object with cluster: the client is made once')
+  const { cluster, ...rest } = connection ?? {}
+  if (!Array.isArray(cluster) || cluster.length === 0) throw badOption('connection.cluster', cluster, 'an array of { host, port }')
+  for (const [at, node] of cluster.entries()) {
+    if (typeof node !== 'object' || node === null) throw badOption(`connection.cluster.${at}`, node, 'an object with host and port')
+  }
+  const { redisOptions = {} } = rest
+  if (typeof redisOptions !== 'object' || redisOptions === null) throw badOption('connection.redisOptions', redisOptions, 'an object')
+  for (const name of belongInside) {
+    if (rest[name] !== undefined) throw badOption(`connection.${name}`, rest[name], `it inside of connection: { redisOptions: { ${name} } }`)
+  }
+  for (const [path, options, names] of [['connection', rest, refused], ['connection.redisOptions', redisOptions, refusedOfNodes]] as const) {
+    for (const [name, value] of Object.entries(options)) {
+      const instead = names.get(name)
+      if (instead !== undefined && value !== undefined) throw badOption(`${path}.${name}`, value, `nothing here: ${instead}`)
+    }
+  }
+  return { nodes: cluster as ClusterNode[], options: rest }
+}
+
+/** What goes with neither: the nodes are the address, and there is one database. */
+function checkClient (options: RedisClusterOptions): void {
+  const { client } = options
+  if (client !== undefined && client.isCluster !== true) throw badOption('client', client, 'an ioredis Cluster')
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || !['url', 'host', 'port', 'database'].includes(name)) continue
+    throw badOption(name, value, `no ${name} for a cluster: its nodes are in connection.cluster`)
+  }
+}
+
+// --- ioredis' inside ------------------------------------------------------------------------------------------------------------------
+
+/** What is used of ioredis and not in its types. */
+interface Inside {
+  readonly subscriber: { getInstance (): Redis | null }
+  flushQueue (error: Error): void
+  setStatus (status: string): void
+}
+
+/** On a connection that all share, some commands would change what those of others do. */
+function refuseWhatIsShared (client: Cluster): void {
+  const send = client.sendCommand
+  const value: Cluster['sendCommand'] = (command, stream, node) => {
+    // In a pipeline all or none must be sent, and MULTI and WATCH are together with what they are of.
+    if (stream !== undefined || !leavesState(command)) return send.call(client, command, stream, node)
+    const name = command.name.toUpperCase()
+    const message = `all share the connections of a Redis cluster: ${name} needs one of its own, from duplicate() or from a node's duplicate()`
+    return refuse(command, new PoolError('FST_POOL_NOT_SUPPORTED', message))
+  }
+  Object.defineProperty(client, 'sendCommand', { value, writable: true, configurable: true })
+}
+
+function refuse (command: Command, error: Error): unknown {
+  command.reject(error)
+  return command.promise
+}
+
+async function ended (connection: Redis): Promise<void> {
+  if (connection.status === 'end') return
+  await new Promise<void>((resolve) => { connection.once('end', () => resolve()) })
+}

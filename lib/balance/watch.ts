@@ -1,0 +1,155 @@
+import type { ServerState } from '../../types/connector.js'
+import type { Clock, Lease, Timer } from '../../types/pool.js'
+import { badOption } from '../pool/errors.js'
+import { inside } from '../pool/pool.js'
+import { Moved, type Target } from './target.js'
+
+/** Who takes connections for the pool's own needs. */
+export const HOLDER = 'fastify-pool'
+/** Where it is urgent, targets are asked again after one to two times this, in ms; and never sooner. */
+const PAUSE = 100
+
+export interface Watching<C> {
+  /** How often each is asked, in ms. */
+  readonly interval: number
+  /** How long it may take to answer, in ms. */
+  readonly timeout: number
+  run<T> (fn: () => T): T
+  /** Somebody may still want to know. */
+  goesOn (): boolean
+  isPaused (): boolean
+  isUrgent (): boolean
+  /** @param at when it was asked */
+  said (target: Target<C>, state: ServerState, at: number): void
+  /** A target answered with an error. */
+  refused (error: unknown): void
+  /** A target was asked, whatever came of it. */
+  done (target: Target<C>): void
+}
+
+/** Asks targets what they are: those that can say so, all at the same time, again and again. */
+export class Watch<C> {
+  readonly #targets: ReadonlyArray<Target<C>>
+  readonly #clock: Clock
+  readonly #watching: Watching<C>
+  #timer: Timer | undefined
+  #timerAt = Infinity
+  #askedAt = -Infinity
+  #begun = false
+  #kept = false
+
+  constructor (targets: ReadonlyArray<Target<C>>, clock: Clock, watching: Watching<C>) {
+    this.#targets = targets.filter(({ speaks }) => speaks)
+    this.#clock = clock
+    this.#watching = watching
+  }
+
+  begin (): void {
+    this.#begun = true
+    this.#tick()
+  }
+
+  /** Something has changed: all are asked, but for the pause since they were last. */
+  soon (): void {
+    if (this.#begun) this.#arm(Math.max(1, this.#askedAt + PAUSE - this.#clock.now()))
+  }
+
+  /** Whether the process stays alive for the next question. */
+  keepAlive (kept: boolean): void {
+    this.#kept = kept
+    if (kept) this.#timer?.ref()
+    else this.#timer?.unref()
+  }
+
+  end (why: Error): void {
+    this.#begun = false
+    this.#disarm()
+    for (const { check } of this.#targets) check?.abort(why)
+  }
+
+  #tick (): void {
+    this.#disarm()
+    if (!this.#begun || !this.#watching.goesOn()) return
+    if (!this.#watching.isPaused()) {
+      this.#askedAt = this.#clock.now()
+      for (const target of this.#targets) this.#watching.run(() => this.#ask(target))
+    }
+    this.#arm(this.#watching.interval)
+  }
+
+  #arm (ms: number): void {
+    const at = this.#clock.now() + ms
+    if (at >= this.#timerAt || this.#targets.length === 0) return
+    this.#disarm()
+    this.#timerAt = at
+    this.#timer = this.#watching.run(() => this.#clock.setTimer(() => { this.#watching.run(() => { this.#tick() }) }, Math.max(1, Math.ceil(ms))))
+    this.keepAlive(this.#kept)
+  }
+
+  #disarm (): void {
+    this.#timer?.cancel()
+    this.#timer = undefined
+    this.#timerAt = Infinity
+  }
+
+  /** On a connection of its own. Never two at the same time. */
+  async #ask (target: Target<C>): Promise<void> {
+    if (target.check !== undefined) return
+    const { timeout, said, done, isUrgent } = this.#watching
+    const controller = (target.check = new AbortController())
+    const { signal } = controller
+    const late = this.#clock.setTimer(() => { controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`)) }, timeout)
+    let lease: Lease<C> | undefined
+    try {
+      // The signal comes first: who is busy has not failed, and its books count no timeout.
+      lease = await target.pool.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
+      const connection = inside.bare(lease)
+      const at = this.#clock.now()
+      const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))
+      lease.release()
+      target.mute = target.silent = false
+      said(target, state, at)
+    } catch (error) {
+      this.#unanswered(target, lease, signal, error)
+    } finally {
+      late.cancel()
+      target.check = undefined
+      done(target)
+      if (this.#begun && isUrgent()) this.#arm(PAUSE * (1 + this.#clock.random()))
+    }
+  }
+
+  #unanswered (target: Target<C>, lease: Lease<C> | undefined, { aborted }: AbortSignal, error: unknown): void {
+    const { said, refused } = this.#watching
+    if (!this.#begun) return lease?.release()
+    if (lease === undefined) {
+      if (aborted) target.gaveUp++
+      // One that was never reached may only be slow to connect to: whether that fails, its pool tells.
+      target.mute = target.known && !(error instanceof Moved)
+      return
+    }
+    target.mute = true
+    if (aborted || lease.ended || target.spec.connector.isTransient?.(error) === true) {
+      target.silent = true
+      return lease.destroy(error as Error)
+    }
+    // It answers, and not this question: then it is what it was given as.
+    target.silent = false
+    lease.release()
+    if (!target.known) said(target, { role: target.given }, this.#clock.now())
+    refused(error)
+  }
+}
+
+/** Foreign. */
+function readState (state: ServerState): ServerState {
+  const role: unknown = (state as ServerState | undefined)?.role
+  if (role !== 'primary' && role !== 'replica') throw badOption('inspect().role', role, "'primary' or 'replica'")
+  return state
+}
+
+async function aborted (signal: AbortSignal): Promise<never> {
+  signal.throwIfAborted()
+  await new Promise((resolve) => { signal.addEventListener('abort', resolve, { once: true }) })
+  throw signal.reason
+}

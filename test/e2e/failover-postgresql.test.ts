@@ -1,0 +1,254 @@
+import type { AddressInfo } from 'node:net'
+import Fastify, { type FastifyInstance } from 'fastify'
+import type { Client } from 'pg'
+import t, { type Test } from 'tap'
+import fastifyPool, { type Pool, type PoolEvents, type PoolOptions } from '../../index.js'
+import { askPostgres, childrenOf, type Server } from '../support/services.js'
+import { needsGroup, startPostgresPair } from '../support/topologies.js'
+import { until } from '../support/until.js'
+import { ask, keepAliveAgent } from './client.js'
+
+t.setTimeout(120_000)
+
+/** From the kill until a write is answered, in ms: the promotion is a part of it. */
+const within = 3000
+
+interface Seen {
+  readonly method: string
+  readonly status: number
+  /** Of the server that did it, as it says itself. */
+  readonly port: number | undefined
+  readonly code: string | undefined
+  readonly retryAfter: string | undefined
+  /** When it was sent and when it was answered. */
+  readonly sent: number
+  readonly at: number
+}
+
+interface Service { readonly app: FastifyInstance, readonly port: number, readonly failovers: Array<PoolEvents['failover']> }
+
+async function serve (t: Test, pool: Partial<PoolOptions>): Promise<Service> {
+  const app = Fastify()
+  await app.register(fastifyPool, { backend: 'postgresql', max: 10, ...pool } as PoolOptions)
+  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send({ code: error.code ?? error.message }))
+  const answer = (sql: string) => async (request: { db: unknown }) => {
+    const { rows: [row] } = await (request.db as Client).query<{ port: string }>(sql)
+    return { port: Number(row!.port) }
+  }
+  app.get('/', answer("SELECT current_setting('port') AS port FROM (SELECT count(*) FROM lines) AS counted"))
+  app.post('/', answer("INSERT INTO lines DEFAULT VALUES RETURNING current_setting('port') AS port"))
+  const failovers: Array<PoolEvents['failover']> = []
+  app.pools.on('failover', (event) => { failovers.push(event) })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.teardown(() => app.close())
+  return { app, port: (app.server.address() as AddressInfo).port, failovers }
+}
+
+/** Clients that ask again and again, until the test ends. */
+function startLoad (t: Test, port: number, { writers = 4, readers = 2 } = {}) {
+  const agent = keepAliveAgent(t)
+  const seen: Seen[] = []
+  const load = { on: true }
+  const client = async (method: string): Promise<void> => {
+    while (load.on) {
+      const sent = performance.now()
+      const { status, headers, body } = await ask({ port, path: '/', method, agent })
+      const { port: server, code } = JSON.parse(body) as { port?: number, code?: string }
+      seen.push({ method, status, port: server, code, retryAfter: headers['retry-after'], sent, at: performance.now() })
+    }
+  }
+  const clients = Promise.all([...Array<string>(writers).fill('POST'), ...Array<string>(readers).fill('GET')].map(client))
+  const stop = async () => {
+    load.on = false
+    await clients
+  }
+  t.teardown(stop)
+  return { seen, stop }
+}
+
+const served = (seen: readonly Seen[], method: string, server?: Server, since = 0) =>
+  seen.filter((one) => one.method === method && one.status === 200 && one.sent >= since && (server === undefined || one.port === server.port))
+
+async function pairWithTable (t: Test) {
+  const { replicas: [replica], ...pair } = await startPostgresPair(t)
+  await askPostgres(pair.primary.url, 'CREATE TABLE lines (id bigserial PRIMARY KEY)')
+  await pair.caughtUp(replica!)
+  return { ...pair, replica: replica! }
+}
+
+const readOnly = async (server: Server) => {
+  await askPostgres(server.url, 'ALTER SYSTEM SET default_transaction_read_only = on')
+  await askPostgres(server.url, 'SELECT pg_reload_conf()')
+}
+
+t.test('PostgreSQL: kill -9 of the primary, and its replica is promoted: writes go there, reads have never stopped', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replica, promote } = await pairWithTable(t)
+  const { app, port, failovers } = await serve(t, { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { seen, stop } = startLoad(t, port)
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+  t.same([...new Set(served(seen, 'POST').map((one) => one.port))], [primary.port], 'writes by the primary')
+  t.same([...new Set(served(seen, 'GET').map((one) => one.port))], [replica.port], 'reads by the replica')
+  t.same(seen.filter(({ status }) => status !== 200), [], 'nothing fails')
+  t.same(failovers, [])
+
+  const killed = performance.now()
+  await primary.kill()
+  const dead = performance.now()
+  await promote(replica)
+  const promoted = performance.now()
+  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served again' })
+  t.ok(first.at - killed < within, `${Math.round(first.at - killed)} ms from the kill to the first write`)
+  t.comment(`first successful write ${Math.round(first.at - killed)} ms after the kill: dead after ${Math.round(dead - killed)} ms, promoted after ${Math.round(promoted - killed)} ms`)
+
+  const back = performance.now()
+  await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
+  t.same(seen.filter(({ sent, status }) => sent > back && status !== 200), [], 'all of them')
+  const failed = seen.filter(({ status }) => status !== 200)
+  t.same(failed.filter(({ method }) => method === 'GET').slice(0, 3), [], 'no read failed')
+  t.same(failed.filter(({ status, retryAfter }) => status === 503 && !/^([1-9]|[12]\d|30)$/.test(retryAfter ?? '')).slice(0, 3), [], 'who was refused knows when to come back')
+  const codes = [...new Set(failed.map(({ code }) => code))].map((code) => `${code} x${failed.filter((one) => one.code === code).length}`)
+  t.comment(`${failed.length} writes failed meanwhile: ${codes.join(', ')}; the last one ${Math.round(Math.max(0, ...failed.map(({ at }) => at - killed)))} ms after the kill`)
+  t.equal(failovers.at(0)?.from, 'first')
+  t.equal(failovers.at(-1)?.to, 'second')
+  t.match(app.pools.stats().db!.targets?.find(({ target }) => target === 'second'), { role: 'primary' })
+
+  await primary.restart()
+  await until(() => app.pools.stats().db!.targets?.some(({ target, circuit, idle, used }) => target === 'first' && circuit === 'closed' && idle + used > 0), { what: 'the old primary is known to be back' })
+  const returned = performance.now()
+  await until(() => served(seen, 'POST', undefined, returned).length > 200, { what: 'writes are served' })
+  t.same(served(seen, 'POST', primary, returned).length, 0, 'an old primary that comes back, and takes itself for one, gets no writes')
+  await stop()
+  // Targets are asked by leases too.
+  await until(() => app.pools.stats().db!.used === 0, { what: 'no connection is used' })
+  t.match(app.pools.stats().db, { pending: 0, late: 0 })
+})
+
+t.test('PostgreSQL: a kill -9 of the primary and a promotion fail no write that may be tried again', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replica, promote } = await pairWithTable(t)
+  const { app } = await serve(t, { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const pool = app.pools.get('db' as never) as unknown as Pick<Pool<Client>, 'use'>
+  const load = { on: true, id: 0 }
+  const ports: number[] = []
+  let runs = 0
+  const write = async (id: number): Promise<void> => {
+    const port = await pool.use(async (client) => {
+      runs++
+      await client.query('INSERT INTO lines VALUES ($1) ON CONFLICT DO NOTHING', [id])
+      return Number((await client.query<{ port: string }>("SELECT current_setting('port') AS port")).rows[0]!.port)
+    }, { retry: 5 })
+    ports.push(port)
+  }
+  const writers = Promise.all(Array.from({ length: 4 }, async () => { while (load.on) await write(++load.id) }))
+  t.teardown(() => { load.on = false })
+  await until(() => ports.length > 100)
+  await primary.kill()
+  await promote(replica)
+  await until(() => ports.filter((port) => port === replica.port).length > 100, { what: 'writes are done by the new primary' })
+  load.on = false
+  await t.resolves(writers, 'not one failed')
+  t.ok(runs > ports.length, 'some were tried again')
+  t.comment(`${ports.length} writes took ${runs} runs`)
+})
+
+/** Sockets stay open, connects are accepted, and nothing answers: neither the server nor the processes that it has for its clients. Returns its undo. */
+function hang (server: Server): () => void {
+  server.pause()
+  const family = childrenOf(server.pid!)
+  for (const pid of family) process.kill(pid, 'SIGSTOP')
+  return () => {
+    for (const pid of family) process.kill(pid, 'SIGCONT')
+    server.resume()
+  }
+}
+
+t.test('PostgreSQL: a primary that hangs, and its replica is promoted: writes go there at once, and stay there when the old one wakes', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replica, promote } = await pairWithTable(t)
+  const { app, port, failovers } = await serve(t, { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { seen, stop } = startLoad(t, port)
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+
+  const wake = hang(primary)
+  const hung = performance.now()
+  // Those of before hang; others come meanwhile.
+  const later = startLoad(t, port)
+  await until(() => app.pools.stats().db!.targets!.find(({ target }) => target === 'first')!.pending > 0, { what: 'writes wait' })
+  await until(() => performance.now() - hung > 2500)
+  await promote(replica)
+  const promoted = performance.now()
+  const first = await until(() => served(later.seen, 'POST', replica)[0], { what: 'a write is served again' })
+  await until(() => served(later.seen, 'POST', replica).length > 100, { what: 'writes are served' })
+  t.ok(first.at - promoted < 2000, `${Math.round(first.at - promoted)} ms from the promotion to the first write`)
+  t.comment(`first successful write ${Math.round(first.at - promoted)} ms after the promotion, 100 after ${Math.round(performance.now() - promoted)} ms; ${app.pools.stats().db!.used} used`)
+  const failed = later.seen.filter(({ status }) => status !== 200)
+  t.same(failed.filter(({ method }) => method === 'GET'), [], 'no read failed')
+  const codes = [...new Set(failed.map(({ code }) => code))].map((code) => `${code} x${failed.filter((one) => one.code === code).length}`)
+  t.comment(`${failed.length} of those who came while it hung failed: ${codes.join(', ')}`)
+  t.match(failovers.at(-1), { to: 'second' })
+
+  wake()
+  await until(() => app.pools.stats().db!.targets!.some(({ target, circuit, idle, used }) => target === 'first' && circuit === 'closed' && idle + used === 1), { what: 'the old primary is asked again' })
+  const woken = performance.now()
+  await until(() => served([...seen, ...later.seen], 'POST', undefined, woken).length > 200, { what: 'writes are served' })
+  t.same(served([...seen, ...later.seen], 'POST', primary, woken), [], 'it takes itself for a primary, and gets no writes')
+  t.match(app.pools.stats().db!.targets, [{ target: 'first', role: 'primary' }, { target: 'second', role: 'primary' }])
+  await Promise.all([stop(), later.stop()])
+  await replica.kill()
+  const second = () => app.pools.stats().db!.targets!.find(({ target }) => target === 'second')!
+  await until(() => second().idle + second().used === 0, { what: 'the new primary is known to be dead' })
+  await t.rejects(app.pools.get('db' as never).acquire({ timeout: 1000 }), { statusCode: 503 }, 'nor when the new one dies')
+  await until(() => app.pools.stats().db!.used === 0, { what: 'no connection is used' })
+})
+
+t.test('PostgreSQL: which target is the primary is asked, not believed', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replica } = await pairWithTable(t)
+  const { app, port } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: replica.url }, { name: 'second', url: primary.url, role: 'replica' }] })
+  const { seen, stop } = startLoad(t, port)
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+  await stop()
+  t.same(seen.filter(({ status }) => status !== 200), [], 'from the first one on')
+  t.same([...new Set(served(seen, 'POST').map((one) => one.port))], [primary.port])
+  t.same([...new Set(served(seen, 'GET').map((one) => one.port))], [replica.port])
+  t.match(app.pools.stats().db!.targets, [{ target: 'first', role: 'replica', lag: Number }, { target: 'second', role: 'primary', lag: null }])
+})
+
+t.test('PostgreSQL: a primary that takes no writes any more hands over to the one that was promoted', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replica, promote } = await pairWithTable(t)
+  const { app, port, failovers } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { seen, stop } = startLoad(t, port)
+  await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
+  const fenced = performance.now()
+  await readOnly(primary)
+  await promote(replica)
+  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served by the new primary' })
+  t.ok(first.at - fenced < within)
+  t.comment(`first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
+  const back = performance.now()
+  await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
+  await stop()
+  const failed = seen.filter(({ status }) => status !== 200)
+  t.same(failed.filter(({ status, code }) => code !== '25006' && status !== 503).slice(0, 3), [], 'meanwhile writes failed with what the server said, or were refused')
+  t.same(failed.filter(({ method }) => method === 'GET').slice(0, 3), [], 'no read failed')
+  t.match(failovers.at(-1), { to: 'second' })
+  t.match(app.pools.stats().db!.targets, [{ target: 'first', role: 'replica' }, { target: 'second', role: 'primary' }])
+})
+
+t.test('PostgreSQL: one address that moves: a connection that refused a write is replaced by one to where the url leads now', needsGroup('PostgreSQL'), async (t) => {
+  const { primary, replica, promote } = await pairWithTable(t)
+  let url = primary.url
+  const { app, port } = await serve(t, { url: async () => url })
+  const { seen, stop } = startLoad(t, port, { readers: 0 })
+  await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
+  const fenced = performance.now()
+  await readOnly(primary)
+  await until(() => seen.some(({ code }) => code === '25006'), { what: 'a write is refused' })
+  await promote(replica)
+  url = replica.url
+  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served by the new primary' })
+  t.ok(first.at - fenced < within)
+  t.comment(`first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
+  const back = performance.now()
+  await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
+  await stop()
+  t.same(seen.filter(({ sent, status }) => sent > back + 500 && status !== 200), [])
+  t.ok(app.pools.stats().db!.destroyed.error > 0, 'without anybody\'s evict()')
+})

@@ -1,0 +1,98 @@
+import type { Redis } from 'ioredis'
+import t, { type Test } from 'tap'
+import type { PoolOptions } from '../../index.js'
+import { askRedis } from '../support/services.js'
+import type { Server } from '../support/services.js'
+import { needsGroup, startRedisSentinel, type RedisSentinel } from '../support/topologies.js'
+import { until } from '../support/until.js'
+import { failuresOf, serve, type Client } from './failover-redis.js'
+
+const name = 'failing-over'
+
+function pool ({ sentinels, name: group }: RedisSentinel): PoolOptions {
+  return { backend: 'redis', max: 4, connection: { sentinels: sentinels.map(({ host, port }) => ({ host, port })), name: group, connectionName: name } }
+}
+
+const write = (connection: Client, n: number) => (connection as Redis).set('written', n)
+
+/** Resolves with when the sentinels first name another one than `master`. */
+async function announcement ({ masterNow }: RedisSentinel, master: Server): Promise<number> {
+  return await until(async () => await masterNow() !== master.port && performance.now(), { timeout: 20_000, what: 'the sentinels announce a new master' })
+}
+
+/** The connections of the pool, and of its shared client, that the server knows. */
+async function known ({ url }: Server): Promise<number> {
+  return (await askRedis(new URL(url), 'CLIENT LIST')).split('\n').filter((line) => line.includes(` name=${name} `)).length
+}
+
+async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[]): Promise<void> {
+  const { app, shared, answers, firstAfter, stop } = await serve(t, pool(group), write)
+  await group.caughtUp()
+  const start = performance.now()
+  const announced = announcement(group, group.master)
+  await Promise.all([group.master, ...alsoKill].map((server) => server.kill()))
+  const dead = performance.now()
+  const sharedWrite = shared.set('shared', 1).then(() => performance.now())
+  const first = await firstAfter(dead)
+  const [at, sharedAt] = await Promise.all([announced, sharedWrite])
+  t.comment(`from kill -9 to the first write: ${Math.round(first.at - start)} ms; the sentinels' announcement: ${Math.round(at - start)} ms; the shared client: ${Math.round(sharedAt - start)} ms`)
+  t.comment(`failures: ${failuresOf(answers)}`)
+  t.ok(first.at - at < 1000, `the first write ${Math.round(first.at - at)} ms after the announcement`)
+  t.ok(sharedAt - at < 1000, `the shared client's ${Math.round(sharedAt - at)} ms after it`)
+  // All of them, not only a lucky one.
+  await until(() => answers.filter(({ at, status }) => at > first.at && status === 200).length > 100)
+  t.equal(answers.filter(({ at, status }) => at > first.at + 500 && status !== 200).length, 0, 'and all succeed from then on')
+  await stop()
+  const [, there] = (await askRedis(new URL(group.replica.url), 'GET written')).split('\r\n')
+  t.ok(Number(there) >= Number(first.body), 'they are at the new master')
+  await app.close()
+  await until(async () => await known(group.replica) === 0)
+}
+
+t.test('a master that is killed: writes succeed again within a second of the sentinels\' announcement', needsGroup('Redis'), async (t) => {
+  await killed(t, await startRedisSentinel(t), [])
+})
+
+t.test('a master that is killed together with the sentinel that is asked first', needsGroup('Redis'), async (t) => {
+  const group = await startRedisSentinel(t, { sentinels: 3 })
+  await killed(t, group, group.sentinels.slice(0, 1))
+})
+
+t.test('a failover without a death leaves no connection at the demoted master, and no request hangs', needsGroup('Redis'), async (t) => {
+  const group = await startRedisSentinel(t)
+  const { app, shared, answers, firstAfter, stop } = await serve(t, pool(group), write)
+  await shared.set('shared', 1)
+  t.ok(await known(group.master) > 1, 'they are at the master')
+  await group.failover()
+  const at = await announcement(group, group.master)
+  // Long before the sentinels demote it, which is what makes it take no more writes.
+  await until(async () => await known(group.master) === 0, { timeout: 1000, what: 'the old master has no connection of ours' })
+  const role = await askRedis(new URL(group.master.url), 'ROLE')
+  t.comment(`the old master has no connection ${Math.round(performance.now() - at)} ms after the announcement, and is a ${/master|slave/.exec(role)?.[0]}`)
+  const first = await firstAfter(performance.now())
+  t.ok(first.at - at < 1000, `a write ${Math.round(first.at - at)} ms after the announcement`)
+  await shared.set('shared', 2)
+  t.comment(`failures: ${failuresOf(answers)}`)
+  t.same(answers.filter(({ status, body }) => status !== 200 && !/closed|READONLY/.test(body)).slice(0, 3), [], 'only what was under way at the old master failed')
+  await stop()
+  t.equal(await known(group.master), 0)
+  t.match(await askRedis(new URL(group.replica.url), 'GET shared'), /2/)
+  await app.close()
+})
+
+t.test('a master that hangs is left as soon as there is another one', needsGroup('Redis'), async (t) => {
+  const group = await startRedisSentinel(t)
+  const { answers, shared, firstAfter, stop } = await serve(t, pool(group), write)
+  await shared.set('shared', 1)
+  const announced = announcement(group, group.master)
+  const start = performance.now()
+  group.master.pause()
+  const sharedWrite = shared.set('shared', 2)
+  const at = await announced
+  const first = await firstAfter(at)
+  await sharedWrite
+  t.comment(`from SIGSTOP to the first write: ${Math.round(first.at - start)} ms; the announcement: ${Math.round(at - start)} ms; failures: ${failuresOf(answers)}`)
+  t.ok(first.at - at < 1000, `the first write ${Math.round(first.at - at)} ms after the announcement`)
+  await stop()
+  group.master.resume()
+})

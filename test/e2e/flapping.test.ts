@@ -1,0 +1,145 @@
+import type { AddressInfo } from 'node:net'
+import { Writable } from 'node:stream'
+import Fastify, { type FastifyRequest } from 'fastify'
+import type { Redis } from 'ioredis'
+import t, { type Test } from 'tap'
+import fastifyPool, { type PoolOptions } from '../../index.js'
+import { startProxy } from '../support/proxy.js'
+import { startRedis } from '../support/services.js'
+import { until } from '../support/until.js'
+import { type Answer, ask, keepAliveAgent } from './client.js'
+
+const max = 5
+const acquireTimeout = 1000
+/** As by default. */
+const failures = 5
+const openFor = 500
+
+t.setTimeout(120_000)
+
+interface Seen { readonly status: number, readonly code: string | undefined, readonly retryAfter: string | undefined, readonly ms: number }
+
+async function serve (t: Test) {
+  const strays: unknown[] = []
+  const stray = (error: unknown) => { strays.push(error) }
+  process.on('unhandledRejection', stray)
+  t.teardown(() => { process.off('unhandledRejection', stray) })
+  const server = await startRedis(t)
+  const proxy = await startProxy(t, server)
+  const lines: Array<{ level: number, msg: string }> = []
+  const stream = new Writable({
+    write (chunk, _encoding, done) {
+      lines.push(JSON.parse(String(chunk)))
+      done()
+    },
+  })
+  const app = Fastify({ logger: { level: 'info', stream }, disableRequestLogging: true })
+  const pool: PoolOptions = { backend: 'redis', url: `redis://127.0.0.1:${proxy.port}`, max, acquireTimeout, startup: 'lazy' }
+  await app.register(fastifyPool, pool)
+  app.get('/', async (request) => await (request as FastifyRequest & { db: Redis }).db.ping())
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.teardown(() => app.close())
+  const { port } = app.server.address() as AddressInfo
+  const agent = keepAliveAgent(t)
+  const get = async (): Promise<Seen> => {
+    const began = performance.now()
+    const { status, headers, body }: Answer = await ask({ port, path: '/', agent })
+    const { code } = status === 200 ? { code: undefined } : JSON.parse(body) as { code?: string }
+    return { status, code, retryAfter: headers['retry-after'], ms: performance.now() - began }
+  }
+  return { app, pool: app.pools.get('db'), proxy, get, strays, lines }
+}
+
+const quantile = (values: readonly number[], q: number) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))] ?? NaN
+const round = (ms: number) => Math.round(ms * 10) / 10
+
+/** Calls `step` every `ms` for a while: what goes by the clock here is the world outside. */
+async function every (ms: number, times: number, step: (n: number) => void): Promise<void> {
+  await new Promise<void>((resolve) => {
+    let n = 0
+    const timer = setInterval(() => {
+      step(n++)
+      if (n < times) return
+      clearInterval(timer)
+      resolve()
+    }, ms)
+  })
+}
+
+t.test('a server that is up for 200 ms and down for 200 ms, for 30 s, is not called more often than the backoff and the circuit say', async (t) => {
+  const { pool, proxy, get, strays } = await serve(t)
+  const circuit: Array<{ to: string, at: number }> = []
+  pool.on('circuit', ({ to }) => { circuit.push({ to, at: performance.now() }) })
+  await get()
+  const seen: Seen[] = []
+  const flying = new Set<Promise<unknown>>()
+  let most = 0
+  let down = false
+  let phases = 0
+  await every(20, 1500, (n) => {
+    // Ten steps of 20 ms each.
+    if (n % 10 === 0) {
+      down = !down
+      if (down) {
+        phases++
+        // Refused, but seen: a closed listener could not count.
+        proxy.resetOnConnect()
+        proxy.resetAll()
+      } else {
+        proxy.heal()
+      }
+    }
+    const flight = get().then((answer) => { seen.push(answer) }).finally(() => { flying.delete(flight) })
+    flying.add(flight)
+    most = Math.max(most, proxy.connections.open)
+  })
+  await proxy.heal()
+  await Promise.all(flying)
+  const { created, createErrors } = pool.stats()
+  const { total } = proxy.connections
+  const opened = circuit.filter(({ to }) => to === 'open').length
+  t.comment(`${seen.length} requests: ${seen.filter(({ status }) => status === 200).length} served, ${seen.filter(({ code }) => code === 'FST_POOL_CIRCUIT_OPEN').length} refused by the open circuit; ` +
+    `${total} connects (${created} worked, ${createErrors} failed), the circuit opened ${opened} times; longest answer ${round(Math.max(...seen.map(({ ms }) => ms)))} ms`)
+
+  // While it is closed, so many may fail until it opens, and those that were under way then; while it is open, one each `openFor`.
+  const bound = opened * (failures + max) + 30_000 / openFor
+  t.ok(createErrors <= bound, `${createErrors} creates failed, and ${bound} may`)
+  t.ok(created <= (phases + 1) * max, `${created} worked: each connection once for each time that it was cut`)
+  t.ok(total <= createErrors + created + max, 'and there were no others')
+  for (const [i, { to, at }] of circuit.entries()) {
+    const before = circuit[i - 1]
+    if (to === 'half-open') t.ok(at - before!.at >= openFor - 2, `tried again after ${round(at - before!.at)} ms`)
+  }
+  t.ok(most <= max, `at most ${most} connections at a time`)
+  t.ok(seen.every(({ ms }) => ms < acquireTimeout + 500), 'every request was answered in time')
+  t.same(strays, [], 'and nothing was left unhandled')
+
+  await until(() => pool.stats().circuit === 'closed', { what: 'the circuit to close' })
+  t.equal((await get()).status, 200)
+  await until(() => pool.stats().used === 0 && pool.stats().creating === 0)
+  t.equal(pool.stats().pending, 0)
+})
+
+t.test('with its server gone, an app says so at once; when it is back, so is the app, within openFor', async (t) => {
+  const { pool, proxy, get, lines } = await serve(t)
+  t.equal((await get()).status, 200)
+  await proxy.refuse()
+  proxy.resetAll()
+  await until(async () => (await get()).code === 'FST_POOL_CIRCUIT_OPEN', { what: 'the circuit to open' })
+
+  const seen: Seen[] = []
+  for (let i = 0; i < 200; i++) seen.push(await get())
+  const p99 = quantile(seen.map(({ ms }) => ms), 0.99)
+  t.ok(seen.every(({ status, code }) => status === 503 && code === 'FST_POOL_CIRCUIT_OPEN'))
+  t.ok(seen.every(({ retryAfter }) => retryAfter === '1'))
+  t.ok(p99 < 100, 'nobody waits')
+  t.match(await pool.health(), { status: 'down', circuit: /open/ })
+
+  await proxy.heal()
+  const back = performance.now()
+  await until(async () => (await get()).status === 200, { what: 'the first answer' })
+  const took = performance.now() - back
+  t.comment(`refused in ${round(quantile(seen.map(({ ms }) => ms), 0.5))} ms (p99 ${round(p99)} ms); served again ${round(took)} ms after the server was back`)
+  t.ok(took < 1.1 * openFor + 300, `${took} ms`)
+  t.equal(lines.filter(({ level, msg }) => level === 50 && /circuit/.test(msg)).length, 1, 'the log says once that the circuit opened')
+})

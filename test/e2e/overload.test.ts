@@ -1,0 +1,123 @@
+import type { AddressInfo } from 'node:net'
+import Fastify, { type FastifyRequest } from 'fastify'
+import type { Client } from 'pg'
+import t from 'tap'
+import fastifyPool from '../../index.js'
+import { startPostgres } from '../support/services.js'
+import { until } from '../support/until.js'
+import { type Answer, ask, keepAliveAgent } from './client.js'
+
+const max = 10
+/** How long one query takes, in ms. */
+const service = 50
+/** The bound of the line: nobody waits longer. */
+const acquireTimeout = 400
+const seconds = 20
+const times = 3
+
+interface Seen { readonly status: number, readonly code: string | undefined, readonly ms: number, readonly inside: number, readonly retryAfter: string | undefined }
+
+const quantile = (values: readonly number[], q: number) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))] ?? NaN
+const round = (ms: number) => Math.round(ms * 10) / 10
+
+t.setTimeout(120_000)
+
+t.test(`with ${times} times more than it can do for ${seconds} s, the app answers what it can in time, refuses the rest at once, and is as before afterwards`, async (t) => {
+  const server = await startPostgres(t)
+  const app = Fastify()
+  await app.register(fastifyPool, { backend: 'postgresql', url: server.url, max, acquireTimeout })
+  app.get('/', async (request) => {
+    await (request as FastifyRequest & { db: Client }).db.query(`select pg_sleep(${service / 1000})`)
+    return 'served'
+  })
+  app.get('/idle', { config: { pools: false } }, async () => 'served')
+  // Told by the server itself: what this process's client side costs is not the pool's.
+  app.addHook('onSend', (_request, reply, payload, done) => {
+    reply.header('x-inside', String(reply.elapsedTime))
+    done(null, payload)
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.teardown(() => app.close())
+  const { port } = app.server.address() as AddressInfo
+  const agent = keepAliveAgent(t)
+  const pool = app.pools.get('db')
+  const get = async (path = '/'): Promise<Seen> => {
+    const began = performance.now()
+    const { status, headers, body }: Answer = await ask({ port, path, agent })
+    const { code } = status === 200 ? { code: undefined } : JSON.parse(body) as { code?: string }
+    return { status, code, ms: performance.now() - began, inside: Number(headers['x-inside']), retryAfter: headers['retry-after'] }
+  }
+
+  // What it can do: ten at a time, for two seconds; and what one request takes that is alone.
+  await Promise.all(Array.from({ length: max }, () => get()))
+  const alone: number[] = []
+  for (let i = 0; i < 10; i++) alone.push((await get()).inside)
+  const unloaded = quantile(alone, 0.5)
+  let done = 0
+  const began = performance.now()
+  await Promise.all(Array.from({ length: max }, async () => {
+    while (performance.now() - began < 2000) {
+      await get()
+      done++
+    }
+  }))
+  const capacity = done / (performance.now() - began) * 1000
+  const before = pool.stats()
+
+  // Requests come by the clock, whether or not those before them were answered.
+  const seen: Seen[] = []
+  const floor: Seen[] = []
+  const flying = new Set<Promise<unknown>>()
+  const start = performance.now()
+  let sent = 0
+  let longest = 0
+  await new Promise<void>((resolve) => {
+    const timer = setInterval(() => {
+      const now = performance.now()
+      const due = Math.min(seconds, (now - start) / 1000) * capacity * times
+      const send = (path: string, into: Seen[]) => {
+        const flight = get(path).then((answer) => { into.push(answer) }).finally(() => { flying.delete(flight) })
+        flying.add(flight)
+      }
+      for (; sent < due; sent++) {
+        send('/', seen)
+        // How fast this process answers at all, under the same load.
+        if (sent % 10 === 0) send('/idle', floor)
+      }
+      longest = Math.max(longest, pool.stats().pending)
+      if (now - start < seconds * 1000) return
+      clearInterval(timer)
+      resolve()
+    }, 5)
+  })
+  await Promise.all(flying)
+  const took = (performance.now() - start) / 1000
+
+  const answered = seen.filter(({ status }) => status === 200)
+  const refused = seen.filter(({ code }) => code === 'FST_POOL_OVERLOADED')
+  const late = seen.filter(({ code }) => code === 'FST_POOL_ACQUIRE_TIMEOUT')
+  const p99 = quantile(answered.map(({ inside }) => inside), 0.99)
+  const told = quantile(refused.map(({ inside }) => inside), 0.99)
+  const anyway = quantile(floor.map(({ inside }) => inside), 0.99)
+  t.comment(`alone ${round(unloaded)} ms; capacity ${round(capacity)} requests/s; offered ${round(sent / took)}/s for ${round(took)} s; ` +
+    `answered ${answered.length} (${round(answered.length / took)}/s), p50 ${round(quantile(answered.map(({ inside }) => inside), 0.5))} ms, p99 ${round(p99)} ms (over the socket ${round(quantile(answered.map(({ ms }) => ms), 0.99))} ms); ` +
+    `refused ${refused.length}, p50 ${round(quantile(refused.map(({ inside }) => inside), 0.5))} ms, p99 ${round(told)} ms (a route without a pool at the same time: ${round(anyway)} ms); ` +
+    `timed out ${late.length}; longest line ${longest}`)
+
+  t.equal(seen.length, sent, 'every request was answered')
+  t.equal(answered.length + refused.length + late.length, sent, 'with a result, or with one of the two refusals')
+  t.ok(answered.length >= 0.9 * capacity * seconds, 'it does what it can')
+  t.ok(p99 < 2 * unloaded + acquireTimeout, `p99 of the answered ones: ${p99} ms`)
+  t.ok(told < 5 + anyway, `p99 of the refused ones: ${told} ms`)
+  t.ok(late.length <= 0.01 * sent, `${late.length} waited for nothing`)
+  t.ok(refused.every(({ retryAfter }) => /^[1-9]\d?$/.test(retryAfter ?? '')), 'and are told when to come back')
+
+  await until(() => pool.stats().used === 0 && pool.stats().pending === 0)
+  const after = pool.stats()
+  t.equal(after.created, before.created, 'no connection was made anew')
+  t.equal(after.idle, max)
+  t.same(after.destroyed, before.destroyed)
+  const again: number[] = []
+  for (let i = 0; i < 10; i++) again.push((await get()).inside)
+  t.ok(quantile(again, 0.5) < 2 * unloaded, 'a request takes as long as before')
+})

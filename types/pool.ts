@@ -14,9 +14,17 @@ export interface Holder {
   readonly heldFor: number
 }
 
+/** What ends an acquire: an `AbortSignal`, or whatever has these of its members. */
+export interface AcquireSignal {
+  readonly aborted: boolean
+  readonly reason: unknown
+  addEventListener (type: 'abort', listener: () => void, options?: { once?: boolean }): void
+  removeEventListener (type: 'abort', listener: () => void): void
+}
+
 export interface AcquireOptions {
   /** Leaves the line when it aborts: rejects with `FST_POOL_ABORTED`, whose cause is the signal's reason. */
-  signal?: AbortSignal
+  signal?: AcquireSignal
   /** Instead of the pool's `acquireTimeout`, in ms. At least 1. */
   timeout?: number
   holder?: HolderLabel

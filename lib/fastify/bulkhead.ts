@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify'
-import type { AcquireOptions, Clock, HolderLabel, Lease, PoolFace, Timer } from '../../types/pool.js'
+import type { AcquireOptions, AcquireSignal, Clock, HolderLabel, Lease, PoolFace, Timer } from '../../types/pool.js'
 import { systemClock } from '../pool/clock.js'
 import { PoolError, badOption } from '../pool/errors.js'
 import type { ResolvedPoolOptions } from '../pool/options.js'
@@ -253,7 +253,7 @@ export class Bulkhead {
       'Look for slow queries, or raise bulkhead.max or maxPending.', this.#predicted(share))
   }
 
-  #abortError (signal: AbortSignal): PoolError {
+  #abortError (signal: AcquireSignal): PoolError {
     return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${this.#pool.name}' was aborted by its signal`, { cause: signal.reason })
   }
 

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { AcquireOptions, HolderLabel, Lease } from '../../types/pool.js'
+import type { AcquireOptions, AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 import { abandon, hold } from '../pool/pool.js'
 import type { HeldTransaction } from '../pool/transaction.js'
@@ -51,8 +51,39 @@ interface Slot {
   visit: Visit | undefined
 }
 
-/** Of requests that have ended, and nobody listens to them any more: a new one costs a third of what waiting for a connection costs a request. */
-const spareControllers: AbortController[] = []
+/** Tells the acquires of one request that it is over. An AbortController would cost a third of what waiting for a connection costs a request. */
+class Leave implements AcquireSignal {
+  aborted = false
+  reason: unknown
+  #listeners: Array<() => void> = []
+
+  addEventListener (_type: 'abort', listener: () => void): void {
+    this.#listeners.push(listener)
+  }
+
+  removeEventListener (_type: 'abort', listener: () => void): void {
+    this.#listeners = this.#listeners.filter((one) => one !== listener)
+  }
+
+  abort (reason: unknown): void {
+    if (this.aborted) return
+    this.aborted = true
+    this.reason = reason
+    for (const listener of this.#listeners.splice(0)) listener()
+  }
+}
+
+/** Aborts with whichever comes first, until `stop`. */
+function either (signals: readonly AcquireSignal[]): { readonly signal: AcquireSignal, stop (): void } {
+  const signal = new Leave()
+  const undos = signals.map((one) => {
+    const abort = () => { signal.abort(one.reason) }
+    if (one.aborted) abort()
+    else one.addEventListener('abort', abort)
+    return () => { one.removeEventListener('abort', abort) }
+  })
+  return { signal, stop: () => { for (const undo of undos) undo() } }
+}
 
 /** The requests that are queued on one socket, behind others. One listener for all of them: thirty would look like a leak to Node. */
 class Queue extends Set<() => void> {
@@ -112,9 +143,7 @@ export class RequestScope {
   /** And that while the reply waited. */
   #failedLate = false
   /** Ends the acquires that wait. */
-  #abort: AbortController | undefined
-  /** Other signals were made from its signal, which knows them for as long as it lives. */
-  #derived = false
+  #leave: Leave | undefined
   #bodyTimer: NodeJS.Timeout | undefined
   /** After an abnormal end: connections that the handler may still be using. */
   #doubtful: Slot[] = []
@@ -193,11 +222,11 @@ export class RequestScope {
   async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (this.#ended) throw overError()
     const { step } = slot
-    const own = (this.#abort ??= spareControllers.pop() ?? new AbortController()).signal
-    if (options?.signal !== undefined) this.#derived = true
-    const signal = options?.signal === undefined ? own : AbortSignal.any([own, options.signal])
-    const asked = { ...this.#optionsOf(slot, options), signal }
-    const lease = await (step.bulkhead === undefined ? step.pool.acquire(asked) : step.bulkhead.acquire(this.#reply.request, asked))
+    const own = (this.#leave ??= new Leave())
+    const both = options?.signal === undefined ? undefined : either([own, options.signal])
+    const asked = { ...this.#optionsOf(slot, options), signal: both?.signal ?? own }
+    const taking = step.bulkhead === undefined ? step.pool.acquire(asked) : step.bulkhead.acquire(this.#reply.request, asked)
+    const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
     try {
       if (!this.#ended && step.transaction !== undefined) {
         const { commitOn = 'success', ...begin } = step.transaction
@@ -436,7 +465,8 @@ export class RequestScope {
     raw.off('close', this.#end)
     this.#leaveQueue?.()
     clearTimeout(this.#bodyTimer)
-    if (this.#abort !== undefined) this.#leaveLines(this.#abort)
+    // The error has a stack, and most have long been served.
+    if (this.#leave !== undefined && this.#slots.some(({ taking }) => taking !== undefined)) this.#leave.abort(overError())
 
     const well = raw.writableEnded && !this.#isTimedOut()
     // Whoever hijacked it may also leave the end of it to the client.
@@ -455,12 +485,6 @@ export class RequestScope {
     const settled = this.#replied && (this.#streams || raw.headersSent)
     if (settled || this.#graces.abortGrace === 0) return this.#settleDoubtful(settled)
     setTimeout(() => { this.#settleDoubtful(this.#replied && raw.headersSent) }, this.#graces.abortGrace).unref()
-  }
-
-  #leaveLines (controller: AbortController): void {
-    // An abort costs more than all the rest of a request, and most have long been served.
-    if (this.#slots.some(({ taking }) => taking !== undefined)) controller.abort(overError())
-    else if (!this.#derived && spareControllers.length < 100) spareControllers.push(controller)
   }
 
   /**

@@ -1,7 +1,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { Connector, DestroyReason, TransactionOptions } from '../../types/connector.js'
 import type {
-  AcquireOptions, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
+  AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
 } from '../../types/pool.js'
 import { Circuit } from './circuit.js'
 import { systemClock } from './clock.js'
@@ -1517,7 +1517,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     return new PoolError('FST_POOL_CLOSED', `pool '${this.name}' is ${this.#phase}`, { retryAfter: this.#options.closeTimeout / 1000 })
   }
 
-  #abortError (signal: AbortSignal): PoolError {
+  #abortError (signal: AcquireSignal): PoolError {
     return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${this.name}' was aborted by its signal`, { cause: signal.reason })
   }
 

@@ -1,4 +1,4 @@
-import type { AcquireOptions, Role, Timer } from '../../types/pool.js'
+import type { AcquireOptions, AcquireSignal, Role, Timer } from '../../types/pool.js'
 
 /** An acquire that was not served at once. Its deadline is what it was, wherever it waits. */
 export interface Request {
@@ -17,13 +17,13 @@ export class Line<L> {
   readonly #waiting = new Map<Request, Waiting>()
   readonly #setTimer: (fn: () => void, ms: number) => Timer
   readonly #late: (request: Request) => Error
-  readonly #aborted: (signal: AbortSignal) => Error
+  readonly #aborted: (signal: AcquireSignal) => Error
 
   /**
    * @param late what is thrown at the deadline
    * @param aborted what is thrown where the signal aborts
    */
-  constructor (setTimer: (fn: () => void, ms: number) => Timer, late: (request: Request) => Error, aborted: (signal: AbortSignal) => Error) {
+  constructor (setTimer: (fn: () => void, ms: number) => Timer, late: (request: Request) => Error, aborted: (signal: AcquireSignal) => Error) {
     this.#setTimer = setTimer
     this.#late = late
     this.#aborted = aborted

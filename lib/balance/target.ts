@@ -88,6 +88,16 @@ export class Target<C> implements Member<C>, Candidate {
     return circuit === 'closed' || idle + used > 0
   }
 
+  /** Another one is to be preferred: it has no connection, or none but those that are lent, and may be dead. */
+  get lost (): boolean {
+    return !this.usable || (this.failing && this.mute && this.load.idle === 0)
+  }
+
+  /** It takes itself for the primary, as another one does that became it later. */
+  get isSuperseded (): boolean {
+    return this.role === 'primary' && this.supersededBy !== undefined
+  }
+
   /** As far as is known; what is lent of it may be dead. */
   get sound (): boolean {
     return !this.silent && (!this.failing || this.load.idle > 0)
@@ -102,7 +112,7 @@ export class Target<C> implements Member<C>, Candidate {
   get why (): string {
     if (this.lastError !== undefined && (this.failing || !this.usable)) return this.lastError.message
     if (!this.known) return 'it does not answer'
-    return `it says that it is a ${this.role}${this.role === 'primary' ? ', but another one has become it since' : ''}`
+    return `it says that it is a ${this.role}${this.isSuperseded ? ', but another one has become it since' : ''}`
   }
 }
 

@@ -1,7 +1,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { Connector, ServerState } from '../../types/connector.js'
 import type {
-  AcquireOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, Role, RunOptions, TargetStats, UseOptions,
+  AcquireOptions, AcquireSignal, Circuit, Clock, ErrorPhase, Holder, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, Role, RunOptions, TargetStats, UseOptions,
 } from '../../types/pool.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import { systemClock } from '../pool/clock.js'
@@ -120,6 +120,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       isPaused: () => this.#suspended,
       isUrgent: () => this.#isUrgent,
       said: (target, state, at) => { this.#said(target, state, at) },
+      isTransient: (target, error) => this.#isTransient(target, error),
       refused: (error) => { this.#report(error) },
       done: (target) => {
         this.#relieve(target)
@@ -137,7 +138,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#maxPending = options.maxPending ?? poolDefaults.maxPending
     this.#retrying = {
       acquire: (acquire) => this.acquire(acquire),
-      isTransient: (error) => this.#targets.some(({ spec: { connector } }) => connector.isTransient?.(error) === true),
+      isTransient: (error) => this.#targets.some((target) => this.#isTransient(target, error)),
       wait: (ms) => this.#pause(ms),
       now: () => clock.now(),
       random: () => clock.random(),
@@ -180,8 +181,9 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       if ((reason === 'error' || reason === 'invalid') && target.check === undefined) this.#watch.soon()
       if (this.#line.size > 0) this.#review()
     })
-    pool.on('circuit', () => {
-      this.#watch.soon()
+    pool.on('circuit', ({ from, to }) => {
+      // Not at each probe of one that stays away.
+      if (from === 'closed' || to === 'closed') this.#watch.soon()
       this.#review()
     })
     pool.on('close', (end) => { this.#ends.push(end) })
@@ -405,7 +407,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** One that says it is the primary, and can be used. */
   get #another (): Target<C> | undefined {
-    return this.#targets.find((target) => target !== this.#primary && target.role === 'primary' && target.known && target.usable && target.supersededBy === undefined)
+    return this.#targets.find((target) => target !== this.#primary && target.role === 'primary' && target.known && !target.lost && !target.isSuperseded)
   }
 
   /** It is the primary from now on; undefined: there is none. */
@@ -434,10 +436,10 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** A create failed. */
   #failed (target: Target<C>, error: Error): void {
+    if (!target.failing) this.#watch.soon()
     target.failing = true
     target.lastError = error
     this.#relieve(target)
-    this.#watch.soon()
     this.#review()
   }
 
@@ -450,7 +452,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   /** After every change: whether there is a primary, and what those who wait for one can do. */
   #review (): void {
     if (this.#phase === 'closed') return
-    if (this.#primary?.usable !== true && this.#another !== undefined) return this.#become(this.#another)
+    if (this.#primary?.lost !== false && this.#another !== undefined) return this.#become(this.#another)
     this.#tellFailover()
     this.#line.sort(({ role }) => this.#eligible(role).length > 0 ? 'go' : this.#mayGetPrimary ? 'stay' : this.#circuitError())
     if (this.#openers.length === 0) return
@@ -584,6 +586,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** Resolves after `ms`, or when the pool closes; keeps the process alive until then. */
   #pause (ms: number): Promise<void> {
+    if (this.#phase === 'closed') return Promise.resolve()
     return new Promise((resolve) => {
       const wake = () => {
         timer.cancel()
@@ -621,7 +624,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return whole
   }
 
-  #abortError (signal: AbortSignal): PoolError {
+  #abortError (signal: AcquireSignal): PoolError {
     this.#aborted++
     return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${this.name}' was aborted by its signal`, { cause: signal.reason })
   }
@@ -635,7 +638,16 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#emit('refuse', { error, wait: this.#clock.now() - since, ...(holder !== undefined && { holder }) })
   }
 
-  #report (error: unknown, phase: 'listener' | 'validate' = 'validate'): void {
+  #isTransient ({ spec: { connector } }: Target<C>, error: unknown): boolean {
+    try {
+      return connector.isTransient?.(error) === true
+    } catch (failure) {
+      this.#report(failure, 'isTransient')
+      return false
+    }
+  }
+
+  #report (error: unknown, phase: ErrorPhase = 'validate'): void {
     this.#emit('error', { error: this.#scrub(error), phase })
   }
 
@@ -689,7 +701,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return this.#targets.flatMap(({ pool }) => pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
   }
 
-  /** As the primary is; `degraded` where another target is not up, `down` where there is no primary. */
+  /** As the primary is; `degraded` where another target is not up, or an old primary does not know that it is one no more, `down` where there is no primary. */
   async health (): Promise<PoolHealth> {
     const all = await Promise.all(this.#targets.map(async (target) => ({ target, ...await target.pool.health() })))
     const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
@@ -701,6 +713,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     if (primary !== undefined && primary.status !== 'up') return { status: primary.status, reason: primary.reason!, ...rest }
     if (primary === undefined && this.#started) return { status: 'down', reason: `no primary: ${all.map(({ target }) => `${target.name}: ${target.why}`).join('; ')}`, ...rest }
     if (ill !== undefined) return { status: 'degraded', reason: `${ill.target.name}: ${ill.reason}`, ...rest }
+    const old = this.#targets.find(({ isSuperseded }) => isSuperseded)
+    if (old !== undefined) return { status: 'degraded', reason: `${old.name}: ${old.why}`, ...rest }
     return { status: 'up', ...rest }
   }
 }

@@ -1,6 +1,6 @@
 import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease, Timer } from '../../types/pool.js'
-import { badOption } from '../pool/errors.js'
+import { PoolError, badOption } from '../pool/errors.js'
 import { inside } from '../pool/pool.js'
 import { Moved, type Target } from './target.js'
 
@@ -21,6 +21,8 @@ export interface Watching<C> {
   isUrgent (): boolean
   /** @param at when it was asked */
   said (target: Target<C>, state: ServerState, at: number): void
+  /** Whether what failed so may succeed on another connection. */
+  isTransient (target: Target<C>, error: unknown): boolean
   /** A target answered with an error. */
   refused (error: unknown): void
   /** A target was asked, whatever came of it. */
@@ -120,21 +122,22 @@ export class Watch<C> {
   }
 
   #unanswered (target: Target<C>, lease: Lease<C> | undefined, { aborted }: AbortSignal, error: unknown): void {
-    const { said, refused } = this.#watching
+    const { said, isTransient, refused } = this.#watching
+    if (lease === undefined && error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
     if (!this.#begun) return lease?.release()
+    // One that was never reached may only be slow to connect to: whether that fails, its pool tells.
     if (lease === undefined) {
-      if (aborted) target.gaveUp++
-      // One that was never reached may only be slow to connect to: whether that fails, its pool tells.
       target.mute = target.known && !(error instanceof Moved)
       return
     }
-    target.mute = true
-    if (aborted || lease.ended || target.spec.connector.isTransient?.(error) === true) {
-      target.silent = true
+    const before = target.silent
+    target.mute = target.silent = aborted || lease.ended || isTransient(target, error)
+    if (target.silent) {
+      // It may have been this connection alone.
+      if (!before) this.soon()
       return lease.destroy(error as Error)
     }
     // It answers, and not this question: then it is what it was given as.
-    target.silent = false
     lease.release()
     if (!target.known) said(target, { role: target.given }, this.#clock.now())
     refused(error)
@@ -143,8 +146,10 @@ export class Watch<C> {
 
 /** Foreign. */
 function readState (state: ServerState): ServerState {
-  const role: unknown = (state as ServerState | undefined)?.role
+  const { role, lag = 0, offset = 0 } = (state as Partial<ServerState> | undefined) ?? {}
   if (role !== 'primary' && role !== 'replica') throw badOption('inspect().role', role, "'primary' or 'replica'")
+  if (!(lag >= 0)) throw badOption('inspect().lag', lag, 'milliseconds')
+  if (!(offset >= 0)) throw badOption('inspect().offset', offset, 'bytes')
   return state
 }
 

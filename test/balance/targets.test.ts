@@ -1,3 +1,4 @@
+import { getEventListeners } from 'node:events'
 import t, { type Test } from 'tap'
 import { TargetPool, type TargetOptions, type TargetSpec } from '../../lib/balance/targets.js'
 import type { ServerState } from '../../types/connector.js'
@@ -280,6 +281,9 @@ t.test('who can not be asked is what it was given as, and so is who refuses the 
   t.equal(all.at(await all.pool.acquire()), 'a')
   t.ok(all.seen('error').some(({ error }) => error.message === 'permission denied'))
   t.equal(all.servers.a!.creates <= 2, true, 'its connection is kept')
+  const before = all.servers.a!.questions
+  await all.clock.advance(5000)
+  t.ok(all.servers.a!.questions - before <= 6, 'and it is not asked more often than others')
 })
 
 t.test('what wrap makes is for borrowers: a target is asked on the connection itself', async (t) => {
@@ -300,6 +304,11 @@ t.test('an answer that is none is an error', async (t) => {
   await opened(all)
   t.match(all.seen('error')[0], { phase: 'validate', error: { code: 'FST_POOL_BAD_OPTIONS', message: /inspect\(\)\.role is 'master'/ } })
   t.equal(all.stats('b').role, 'replica', 'as it was given')
+  for (const [says, message] of [[{ role: 'replica', lag: NaN }, /lag is NaN/], [{ role: 'replica', lag: -1 }, /lag is -1/], [{ role: 'replica', offset: 'x' }, /offset is 'x'/], [null, /role is missing/]] as const) {
+    all.servers.b!.says = says as unknown as ServerState
+    await all.clock.advance(1000)
+    t.match(all.seen('error').at(-1), { error: { message } })
+  }
 })
 
 // --- Failover -------------------------------------------------------------------------------------------------------------------------
@@ -429,6 +438,8 @@ t.test('of two that say primary, the last one to become it is it; the old one ge
   await all.clock.advance(10_000)
   t.equal(all.pool.backend, all.servers.b, 'the other one says nothing new')
   t.equal(all.seen('failover').length, 1)
+
+  t.match(await all.pool.health(), { status: 'degraded', reason: 'a: it says that it is a primary, but another one has become it since' })
 
   // What was written since is not on the old one.
   all.servers.b!.kill()
@@ -743,6 +754,22 @@ t.test('a replica that hangs is left out from when it has not answered, and who 
   t.same(await readers(all, 4), ['b', 'c'], 'and is read from again when it answers')
 })
 
+t.test('a replica of which one connection dies as it is asked is soon asked again on another one', async (t) => {
+  const all = cluster(t, trio, { checkInterval: 10_000 })
+  await opened(all)
+  all.servers.b!.says = new Error('read-only')
+  await all.clock.advance(10_000)
+  t.same(await readers(all, 4), ['c'])
+  all.servers.b!.says = replica
+  await all.clock.advance(101)
+  t.same(await readers(all, 4), ['b', 'c'])
+  all.servers.b!.kill()
+  await all.clock.advance(10_000)
+  const before = all.servers.c!.questions
+  await all.clock.advance(60_000)
+  t.ok(all.servers.c!.questions - before <= 30, `where it stays away, the others are not asked all the time: ${all.servers.c!.questions - before} times in a minute`)
+})
+
 t.test('a replica whose primary died is read from until it may be further behind than maxLag', async (t) => {
   const all = cluster(t, trio, { maxLag: 2000, checkInterval: 100 })
   all.servers.b!.says = { role: 'replica', lag: 300 }
@@ -1029,6 +1056,140 @@ t.test('max is hard whatever happens, and nobody is forgotten', async (t) => {
     t.equal(all.at(last[0]!.value), 'b')
     give(last.map(({ value }) => value!))
   }
+})
+
+t.test('whatever happens, each acquire ends by its deadline, and close leaves nothing and nobody', async (t) => {
+  const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
+  t.comment(`SEED=${seed}`)
+  const unhandled: unknown[] = []
+  const note = (error: unknown) => { unhandled.push(error) }
+  process.on('unhandledRejection', note)
+  t.teardown(() => process.off('unhandledRejection', note))
+  for (let run = 0; run < 30; run++) {
+    const chance = new VirtualClock(seed + run)
+    const below = (n: number) => Math.floor(chance.random() * n)
+    const oneOf = <T>(...all: T[]): T => all[below(all.length)]!
+    const fixed = run % 5 === 4
+    const all = cluster(t, { a: { fixed }, b: { role: oneOf('replica', 'primary'), fixed: fixed && oneOf(true, false) }, c: { ...replica, fixed: fixed && oneOf(true, false) } }, {
+      ...{ max: 3 + below(6), maxPending: 20, acquireTimeout: 2000, connectTimeout: 300, validateTimeout: 200, destroyTimeout: 300, idleTimeout: 400, validateAfter: 100 },
+      ...{ balance: oneOf('weighted', 'least-used', 'random', 'round-robin'), maxLag: oneOf(1000, undefined), checkInterval: 500, ...(oneOf(true, false, false) && { circuit: false as const }) },
+    }, seed + run)
+    const { pool, clock } = all
+    const servers = Object.values(all.servers)
+    const controllers: AbortController[] = []
+    const acquires: Array<{ readonly due: number, readonly acquire: Watched<Lease<FakeConnection>> }> = []
+    const others: Array<Watched<unknown>> = []
+    const held = () => acquires.filter(({ acquire: { value } }) => value !== undefined && !value.ended).map(({ acquire: { value } }) => value!)
+    const check = () => {
+      for (const { due, acquire } of acquires) if (!acquire.done && clock.now() > due + 1) t.fail(`run ${run}: an acquire is ${clock.now() - due} ms late`)
+    }
+    let closed: Watched<unknown> | undefined
+    for (let step = 0; step < 200; step++) {
+      const server = oneOf(...servers)
+      const what = below(30)
+      if (what < 10) {
+        const timeout = oneOf(undefined, 1 + below(500))
+        const controller = new AbortController()
+        controllers.push(controller)
+        const acquire = watch(pool.acquire({ role: oneOf('primary', 'replica'), signal: controller.signal, ...(timeout !== undefined && { timeout }) }))
+        acquires.push({ due: clock.now() + (timeout ?? 2000), acquire })
+      } else if (what < 15) oneOf(...held())?.release()
+      else if (what === 15) oneOf(...held())?.destroy(oneOf(undefined, new Error('read-only')))
+      else if (what < 18) oneOf(...controllers)?.abort()
+      else if (what === 18) server.kill()
+      else if (what === 19) server.start({ role: oneOf('primary', 'replica'), lag: oneOf(0, 500, 5000, Infinity) })
+      else if (what === 20) server.says = oneOf<Server['says']>(undefined, new Error('no'), new Error('read-only'), {} as ServerState, { role: 'replica', lag: NaN })
+      else if (what === 21) server.outcomes.create = oneOf('ok', 'gate', 'hang', 'error', 'throw')
+      else if (what === 22) server.outcomes.validate = oneOf('ok', 'hang', 'error', 'no')
+      else if (what === 23) server.outcomes.destroy = oneOf('ok', 'sync', 'gate', 'hang', 'throw')
+      else if (what === 24) server.calls[0]?.pass()
+      else if (what === 25) pool.evict({ idle: oneOf(true, false) })
+      else if (what === 26) oneOf(() => pool.suspend(), () => pool.resume(), () => pool.resume())()
+      else if (what === 27) {
+        const max = 3 + below(8)
+        pool.resize({ max, min: below(max) })
+      } else if (what === 28) others.push(watch(pool.use(() => { throw new Error('read-only') }, { retry: below(4), timeout: 500 })))
+      else others.push(watch(oneOf<() => Promise<unknown>>(() => pool.open(), () => pool.health())()))
+      if (step === 150 && run % 3 === 0) others.push(watch(pool.drain()))
+      if (step === 180 && run % 3 === 1) closed = watch(pool.close())
+      check()
+      await clock.advance(below(3) === 0 ? 0 : below(60), check)
+    }
+    closed ??= watch(pool.close())
+    await clock.advance(8000, check)
+    t.ok(closed.done, `run ${run}: it is closed`)
+    t.equal(acquires.filter(({ acquire }) => !acquire.done).length, 0, `run ${run}: each acquire came to its end`)
+    t.equal(others.filter(({ done }) => !done).length, 0, `run ${run}: and so did all else`)
+    t.equal(clock.timers.set, 0, `run ${run}: no timer is left`)
+    t.equal(controllers.filter(({ signal }) => getEventListeners(signal, 'abort').length > 0).length, 0, `run ${run}: no listener is left`)
+    const stats = pool.stats()
+    t.match(stats, { creating: 0, idle: 0, used: 0, closing: 0, pending: 0 })
+    t.equal(stats.acquired - stats.released, 0)
+    t.ok(stats.targets!.every(({ aborted }) => aborted >= 0))
+    const ended = acquires.filter(({ acquire: { error } }) => error?.code === 'FST_POOL_ABORTED').length
+    t.equal(stats.aborted, ended, `run ${run}: as many are counted as aborted as were`)
+    for (const { error } of acquires.map(({ acquire }) => acquire)) if (error !== undefined && !/^FST_POOL_/.test(error.code)) t.fail(`run ${run}: ${error}`)
+    if (acquires.some(({ acquire: { error } }) => error?.message.includes('not the one to wait for'))) t.fail('who moved was told')
+    // What is late is still owned.
+    for (const { calls } of servers) for (const call of [...calls]) call.pass()
+    await clock.advance(0)
+  }
+  t.same(unhandled, [])
+})
+
+t.test('a connector that throws where it is asked what an error is breaks nothing', async (t) => {
+  const all = cluster(t, pair, { backoff: { min: 1000, max: 1000 } })
+  await opened(all)
+  for (const server of Object.values(all.servers)) server.isTransient = () => { throw new Error('isTransient threw') }
+  all.servers.b!.says = new Error('no')
+  await all.clock.advance(3000)
+  t.match(await failure(all.pool.use(() => { throw new Error('mine') }, { retry: 3 })), { message: 'mine' })
+  t.ok(all.seen('error').some(({ error, phase }) => error.message === 'isTransient threw' && phase === 'isTransient'))
+})
+
+t.test('a use that is tried again after close leaves no timer', async (t) => {
+  const all = cluster(t, pair, { backoff: { min: 60_000, max: 60_000 } })
+  await opened(all)
+  let fail = (_error: Error) => {}
+  const used = watch(all.pool.use(() => new Promise((_resolve, reject) => { fail = reject }), { retry: 3, timeout: 600_000 }))
+  await all.clock.advance(0)
+  const closed = watch(all.pool.close({ timeout: 100 }))
+  await all.clock.advance(200)
+  t.ok(closed.done)
+  fail(new Error('read-only'))
+  await all.clock.advance(0)
+  t.same(states([used]), ['FST_POOL_CLOSED'])
+  t.equal(all.clock.timers.set, 0)
+})
+
+t.test('of two primaries the other one is taken where of the first only dead connections are left, that somebody still holds', async (t) => {
+  const all = cluster(t, { a: {}, b: {} })
+  await opened(all)
+  const held = await all.pool.acquire()
+  const first = all.pool.backend
+  first.kill()
+  const waiting = watch(all.pool.acquire({ timeout: 20_000 }))
+  await all.clock.advance(4000)
+  t.ok(waiting.value !== undefined && all.at(waiting.value) !== first.name)
+  held.release()
+})
+
+t.test('who waits at a busy primary of which no more connections can be made is served when one comes back', async (t) => {
+  const all = cluster(t, { a: {} })
+  await opened(all)
+  const held = await all.take(2)
+  all.servers.a!.outcomes.create = 'error'
+  const waiting = Array.from({ length: 3 }, () => watch(all.pool.acquire({ timeout: 20_000 })))
+  await all.clock.advance(8000)
+  t.equal(all.pool.stats().circuit, 'open')
+  waiting.push(watch(all.pool.acquire()))
+  t.same(states(waiting), ['waits', 'waits', 'waits', 'waits'])
+  for (let round = 0; round < 6; round++) {
+    for (const { value } of [...waiting, ...held.map((value) => ({ value }))]) value?.release()
+    await all.clock.advance(0)
+  }
+  t.same(states(waiting), ['served', 'served', 'served', 'served'])
+  give(waiting.map(({ value }) => value!))
 })
 
 // --- Control and reading --------------------------------------------------------------------------------------------------------------

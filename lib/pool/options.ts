@@ -120,7 +120,7 @@ const engineProperties = {
     default: {},
   },
   /**
-   * The circuit breaker of creates. It opens where so many fail one after the other, or so large a part of them does; then nobody waits for a connection
+   * The circuit breaker of creates. It opens where so many fail one after the other, or too large a part of them does; then nobody waits for a connection
    * that can't be made: without one, acquires are refused at once with `FST_POOL_CIRCUIT_OPEN`, and one create by itself tries again and again. One that
    * succeeds closes it. `false`: there is none.
    */
@@ -130,7 +130,7 @@ const engineProperties = {
       properties: {
         /** So many failed creates in a row open it. Default 5. */
         failures: { type: 'integer', minimum: 1, default: 5 },
-        /** So large a part of the last `sample` creates opens it: more than 0, less than 1. Default 0.5. */
+        /** More than such a part of the last `sample` creates opens it: more than 0, less than 1. Default 0.5. */
         rate: { type: 'number', exclusiveMinimum: 0, exclusiveMaximum: 1, default: 0.5, title: 'a number between 0 and 1' },
         /** How many creates `rate` is of. Default 20. */
         sample: { type: 'integer', minimum: 1, default: 20 },

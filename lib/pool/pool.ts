@@ -349,6 +349,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   readonly #validateAfter: number
   readonly #maxPending: number
   readonly #acquireTimeout: number
+  readonly #overload: boolean
   readonly #waits = new Histogram()
   readonly #holds = new Histogram()
   readonly #creates = new Histogram()
@@ -412,6 +413,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#validateAfter = connector.validate === undefined ? Infinity : this.#options.validateAfter
     this.#maxPending = this.#options.maxPending
     this.#acquireTimeout = this.#options.acquireTimeout
+    this.#overload = this.#options.overload
     this.#hookWaits = this.#onAcquire?.constructor.name === 'AsyncFunction'
     this.#clock = clock
     this.#place = place
@@ -562,7 +564,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     if (this.#hopeless) return reject(this.#refuse(this.#circuitError(), holder, 0))
     const timeout = options?.timeout ?? this.#acquireTimeout
-    if (this.#isPaced && this.#options.overload && this.#predictedWait() > MARGIN * timeout) return reject(this.#refuse(this.#overloadError(timeout), holder, 0))
+    if (this.#overload && this.#isPaced && this.#predictedWait() > MARGIN * timeout) return reject(this.#refuse(this.#overloadError(timeout), holder, 0))
     if (holder !== undefined && this.#isDeadlock(holder)) return reject(this.#refuse(this.#deadlockError(), holder, 0))
 
     const waiter = new Waiter<C>(holder, now, now + timeout, resolve)

@@ -95,7 +95,7 @@ async function failover (t: Test, subject: Subject, how: 'stepDown' | 'kill', co
   const took = first.at - began
   const limit = (subject.election ?? (await elected) - began) + beyond
   t.ok(took < limit, `${Math.round(took)} ms from it to the first write, within ${Math.round(limit)}`)
-  t.comment(`${how}: the first successful write ${Math.round(took)} ms after it, ${Math.round(await elected - began)} ms of which were the election`)
+  t.comment(`measured: ${how}: the first successful write ${Math.round(took)} ms after it, ${Math.round(await elected - began)} ms of which were the election`)
   const back = performance.now()
   await until(() => written(seen, back).length > 100, { what: 'writes are answered' })
   t.same(seen.filter(({ status, sent }) => status !== 200 && sent > back), [], 'all of them')
@@ -220,7 +220,7 @@ t.test('on the double: where no member is left requests are told so at once, and
   const back = performance.now()
   const first = await until(() => written(seen, back)[0], { what: 'a write is answered again' })
   t.ok(first.at - back < beyond, `${Math.round(first.at - back)} ms`)
-  t.comment(`all members away: the first successful write ${Math.round(first.at - back)} ms after their return`)
+  t.comment(`measured: all members away: the first successful write ${Math.round(first.at - back)} ms after their return`)
   await stop()
   t.match(app.pools.stats().db, { used: 0, pending: 0, late: 0 })
 })

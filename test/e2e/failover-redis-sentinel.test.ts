@@ -35,7 +35,7 @@ async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[
   const sharedWrite = shared.set('shared', 1).then(() => performance.now())
   const first = await firstAfter(dead)
   const [at, sharedAt] = await Promise.all([announced, sharedWrite])
-  t.comment(`from kill -9 to the first write: ${Math.round(first.at - start)} ms; the sentinels' announcement: ${Math.round(at - start)} ms; the shared client: ${Math.round(sharedAt - start)} ms`)
+  t.comment(`measured: from kill -9 to the first write: ${Math.round(first.at - start)} ms; the sentinels' announcement: ${Math.round(at - start)} ms; the shared client: ${Math.round(sharedAt - start)} ms`)
   t.comment(`failures: ${failuresOf(answers)}`)
   t.ok(first.at - at < 1000, `the first write ${Math.round(first.at - at)} ms after the announcement`)
   t.ok(sharedAt - at < 1000, `the shared client's ${Math.round(sharedAt - at)} ms after it`)
@@ -91,7 +91,7 @@ t.test('a master that hangs is left as soon as there is another one', needsGroup
   const at = await announced
   const first = await firstAfter(at)
   await sharedWrite
-  t.comment(`from SIGSTOP to the first write: ${Math.round(first.at - start)} ms; the announcement: ${Math.round(at - start)} ms; failures: ${failuresOf(answers)}`)
+  t.comment(`measured: from SIGSTOP to the first write: ${Math.round(first.at - start)} ms; the announcement: ${Math.round(at - start)} ms; failures: ${failuresOf(answers)}`)
   t.ok(first.at - at < 1000, `the first write ${Math.round(first.at - at)} ms after the announcement`)
   await stop()
   group.master.resume()

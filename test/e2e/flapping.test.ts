@@ -98,7 +98,7 @@ t.test('a server that is up for 200 ms and down for 200 ms, for 30 s, is not cal
   const { created, createErrors } = pool.stats()
   const { total } = proxy.connections
   const opened = circuit.filter(({ to }) => to === 'open').length
-  t.comment(`${seen.length} requests: ${seen.filter(({ status }) => status === 200).length} served, ${seen.filter(({ code }) => code === 'FST_POOL_CIRCUIT_OPEN').length} refused by the open circuit; ` +
+  t.comment(`measured: ${seen.length} requests: ${seen.filter(({ status }) => status === 200).length} served, ${seen.filter(({ code }) => code === 'FST_POOL_CIRCUIT_OPEN').length} refused by the open circuit; ` +
     `${total} connects (${created} worked, ${createErrors} failed), the circuit opened ${opened} times; longest answer ${round(Math.max(...seen.map(({ ms }) => ms)))} ms`)
 
   // While it is closed, so many may fail until it opens, and those that were under way then; while it is open, one each `openFor`.
@@ -139,7 +139,7 @@ t.test('with its server gone, an app says so at once; when it is back, so is the
   const back = performance.now()
   await until(async () => (await get()).status === 200, { what: 'the first answer' })
   const took = performance.now() - back
-  t.comment(`refused in ${round(quantile(seen.map(({ ms }) => ms), 0.5))} ms (p99 ${round(p99)} ms); served again ${round(took)} ms after the server was back`)
+  t.comment(`measured: refused in ${round(quantile(seen.map(({ ms }) => ms), 0.5))} ms (p99 ${round(p99)} ms); served again ${round(took)} ms after the server was back`)
   t.ok(took < 1.1 * openFor + 300, `${took} ms`)
   t.equal(lines.filter(({ level, msg }) => level === 50 && /circuit/.test(msg)).length, 1, 'the log says once that the circuit opened')
 })

@@ -99,7 +99,7 @@ t.test(`with ${times} times more than it can do for ${seconds} s, the app answer
   const p99 = quantile(answered.map(({ inside }) => inside), 0.99)
   const told = quantile(refused.map(({ inside }) => inside), 0.99)
   const anyway = quantile(floor.map(({ inside }) => inside), 0.99)
-  t.comment(`alone ${round(unloaded)} ms; capacity ${round(capacity)} requests/s; offered ${round(sent / took)}/s for ${round(took)} s; ` +
+  t.comment(`measured: alone ${round(unloaded)} ms; capacity ${round(capacity)} requests/s; offered ${round(sent / took)}/s for ${round(took)} s; ` +
     `answered ${answered.length} (${round(answered.length / took)}/s), p50 ${round(quantile(answered.map(({ inside }) => inside), 0.5))} ms, p99 ${round(p99)} ms (over the socket ${round(quantile(answered.map(({ ms }) => ms), 0.99))} ms); ` +
     `refused ${refused.length}, p50 ${round(quantile(refused.map(({ inside }) => inside), 0.5))} ms, p99 ${round(told)} ms (a route without a pool at the same time: ${round(anyway)} ms); ` +
     `timed out ${late.length}; longest line ${longest}`)

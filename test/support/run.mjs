@@ -1,6 +1,6 @@
 // The test run: `node test/support/run.mjs [file ...]`. With files: only those, and no bar for coverage.
 //
-// Shows what failed or was skipped, the coverage, and the servers used. The last line is the count, alone: `N passed, N failed[, N skipped]`.
+// Shows what failed or was skipped, what was measured, the coverage, and the servers used. The last line is the count, alone: `N passed, N failed[, N skipped]`.
 import { spawn } from 'node:child_process'
 import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -72,7 +72,8 @@ async function runTap () {
       // tap takes a file without tests for a skip: it is a mistake.
       if (line.endsWith('# SKIP no tests found')) problems.push(`no test in ${/- (\S+)/.exec(line)?.[1]}`)
       // A skip is told even where all is well, or nobody would know what was not tested.
-      for (const one of inside) if (/# (SKIP|TODO)/i.test(one) || (failed && !/^ *(ok \d|1\.\.\d|# |$)/.test(one))) console.log(one)
+      // And so is what was measured, where that is what a test is for.
+      for (const one of inside) if (/# (SKIP|TODO|measured:)/i.test(one) || (failed && !/^ *(ok \d|1\.\.\d|# |$)/.test(one))) console.log(one)
       inside = []
     } else if (/^ {2}(---|\.\.\.)$/.test(line)) {
       // How the process of a file ended: most of it (our own command line) tells nothing.

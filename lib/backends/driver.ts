@@ -29,6 +29,19 @@ export function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promis
   })
 }
 
+/** What drivers say of a failure, in one way or another. */
+export type Failure = Readonly<Record<'code' | 'errno' | 'severity' | 'message' | 'cause', unknown>>
+
+/** Whether it is true of an error, or of a cause of it: query builders wrap the driver's errors, and so does a commit that came too late. */
+export function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
+  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
+    const failure = error as Failure
+    if (is(failure)) return true
+    error = failure.cause
+  }
+  return false
+}
+
 /** Where a database is, and as whom to log in, at one create. */
 export interface AddressNow { readonly url: string | undefined, readonly connection: Readonly<Record<string, unknown>> }
 

@@ -3,7 +3,7 @@ import type { Socket } from 'node:net'
 import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
 import type { Connection } from 'mysql2/promise'
 import { badOption, PoolError } from '../pool/errors.js'
-import { Addresses, importDriver, unlessAborted } from './driver.js'
+import { Addresses, importDriver, unlessAborted, somewhere, type Failure } from './driver.js'
 import type { AddressNow } from './driver.js'
 import type { Address } from '../pool/options.js'
 import type { Connector, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
@@ -823,22 +823,10 @@ const passingNumbers: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 30
 /** Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given a `timeout`. */
 const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
 
-type Failure = Readonly<Record<'code' | 'errno' | 'message' | 'cause', unknown>>
-
 function isPassing ({ code, errno, message }: Failure): boolean {
   if (passingNumbers.has(errno) || passingCodes.has(code) || isReadOnly(errno, () => String(message))) return true
   // mysql2's own have no code.
   return code === undefined && typeof message === 'string' && /^Can't (?:add new command when connection is|write) in closed state$/.test(message)
-}
-
-/** Of the error, or of its cause: query builders wrap the driver's errors. */
-function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
-  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
-    const failure = error as Failure
-    if (is(failure)) return true
-    error = failure.cause
-  }
-  return false
 }
 
 // --- mysql2's inside ------------------------------------------------------------------------------------------------------------------

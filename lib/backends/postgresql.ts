@@ -3,7 +3,7 @@ import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Client, ClientConfig, Notification, Submittable } from 'pg'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
-import { Addresses, importDriver, unlessAborted } from './driver.js'
+import { Addresses, importDriver, unlessAborted, somewhere } from './driver.js'
 import type { AddressNow } from './driver.js'
 import type { Address } from '../pool/options.js'
 import type { Connector, DriverEvent, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
@@ -874,18 +874,6 @@ function isPassing (error: unknown): boolean {
     // pg's own have no code.
     return code === undefined && typeof message === 'string' && /^Connection terminated\b|^Client .+ is not queryable$/.test(message)
   })
-}
-
-type Failure = Readonly<Record<'code' | 'severity' | 'message' | 'cause', unknown>>
-
-/** Of the error, or of its cause: an ORM's, or of a commit that came too late. */
-function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
-  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
-    const failure = error as Failure
-    if (is(failure)) return true
-    error = failure.cause
-  }
-  return false
 }
 
 // --- Transactions ---------------------------------------------------------------------------------------------------------------------

@@ -1,86 +1,29 @@
-import type { AddressInfo } from 'node:net'
-import Fastify, { type FastifyInstance } from 'fastify'
+import type { FastifyInstance } from 'fastify'
 import { createConnection, type Connection, type RowDataPacket } from 'mysql2/promise'
 import t, { type Test } from 'tap'
-import fastifyPool, { type PoolEvents, type PoolOptions } from '../../index.js'
+import type { PoolEvents, PoolOptions } from '../../index.js'
 import { startMariadb, type Server } from '../support/services.js'
 import { needsGroup, startMariadbPair } from '../support/topologies.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
+import { failed, serve as serveOn, served, startLoad, within, type Service } from './failover.js'
 
 t.setTimeout(120_000)
 
-/** From the kill until a write is answered, in ms: the promotion is a part of it. */
-const within = 3000
-
-interface Seen {
-  readonly method: string
-  readonly status: number
-  /** Of the server that did it, as it says itself. */
-  readonly port: number | undefined
-  readonly code: string | undefined
-  readonly retryAfter: string | undefined
-  /** When it was sent and when it was answered. */
-  readonly sent: number
-  readonly at: number
+async function portOf (connection: unknown): Promise<number> {
+  const [[row]] = await (connection as Connection).query<RowDataPacket[]>('SELECT @@port AS port')
+  return Number(row!.port)
 }
 
-interface Service {
-  readonly app: FastifyInstance
-  readonly port: number
-  readonly failovers: Array<PoolEvents['failover']>
-  readonly disconnects: Array<PoolEvents['disconnect']>
-}
-
-async function serve (t: Test, pool: Partial<PoolOptions>): Promise<Service> {
-  const app = Fastify()
-  await app.register(fastifyPool, { backend: 'mysql', max: 10, ...pool } as PoolOptions)
-  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send({ code: error.code ?? error.message }))
-  const portOf = async ({ db }: { db: unknown }) => {
-    const [[row]] = await (db as Connection).query<RowDataPacket[]>('SELECT @@port AS port')
-    return { port: Number(row!.port) }
-  }
-  app.get('/', portOf)
-  app.post('/', async (request: { db: unknown }) => {
-    await (request.db as Connection).query('INSERT INTO line () VALUES ()')
-    return await portOf(request)
+function serve (t: Test, pool: Partial<PoolOptions>): Promise<Service> {
+  return serveOn(t, { backend: 'mysql', max: 10, ...pool } as PoolOptions, {
+    read: portOf,
+    write: async (connection) => {
+      await (connection as Connection).query('INSERT INTO line () VALUES ()')
+      return await portOf(connection)
+    },
   })
-  const failovers: Array<PoolEvents['failover']> = []
-  const disconnects: Array<PoolEvents['disconnect']> = []
-  app.pools.on('failover', (event) => { failovers.push(event) })
-  app.pools.on('disconnect', (event) => { disconnects.push(event) })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  return { app, port: (app.server.address() as AddressInfo).port, failovers, disconnects }
 }
-
-/** Clients that ask again and again, until the test ends. */
-function startLoad (t: Test, port: number, { writers = 4, readers = 2 } = {}) {
-  const agent = keepAliveAgent(t)
-  const seen: Seen[] = []
-  const load = { on: true }
-  const client = async (method: string): Promise<void> => {
-    while (load.on) {
-      const sent = performance.now()
-      const { status, headers, body } = await ask({ port, path: '/', method, agent })
-      const { port: server, code } = JSON.parse(body) as { port?: number, code?: string }
-      seen.push({ method, status, port: server, code, retryAfter: headers['retry-after'], sent, at: performance.now() })
-    }
-  }
-  const clients = Promise.all([...Array<string>(writers).fill('POST'), ...Array<string>(readers).fill('GET')].map(client))
-  const stop = async () => {
-    load.on = false
-    await clients
-  }
-  t.teardown(stop)
-  return { seen, stop }
-}
-
-const served = (seen: readonly Seen[], method: string, server?: Server, since = 0) =>
-  seen.filter((one) => one.method === method && one.status === 200 && one.sent >= since && (server === undefined || one.port === server.port))
-
-const failed = (seen: readonly Seen[], method?: string, since = 0) =>
-  seen.filter((one) => one.status !== 200 && one.sent >= since && (method === undefined || one.method === method))
 
 /** May set what an ordinary user may not. */
 async function rootOf (t: Test, { host, port }: Server): Promise<Connection> {

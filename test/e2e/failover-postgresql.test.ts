@@ -1,73 +1,23 @@
-import type { AddressInfo } from 'node:net'
-import Fastify, { type FastifyInstance } from 'fastify'
 import type { Client } from 'pg'
 import t, { type Test } from 'tap'
-import fastifyPool, { type Pool, type PoolEvents, type PoolOptions } from '../../index.js'
+import type { Pool, PoolOptions } from '../../index.js'
 import { askPostgres, childrenOf, type Server } from '../support/services.js'
 import { needsGroup, startPostgresPair } from '../support/topologies.js'
 import { until } from '../support/until.js'
-import { ask, keepAliveAgent } from './client.js'
+import { serve as serveOn, served, startLoad, within, type Service } from './failover.js'
 
 t.setTimeout(120_000)
 
-/** From the kill until a write is answered, in ms: the promotion is a part of it. */
-const within = 3000
-
-interface Seen {
-  readonly method: string
-  readonly status: number
-  /** Of the server that did it, as it says itself. */
-  readonly port: number | undefined
-  readonly code: string | undefined
-  readonly retryAfter: string | undefined
-  /** When it was sent and when it was answered. */
-  readonly sent: number
-  readonly at: number
-}
-
-interface Service { readonly app: FastifyInstance, readonly port: number, readonly failovers: Array<PoolEvents['failover']> }
-
-async function serve (t: Test, pool: Partial<PoolOptions>): Promise<Service> {
-  const app = Fastify()
-  await app.register(fastifyPool, { backend: 'postgresql', max: 10, ...pool } as PoolOptions)
-  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send({ code: error.code ?? error.message }))
-  const answer = (sql: string) => async (request: { db: unknown }) => {
-    const { rows: [row] } = await (request.db as Client).query<{ port: string }>(sql)
-    return { port: Number(row!.port) }
+function serve (t: Test, pool: Partial<PoolOptions>): Promise<Service> {
+  const portBy = (sql: string) => async (connection: unknown) => {
+    const { rows: [row] } = await (connection as Client).query<{ port: string }>(sql)
+    return Number(row!.port)
   }
-  app.get('/', answer("SELECT current_setting('port') AS port FROM (SELECT count(*) FROM lines) AS counted"))
-  app.post('/', answer("INSERT INTO lines DEFAULT VALUES RETURNING current_setting('port') AS port"))
-  const failovers: Array<PoolEvents['failover']> = []
-  app.pools.on('failover', (event) => { failovers.push(event) })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  return { app, port: (app.server.address() as AddressInfo).port, failovers }
+  return serveOn(t, { backend: 'postgresql', max: 10, ...pool } as PoolOptions, {
+    read: portBy("SELECT current_setting('port') AS port FROM (SELECT count(*) FROM lines) AS counted"),
+    write: portBy("INSERT INTO lines DEFAULT VALUES RETURNING current_setting('port') AS port"),
+  })
 }
-
-/** Clients that ask again and again, until the test ends. */
-function startLoad (t: Test, port: number, { writers = 4, readers = 2 } = {}) {
-  const agent = keepAliveAgent(t)
-  const seen: Seen[] = []
-  const load = { on: true }
-  const client = async (method: string): Promise<void> => {
-    while (load.on) {
-      const sent = performance.now()
-      const { status, headers, body } = await ask({ port, path: '/', method, agent })
-      const { port: server, code } = JSON.parse(body) as { port?: number, code?: string }
-      seen.push({ method, status, port: server, code, retryAfter: headers['retry-after'], sent, at: performance.now() })
-    }
-  }
-  const clients = Promise.all([...Array<string>(writers).fill('POST'), ...Array<string>(readers).fill('GET')].map(client))
-  const stop = async () => {
-    load.on = false
-    await clients
-  }
-  t.teardown(stop)
-  return { seen, stop }
-}
-
-const served = (seen: readonly Seen[], method: string, server?: Server, since = 0) =>
-  seen.filter((one) => one.method === method && one.status === 200 && one.sent >= since && (server === undefined || one.port === server.port))
 
 async function pairWithTable (t: Test) {
   const { replicas: [replica], ...pair } = await startPostgresPair(t)

@@ -1,5 +1,4 @@
 import type { AddressInfo } from 'node:net'
-import { monitorEventLoopDelay } from 'node:perf_hooks'
 import Fastify, { type FastifyRequest } from 'fastify'
 import type { Client } from 'pg'
 import t from 'tap'
@@ -69,9 +68,6 @@ t.test(`with ${times} times more than it can do for ${seconds} s, the app answer
   const seen: Seen[] = []
   const floor: Seen[] = []
   const flying = new Set<Promise<unknown>>()
-  // How long this process is kept from its work: by others on the same cores, or by its own garbage.
-  const delay = monitorEventLoopDelay({ resolution: 1 })
-  delay.enable()
   const start = performance.now()
   let sent = 0
   let longest = 0
@@ -96,8 +92,6 @@ t.test(`with ${times} times more than it can do for ${seconds} s, the app answer
   })
   await Promise.all(flying)
   const took = (performance.now() - start) / 1000
-  delay.disable()
-  const stalled = delay.percentile(99) / 1e6
 
   const answered = seen.filter(({ status }) => status === 200)
   const refused = seen.filter(({ code }) => code === 'FST_POOL_OVERLOADED')
@@ -107,16 +101,15 @@ t.test(`with ${times} times more than it can do for ${seconds} s, the app answer
   const anyway = quantile(floor.map(({ inside }) => inside), 0.99)
   t.comment(`measured: alone ${round(unloaded)} ms; capacity ${round(capacity)} requests/s; offered ${round(sent / took)}/s for ${round(took)} s; ` +
     `answered ${answered.length} (${round(answered.length / took)}/s), p50 ${round(quantile(answered.map(({ inside }) => inside), 0.5))} ms, p99 ${round(p99)} ms (over the socket ${round(quantile(answered.map(({ ms }) => ms), 0.99))} ms); ` +
-    `refused ${refused.length}, p50 ${round(quantile(refused.map(({ inside }) => inside), 0.5))} ms, p99 ${round(told)} ms (a route without a pool at the same time: ${round(anyway)} ms; the event loop stood still for ${round(stalled)} ms at p99); ` +
+    `refused ${refused.length}, p50 ${round(quantile(refused.map(({ inside }) => inside), 0.5))} ms, p99 ${round(told)} ms (a route without a pool at the same time: ${round(anyway)} ms); ` +
     `timed out ${late.length}; longest line ${longest}`)
 
   t.equal(seen.length, sent, 'every request was answered')
   t.equal(answered.length + refused.length + late.length, sent, 'with a result, or with one of the two refusals')
   t.ok(answered.length >= 0.9 * capacity * seconds, 'it does what it can')
   t.ok(p99 < 2 * unloaded + acquireTimeout, `p99 of the answered ones: ${p99} ms`)
-  t.ok(told < 5 + anyway + stalled, `p99 of the refused ones: ${told} ms`)
-  // Without the prediction it is two of three.
-  t.ok(late.length <= 0.03 * sent, `${late.length} waited for nothing`)
+  t.ok(told < 5 + anyway, `p99 of the refused ones: ${told} ms`)
+  t.ok(late.length <= 0.01 * sent, `${late.length} waited for nothing`)
   t.ok(refused.every(({ retryAfter }) => /^[1-9]\d?$/.test(retryAfter ?? '')), 'and are told when to come back')
 
   await until(() => pool.stats().used === 0 && pool.stats().pending === 0)

@@ -1,6 +1,12 @@
 import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import t from 'tap'
+
+const semver = createRequire(import.meta.url)('semver') as {
+  satisfies (version: string, range: string): boolean
+  minVersion (range: string): { readonly version: string }
+}
 
 // The package as its users get it: `npm test` has built it.
 const root = new URL('../../', import.meta.url)
@@ -36,4 +42,34 @@ t.test('the README names every option, event and error code', async (t) => {
   const names = new Set([...Object.keys(poolOptionsSchema.properties), ...Object.keys(map.properties), ...Object.keys(one.properties), ...events])
   for (const name of names) t.match(readme, new RegExp(`\\b${name}\\b`), name)
   for (const [code] of readFileSync(new URL('types/errors.ts', root), 'utf8').matchAll(/FST_POOL_\w+/g)) t.ok(readme.includes(code), code)
+})
+
+t.test('package-lock.json holds the tree of package.json, for every machine', async (t) => {
+  type Entry = Record<'dependencies' | 'devDependencies' | 'peerDependencies' | 'peerDependenciesMeta', Record<string, string> | undefined> &
+    { readonly name?: string, readonly version?: string, readonly resolved?: string, readonly engines?: { readonly node?: string }, readonly optional?: boolean }
+  const read = (name: string): unknown => JSON.parse(readFileSync(new URL(name, root), 'utf8'))
+  const own = read('package.json') as Entry & { readonly engines: { readonly node: string } }
+  const { lockfileVersion, packages } = read('package-lock.json') as { lockfileVersion: number, packages: Record<string, Entry> }
+  t.equal(lockfileVersion, 3)
+  const locked = packages['']!
+  for (const field of ['name', 'version', 'engines', 'dependencies', 'devDependencies', 'peerDependencies', 'peerDependenciesMeta'] as const) {
+    t.same(locked[field], own[field], `${field}: run npm install and commit the lock`)
+  }
+  for (const field of ['dependencies', 'devDependencies', 'peerDependencies'] as const) {
+    for (const [name, range] of Object.entries(own[field] ?? {})) {
+      const there = packages[`node_modules/${name}`]
+      // A peer that is optional, and that no test of ours is developed against, is not in the tree.
+      if (there === undefined && field === 'peerDependencies' && own.peerDependenciesMeta?.[name] !== undefined) continue
+      t.ok(semver.satisfies(there?.version ?? 'none', range.replace(/^npm:.*@/, '')), `${name} ${there?.version ?? 'is missing'} is in ${range}`)
+    }
+  }
+  const oldest = semver.minVersion(own.engines.node).version
+  for (const [path, { resolved, engines, optional }] of Object.entries(packages)) {
+    if (resolved !== undefined) t.fail(`${path} names a registry: set omit-lockfile-registry-resolved`)
+    if (engines?.node !== undefined && optional !== true && !semver.satisfies(oldest, engines.node)) t.fail(`${path} needs Node ${engines.node}`)
+  }
+  // Made without node_modules, so that the platforms of others are in it too.
+  for (const platform of ['darwin-arm64', 'darwin-x64', 'linux-arm64-gnu', 'linux-x64-gnu', 'linux-x64-musl', 'win32-x64-msvc']) {
+    t.ok(packages[`node_modules/@libsql/${platform}`], `libsql for ${platform}`)
+  }
 })

@@ -162,7 +162,7 @@ async function acquireFor (request: FastifyRequest, name: string, options?: Acqu
   if (reply === null) throw notLeased(request, name)
   const scope = RequestScope.of(request, reply, `${request.method} ${request.routeOptions.url ?? ''}`, graces)
   if (scope === undefined) throw overError()
-  const step = manualStep(request, name)
+  const step = policyStep(request, name)
   if (step !== undefined) return scope.acquire(step, options)
   const { method } = request
   return scope.acquire(stepOf(method, { name, pool, release: 'onResponse', role: roleOf(method, pool), transaction: undefined }), options)
@@ -174,11 +174,17 @@ async function transactionFor (request: FastifyRequest, name: string, fn: (conne
   return await lease.transaction(fn, options)
 }
 
-/** What the route's policy says of a pool that it takes by hand. */
-function manualStep (request: FastifyRequest, name: string): Step | undefined {
+/**
+ * The step that the route's policy has for a pool. Whoever takes the connection by hand, at whichever moment and with whichever method or header, gets
+ * the same one as the hooks do: its transaction above all. Undefined: the policy leaves the pool out, or the pool was added by hand.
+ */
+function policyStep (request: FastifyRequest, name: string): Step | undefined {
   for (let setting: Setting | undefined = request.server[kSetting]; setting !== undefined; setting = setting.outer) {
-    const step = setting.plans.of(request).manual.find((one) => one.name === name)
-    if (step !== undefined) return step
+    const { onRequest, preHandler, manual } = setting.plans.of(request)
+    for (const steps of [onRequest, preHandler, manual]) {
+      const step = steps.find((one) => one.name === name)
+      if (step !== undefined) return step
+    }
   }
   return undefined
 }
@@ -257,9 +263,14 @@ function addEndHooks (app: FastifyInstance): void {
   })
 }
 
-/** A CORS preflight or a WebSocket's upgrade: it leases only what its route names. */
-function isUnusual ({ method, raw }: FastifyRequest): boolean {
-  return method === 'OPTIONS' || raw.headers.upgrade?.toLowerCase() === 'websocket'
+/**
+ * A CORS preflight, or a socket that Node has given up for an upgrade: it leases only what its route names. A header alone makes no upgrade:
+ * without a listener for it Node serves the request as any other, and so do we.
+ */
+function isUnusual (request: FastifyRequest): boolean {
+  const { upgrade } = request.raw as { upgrade?: boolean }
+  // The requests of @fastify/websocket's injectWS() are made by hand, without Node's mark; `ws` is what that plugin says of them.
+  return request.method === 'OPTIONS' || upgrade === true || (request as { ws?: unknown }).ws === true
 }
 
 /** Whether a body is announced. */

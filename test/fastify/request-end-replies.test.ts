@@ -218,22 +218,9 @@ const rows: Row[] = [
     status: 200,
   },
   {
-    name: 'a websocket handshake on a route that does not name its pools',
-    routes: (app) => {
-      app.get('/', async (request, reply) => {
-        reply.code(426)
-        on(request)
-      })
-    },
+    name: 'an Upgrade header, where nobody listens for upgrades',
+    routes: (app) => { app.get('/', async (request, reply) => { say(request, 'read'); return reply.code(426).send('no') }) },
     headers: { connection: 'Upgrade', upgrade: 'WebSocket' },
-    status: 426,
-    answer: /FST_POOL_NOT_LEASED/,
-    leases: 0,
-  },
-  {
-    name: 'a websocket handshake on a route that names its pools',
-    routes: (app) => { app.get('/', { config: { pools: ['db'] } }, async (request, reply) => { say(request, 'read'); return reply.code(426).send('no') }) },
-    headers: { connection: 'Upgrade', upgrade: 'websocket' },
     status: 426,
   },
   {

@@ -735,30 +735,6 @@ t.test('hijacked: rolled back, and logged as an error on the log of the request'
   t.same(scene.db.rows, [])
 })
 
-t.test("a WebSocket's upgrade: rolled back when it ends, and logged as an error; it begins nothing where its route names no pool", async (t) => {
-  const scene = await Scene.set(t, {
-    listen: true,
-    plugin: { abortGrace: 50, lease: { transaction: true } },
-    routes: (app, scene) => {
-      const upgrade = (_request: FastifyRequest, reply: FastifyReply) => {
-        reply.hijack()
-        reply.raw.socket!.write('HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n')
-      }
-      app.get('/', { config: { pools: ['db'] } }, (request, reply) => { scene.db.write(on(request), 'row'); upgrade(request, reply) })
-      app.get('/without', upgrade)
-    },
-  })
-  for (const url of ['/without', '/']) {
-    const client = scene.client().send('GET', url, { id: url, headers: { upgrade: 'websocket', connection: 'upgrade' } })
-    await client.hears('101')
-    t.equal(scene.stats().used, url === '/' ? 1 : 0)
-    client.leave()
-    await scene.rest()
-  }
-  t.match(scene.lines, [{ level: 50, reqId: '/', msg: /hijacked.*rolled back/ }])
-  t.same(scene.db.rows, [])
-})
-
 // --- Several pools ----------------------------------------------------------------------------------------------------------------------
 
 const both = { config: { pools: { db: { transaction: true }, cache: { transaction: true } } satisfies RoutePools } }

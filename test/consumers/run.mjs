@@ -112,13 +112,15 @@ function folder (name) {
  * Installs from the registry; 'fastify-pool' is the tarball.
  *
  * @param pm 'npm' (default) or 'pnpm'
+ * @param scripts false: the packages' own install scripts do not run, so nothing is compiled
  * @throws with the package manager's output
  */
-async function install (tarball, folder, packages, { pm = 'npm' } = {}) {
+async function install (tarball, folder, packages, { pm = 'npm', scripts = true } = {}) {
   const wanted = packages.map((name) => name === 'fastify-pool' ? tarball : name)
   const [command, args] = pm === 'pnpm'
     ? [process.execPath, [await pnpm(), 'add', ...wanted]]
     : ['npm', ['install', '--no-audit', '--no-fund', '--no-package-lock', ...wanted]]
+  if (!scripts) args.push('--ignore-scripts')
   const { code, stdout, stderr } = await run(command, args, { cwd: folder })
   if (code !== 0) throw new Error(`${pm} can't install ${packages.join(' ')}:\n${stdout}${stderr}`)
 }
@@ -126,7 +128,7 @@ async function install (tarball, folder, packages, { pm = 'npm' } = {}) {
 /** Installs pnpm at the first call. @returns its script */
 async function pnpm () {
   const home = folder('pnpm')
-  // pnpm 11 needs Node 22.
+  // Of its majors one that runs on every Node that we run on.
   if (!existsSync(join(home, 'node_modules'))) await install('', home, ['pnpm@10'])
   return createRequire(join(home, 'package.json')).resolve('pnpm/bin/pnpm.cjs')
 }

@@ -159,7 +159,7 @@ function run (command, args, { cwd = scratch, env = {}, timeout = longest } = {}
 
 /** Ours without what npm and the TypeScript loader put there for this process. */
 function environment () {
-  const ours = /^(npm_(package|lifecycle|command|execpath|config_local_prefix)|NODE_OPTIONS$|TAP|_TAPJS|TSIMP)/i
+  const ours = /^(npm_(package|lifecycle|command|execpath|config_local_prefix|config_loglevel)|NODE_OPTIONS$|TAP|_TAPJS|TSIMP)/i
   return Object.fromEntries(Object.entries(process.env).filter(([name]) => !ours.test(name)))
 }
 

@@ -25,7 +25,12 @@ t.test('needs no driver to be imported', async (t) => {
 })
 
 t.test('publishes what its exports name, types first', async (t) => {
-  const { exports, files } = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as { exports: Record<string, Record<string, string>>, files: string[] }
+  const own = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as {
+    main: string, types: string, exports: Record<string, Record<string, string>>, files: string[]
+  }
+  const { exports, files } = own
+  // For resolvers that do not read `exports`: TypeScript's node10, above all.
+  t.same({ types: own.types, default: own.main }, exports['.'])
   t.same(Object.keys(exports['.']!), ['types', 'default'])
   for (const path of Object.values(exports['.']!)) {
     t.ok(existsSync(new URL(path, root)), path)

@@ -6,7 +6,6 @@
 // `N passed, N failed`.
 import { spawn } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -118,19 +117,19 @@ function folder (name) {
 async function install (tarball, folder, packages, { pm = 'npm', scripts = true } = {}) {
   const wanted = packages.map((name) => name === 'fastify-pool' ? tarball : name)
   const [command, args] = pm === 'pnpm'
-    ? [process.execPath, [await pnpm(), 'add', ...wanted]]
+    ? [await pnpm(), ['add', ...wanted]]
     : ['npm', ['install', '--no-audit', '--no-fund', '--no-package-lock', ...wanted]]
   if (!scripts) args.push('--ignore-scripts')
   const { code, stdout, stderr } = await run(command, args, { cwd: folder })
   if (code !== 0) throw new Error(`${pm} can't install ${packages.join(' ')}:\n${stdout}${stderr}`)
 }
 
-/** Installs pnpm at the first call. @returns its script */
+/** Installs pnpm at the first call. @returns its command */
 async function pnpm () {
   const home = folder('pnpm')
   // Of its majors one that runs on every Node that we run on.
   if (!existsSync(join(home, 'node_modules'))) await install('', home, ['pnpm@10'])
-  return createRequire(join(home, 'package.json')).resolve('pnpm/bin/pnpm.cjs')
+  return join(home, 'node_modules/.bin/pnpm')
 }
 
 /**

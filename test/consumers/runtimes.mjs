@@ -54,8 +54,9 @@ export default async ({ folder, install, run, check, server }) => {
   // Typed code, whose types tsx takes away.
   write('tsx/app.mts', imports + prints)
   await serves('tsx, an ES module', bin('tsx'), 'tsx/app.mts')
-  write('tsx/app.cts', imports + prints)
-  await serves('tsx, a CommonJS module', bin('tsx'), 'tsx/app.cts')
+  write('tsx/package.json', '{ "type": "commonjs" }')
+  write('tsx/app.ts', imports + prints)
+  await serves('tsx, a CommonJS module', bin('tsx'), 'tsx/app.ts')
 
   write('jest/app.test.mjs', imports + tests)
   write('jest/jest.config.json', '{ "testEnvironment": "node", "transform": {}, "testMatch": ["**/*.test.mjs"] }')

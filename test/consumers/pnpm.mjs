@@ -1,5 +1,5 @@
-// pnpm's strict node_modules: a package sees only what it names itself. The app has what the README's install lines name,
-// and nothing else, so whatever an app imports has to be in them.
+// pnpm's strict node_modules: a package sees only what it names itself. The app has what the README's install lines
+// name, and nothing else, so whatever an app imports has to be in them.
 import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { builtinModules } from 'node:module'
 import { dirname, join } from 'node:path'
@@ -24,7 +24,8 @@ await app.register(pool, { backend: 'redis', name: 'cache' })
 const client: Redis = app.pools.get<'cache', RedisConnector>('cache').backend.client
 const database: string = app.pools.get<'docs', MongoConnector>('docs').backend.database
 const system: 'mysql' = app.pools.get<'my', MysqlConnector>('my').backend.system
-const connection: Client = await (await postgresql({ url: 'postgres://localhost' })).create(new AbortController().signal)
+const connector = await postgresql({ url: 'postgres://localhost' })
+const connection: Client = await connector.create(new AbortController().signal)
 // @ts-expect-error The connector's connection is pg's, not any.
 connection.nonsense()
 // @ts-expect-error The connector's client is ioredis', not any.
@@ -35,11 +36,12 @@ app.get('/', (request) => [request.pg.query(database), request.lite.open, reques
 export default async ({ root, folder, install, run, check, server }) => {
   const readme = readFileSync(join(root, 'README.md'), 'utf8')
   const lines = [...readme.matchAll(/^.*npm install .*$/gm)].map(([line]) => line)
-  const missing = importedIn(readme).filter((name) => !lines.some((line) => line.split(/[\s,:()`]+/).includes(name)))
-  check(missing.length === 0, 'the README says how to install every package that its examples import', missing.join('\n'))
+  const words = new Set(lines.flatMap((line) => line.split(/[\s,:()`]+/)))
+  const missing = importedIn(readme).filter((name) => !words.has(name))
+  check(missing.length === 0, 'the README says how to install whatever its examples import', missing.join('\n'))
 
-  const named = [...new Set([...readme.matchAll(/^npm install ([^#\n]*)/gm)].flatMap(([, args]) => args.trim().split(/\s+/)))]
-    .filter((name) => !name.startsWith('-'))
+  const named = [...readme.matchAll(/^npm install ([^#\n]*)/gm)].flatMap(([, args]) => args.trim().split(/\s+/))
+    .filter((name, i, all) => !name.startsWith('-') && all.indexOf(name) === i)
   const at = folder('app')
   await install(at, [...named, '@types/node@20', 'typescript@5.9'], { pm: 'pnpm' })
 
@@ -59,7 +61,8 @@ serve(Fastify, pool, JSON.parse(process.env.URLS)).then(console.log)
   writeFileSync(join(at, 'typed.mts'), typed)
   const options = ['--strict', '--noEmit', '--target', 'es2022', '--module', 'nodenext', '--types', 'node', 'typed.mts']
   // Our declarations only: types.mjs checks them all, but with npm's flat node_modules.
-  const types = await run(join(at, 'node_modules/.bin/tsc'), ['--pretty', 'false', '--skipLibCheck', ...options], { cwd: at })
+  const tsc = join(at, 'node_modules/.bin/tsc')
+  const types = await run(tsc, ['--pretty', 'false', '--skipLibCheck', ...options], { cwd: at })
   check(types.code === 0, 'its types', types.stdout + types.stderr)
 }
 

@@ -158,8 +158,9 @@ function run (command, args, { cwd = scratch, env = {}, timeout = longest } = {}
 
 /** Ours without what npm and the TypeScript loader put there for this process. */
 function environment () {
-  const ours = /^(npm_(package|lifecycle|command|execpath|config_local_prefix|config_loglevel)|NODE_OPTIONS$|TAP|_TAPJS|TSIMP)/i
-  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !ours.test(name)))
+  const npms = /^npm_(package|lifecycle|command|execpath|config_local_prefix|config_loglevel)/i
+  const loaders = /^(NODE_OPTIONS$|TAP|_TAPJS|TSIMP)/i
+  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !npms.test(name) && !loaders.test(name)))
 }
 
 /**

@@ -1,5 +1,5 @@
-// What loads the package at run time, each with an app that has every backend: Node's `import` and `require()`, tsx, Jest in
-// ESM mode, Vitest.
+// What loads the package at run time, each with an app that has every backend: Node's `import` and `require()`, tsx,
+// Jest in ESM mode, Vitest.
 import { cpSync, mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -60,7 +60,8 @@ export default async ({ folder, install, run, check, server }) => {
 
   write('jest/app.test.mjs', imports + tests)
   write('jest/jest.config.json', '{ "testEnvironment": "node", "transform": {}, "testMatch": ["**/*.test.mjs"] }')
-  await passes('Jest in ESM mode', bin('jest'), ['--config', 'jest/jest.config.json'], { NODE_OPTIONS: '--experimental-vm-modules' })
+  const vm = { NODE_OPTIONS: '--experimental-vm-modules' }
+  await passes('Jest in ESM mode', bin('jest'), ['--config', 'jest/jest.config.json'], vm)
   write('vitest/app.test.mjs', `import { expect, test } from 'vitest'\n${imports}${tests}`)
   await passes('Vitest', bin('vitest'), ['run', '--root', 'vitest'])
 }

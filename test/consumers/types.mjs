@@ -1,8 +1,9 @@
 // Strict TypeScript, `skipLibCheck: false`, with one driver at a time and with none.
 //
-// The app without a driver is compiled by each TypeScript in each way of resolving modules; an app with a driver in each
-// way by the first and the last TypeScript that has it, and by all others in the first way. Drivers' own types fail under
-// some compilers, so an error counts only if a control project without us, which imports the same packages, lacks it.
+// The app without a driver is compiled by each TypeScript in each way of resolving modules; an app with a driver in
+// each way by the first and the last TypeScript that has it, and by all others in the first way. Drivers' own types
+// fail under some compilers, so an error counts only if a control project without us, which imports the same packages,
+// lacks it.
 import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
@@ -54,14 +55,16 @@ export default async ({ root, folder, install, run, check }) => {
   await inTurns(versions, Math.min(availableParallelism(), 4), async (version) => {
     const home = join(at, 'node_modules', aliasOf(version))
     const exact = JSON.parse(readFileSync(join(home, 'package.json'), 'utf8')).version
-    const jobs = Object.keys(projects).flatMap((project) => waysOf(version, project).map(({ way, format, options }) => ({
+    const pairs = Object.keys(projects)
+      .flatMap((project) => waysOf(version, project).map((way) => ({ project, ...way })))
+    const jobs = pairs.map(({ project, way, format, options }) => ({
       name: `${exact} ${way}, ${project}`,
       cwd: join(at, project, format),
       files: ['app.ts'],
       options: { ...strict, ...options },
       // What all projects have is checked once.
       beside: project === 'none' && way === ways[0].way ? undefined : join(at, 'node_modules'),
-    })))
+    }))
     const found = await compile(run, home, jobs)
     const doubtful = jobs.filter(({ name }) => found[name]?.length > 0)
     const controls = await compile(run, home, doubtful.map((job) => ({ ...job, files: ['control.ts'] })))
@@ -110,7 +113,8 @@ async function makeProject (install, at, name, packages) {
 
 function packagesIn (modules) {
   const names = readdirSync(modules).filter((name) => !name.startsWith('.'))
-  return names.flatMap((name) => name.startsWith('@') ? readdirSync(join(modules, name)).map((one) => `${name}/${one}`) : [name])
+  const scoped = (scope) => readdirSync(join(modules, scope)).map((name) => `${scope}/${name}`)
+  return names.flatMap((name) => name.startsWith('@') ? scoped(name) : [name])
     .map((path) => ({ path, version: JSON.parse(readFileSync(join(modules, path, 'package.json'), 'utf8')).version }))
 }
 

@@ -24,7 +24,9 @@ const good = { says: 'and so on\n5 passed, 0 failed', code: 0 }
 
 t.test('the last line is the sum of all lanes', async (t) => {
   const { code, lines } = runLanes({
-    test: { says: '12 passed, 0 failed, 1 skipped', code: 0 }, 'test:full': { says: '3 passed, 0 failed', code: 0 }, 'test:consumers': good,
+    test: { says: '12 passed, 0 failed, 1 skipped', code: 0 },
+    'test:full': { says: '3 passed, 0 failed', code: 0 },
+    'test:consumers': good,
   })
   t.same([code, lines.at(-1)], [0, '20 passed, 0 failed'])
 })
@@ -37,8 +39,8 @@ t.test('a lane that package.json does not have is not run', async (t) => {
 t.test('a lane that fails fails the run, and the others run all the same', async (t) => {
   const failing = {
     'with failed tests': { lane: { says: '3 passed, 2 failed', code: 1 }, sum: '8 passed, 2 failed' },
-    'with no failed test, as by its coverage': { lane: { says: '3 passed, 0 failed', code: 1 }, sum: '8 passed, 1 failed' },
-    'before its first test, as by its lint': { lane: { says: 'error', code: 1 }, sum: '5 passed, 1 failed' },
+    'with no failed test (coverage)': { lane: { says: '3 passed, 0 failed', code: 1 }, sum: '8 passed, 1 failed' },
+    'before its first test (lint)': { lane: { says: 'error', code: 1 }, sum: '5 passed, 1 failed' },
     'without its count': { lane: { says: 'what?', code: 0 }, sum: '5 passed, 1 failed' },
   }
   for (const [how, { lane, sum }] of Object.entries(failing)) {

@@ -1,8 +1,9 @@
 // Compiles projects with one TypeScript, in one process: `node compile.mjs <folder of TypeScript> <jobs as JSON>`.
 //
 // A job is `{ name, cwd, files, options, beside }`; `options` are those of a tsconfig.json. Prints
-// `{ [name]: diagnostics[] }`, each diagnostic as `tsc --pretty false` prints it. What several jobs with the same options
-// read is parsed once. Files in the folder `beside` are not checked themselves, nor is TypeScript's own library.
+// `{ [name]: diagnostics[] }`, each diagnostic as `tsc --pretty false` prints it. What several jobs with the same
+// options read is parsed once. Files in the folder `beside` are not checked themselves, nor is
+// TypeScript's own library.
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 

@@ -11,7 +11,13 @@ declare module 'fastify-pool' {
 export async function serve (): Promise<void> {
   const app = Fastify()
   await app.register(pool, {
-    pools: { db: { backend: 'mongodb', url: async () => 'mongodb://localhost/shop', connection: { readPreference: 'primary' } } },
+    pools: {
+      db: {
+        backend: 'mongodb',
+        url: async () => 'mongodb://localhost/shop',
+        connection: { readPreference: 'primary' },
+      },
+    },
   })
 
   app.get('/', async (request) => {

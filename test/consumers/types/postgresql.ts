@@ -12,7 +12,11 @@ export async function serve (): Promise<void> {
   const app = Fastify()
   await app.register(pool, {
     pools: {
-      db: { backend: 'postgresql', targets: [{ url: 'postgres://a' }, { url: 'postgres://b', role: 'replica' }], maxLag: 100 },
+      db: {
+        backend: 'postgresql',
+        targets: [{ url: 'postgres://a' }, { url: 'postgres://b', role: 'replica' }],
+        maxLag: 100,
+      },
     },
   })
 

@@ -1,22 +1,114 @@
+import { existsSync, realpathSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { pathToFileURL } from 'node:url'
-import { PoolError, badOption, secretsOf } from '../pool/errors.js'
+import { join } from 'node:path'
+import { PoolError, badOption, secretsOf, show } from '../pool/errors.js'
 import type { Address } from '../pool/options.js'
 
+/** One of the drivers: how to get it, and how to know it. */
+export interface DriverKind<T> {
+  readonly backend: string
+  /** Its package. */
+  readonly name: string
+  /** A package that has the driver as its own dependency: the driver is the copy that this package uses, so that there is one. */
+  readonly via?: string
+  /** What the option `driver` may be, as an error says it. */
+  readonly expected: string
+  /** The driver, where `module` is it. */
+  read (module: Module): T | undefined
+  /** Whether `module` belongs to the driver, and yet does not give it: then the driver is loaded by its name. */
+  belongs? (module: Module): boolean
+}
+
+export type Module = Readonly<Record<string, unknown>>
+
 /**
- * Imports an optional driver, or says how to install it.
+ * The driver that the app gave, or the one that is installed.
  *
- * @param via a package that has the driver as its own dependency: the driver is the copy that this package uses, so that there is one.
- * @throws `FST_POOL_MISSING_DRIVER`
+ * @param given the option `driver`: the driver's module, as `import` or as `require` gives it
+ * @throws `FST_POOL_BAD_OPTIONS`: something else was given; `FST_POOL_MISSING_DRIVER`: none is installed
  */
-export async function importDriver<T> (name: string, { via, backend }: { via?: string, backend: string }): Promise<T> {
+export function loadDriver<T> (kind: DriverKind<T>, given: unknown): T {
+  const { name, via, backend, expected } = kind
+  if (given !== undefined) {
+    const driver = readModule(kind, given)
+    if (driver !== undefined) return driver
+    if (facesOf(given).some((face) => kind.belongs?.(face)) !== true) throw badDriver(given, expected)
+  }
+  const driver = readModule(kind, requirePackage(name, { via, backend }))
+  if (driver !== undefined) return driver
+  throw new PoolError('FST_POOL_MISSING_DRIVER', `backend '${backend}' needs ${expected}: the installed ${name} is something else`)
+}
+
+function readModule<T> (kind: DriverKind<T>, module: unknown): T | undefined {
+  for (const face of facesOf(module)) {
+    const driver = kind.read(face)
+    if (driver !== undefined) return driver
+  }
+  return undefined
+}
+
+/** A module, and its default export: `import` and bundlers put what a CommonJS module exports there, at times within another. */
+export function facesOf (module: unknown): Module[] {
+  const faces: Module[] = []
+  for (let face = module; isModule(face) && !faces.includes(face); face = face.default) faces.push(face)
+  return faces
+}
+
+function isModule (value: unknown): value is Module {
+  return typeof value === 'function' || (typeof value === 'object' && value !== null)
+}
+
+/** Names only: whatever a value is, it is not shown. */
+export function badDriver (given: unknown, expected: string): PoolError {
+  if (!isModule(given)) return badOption('driver', given, expected)
+  const [what, keys] = typeof given === 'function' ? ['a function', [Reflect.get(given, 'name')]] : ['an object', Object.keys(given).slice(0, 5)]
+  const names = keys.map((key) => show(String(key))).join(', ')
+  return new PoolError('FST_POOL_BAD_OPTIONS', `option driver is ${what}${names === '' ? '' : ` (${names})`}: expected ${expected}`)
+}
+
+/**
+ * An optional package, by its name, so that what instruments drivers hears of it.
+ *
+ * @throws `FST_POOL_MISSING_DRIVER`: it is not installed, or can't be loaded, as `cause` says
+ */
+export function requirePackage (name: string, { via, backend }: { via?: string | undefined, backend: string }): unknown {
   const wanted = via ?? name
   try {
-    const from = via === undefined ? import.meta.url : createRequire(import.meta.url).resolve(via)
-    return await import(pathToFileURL(createRequire(from).resolve(name)).href) as T
+    const { require, error } = findRequire(wanted)
+    if (require === undefined) throw error
+    return via === undefined ? require(name) : createRequire(require.resolve(via))(name)
   } catch (error) {
     throw new PoolError('FST_POOL_MISSING_DRIVER', `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`, { cause: error })
   }
+}
+
+/** Whether `requirePackage` finds it. */
+export function isInstalled (name: string): boolean {
+  return findRequire(name).require !== undefined
+}
+
+/**
+ * The first `require` that finds the package: ours, or the app's. A bundle has our code in a file of the app, and its `import.meta.url` says little:
+ * undefined, or where our file was when the bundle was made.
+ */
+function findRequire (name: string): { require?: NodeJS.Require, error?: unknown } {
+  const errors: unknown[] = []
+  for (const from of [import.meta.url, mainFile(), join(process.cwd(), 'index.js')]) {
+    try {
+      const require = createRequire(from!)
+      require.resolve(name)
+      return { require }
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  return { error: new AggregateError(errors, `${name} was not found`) }
+}
+
+/** Of the app. There is none in a REPL. */
+function mainFile (): string | undefined {
+  const [, script] = process.argv
+  return script !== undefined && existsSync(script) ? realpathSync(script) : undefined
 }
 
 /** Settles as `work` does, or rejects as soon as the signal aborts: the pool destroys the connection then, and that settles `work`. */

@@ -1,13 +1,14 @@
 import type {
-  ClientSession, ClientSessionOptions, Db, DbOptions, MongoClient, MongoClientOptions, ReadPreference, ServerDescription,
-  TopologyDescription, WithSessionCallback,
+  ClientSession, ClientSessionOptions, DbOptions, MongoClientOptions, ReadPreference, ServerDescription, TopologyDescription,
+  WithSessionCallback,
 } from 'mongodb'
 import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
 import type { Address } from '../pool/options.js'
-import { Addresses, importDriver } from './driver.js'
-import type { AddressNow } from './driver.js'
+import { Addresses, loadDriver } from './driver.js'
+import type { AddressNow, DriverKind } from './driver.js'
 import type { Connector, DriverEvent, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Db, MongoClient } from '../../types/drivers.js'
 
 export interface MongoOptions {
   /**
@@ -27,6 +28,8 @@ export interface MongoOptions {
   max?: number
   /** How long an operation waits for a socket, and at most for a server, in ms. Default 5000. */
   acquireTimeout?: number
+  /** The module mongodb, `mongoose.mongo` or @fastify/mongodb: for bundles, and copies of one's own. Default: the one that @fastify/mongodb uses. */
+  driver?: unknown
   /** How long opening one socket may take, in ms, where neither `url` nor `connection` says `connectTimeoutMS`. Default 3000. */
   connectTimeout?: number
   /** A client that the app made: it is used as it is, never closed, and none of the options above goes with it but for `database`. */
@@ -64,7 +67,7 @@ export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   const { client, url, host, port, connection = {}, connectTimeout = 3000 } = options
   const addresses = new Addresses(options)
   if (client === undefined) {
-    const driver = await importDriver<Driver>('mongodb', { via: '@fastify/mongodb', backend: 'mongodb' })
+    const driver = loadDriver(mongoDriver, options.driver)
     const address = addresses.change ? await firstAddress(addresses, connectTimeout) : addresses.fixed
     return new Mongo(options, addresses, address, (address) => makeClient(driver, options, address))
   }
@@ -75,7 +78,20 @@ export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   return new Mongo(options, addresses, addresses.fixed, () => client)
 }
 
-type Driver = typeof import('mongodb')
+type Driver = Pick<typeof import('mongodb'), 'MongoClient'> & { readonly ObjectId?: unknown }
+
+export const mongoDriver: DriverKind<Driver> = {
+  backend: 'mongodb',
+  name: 'mongodb',
+  via: '@fastify/mongodb',
+  expected: 'the module mongodb, mongoose.mongo or @fastify/mongodb',
+  read (module) {
+    // @fastify/mongodb has its own copy there.
+    const { MongoClient, mongodb = module } = module
+    const { prototype } = (MongoClient ?? (mongodb as Driver).MongoClient ?? {}) as { prototype?: Partial<MongoClient> }
+    return typeof prototype?.startSession === 'function' ? (MongoClient === undefined ? mongodb : module) as unknown as Driver : undefined
+  },
+}
 
 async function firstAddress (addresses: Addresses, timeout: number): Promise<AddressNow> {
   try {

@@ -1,12 +1,12 @@
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
-import type { Connection } from 'mysql2/promise'
 import { badOption, PoolError } from '../pool/errors.js'
-import { Addresses, importDriver, unlessAborted, somewhere, type Failure } from './driver.js'
-import type { AddressNow } from './driver.js'
+import { Addresses, loadDriver, unlessAborted, somewhere, type Failure } from './driver.js'
+import type { AddressNow, DriverKind } from './driver.js'
 import type { Address } from '../pool/options.js'
 import type { Connector, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Connection } from '../../types/drivers.js'
 import type { Role } from '../../types/pool.js'
 
 export interface MysqlOptions {
@@ -29,6 +29,8 @@ export interface MysqlOptions {
   connection?: Address['connection']
   /** How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create` allows. */
   connectTimeout?: number
+  /** The module mysql2, for bundles and copies of one's own. With mysql2/promise it is loaded by its name. Default: the installed one. */
+  driver?: unknown
   /**
    * What is undone at return. Default 'session'.
    * - 'session': whatever the next borrower could notice. Costs nothing where nothing was sent.
@@ -63,11 +65,22 @@ export interface MysqlConnector extends Connector<Connection> {
 export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
   const addresses = new Addresses(options)
   const config = configsOf(options, addresses)
-  const module = await importDriver<Driver & { default?: Driver }>('mysql2', { backend: 'mysql' })
-  return new MysqlBackend(module.default ?? module, config, addresses, options)
+  return new MysqlBackend(loadDriver(mysqlDriver, options.driver), config, addresses, options)
 }
 
-type Driver = typeof import('mysql2')
+type Driver = Pick<typeof import('mysql2'), 'createConnection'>
+
+const mysqlDriver: DriverKind<Driver> = {
+  backend: 'mysql',
+  name: 'mysql2',
+  expected: 'the module mysql2',
+  read (module) {
+    const { createConnection, Connection } = module as { createConnection?: unknown, Connection?: { prototype?: Partial<Callbacks> } }
+    return typeof createConnection === 'function' && typeof Connection?.prototype?.promise === 'function' ? module as unknown as Driver : undefined
+  },
+  // mysql2/promise: what it makes can't be ended before it is connected.
+  belongs: ({ PromiseConnection }) => typeof PromiseConnection === 'function',
+}
 
 class MysqlBackend implements MysqlConnector {
   // Of MariaDB too: nothing tells before the first connection which of the two it is.

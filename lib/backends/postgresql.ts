@@ -1,12 +1,13 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
-import type { Client, ClientConfig, Notification, Submittable } from 'pg'
+import type { ClientConfig, Submittable } from 'pg'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
-import { Addresses, importDriver, unlessAborted, somewhere } from './driver.js'
-import type { AddressNow } from './driver.js'
+import { Addresses, facesOf, loadDriver, requirePackage, unlessAborted, somewhere } from './driver.js'
+import type { AddressNow, DriverKind } from './driver.js'
 import type { Address } from '../pool/options.js'
 import type { Connector, DriverEvent, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Client, Notification } from '../../types/drivers.js'
 import type { Role } from '../../types/pool.js'
 
 export interface PostgresOptions {
@@ -37,6 +38,8 @@ export interface PostgresOptions {
   reset?: 'session' | 'transaction' | 'none'
   /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
   connectTimeout?: number
+  /** The module pg, or an object with its `Client`: for bundles, and copies of one's own. Default: the installed one. */
+  driver?: unknown
 }
 
 export interface ListenOptions {
@@ -75,11 +78,23 @@ export interface PostgresConnector extends Connector<Client> {
  */
 export async function postgresql (options: PostgresOptions): Promise<PostgresConnector> {
   const addresses = new Addresses(options)
-  const config = await configsOf(options, addresses)
-  return new PostgresBackend((await importDriver<{ default: Driver }>('pg', { backend: 'postgresql' })).default, config, addresses, options)
+  const config = configsOf(options, addresses)
+  return new PostgresBackend(loadDriver(postgresDriver, options.driver), config, addresses, options)
 }
 
-type Driver = typeof import('pg')
+/** What is used of the module pg. */
+interface Driver { readonly Client: new (config: object) => Client, readonly Query: unknown }
+
+const postgresDriver: DriverKind<Driver> = {
+  backend: 'postgresql',
+  name: 'pg',
+  expected: 'the module pg, or an object with its Client (not pg.native)',
+  read ({ Client }) {
+    const { prototype, Query } = (Client ?? {}) as { prototype?: Partial<Client>, Query?: unknown }
+    // The native client has no `escapeLiteral`, and no connection that could be cut.
+    return typeof prototype?.escapeLiteral === 'function' && typeof Query === 'function' ? { Client: Client as Driver['Client'], Query } : undefined
+  },
+}
 type Mode = 'session' | 'transaction' | 'none'
 
 class PostgresBackend implements PostgresConnector {
@@ -137,7 +152,7 @@ class PostgresBackend implements PostgresConnector {
     const { ssl } = config
     // pg changes the object that it is given.
     const client = new this.#driver.Client({ ...config, ...(typeof ssl === 'object' && { ssl: { ...ssl } }) })
-    const guard = new Guard(client, this.#driver, this.#own, config)
+    const guard = new Guard(client, this.#own, config)
     const abort = () => guard.cut()
     signal.addEventListener('abort', abort, { once: true })
     try {
@@ -276,11 +291,11 @@ const belongInside = [
 type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfig>
 
 /** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
-async function configsOf (options: PostgresOptions, addresses: Addresses): Promise<Config> {
-  const { url } = options
+function configsOf (options: PostgresOptions, addresses: Addresses): Config {
+  const { url, driver } = options
   checkNames(options)
   if (typeof url !== 'function') checkUrl(url)
-  const parse = url === undefined ? undefined : (await importDriver<{ default: Parser }>('pg-connection-string', { via: 'pg', backend: 'postgresql' })).default
+  const parse = url === undefined ? undefined : parserOf(driver)
   const make = (address: AddressNow) => driverOptions(address, options, parse)
   const config = make(addresses.fixed)
   return addresses.change ? async (signal) => make(await addresses.now(signal)) : () => config
@@ -320,6 +335,22 @@ function driverOptions ({ url, connection }: AddressNow, { host, port, database 
 }
 
 type Parser = (url: string) => Record<string, unknown>
+
+/** pg's own. Beside a driver that the app has bundled its package may be absent: there it is what a client makes of the url. */
+function parserOf (driver: unknown): Parser {
+  try {
+    const module = requirePackage('pg-connection-string', { via: 'pg', backend: 'postgresql' })
+    return facesOf(module).find((face) => typeof face === 'function') as unknown as Parser
+  } catch (error) {
+    if (driver === undefined) throw error
+    const { Client } = loadDriver(postgresDriver, driver)
+    return (url) => {
+      const { connectionParameters } = new Client({ connectionString: url }) as unknown as Inside
+      // The password is not enumerable there.
+      return { ...connectionParameters, password: connectionParameters.password }
+    }
+  }
+}
 
 function checkUrl (url: unknown): void {
   if (url === undefined || (typeof url === 'string' && /^(postgres(ql)?:\/\/|socket:|\/)/i.test(url))) return
@@ -393,7 +424,6 @@ class Guard {
   /** The server refused a write, and not because of the borrower's own transaction. */
   misplaced = false
   readonly #inside: Inside
-  readonly #driver: Driver
   readonly #own: OwnQueries
   readonly #base: ClientConfig
   /** The socket; with TLS that below it. */
@@ -420,10 +450,9 @@ class Guard {
   #cancelling: Wire | undefined
   #died: ((error: Error) => void) | undefined
 
-  constructor (client: Client, driver: Driver, own: OwnQueries, base: ClientConfig) {
+  constructor (client: Client, own: OwnQueries, base: ClientConfig) {
     this.client = client
     this.#inside = client as unknown as Inside
-    this.#driver = driver
     this.#own = own
     this.#base = base
     const { connection: wire } = this.#inside
@@ -641,7 +670,7 @@ class Guard {
   /** Asks the server, over another connection that it then ends, to end what runs on this one. */
   #cancel (processID: number): Wire {
     const { secretKey, host, port, ssl, sslNegotiation } = this.#inside
-    const { Connection } = this.#driver as unknown as { Connection: new (config: object) => Wire }
+    const Connection = this.#inside.connection.constructor as new (config: object) => Wire
     const wire = new Connection({ ssl, sslNegotiation, stream: this.#base.stream })
     const ask = () => wire.cancel(processID, secretKey)
     wire.on('connect', () => {
@@ -722,6 +751,7 @@ interface Inside {
   /** Its older name would warn where this one is there. */
   readonly _activeQuery?: { readonly text?: string } | null
   readonly activeQuery?: { readonly text?: string } | null
+  readonly connectionParameters: Record<string, unknown>
   readonly _types: { text: object, binary: object }
 }
 

@@ -1,10 +1,11 @@
-import type { Cluster, ClusterNode, ClusterOptions, Command, Redis } from 'ioredis'
+import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
 import type { Address } from '../pool/options.js'
-import { codeOf, cut, drained, importRedis, isBusy, isTransient, leavesState } from './redis.js'
+import { codeOf, cut, drained, isBusy, isTransient, leavesState, redisDriver, sendOf } from './redis.js'
 import type { Driver } from './redis.js'
-import { unlessAborted } from './driver.js'
+import { loadDriver, unlessAborted } from './driver.js'
 import type { Connector, DriverEvent } from '../../types/connector.js'
+import type { Cluster, Command, Redis } from '../../types/drivers.js'
 
 export interface RedisClusterOptions {
   /**
@@ -15,6 +16,8 @@ export interface RedisClusterOptions {
   connection?: Address['connection']
   /** How long one attempt of the client to reach the cluster may take, in ms; its nodes share it. Default 3000. */
   connectTimeout?: number
+  /** The module ioredis: for bundles, and copies of one's own. Default: the one that @fastify/redis uses. */
+  driver?: unknown
   /** A client that the app made, instead of `connection`. It is never closed. */
   client?: Cluster
 }
@@ -53,7 +56,7 @@ export interface RedisClusterConnector extends Connector<Cluster> {
 export async function redisCluster (options: RedisClusterOptions): Promise<RedisClusterConnector> {
   const given = options.client === undefined ? clusterOptions(options) : undefined
   checkClient(options)
-  return new ClusterBackend(await importRedis(), given, options)
+  return new ClusterBackend(loadDriver(redisDriver, options.driver), given, options)
 }
 
 /** Whether these options are of a cluster. */
@@ -108,7 +111,7 @@ class ClusterBackend implements RedisClusterConnector {
       slotsRefreshInterval: 5000,
       ...rest,
       lazyConnect: true,
-      clusterRetryStrategy: (times) => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random()),
+      clusterRetryStrategy: (times: number) => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random()),
       redisOptions: { ...redisOptions, connectTimeout: share, disconnectTimeout },
     })
     this.#adopt(client)
@@ -361,10 +364,10 @@ interface Inside {
 
 /** On a connection that all share, some commands would change what those of others do. */
 function refuseWhatIsShared (client: Cluster): void {
-  const send = client.sendCommand
+  const send = sendOf(client)
   const value: Cluster['sendCommand'] = (command, stream, node) => {
     // In a pipeline all or none must be sent, and MULTI and WATCH are together with what they are of.
-    if (stream !== undefined || !leavesState(command)) return send.call(client, command, stream, node)
+    if (stream !== undefined || !leavesState(command)) return send(command, stream, node)
     const name = command.name.toUpperCase()
     const message = `all share the connections of a Redis cluster: ${name} needs one of its own, from duplicate() or from a node's duplicate()`
     return refuse(command, new PoolError('FST_POOL_NOT_SUPPORTED', message))

@@ -1,10 +1,11 @@
 import type { Socket } from 'node:net'
-import type { Command, Redis, RedisOptions as IORedisOptions } from 'ioredis'
+import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
 import type { Address } from '../pool/options.js'
-import { Addresses, importDriver, unlessAborted } from './driver.js'
-import type { AddressNow } from './driver.js'
+import { Addresses, loadDriver, unlessAborted } from './driver.js'
+import type { AddressNow, DriverKind } from './driver.js'
 import type { Connector, DriverEvent, ServerState } from '../../types/connector.js'
+import type { Cluster, Command, Redis } from '../../types/drivers.js'
 
 export interface RedisOptions {
   /**
@@ -32,6 +33,8 @@ export interface RedisOptions {
   reset?: 'session' | 'transaction' | 'none'
   /** How long one attempt of the shared client may take, in ms; sentinels share it. An exclusive connection obeys its signal. Default 3000. */
   connectTimeout?: number
+  /** The module ioredis, or its class: for bundles, and copies of one's own. Default: the one that @fastify/redis uses. */
+  driver?: unknown
   /**
    * A client that the app made, instead of `url`, `host` and `port`: it is the shared one, its options are those of the exclusive connections, and
    * it is never closed.
@@ -74,14 +77,37 @@ export interface RedisConnector extends Connector<Redis> {
 export async function redis (options: RedisOptions): Promise<RedisConnector> {
   const addresses = new Addresses(options)
   const base = driverOptions(options, addresses.fixed)
-  return new RedisBackend(await importRedis(), base, addresses, options)
+  return new RedisBackend(loadDriver(redisDriver, options.driver), base, addresses, options)
 }
 
-export type Driver = typeof import('ioredis')
+/** ioredis' own `sendCommand`, looked up at each command: what instruments it may patch the prototype at any time. */
+export function sendOf (client: Redis | Cluster): Cluster['sendCommand'] {
+  const own = Object.getOwnPropertyDescriptor(client, 'sendCommand') as { value: Cluster['sendCommand'] } | undefined
+  const prototype = Object.getPrototypeOf(client) as Cluster
+  return (command, stream, node) => (own ?? { value: prototype.sendCommand }).value.call(client as Cluster, command, stream, node)
+}
 
-/** @throws `FST_POOL_MISSING_DRIVER` */
-export async function importRedis (): Promise<Driver> {
-  return await importDriver<Driver>('ioredis', { via: '@fastify/redis', backend: 'redis' })
+/** What is used of the module ioredis. */
+export interface Driver {
+  readonly Redis: new (options: object) => Redis
+  readonly Cluster: new (nodes: unknown[], options: object) => Cluster
+  readonly Command: new (name: string, args: string[], options: object) => Command
+}
+
+export const redisDriver: DriverKind<Driver> = {
+  backend: 'redis',
+  name: 'ioredis',
+  via: '@fastify/redis',
+  expected: 'the module ioredis, or its class Redis',
+  read (module) {
+    // The module is the class itself. A class of the app's over it is used as it is.
+    const Redis = (typeof module === 'function' ? module : module.Redis ?? {}) as Partial<Driver> & { prototype?: Partial<Redis> }
+    const { Cluster = Redis.Cluster, Command = Redis.Command } = module as Partial<Driver>
+    if (typeof Redis.prototype?.sendCommand !== 'function' || Command === undefined) return undefined
+    return { Redis, Cluster, Command } as unknown as Driver
+  },
+  // @fastify/redis does not give its copy.
+  belongs: ({ fastifyRedis }) => typeof fastifyRedis === 'function',
 }
 
 class RedisBackend implements RedisConnector {
@@ -192,7 +218,7 @@ class RedisBackend implements RedisConnector {
   /** The shared client asks whenever it connects: it may be long after the connections before it, and the password another one. */
   #followAnswers (client: Redis): void {
     const connect = client.connect.bind(client)
-    const send = client.sendCommand
+    const send = sendOf(client)
     let closed = new AbortController()
     client.on('end', () => closed.abort(new Error('Connection is closed.')))
     let before = this.#base
@@ -231,10 +257,10 @@ class RedisBackend implements RedisConnector {
     }
     // ioredis notes the database with each command that waits for a connection: there must be one by then.
     const held: Redis['sendCommand'] = (command, stream) => {
-      if (client.status !== 'wait') return send.call(client, command, stream)
+      if (client.status !== 'wait') return send(command, stream)
       // Why it did not connect, it tells by events, and tries again.
       Promise.allSettled([connectAsked()])
-      asking!.then(() => send.call(client, command, stream), (error: Error) => command.reject(error))
+      asking!.then(() => send(command, stream), (error: Error) => command.reject(error))
       return command.promise
     }
     Object.defineProperty(client, 'connect', { value, configurable: true, writable: true })
@@ -667,7 +693,6 @@ class Guard {
   readonly #connection: Redis
   readonly #driver: Driver
   readonly #tell: (event: DriverEvent) => void
-  /** What ioredis' own `sendCommand` is, however it was instrumented. */
   readonly #send: Redis['sendCommand']
   #seam: Redis['sendCommand']
   #mode: 'session' | 'transaction' | 'none' = 'none'
@@ -686,7 +711,7 @@ class Guard {
     this.#connection = connection
     this.#driver = driver
     this.#tell = tell
-    this.#send = connection.sendCommand
+    this.#send = sendOf(connection)
     this.#seam = this.#send
     Object.defineProperty(connection, guardKey, { value: this })
     // ioredis copies the options it is made from. A borrower who changed them would change them for all that come after.
@@ -743,7 +768,7 @@ class Guard {
     this.#seam = (command, stream) => {
       const kind = kindOf(command.name)
       if (kind !== 'harmless' && (mode === 'session' || kind === 'multi' || kind === 'exec' || kind === 'watch')) this.#note(kind, command)
-      return this.#send.call(this.#connection, command, stream)
+      return this.#send(command, stream)
     }
     Object.defineProperty(this.#connection, 'sendCommand', { value: this.#seam, writable: true, configurable: true })
     if (mode === 'session') this.#connection.on('newListener', this.#onNew)
@@ -819,7 +844,7 @@ class Guard {
   /** Past the seam, past auto-pipelining, and without the key prefix, which subscribed shard channels have already. */
   async #command (name: string, args: Command['args'] = []): Promise<unknown> {
     const command = new this.#driver.Command(name, args as string[], { replyEncoding: 'utf8' })
-    return await this.#send.call(this.#connection, command)
+    return await this.#send(command)
   }
 
   #note (kind: Kind, command: Command): void {

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { badOption, PoolError } from '../pool/errors.js'
-import { importDriver } from './driver.js'
+import { badDriver, facesOf, requirePackage } from './driver.js'
 import type { Address } from '../pool/options.js'
 import type { Connector, DestroyReason, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 
@@ -53,8 +53,8 @@ export interface SqliteOptions {
   connection?: Address['connection']
   /** 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and iterators are ended. */
   reset?: 'session' | 'transaction' | 'none'
-  /** Default: libsql, else better-sqlite3. Or the driver's class itself. */
-  driver?: 'libsql' | 'better-sqlite3' | SqliteDriver
+  /** The name of the driver, its class, or its module. Default: libsql, else better-sqlite3. */
+  driver?: 'libsql' | 'better-sqlite3' | 'node:sqlite' | SqliteDriver | object
   /** The pool's, for messages. */
   name?: string
 }
@@ -96,7 +96,7 @@ export async function sqlite (options: SqliteOptions): Promise<SqliteConnector> 
     if (typeof options[key] === 'function') throw badOption(key, options[key], 'none, since a file does not change its address')
   }
   const path = pathOf(options.url)
-  return new Writer(await driverOf(options.driver), path, options)
+  return new Writer(driverOf(options.driver), path, options)
 }
 
 class Handles implements Connector<SqliteDatabase> {
@@ -807,13 +807,18 @@ function pathOf (url: unknown): string {
 /** libsql first: it installs in seconds, without a compiler; better-sqlite3 may have to be compiled. */
 const drivers = ['libsql', 'better-sqlite3'] as const
 
-async function driverOf (driver: SqliteOptions['driver']): Promise<SqliteDriver> {
-  if (typeof driver === 'function') return driver
-  if (driver !== undefined) return await load(driver)
+function driverOf (driver: SqliteOptions['driver']): SqliteDriver {
+  if (driver === 'libsql' || driver === 'better-sqlite3') return load(driver)
+  if (driver === 'node:sqlite') return builtIn()
+  if (driver !== undefined) {
+    const found = facesOf(driver).find(isDriver)
+    if (found === undefined) throw badDriver(driver, "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them")
+    return found as unknown as SqliteDriver
+  }
   const causes: unknown[] = []
   for (const name of drivers) {
     try {
-      return await load(name)
+      return load(name)
     } catch (error) {
       causes.push(error)
     }
@@ -822,6 +827,18 @@ async function driverOf (driver: SqliteOptions['driver']): Promise<SqliteDriver>
   throw new PoolError('FST_POOL_MISSING_DRIVER', message, { cause: new AggregateError(causes) })
 }
 
-async function load (name: string): Promise<SqliteDriver> {
-  return (await importDriver<{ default: SqliteDriver }>(name, { backend: 'sqlite' })).default
+function load (name: string): SqliteDriver {
+  return facesOf(requirePackage(name, { backend: 'sqlite' })).find(isDriver) as unknown as SqliteDriver
+}
+
+function isDriver ({ prototype }: { prototype?: unknown }): boolean {
+  const { prepare, pragma, transaction } = (prototype ?? {}) as Partial<SqliteDatabase>
+  return [prepare, pragma, transaction].every((method) => typeof method === 'function')
+}
+
+/** Node's own, where this Node has it. */
+function builtIn (): SqliteDriver {
+  const module = process.getBuiltinModule('node:sqlite' as 'node:module') as unknown as { readonly DatabaseSync: SqliteDriver } | undefined
+  if (module !== undefined) return module.DatabaseSync
+  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later: this is ${process.version}`)
 }

@@ -1,11 +1,10 @@
-import type { FastifyInstance, FastifyPluginAsync, FastifyPluginCallback } from 'fastify'
-import type { Cluster, Redis } from 'ioredis'
-import type { MongoClient } from 'mongodb'
+import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import type { Connector } from '../../types/connector.js'
+import type { Cluster, MongoClient, Redis } from '../../types/drivers.js'
 import type { PoolFace } from '../../types/pool.js'
 import { TargetPool } from '../balance/targets.js'
-import { importDriver } from '../backends/driver.js'
-import { mongodb, type MongoConnector } from '../backends/mongodb.js'
+import { facesOf, isInstalled, loadDriver, requirePackage, type Module } from '../backends/driver.js'
+import { mongodb, mongoDriver, type MongoConnector } from '../backends/mongodb.js'
 import { mysql } from '../backends/mysql.js'
 import { postgresql } from '../backends/postgresql.js'
 import { redis, type RedisConnector } from '../backends/redis.js'
@@ -67,14 +66,14 @@ async function connect (app: FastifyInstance, options: ResolvedPoolOptions): Pro
 }
 
 async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promise<Connected> {
-  const { url, host, port, connection, database, name } = options
+  const { url, host, port, connection, database } = options
   const decorated = app as FastifyInstance & Decorated
   const addressed = url !== undefined || host !== undefined || port !== undefined || typeof connection === 'function' || Object.keys(connection).length > 0
   switch (options.backend!) {
     case 'mongodb': {
       if (!addressed && decorated.mongo !== undefined) return { connector: await mongodb({ client: decorated.mongo.client, database, max: options.max }) as Connector<unknown> }
       const connector = await mongodb(options)
-      return { connector: connector as Connector<unknown>, share: () => shareMongo(app, name, connector) }
+      return { connector: connector as Connector<unknown>, share: () => shareMongo(app, options, connector) }
     }
     case 'redis': {
       const { redis: theirs } = decorated
@@ -108,13 +107,20 @@ function isSharedCluster (redis: Redis | Cluster | undefined): redis is Cluster 
  * changes, that client is closed when the pool's last connection of it is, and says so to whoever uses it (`MongoNotConnectedError`): it might be another
  * server that the app would write to. The newest one is always `app.pools.get(name).backend.client`.
  */
-async function shareMongo (app: FastifyInstance, name: string, { client, database }: MongoConnector): Promise<void> {
+async function shareMongo (app: FastifyInstance, options: ResolvedPoolOptions, { client, database }: MongoConnector): Promise<void> {
+  const { name, driver } = options
   const { mongo } = app as FastifyInstance & Decorated
   // What @fastify/mongodb itself puts there.
   const taken = name in (mongo ?? { client, ObjectId: undefined })
   if (taken && mongo !== undefined) return tellTaken(app, 'mongo', name)
-  const plugin = await importDriver<{ default: FastifyPluginAsync<Record<string, unknown>> }>('@fastify/mongodb', { backend: 'mongodb' })
-  await app.register(plugin.default, taken ? { client, database } : { client, database, name })
+  const plugin = pluginOf('@fastify/mongodb', options)
+  if (plugin !== undefined) {
+    await app.register(plugin, taken ? { client, database } : { client, database, name })
+    return
+  }
+  const shared = { client, ObjectId: loadDriver(mongoDriver, driver).ObjectId, db: client.db(database) }
+  if (mongo === undefined) app.decorate('mongo' as string, shared as unknown)
+  if (!taken) Object.assign(mongo ?? shared, { [name]: shared })
 }
 
 /** `app.redis` is the first pool's, and `app.redis[name]` each further one's. */
@@ -123,15 +129,29 @@ async function shareRedis (app: FastifyInstance, options: ResolvedPoolOptions, c
   const { client } = connector
   const { redis: taken } = app as FastifyInstance & { redis?: Redis & Record<string, unknown> }
   if (taken !== undefined && name in taken) return tellTaken(app, 'redis', name)
-  if (startup !== 'require') {
-    // @fastify/redis waits until the client is connected, and this pool was told not to wait.
+  const plugin = pluginOf('@fastify/redis', options)
+  if (startup === 'require') await connectShared(connector, options)
+  // @fastify/redis waits until the client is connected, and this pool may have been told not to wait.
+  if (startup !== 'require' || plugin === undefined) {
     if (taken === undefined) app.decorate('redis' as string, client as unknown)
     else Object.assign(taken, { [name]: client })
     return
   }
-  await connectShared(connector, options)
-  const plugin = await importDriver<{ default: FastifyPluginCallback<Record<string, unknown>> }>('@fastify/redis', { backend: 'redis' })
-  await app.register(plugin.default, taken === undefined ? { client } : { client, namespace: name })
+  await app.register(plugin, taken === undefined ? { client } : { client, namespace: name })
+}
+
+type Plugin = FastifyPluginAsync<Record<string, unknown>>
+
+/**
+ * What shares a client with the app: the plugin that was given as the driver, or the installed one. Beside a driver that was given it may be absent.
+ *
+ * @throws `FST_POOL_MISSING_DRIVER`
+ */
+function pluginOf (name: '@fastify/mongodb' | '@fastify/redis', { backend, driver }: ResolvedPoolOptions): Plugin | undefined {
+  const isPlugin = (face: Module): boolean => typeof face === 'function'
+  const given = facesOf(driver).find((face) => isPlugin(face) && (face.fastifyMongodb ?? face.fastifyRedis) !== undefined)
+  if (given !== undefined || (driver !== undefined && !isInstalled(name))) return given as unknown as Plugin | undefined
+  return facesOf(requirePackage(name, { backend: backend! })).find(isPlugin) as unknown as Plugin
 }
 
 /** @throws `FST_POOL_CONNECT_FAILED`; the client is then still to be closed */

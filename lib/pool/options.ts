@@ -207,6 +207,14 @@ const balanceProperties = {
   stickyFor: deadlineOnly,
 } as const
 
+const driverProperties = {
+  // What it may be depends on the backend, which says so itself.
+  driver: {
+    anyOf: [optionalFunction, { anyOf: [{ enum: ['better-sqlite3', 'libsql', 'node:sqlite'] }, { type: 'object' }] }],
+    title: "the driver's module or class, or of sqlite 'better-sqlite3', 'libsql' or 'node:sqlite'",
+  },
+} as const
+
 const targetProperties = {
   /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
   name: nameSchema,
@@ -217,6 +225,7 @@ const targetProperties = {
   role: { enum: ['primary', 'replica'] },
   /** Its share beside the others of its role. More than 0. Default 1. */
   weight: { type: 'number', exclusiveMinimum: 0, title: 'a number above 0' },
+  ...driverProperties,
   /** Its connections at most. Default: the pool's `max`. */
   max: { type: 'integer', minimum: 1 },
 } as const
@@ -302,6 +311,7 @@ const poolProperties = {
   backend: backendSchema,
   connector: connectorSchema,
   targets: { type: 'array', minItems: 1, items: targetSchema, title: 'a list of at least one target' },
+  ...driverProperties,
   ...engineProperties,
   ...hookProperties,
   ...leaseProperties,
@@ -382,9 +392,18 @@ export interface EngineOptions<C = unknown> extends EngineNumbers, Address, Pool
 }
 
 /** One server of a pool over several. */
-export interface Target<C = unknown> extends Given<Omit<typeof targetProperties, keyof typeof addressProperties>>, Address {
+export interface Target<C = unknown> extends Given<Omit<typeof targetProperties, keyof typeof addressProperties | 'driver'>>, Driven, Address {
   /** How its connections are made, where the pool has no `backend`. */
   connector?: Connector<C> | undefined
+}
+
+/** By what a backend reaches its database. */
+interface Driven {
+  /**
+   * The driver itself, as the app has imported it: `pg`, `mysql2`, `ioredis`, `mongodb` (or `mongoose.mongo`), for SQLite its class or its name. For bundles,
+   * and where the app has a copy of its own. Default: the installed package, found from here, else from the app.
+   */
+  driver?: object | 'better-sqlite3' | 'libsql' | 'node:sqlite' | undefined
 }
 
 /** What a pool asks of a request. */
@@ -400,7 +419,7 @@ interface Sticky {
   sticky?: { cookie?: string | undefined, header?: string | undefined, key?: ((request: FastifyRequest) => string | undefined) | undefined } | undefined
 }
 
-interface CommonPoolOptions<C> extends EngineNumbers, Address, Given<typeof leaseProperties>, Shares, Given<Omit<typeof balanceProperties, 'sticky'>>, Sticky, PoolHooks<C> {}
+interface CommonPoolOptions<C> extends EngineNumbers, Driven, Address, Given<typeof leaseProperties>, Shares, Given<Omit<typeof balanceProperties, 'sticky'>>, Sticky, PoolHooks<C> {}
 
 /** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
 export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
@@ -463,6 +482,8 @@ export interface ResolvedTarget<C = unknown> {
 /** Checked, complete and frozen. */
 export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<C> {
   readonly backend?: Backend
+  /** What was given, as it was. */
+  readonly driver?: NonNullable<Driven['driver']>
   /** The very object that was given. */
   readonly connector?: Connector<C>
   /** Complete: the pool's own policy over the plugin's. */
@@ -564,6 +585,7 @@ export function checkPoolOptions<C = unknown> (
   for (const other of ['backend', 'targets']) {
     if (given[other] !== undefined && given.connector !== undefined) throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
+  if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
   if (result.backend === 'sqlite') adaptToSqlite(result, given, path)
   checkTogether(result, given, path)
   checkSticky(result, path)
@@ -586,6 +608,7 @@ function readTargets (targets: readonly Options[], pool: Options, path: string):
     if (names.has(name as string)) throw badOption(join(where, 'name'), name, 'a name that no other target has')
     names.add(name as string)
     if (pool.backend !== undefined && connector !== undefined) throw badOption(join(where, 'connector'), connector, 'none beside backend')
+    if (pool.backend === undefined && target.driver !== undefined) throw badOption(join(where, 'driver'), target.driver, 'none without backend')
     if (pool.backend === undefined && connector === undefined) throw badOption(join(where, 'connector'), undefined, connectorSchema.title)
     checkAddress(target, where)
     // An address is of one piece: a host of the target's own is not looked up at the pool's url.

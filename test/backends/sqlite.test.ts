@@ -1075,8 +1075,3 @@ t.test('a url that is no path is refused without being shown', async (t) => {
     t.notMatch(String(error), /s3cret|%zz/)
   }
 })
-
-t.test('a missing driver is named', async (t) => {
-  const driver = 'no-such-sqlite-driver' as 'libsql'
-  await t.rejects(sqlite({ url: ':memory:', driver }), { code: 'FST_POOL_MISSING_DRIVER', message: /npm install no-such-sqlite-driver/ })
-})

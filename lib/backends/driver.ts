@@ -1,5 +1,6 @@
 import { existsSync, realpathSync } from 'node:fs'
-import { createRequire } from 'node:module'
+// Bundlers do things of their own with an imported `createRequire`.
+import * as modules from 'node:module'
 import { join } from 'node:path'
 import { PoolError, badOption, secretsOf, show } from '../pool/errors.js'
 import type { Address } from '../pool/options.js'
@@ -76,7 +77,7 @@ export function requirePackage (name: string, { via, backend }: { via?: string |
   try {
     const { require, error } = findRequire(wanted)
     if (require === undefined) throw error
-    return via === undefined ? require(name) : createRequire(require.resolve(via))(name)
+    return via === undefined ? require(name) : modules.createRequire(require.resolve(via))(name)
   } catch (error) {
     throw new PoolError('FST_POOL_MISSING_DRIVER', `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`, { cause: error })
   }
@@ -95,7 +96,7 @@ function findRequire (name: string): { require?: NodeJS.Require, error?: unknown
   const errors: unknown[] = []
   for (const from of [import.meta.url, mainFile(), join(process.cwd(), 'index.js')]) {
     try {
-      const require = createRequire(from!)
+      const require = modules.createRequire(from!)
       require.resolve(name)
       return { require }
     } catch (error) {

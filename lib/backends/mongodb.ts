@@ -78,7 +78,11 @@ export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   return new Mongo(options, addresses, addresses.fixed, () => client)
 }
 
-type Driver = Pick<typeof import('mongodb'), 'MongoClient'> & { readonly ObjectId?: unknown }
+/** What is used of the module mongodb. */
+interface Driver {
+  readonly MongoClient: new (url: string, options?: object) => MongoClient
+  readonly ObjectId?: unknown
+}
 
 export const mongoDriver: DriverKind<Driver> = {
   backend: 'mongodb',
@@ -86,10 +90,10 @@ export const mongoDriver: DriverKind<Driver> = {
   via: '@fastify/mongodb',
   expected: 'the module mongodb, mongoose.mongo or @fastify/mongodb',
   read (module) {
-    // @fastify/mongodb has its own copy there.
-    const { MongoClient, mongodb = module } = module
-    const { prototype } = (MongoClient ?? (mongodb as Driver).MongoClient ?? {}) as { prototype?: Partial<MongoClient> }
-    return typeof prototype?.startSession === 'function' ? (MongoClient === undefined ? mongodb : module) as unknown as Driver : undefined
+    // @fastify/mongodb has its copy there.
+    const driver = (module.MongoClient === undefined ? module.mongodb : module) as Partial<Driver> | undefined
+    const { prototype } = (driver?.MongoClient ?? {}) as { prototype?: Partial<MongoClient> }
+    return typeof prototype?.startSession === 'function' ? driver as Driver : undefined
   },
 }
 

@@ -77,7 +77,10 @@ export interface RedisConnector extends Connector<Redis> {
 export async function redis (options: RedisOptions): Promise<RedisConnector> {
   const addresses = new Addresses(options)
   const base = driverOptions(options, addresses.fixed)
-  return new RedisBackend(loadDriver(redisDriver, options.driver), base, addresses, options)
+  // A client that was taken over is of the app's copy of the driver, and so is what is made beside it.
+  const { Redis, Command } = (options.client?.constructor ?? {}) as Partial<Driver>
+  const driver = loadDriver(redisDriver, options.driver ?? (Redis && { Redis, Command }))
+  return new RedisBackend(driver, base, addresses, options)
 }
 
 /** ioredis' own `sendCommand`, looked up at each command: what instruments it may patch the prototype at any time. */

@@ -176,6 +176,47 @@ t.test("the pool's driver is that of its targets, unless they have another", asy
   t.same(made, new Set([MyRedis.prototype, Other.prototype]))
 })
 
+t.test('beside a client that is taken over, connections are of the same copy of ioredis', async (t) => {
+  const files = Object.keys(require.cache).filter((file) => file.includes('/node_modules/ioredis/'))
+  for (const file of files) delete require.cache[file]
+  const copy = require('ioredis') as typeof ioredis
+  t.not(copy.Redis, ioredis.Redis)
+  const client = new copy.Redis(servers.redis)
+  t.teardown(() => client.disconnect())
+  const pool = new Pool(await redis({ client }), { max: 1 })
+  t.teardown(() => pool.close())
+  await pool.use(async (connection) => {
+    t.equal(await ask.redis(connection), 1)
+    t.ok(connection instanceof copy.Redis)
+  })
+})
+
+t.test("what patches ioredis' prototype is heard, whether it comes before the pool or after it", async (t) => {
+  for (const shared of [false, true]) {
+    class Patched extends ioredis.Redis {}
+    const heard: string[] = []
+    const patch = (by: string) => {
+      const { sendCommand } = Patched.prototype
+      Patched.prototype.sendCommand = function (command, stream) {
+        if (command.name === 'get') heard.push(by)
+        return sendCommand.call(this, command, stream)
+      }
+    }
+    patch('before')
+    const connector = await redis({ url: () => servers.redis, driver: Patched })
+    const pool = new Pool(connector, { max: 1 })
+    // A command that waits for the connection is sent twice, by ioredis itself.
+    await connector.client.ping()
+    const get = () => shared ? connector.client.get('key') : pool.use((connection) => connection.get('key'))
+    await get()
+    t.same(heard.splice(0), ['before'])
+    patch('after')
+    await get()
+    t.same(heard.splice(0), ['after', 'before'])
+    await pool.close()
+  }
+})
+
 t.test('a cluster takes the driver too', async (t) => {
   class MyCluster extends ioredis.Cluster {}
   const connector = await redisCluster({ connection: { cluster: [{ host: '127.0.0.1', port: 1 }] }, driver: { Redis: ioredis.Redis, Cluster: MyCluster } })

@@ -73,6 +73,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   host: { takes: ['text'], expected: 'a host name, nothing else' },
   port: { takes: ['one', 'ten'], expected: 'an integer from 1 to 65535' },
   database: text,
+  driver: { takes: ['object', 'function'], expected: "the driver's module or class, or of sqlite 'better-sqlite3', 'libsql' or 'node:sqlite'" },
   connection: { takes: ['object', 'function'], expected: 'an object, or a function that returns one' },
   min: { ...count, beside: { max: 2 ** 31 } },
   max: positive,

@@ -726,7 +726,8 @@ async function flap (options: EngineOptions<FakeConnection>, seed: number, longe
     while (clock.now() < 30_000) {
       const end = await pool.use(async () => { await pause(5) }).then(() => 'served', (error: { code: string }) => error.code)
       ends[end] = (ends[end] ?? 0) + 1
-      await pause(5)
+      // Who is refused comes back later, or nearly all of what is called here would be refusals.
+      await pause(end === 'served' ? 5 : 20)
     }
   })
   for (let cycle = 0; cycle < 150; cycle++) {

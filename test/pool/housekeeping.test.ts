@@ -274,7 +274,7 @@ t.test('what blocks the event loop counts with all of its time: creates, leases,
 })
 
 const program = (body: string) => `
-  import { Pool } from 'fastify-pool'
+  import { Pool } from ${JSON.stringify(new URL('../../index.ts', import.meta.url))}
   const connector = { system: 'fake', create: async () => ({}), destroy () {}, validate: async () => true }
   const say = (text) => { process.stdout.write(text + '\\n') }
   ${body}
@@ -282,7 +282,7 @@ const program = (body: string) => `
 
 /** Runs a program, on the built package, in a process of its own. It ends by itself, or with the test's time. */
 async function run (body: string): Promise<{ code: number | null, out: string }> {
-  const child = spawn(process.execPath, ['--input-type=module', '--eval', program(body)], { cwd: new URL('../../', import.meta.url), stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, ['--import', String(new URL('../support/typescript.mjs', import.meta.url)), '--input-type=module', '--eval', program(body)], { cwd: new URL('../../', import.meta.url), stdio: ['ignore', 'pipe', 'inherit'] })
   let out = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => { out += text })
   const [code] = await once(child, 'close') as [number | null]

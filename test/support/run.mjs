@@ -1,6 +1,11 @@
-// The test run: `node test/support/run.mjs [file ...]`. With files: only those, and no bar for coverage.
+// The test run: `node test/support/run.mjs [--engine | --full] [--busy] [file ...]`. With any of these but `--busy`: no bar for coverage.
 //
-// Shows what failed or was skipped, what was measured, the coverage, and the servers used. The last line is the count, alone: `N passed, N failed[, N skipped]`.
+// --engine  only the tests of pool, balance and fastify that need neither a server nor a build
+// --full    only the tests that draw or load at random, for as long as it takes to find what is rare
+// --busy    beside a loop on each core that takes all of its time
+//
+// Shows what failed or was skipped, what was measured, the coverage, the servers used and the ten slowest files. The last line is the count, alone:
+// `N passed, N failed[, N skipped]`.
 import { spawn } from 'node:child_process'
 import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -8,33 +13,43 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { Report } from 'c8'
+import { parseArgs } from 'node:util'
+import { stopLoops, takeAllCores } from './busy.mjs'
 import { clearPostgres, root, runs } from './find.mjs'
+import { engineTests, longTests } from './lanes.mjs'
 
 /** In percent, of lines and of branches, over all of index.ts and lib/. */
 const bar = 95
 const coverage = join(root, '.tap/coverage')
 
-const files = process.argv.slice(2)
+const { values: lane, positionals } = parseArgs({ options: { engine: { type: 'boolean' }, full: { type: 'boolean' }, busy: { type: 'boolean' } }, allowPositionals: true })
+const part = [...positionals, ...lane.engine ? engineTests() : [], ...lane.full ? longTests() : []]
+const isWhole = part.length === 0
+// Compiles; first of all loaders, see there.
+const nodeOptions = `${process.env.NODE_OPTIONS ?? ''} --import=${new URL('typescript.mjs', import.meta.url)}`.trim()
 const scratch = mkdtempSync(join(tmpdir(), 'fastify-pool-run-'))
 // PostgreSQL refuses to run as root, and its files are in there.
 chmodSync(scratch, 0o755)
 const log = join(scratch, 'servers.jsonl')
 
 try {
+  if (lane.busy) takeAllCores()
   process.exitCode = await main()
 } finally {
+  stopLoops()
   for (const name of readdirSync(scratch)) clearPostgres(join(scratch, name, 'data'))
   rmSync(scratch, { recursive: true, force: true, maxRetries: 3 })
 }
 
 async function main () {
   rmSync(coverage, { recursive: true, force: true })
-  const { code, counts, problems } = await runTap()
+  const { code, counts, times, problems } = await runTap()
   if (counts.pass + counts.fail === 0) problems.push('no test ran')
   // Whatever tap fails for is a failure, even where it names none: a file that could not be started, say.
   if (code !== 0 && counts.fail === 0) counts.fail = 1
-  if (files.length === 0) problems.push(...await checkCoverage())
+  if (isWhole) problems.push(...await checkCoverage())
   problems.push(...tellServers())
+  tellSlowest(times)
   for (const problem of problems) console.log(`FAILED: ${problem}`)
   const { pass, fail, skipped } = counts
   console.log(`${pass} passed, ${fail} failed${skipped > 0 ? `, ${skipped} skipped` : ''}`)
@@ -45,12 +60,12 @@ async function main () {
 async function runTap () {
   const require = createRequire(import.meta.url)
   const tap = join(dirname(require.resolve('tap/package.json')), 'dist/esm/run.mjs')
-  const args = ['--reporter=tap', '--allow-empty-coverage', '--allow-incomplete-coverage', '--coverage-report=none', ...files]
-  if (files.length > 0) args.unshift('--disable-coverage')
+  const args = ['--reporter=tap', '--allow-empty-coverage', '--allow-incomplete-coverage', '--coverage-report=none', ...part]
+  if (!isWhole) args.unshift('--disable-coverage')
   const child = spawn(process.execPath, [tap, ...args], {
     cwd: root,
     // Servers that a killed test leaves have their files in there.
-    env: { ...process.env, POOL_TEST_RUN_LOG: log, TMPDIR: scratch },
+    env: { ...process.env, POOL_TEST_RUN_LOG: log, TMPDIR: scratch, NODE_OPTIONS: nodeOptions, ...lane.full && { POOL_TEST_FULL: '1' } },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   const passOn = (signal) => child.kill(signal)
@@ -59,6 +74,8 @@ async function runTap () {
 
   const counts = { total: 0, pass: 0, fail: 0, skipped: 0 }
   const problems = []
+  /** In ms, of each file. */
+  const times = new Map()
   let inside = []
   let inDetails = false
   for await (const line of createInterface({ input: child.stdout })) {
@@ -69,8 +86,10 @@ async function runTap () {
     } else if (/^(not )?ok \d/.test(line)) {
       const failed = line.startsWith('not')
       console.log(line)
+      const [, file, ms] = /- (\S+)(?: # time=([\d.]+)ms)?/.exec(line) ?? []
+      if (ms !== undefined) times.set(file, Number(ms))
       // tap takes a file without tests for a skip: it is a mistake.
-      if (line.endsWith('# SKIP no tests found')) problems.push(`no test in ${/- (\S+)/.exec(line)?.[1]}`)
+      if (line.endsWith('# SKIP no tests found')) problems.push(`no test in ${file}`)
       // A skip is told even where all is well, or nobody would know what was not tested.
       // And so is what was measured, where that is what a test is for.
       for (const one of inside) if (/# (SKIP|TODO|measured:)/i.test(one) || (failed && !/^ *(ok \d|1\.\.\d|# |$)/.test(one))) console.log(one)
@@ -89,7 +108,12 @@ async function runTap () {
   for (const line of inside) console.log(line) // Of a file whose end was never heard of.
   const code = await ended
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.off(signal, passOn)
-  return { code, counts, problems }
+  return { code, counts, times, problems }
+}
+
+function tellSlowest (times) {
+  const slowest = [...times].sort(([, one], [, other]) => other - one).slice(0, 10)
+  console.log(`slowest: ${slowest.map(([file, ms]) => `${file.replace(/^test\/|\.test\.ts$/g, '')} ${(ms / 1000).toFixed(1)} s`).join(', ')}`)
 }
 
 /** @returns what is too low */

@@ -1,5 +1,22 @@
 import neostandard from 'neostandard'
+import { rules } from './test/support/lint.mjs'
+
+const wait = 'Do not wait for time: wait for what is to happen (test/support/until.ts).'
 
 export default [
   ...neostandard({ ts: true, ignores: ['dist/**', '.tap/**', '.cache/**', 'node_modules/**'] }),
+  {
+    files: ['test/**/*.ts'],
+    plugins: { tests: { rules } },
+    rules: { 'tests/no-wall-time': 'error' },
+  },
+  {
+    files: ['test/**/*.ts'],
+    // The support waits for all others, the servers that we play wait as real ones do, and what measures or soaks goes by the clock.
+    ignores: ['test/support/**', 'test/doubles/mongo-wire.ts', 'test/bench/**', 'test/soak/**'],
+    rules: {
+      'no-restricted-imports': ['error', { paths: ['node:timers/promises', 'timers/promises'].map((name) => ({ name, message: wait })) }],
+      'no-restricted-syntax': ['error', { selector: 'CallExpression[callee.name=/^(setTimeout|sleep)$/]', message: wait }],
+    },
+  },
 ]

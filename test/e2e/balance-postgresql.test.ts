@@ -8,8 +8,6 @@ import { needsGroup, startPostgresPair } from '../support/topologies.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
 
-t.setTimeout(120_000)
-
 /** Requests that hold their connection until they are let go, each with the port that its server says it has. */
 class Held {
   readonly #gates: Array<{ port: number, open: () => void }> = []

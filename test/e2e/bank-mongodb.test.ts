@@ -3,8 +3,6 @@ import t from 'tap'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import { accounts, opening, runBank } from './bank.js'
 
-t.setTimeout(300_000)
-
 interface Account { _id: number, balance: number }
 interface Row { _id: number, from: number, to: number, amount: number }
 

@@ -3,8 +3,6 @@ import t from 'tap'
 import { startMariadb } from '../support/services.js'
 import { accounts, opening, runBank, type Transfer } from './bank.js'
 
-t.setTimeout(300_000)
-
 t.test('MariaDB: through failures, aborts, deadlocks and a crash of the server the books stay balanced', async (t) => {
   const server = await startMariadb(t, { own: true })
   const outside = async <T>(fn: (connection: Connection) => Promise<T>): Promise<T> => {

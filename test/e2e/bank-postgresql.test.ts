@@ -3,8 +3,6 @@ import t from 'tap'
 import { startPostgres } from '../support/services.js'
 import { accounts, opening, runBank, type Transfer } from './bank.js'
 
-t.setTimeout(300_000)
-
 t.test('PostgreSQL: through failures, aborts and a crash of the server the books stay balanced', async (t) => {
   const server = await startPostgres(t, { own: true })
   const outside = async <T>(fn: (client: pg.Client) => Promise<T>): Promise<T> => {

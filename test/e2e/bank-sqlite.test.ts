@@ -4,8 +4,6 @@ import t from 'tap'
 import type { SqliteDatabase } from '../../index.js'
 import { accounts, opening, runBank, type Transfer } from './bank.js'
 
-t.setTimeout(300_000)
-
 t.test('SQLite: through failures, aborts and handles that are replaced the books stay balanced', async (t) => {
   const file = join(t.testdir(), 'bank.db')
   const outside = new Database(file, { timeout: 5000 }) as unknown as SqliteDatabase

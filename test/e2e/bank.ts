@@ -2,13 +2,14 @@ import type { AddressInfo } from 'node:net'
 import Fastify from 'fastify'
 import type { Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
+import { some } from '../support/full.js'
 import { until } from '../support/until.js'
 import { keepAliveAgent } from './client.js'
 import { type Plan, Storm, seeded, type When } from './storm.js'
 
 export const accounts = 50
 export const opening = 1000
-const requests = 5000
+const requests = some(2000, 5000)
 const width = 40
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 
@@ -27,7 +28,7 @@ export interface Bank<C> {
 type Fate = 'done' | 'throws' | 'refused' | 'invalid'
 
 /**
- * 5,000 transfers, each in its route's transaction. Some handlers throw or refuse, some clients go away, transactions deadlock, and after half of them the
+ * Thousands of transfers, each in its route's transaction. Some handlers throw or refuse, some clients go away, transactions deadlock, and after half of them the
  * database is restarted. Whatever happens, no money is made or lost, and what a client was told is true.
  */
 export async function runBank<C> (t: Test, { pool, bank, restart }: { pool: PoolOptions, bank: Bank<C>, restart: () => Promise<void> }): Promise<void> {

@@ -5,16 +5,15 @@ import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
 import type { PoolFace } from '../../types/pool.js'
 import { type MongoDouble, startMongoDouble } from '../doubles/mongo-wire.js'
+import { startPace } from '../support/order.js'
 import { startMongoReplicaSet } from '../support/topologies.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
 
-t.setTimeout(120_000)
-
 /** How long the double takes to elect, in ms. */
 const election = 700
-/** What the pool may add to an election, in ms. */
-const beyond = 1000
+/** So many rounds of `startPace` the pool may add to an election: 1 s of them where nothing is slow. */
+const beyond = 20
 
 /** A replica set that a test can do to what a night does. */
 interface Subject {
@@ -23,8 +22,6 @@ interface Subject {
   stepDown (): Promise<void>
   /** Cuts the primary off, with all its sockets. */
   kill (): Promise<void>
-  /** Until there is another primary, in ms since either. Undefined: only the set itself knows, see `elected`. */
-  readonly election: number | undefined
   /** Resolves when there is one. */
   elected (): Promise<unknown>
   /** Resolves when all members hear and say what they should: from then on a test may begin. */
@@ -89,13 +86,12 @@ async function failover (t: Test, subject: Subject, how: 'stepDown' | 'kill', co
   inFlight?.release()
   await done
   const gone = performance.now()
+  const pace = startPace(t, () => subject.elected())
   const elected = subject.elected().then(() => performance.now())
   // Behind it, not one that had been answered before.
-  const first = await until(() => written(seen, gone)[0] ?? seen.find(({ status, at }) => status === 200 && at > gone), { what: 'a write is answered again' })
-  const took = first.at - began
-  const limit = (subject.election ?? (await elected) - began) + beyond
-  t.ok(took < limit, `${Math.round(took)} ms from it to the first write, within ${Math.round(limit)}`)
-  t.comment(`measured: ${how}: the first successful write ${Math.round(took)} ms after it, ${Math.round(await elected - began)} ms of which were the election`)
+  const first = await until(() => written(seen, gone)[0] ?? seen.find(({ status, at }) => status === 200 && at > gone), { timeout: 30_000, what: 'a write is answered again' })
+  t.ok(pace.rounds < beyond, `${pace.rounds} looks at the new primary before the first write`)
+  t.comment(`measured: ${how}: the first successful write ${Math.round(first.at - began)} ms after it, ${Math.round(await elected - began)} ms of which were the election`)
   const back = performance.now()
   await until(() => written(seen, back).length > 100, { what: 'writes are answered' })
   t.same(seen.filter(({ status, sent }) => status !== 200 && sent > back), [], 'all of them')
@@ -145,7 +141,6 @@ async function startDouble (t: Test): Promise<Subject> {
   return {
     url: double.url,
     double,
-    election,
     stepDown: async () => { double.stepDown() },
     kill: () => double.primary!.kill(),
     elected: () => until(() => double.primary),
@@ -218,8 +213,9 @@ t.test('on the double: where no member is left requests are told so at once, and
   for (const member of double.members) await member.restart()
   double.elect(0)
   const back = performance.now()
-  const first = await until(() => written(seen, back)[0], { what: 'a write is answered again' })
-  t.ok(first.at - back < beyond, `${Math.round(first.at - back)} ms`)
+  const pace = startPace(t, () => subject.elected())
+  const first = await until(() => written(seen, back)[0], { timeout: 30_000, what: 'a write is answered again' })
+  t.ok(pace.rounds < beyond, `${pace.rounds} looks at the new primary before the first write`)
   t.comment(`measured: all members away: the first successful write ${Math.round(first.at - back)} ms after their return`)
   await stop()
   t.match(app.pools.stats().db, { used: 0, pending: 0, late: 0 })
@@ -228,7 +224,6 @@ t.test('on the double: where no member is left requests are told so at once, and
 const set = await startMongoReplicaSet(t)
 const real: Subject | undefined = set && {
   url: set.url,
-  election: undefined,
   stepDown: () => set.stepDown(),
   kill: async () => (await set.primary()).kill(),
   elected: () => set.primary(),

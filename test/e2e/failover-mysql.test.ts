@@ -4,11 +4,10 @@ import t, { type Test } from 'tap'
 import type { PoolEvents, PoolOptions } from '../../index.js'
 import { startMariadb, type Server } from '../support/services.js'
 import { needsGroup, startMariadbPair } from '../support/topologies.js'
+import { alarm, startPace } from '../support/order.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
 import { failed, serve as serveOn, served, startLoad, within, type Service } from './failover.js'
-
-t.setTimeout(120_000)
 
 async function portOf (connection: unknown): Promise<number> {
   const [[row]] = await (connection as Connection).query<RowDataPacket[]>('SELECT @@port AS port')
@@ -42,6 +41,12 @@ async function pairWithTable (t: Test, replicas = 1) {
   return { ...pair, root, replica: pair.replicas[0]! }
 }
 
+/** Writes to that server alone, as one who can only when it is a primary. */
+const paceOf = (t: Test, { url }: Server) => startPace(t, async () => {
+  const connection = await createConnection(url)
+  await connection.query('INSERT INTO test.line () VALUES ()').finally(() => { connection.destroy() })
+})
+
 const targetsOf = (app: FastifyInstance) => app.pools.stats().db!.targets!
 const targetOf = (app: FastifyInstance, name: string) => targetsOf(app).find(({ target }) => target === name)!
 
@@ -57,13 +62,14 @@ t.test('MariaDB: kill -9 of the primary, and its replica is promoted: writes go 
   t.same(failed(seen).slice(0, 3), [], 'nothing fails')
   t.same(failovers, [])
 
+  const pace = paceOf(t, replica)
   const killed = performance.now()
   await primary.kill()
   const dead = performance.now()
   await promote(replica)
   const promoted = performance.now()
-  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served again' })
-  t.ok(first.at - killed < within, `${Math.round(first.at - killed)} ms from the kill to the first write`)
+  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - killed)} ms after the kill: dead after ${Math.round(dead - killed)} ms, promoted after ${Math.round(promoted - killed)} ms`)
 
   const back = performance.now()
@@ -109,6 +115,7 @@ t.test('MariaDB: a primary that is made read only, with all its connections, han
   const { app, port, failovers, disconnects } = await serve(t, { checkInterval: 60_000, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
   await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
+  const pace = paceOf(t, replica)
   const fenced = performance.now()
   await root.query('SET GLOBAL read_only = 1')
   await until(() => failovers.length > 0, { what: 'it is no primary any more' })
@@ -117,8 +124,8 @@ t.test('MariaDB: a primary that is made read only, with all its connections, han
   t.ok(disconnects.some(({ target, reason }) => target === 'first' && reason === 'error'), 'a connection that refused a write is closed')
   t.match(targetOf(app, 'first'), { role: 'replica' })
   await promote(replica)
-  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served by the new primary' })
-  t.ok(first.at - fenced < within)
+  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: known after ${Math.round(known - fenced)} ms, first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
   const back = performance.now()
   await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
@@ -136,18 +143,22 @@ t.test('MariaDB: one address that moves: a connection that refused a write is re
   const { app, port } = await serve(t, { url: async () => url })
   const { seen, stop } = startLoad(t, port, { readers: 0 })
   await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
+  const pace = paceOf(t, replica)
   const fenced = performance.now()
   await root.query('SET GLOBAL read_only = 1')
   await until(() => seen.some(({ code }) => code === 'ER_OPTION_PREVENTS_STATEMENT'), { what: 'a write is refused' })
   await promote(replica)
   url = replica.url
-  const moved = performance.now()
-  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served by the new primary' })
-  t.ok(first.at - fenced < within)
+  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
-  await until(() => served(seen, 'POST', replica, moved + 500).length > 100, { what: 'writes are served' })
+  // Those that are still lent at the old one are refused once more, each.
+  const settled = pace.rounds + 10
+  await until(() => pace.rounds >= settled)
+  const back = performance.now()
+  await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
   await stop()
-  t.same(failed(seen, undefined, moved + 500).slice(0, 3), [])
+  t.same(failed(seen, undefined, back).slice(0, 3), [])
   t.ok(app.pools.stats().db!.destroyed.error > 0, 'without anybody\'s evict()')
 })
 
@@ -165,12 +176,13 @@ t.test('MariaDB: what says that it may be done twice, and is under way when the 
   }, { retry: 10, timeout: 10_000 })))
   const asleep = "SELECT count(*) AS count FROM information_schema.processlist WHERE state = 'User sleep'"
   await until(async () => (await root.query<RowDataPacket[]>(asleep))[0][0]!.count === 5, { what: 'all are under way' })
+  const pace = paceOf(t, replica)
   const killed = performance.now()
   await primary.kill()
   await promote(replica)
   t.same(await writes, Array.from({ length: 5 }, () => ({ status: 'fulfilled', value: replica.port })))
   t.comment(`measured: all written ${Math.round(performance.now() - killed)} ms after the kill, in ${ran.length} runs`)
-  t.ok(performance.now() - killed < within)
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.same(tally([primary, replica], ran), [5, 5])
 })
 
@@ -233,10 +245,12 @@ t.test('MariaDB: a primary and two replicas', needsGroup('MariaDB'), async (t) =
     const level = (name: string) => until(() => targetOf(app, name).lag === 0, { what: `${name} is level` })
     /** It says nothing but that it does not replicate; the time since it did is told. */
     const behind = async (name: string) => {
-      const stopped = performance.now()
-      await until(() => (targetOf(app, name).lag ?? 0) > 1000, { what: `${name} is seen to be behind` })
-      const after = performance.now() - stopped
-      t.ok(after > 800 && after < 2000, `${name} is behind ${Math.round(after)} ms after it stopped`)
+      const soon = alarm(800)
+      const pace = startPace(t, () => root.query('SELECT 1'))
+      await until(() => (targetOf(app, name).lag ?? 0) > 1000, { timeout: 30_000, what: `${name} is seen to be behind` })
+      await pace.stop()
+      t.ok(pace.rounds < 40, `a plain client asked ${pace.rounds} times before ${name} was seen to be behind`)
+      t.ok(soon.rang, `${name} is not behind when it has just stopped`)
     }
     await Promise.all([level('light'), level('heavy')])
     t.same(await readers(t, port), ['light', 'heavy'], 'level, both are read')

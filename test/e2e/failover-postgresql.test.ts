@@ -3,10 +3,9 @@ import t, { type Test } from 'tap'
 import type { Pool, PoolOptions } from '../../index.js'
 import { askPostgres, childrenOf, type Server } from '../support/services.js'
 import { needsGroup, startPostgresPair } from '../support/topologies.js'
+import { startPace } from '../support/order.js'
 import { until } from '../support/until.js'
 import { serve as serveOn, served, startLoad, within, type Service } from './failover.js'
-
-t.setTimeout(120_000)
 
 function serve (t: Test, pool: Partial<PoolOptions>): Promise<Service> {
   const portBy = (sql: string) => async (connection: unknown) => {
@@ -26,6 +25,9 @@ async function pairWithTable (t: Test) {
   return { ...pair, replica: replica! }
 }
 
+/** Writes to that server alone, which it can only when it is a primary. */
+const paceOf = (t: Test, { url }: Server) => startPace(t, () => askPostgres(url, 'INSERT INTO lines DEFAULT VALUES'))
+
 const readOnly = async (server: Server) => {
   await askPostgres(server.url, 'ALTER SYSTEM SET default_transaction_read_only = on')
   await askPostgres(server.url, 'SELECT pg_reload_conf()')
@@ -41,13 +43,14 @@ t.test('PostgreSQL: kill -9 of the primary, and its replica is promoted: writes 
   t.same(seen.filter(({ status }) => status !== 200), [], 'nothing fails')
   t.same(failovers, [])
 
+  const pace = paceOf(t, replica)
   const killed = performance.now()
   await primary.kill()
   const dead = performance.now()
   await promote(replica)
   const promoted = performance.now()
-  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served again' })
-  t.ok(first.at - killed < within, `${Math.round(first.at - killed)} ms from the kill to the first write`)
+  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - killed)} ms after the kill: dead after ${Math.round(dead - killed)} ms, promoted after ${Math.round(promoted - killed)} ms`)
 
   const back = performance.now()
@@ -123,11 +126,12 @@ t.test('PostgreSQL: a primary that hangs, and its replica is promoted: writes go
   const later = startLoad(t, port)
   await until(() => app.pools.stats().db!.targets!.find(({ target }) => target === 'first')!.pending > 0, { what: 'writes wait' })
   await until(() => performance.now() - hung > 2500)
+  const pace = paceOf(t, replica)
   await promote(replica)
   const promoted = performance.now()
-  const first = await until(() => served(later.seen, 'POST', replica)[0], { what: 'a write is served again' })
+  const first = await until(() => served(later.seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
+  t.ok(pace.rounds < 40, `a plain client wrote ${pace.rounds} times before`)
   await until(() => served(later.seen, 'POST', replica).length > 100, { what: 'writes are served' })
-  t.ok(first.at - promoted < 2000, `${Math.round(first.at - promoted)} ms from the promotion to the first write`)
   t.comment(`measured: first successful write ${Math.round(first.at - promoted)} ms after the promotion, 100 after ${Math.round(performance.now() - promoted)} ms; ${app.pools.stats().db!.used} used`)
   const failed = later.seen.filter(({ status }) => status !== 200)
   t.same(failed.filter(({ method }) => method === 'GET'), [], 'no read failed')
@@ -167,11 +171,12 @@ t.test('PostgreSQL: a primary that takes no writes any more hands over to the on
   const { app, port, failovers } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
   await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
+  const pace = paceOf(t, replica)
   const fenced = performance.now()
   await readOnly(primary)
   await promote(replica)
-  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served by the new primary' })
-  t.ok(first.at - fenced < within)
+  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
   const back = performance.now()
   await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
@@ -189,17 +194,21 @@ t.test('PostgreSQL: one address that moves: a connection that refused a write is
   const { app, port } = await serve(t, { url: async () => url })
   const { seen, stop } = startLoad(t, port, { readers: 0 })
   await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
+  const pace = paceOf(t, replica)
   const fenced = performance.now()
   await readOnly(primary)
   await until(() => seen.some(({ code }) => code === '25006'), { what: 'a write is refused' })
   await promote(replica)
   url = replica.url
-  const first = await until(() => served(seen, 'POST', replica)[0], { what: 'a write is served by the new primary' })
-  t.ok(first.at - fenced < within)
+  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
+  // Those that are still lent at the old one are refused once more, each.
+  const settled = pace.rounds + 10
+  await until(() => pace.rounds >= settled)
   const back = performance.now()
   await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
   await stop()
-  t.same(seen.filter(({ sent, status }) => sent > back + 500 && status !== 200), [])
+  t.same(seen.filter(({ sent, status }) => sent > back && status !== 200), [])
   t.ok(app.pools.stats().db!.destroyed.error > 0, 'without anybody\'s evict()')
 })

@@ -4,7 +4,7 @@ import { askRedis } from '../support/services.js'
 import type { Server } from '../support/services.js'
 import { needsGroup, startRedisCluster, type RedisCluster } from '../support/topologies.js'
 import { until } from '../support/until.js'
-import { failuresOf, serve } from './failover-redis.js'
+import { failedSince, failuresOf, serve, within, writeTo } from './failover-redis.js'
 
 const name = 'clustered'
 
@@ -16,14 +16,16 @@ async function known ({ url }: Server): Promise<number> {
   return (await askRedis(new URL(url), 'CLIENT LIST')).split('\n').filter((line) => line.includes(`name=${name}`)).length
 }
 
-t.test('a master of a cluster that is killed: writes to its keys succeed again within 3 s, and no lease is lost', needsGroup('Redis'), async (t) => {
+t.test('a master of a cluster that is killed: writes to its keys succeed again as soon as there is another one, and no lease is lost', needsGroup('Redis'), async (t) => {
   const cluster = await startRedisCluster(t)
   const [dying, living] = cluster.nodes as [Server, Server]
   const [lost, kept] = [await cluster.keyOn(dying), await cluster.keyOn(living)]
-  const { app, shared, answers, firstAfter, stop } = await serve(t, pool(cluster), (connection, n) => connection.set(lost, n))
+  const { app, shared, answers, firstAfter, compare, stop } = await serve(t, pool(cluster), (connection, n) => connection.set(lost, n))
   t.equal(shared, await app.pools.get('db').use((connection) => connection), 'app.redis is what every request has')
   await cluster.caughtUp()
 
+  // Sent elsewhere until that node has the key.
+  compare(() => writeTo(cluster.replica, lost))
   const start = performance.now()
   await dying.kill()
   const dead = performance.now()
@@ -38,13 +40,12 @@ t.test('a master of a cluster that is killed: writes to its keys succeed again w
     return `the slowest write took ${Math.round(slowest)} ms, ${refused} failed`
   })()
   const first = await firstAfter(dead)
-  const took = first.at - start
-  t.comment(`measured: from kill -9 to the first write: ${Math.round(took)} ms; failures: ${failuresOf(answers)}`)
+  t.comment(`measured: from kill -9 to the first write: ${Math.round(first.at - start)} ms; failures: ${failuresOf(answers)}`)
   // The nodes refuse all keys while some have no master, and ioredis tries again.
   t.comment(`to keys of another node: ${await others}`)
-  t.ok(took < 3000, `the first write after ${Math.round(took)} ms`)
-  await until(() => answers.filter(({ at, status }) => at > first.at && status === 200).length > 100)
-  t.equal(answers.filter(({ at, status }) => at > first.at + 500 && status !== 200).length, 0, 'and all succeed from then on')
+  t.ok(first.round < within, `a plain client wrote ${first.round} times before`)
+  await until(() => answers.filter(({ round, status }) => round > first.round + 10 && status === 200).length > 100)
+  t.same(failedSince(first, answers), [], 'and all succeed from then on')
   await stop()
   t.equal((await cluster.nodeOf(lost)).port, cluster.replica.port)
   t.match(await askRedis(new URL(cluster.replica.url), `GET ${lost}`), /^\$\d+\r\n\d+/, 'they are at the new master')

@@ -5,7 +5,7 @@ import { askRedis } from '../support/services.js'
 import type { Server } from '../support/services.js'
 import { needsGroup, startRedisSentinel, type RedisSentinel } from '../support/topologies.js'
 import { until } from '../support/until.js'
-import { failuresOf, serve, type Client } from './failover-redis.js'
+import { failedSince, failuresOf, serve, writeTo, type Client } from './failover-redis.js'
 
 const name = 'failing-over'
 
@@ -14,6 +14,15 @@ function pool ({ sentinels, name: group }: RedisSentinel): PoolOptions {
 }
 
 const write = (connection: Client, n: number) => (connection as Redis).set('written', n)
+
+/** So many writes of a plain client that asks the sentinels (see `startPace`) may come before the first one of ours: 1 s of them where nothing is slow. */
+const beyond = 20
+
+/** Asks the sentinels as a client does, and writes to a new master that they name. */
+async function writeToNew ({ masterNow, master, replica }: RedisSentinel): Promise<void> {
+  if (await masterNow() === master.port) throw new Error('no new master is announced')
+  await writeTo(replica, 'plain')
+}
 
 /** Resolves with when the sentinels first name another one than `master`. */
 async function announcement ({ masterNow }: RedisSentinel, master: Server): Promise<number> {
@@ -26,22 +35,23 @@ async function known ({ url }: Server): Promise<number> {
 }
 
 async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[]): Promise<void> {
-  const { app, shared, answers, firstAfter, stop } = await serve(t, pool(group), write)
+  const { app, shared, answers, firstAfter, compare, stop } = await serve(t, pool(group), write)
   await group.caughtUp()
+  compare(() => writeToNew(group))
   const start = performance.now()
   const announced = announcement(group, group.master)
   await Promise.all([group.master, ...alsoKill].map((server) => server.kill()))
   const dead = performance.now()
-  const sharedWrite = shared.set('shared', 1).then(() => performance.now())
+  const sharedWrite = shared.set('shared', 1).then(() => ({ at: performance.now(), round: answers.at(-1)!.round }))
   const first = await firstAfter(dead)
-  const [at, sharedAt] = await Promise.all([announced, sharedWrite])
+  const [at, { at: sharedAt, round: sharedRound }] = await Promise.all([announced, sharedWrite])
   t.comment(`measured: from kill -9 to the first write: ${Math.round(first.at - start)} ms; the sentinels' announcement: ${Math.round(at - start)} ms; the shared client: ${Math.round(sharedAt - start)} ms`)
   t.comment(`failures: ${failuresOf(answers)}`)
-  t.ok(first.at - at < 1000, `the first write ${Math.round(first.at - at)} ms after the announcement`)
-  t.ok(sharedAt - at < 1000, `the shared client's ${Math.round(sharedAt - at)} ms after it`)
+  t.ok(first.round < beyond, `a plain client wrote ${first.round} times before`)
+  t.ok(sharedRound < beyond, `and ${sharedRound} times before the shared client`)
   // All of them, not only a lucky one.
-  await until(() => answers.filter(({ at, status }) => at > first.at && status === 200).length > 100)
-  t.equal(answers.filter(({ at, status }) => at > first.at + 500 && status !== 200).length, 0, 'and all succeed from then on')
+  await until(() => answers.filter(({ round, status }) => round > first.round + 10 && status === 200).length > 100)
+  t.same(failedSince(first, answers), [], 'and all succeed from then on')
   await stop()
   const [, there] = (await askRedis(new URL(group.replica.url), 'GET written')).split('\r\n')
   t.ok(Number(there) >= Number(first.body), 'they are at the new master')
@@ -49,7 +59,7 @@ async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[
   await until(async () => await known(group.replica) === 0)
 }
 
-t.test('a master that is killed: writes succeed again within a second of the sentinels\' announcement', needsGroup('Redis'), async (t) => {
+t.test('a master that is killed: writes succeed again as soon as the sentinels have announced another one', needsGroup('Redis'), async (t) => {
   await killed(t, await startRedisSentinel(t), [])
 })
 
@@ -60,17 +70,18 @@ t.test('a master that is killed together with the sentinel that is asked first',
 
 t.test('a failover without a death leaves no connection at the demoted master, and no request hangs', needsGroup('Redis'), async (t) => {
   const group = await startRedisSentinel(t)
-  const { app, shared, answers, firstAfter, stop } = await serve(t, pool(group), write)
+  const { app, shared, answers, firstAfter, compare, stop } = await serve(t, pool(group), write)
   await shared.set('shared', 1)
   t.ok(await known(group.master) > 1, 'they are at the master')
+  compare(() => writeToNew(group))
   await group.failover()
   const at = await announcement(group, group.master)
-  // Long before the sentinels demote it, which is what makes it take no more writes.
-  await until(async () => await known(group.master) === 0, { timeout: 1000, what: 'the old master has no connection of ours' })
+  // Before the sentinels demote it, which is what makes it take no more writes.
+  await until(async () => await known(group.master) === 0, { what: 'the old master has no connection of ours' })
   const role = await askRedis(new URL(group.master.url), 'ROLE')
   t.comment(`the old master has no connection ${Math.round(performance.now() - at)} ms after the announcement, and is a ${/master|slave/.exec(role)?.[0]}`)
   const first = await firstAfter(performance.now())
-  t.ok(first.at - at < 1000, `a write ${Math.round(first.at - at)} ms after the announcement`)
+  t.ok(first.round < beyond, `a plain client wrote ${first.round} times before`)
   await shared.set('shared', 2)
   t.comment(`failures: ${failuresOf(answers)}`)
   t.same(answers.filter(({ status, body }) => status !== 200 && !/closed|READONLY/.test(body)).slice(0, 3), [], 'only what was under way at the old master failed')
@@ -82,8 +93,9 @@ t.test('a failover without a death leaves no connection at the demoted master, a
 
 t.test('a master that hangs is left as soon as there is another one', needsGroup('Redis'), async (t) => {
   const group = await startRedisSentinel(t)
-  const { answers, shared, firstAfter, stop } = await serve(t, pool(group), write)
+  const { answers, shared, firstAfter, compare, stop } = await serve(t, pool(group), write)
   await shared.set('shared', 1)
+  compare(() => writeToNew(group))
   const announced = announcement(group, group.master)
   const start = performance.now()
   group.master.pause()
@@ -92,7 +104,7 @@ t.test('a master that hangs is left as soon as there is another one', needsGroup
   const first = await firstAfter(at)
   await sharedWrite
   t.comment(`measured: from SIGSTOP to the first write: ${Math.round(first.at - start)} ms; the announcement: ${Math.round(at - start)} ms; failures: ${failuresOf(answers)}`)
-  t.ok(first.at - at < 1000, `the first write ${Math.round(first.at - at)} ms after the announcement`)
+  t.ok(first.round < beyond, `a plain client wrote ${first.round} times before`)
   await stop()
   group.master.resume()
 })

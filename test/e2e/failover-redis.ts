@@ -4,6 +4,8 @@ import type { Cluster, Redis } from 'ioredis'
 import type { Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
 import type { PoolEvents, PoolHealth } from '../../types/pool.js'
+import { startPace, type Pace } from '../support/order.js'
+import { askRedis, type Server } from '../support/services.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
 
@@ -14,6 +16,8 @@ export interface Written {
   /** When it was asked, and when it was answered. */
   readonly began: number
   readonly at: number
+  /** How often a plain client had written by then: see `compare`. */
+  readonly round: number
   readonly status: number
   /** The write's number; of an error its code, or its message. */
   readonly body: string
@@ -27,6 +31,8 @@ export interface Service {
   readonly failovers: ReadonlyArray<PoolEvents['failover']>
   /** Resolves with the first write that was asked after that moment and succeeded. */
   firstAfter (time: number): Promise<Written>
+  /** From here on a plain client writes too, and each answer says how often it has. */
+  compare (write: () => Promise<unknown>): void
   /** @param health what the pool should say of itself then. Default 'up' */
   stop (health?: PoolHealth['status']): Promise<void>
 }
@@ -55,13 +61,14 @@ export async function serve (t: Test, pool: PoolOptions, write: (connection: Cli
   const { port } = app.server.address() as AddressInfo
   const agent = keepAliveAgent(t)
   const answers: Written[] = []
+  let pace: Pace | undefined
   const load = { on: true }
   const clients = Promise.all(Array.from({ length: width }, async () => {
     while (load.on) {
       const began = performance.now()
       const { status, body } = await ask({ port, path: '/', method: 'POST', agent })
       const at = performance.now()
-      answers.push({ began, at, status, body })
+      answers.push({ began, at, round: pace?.rounds ?? 0, status, body })
       // Others need the CPU too.
       await until(() => !load.on || performance.now() > at + 4)
     }
@@ -74,14 +81,30 @@ export async function serve (t: Test, pool: PoolOptions, write: (connection: Cli
     answers,
     failovers,
     firstAfter,
+    compare: (write) => { pace = startPace(t, write) },
     stop: async (health = 'up') => {
       load.on = false
+      await pace?.stop()
       await clients
       t.same(strays, [], 'nothing was uncaught')
       t.match(app.pools.stats().db, { used: 0, pending: 0, late: 0 })
       t.equal((await app.pools.health()).status, health)
     },
   }
+}
+
+/** From the first write of a plain client to the first one of ours there are less rounds than these: 3 s where nothing is slow. */
+export const within = 60
+
+/** A write of a plain client: it throws where that server takes none. */
+export async function writeTo ({ url }: Server, key: string): Promise<void> {
+  const answer = await askRedis(new URL(url), `SET ${key} 1`)
+  if (!answer.startsWith('+OK')) throw new Error(answer)
+}
+
+/** Those that failed though ten writes of the plain client came after the first success: one that was lucky proves nothing. */
+export function failedSince (first: Written, answers: readonly Written[]): Written[] {
+  return answers.filter(({ round, status }) => round > first.round + 10 && status !== 200)
 }
 
 /** How often each answer was given that was no success. */

@@ -1,9 +1,11 @@
 import type { AddressInfo } from 'node:net'
 import { Writable } from 'node:stream'
-import Fastify, { type FastifyRequest } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
+import { some } from '../support/full.js'
+import { alarm, type Alarm, tellAtOnce } from '../support/order.js'
 import { startProxy } from '../support/proxy.js'
 import { startRedis } from '../support/services.js'
 import { until } from '../support/until.js'
@@ -15,9 +17,7 @@ const acquireTimeout = 1000
 const failures = 5
 const openFor = 500
 
-t.setTimeout(120_000)
-
-interface Seen { readonly status: number, readonly code: string | undefined, readonly retryAfter: string | undefined, readonly ms: number }
+interface Seen { readonly late: boolean, readonly atOnce: boolean, readonly status: number, readonly code: string | undefined, readonly retryAfter: string | undefined, readonly ms: number }
 
 async function serve (t: Test) {
   const strays: unknown[] = []
@@ -34,6 +34,16 @@ async function serve (t: Test) {
     },
   })
   const app = Fastify({ logger: { level: 'info', stream }, disableRequestLogging: true })
+  tellAtOnce(app as unknown as FastifyInstance)
+  const alarms = new WeakMap<object, Alarm>()
+  app.addHook('onRequest', (request, _reply, done) => {
+    alarms.set(request, alarm(acquireTimeout + 500))
+    done()
+  })
+  app.addHook('onSend', (request, reply, payload, done) => {
+    reply.header('x-late', String(alarms.get(request)!.rang))
+    done(null, payload)
+  })
   const pool: PoolOptions = { backend: 'redis', url: `redis://127.0.0.1:${proxy.port}`, max, acquireTimeout, startup: 'lazy' }
   await app.register(fastifyPool, pool)
   app.get('/', async (request) => await (request as FastifyRequest & { db: Redis }).db.ping())
@@ -45,7 +55,7 @@ async function serve (t: Test) {
     const began = performance.now()
     const { status, headers, body }: Answer = await ask({ port, path: '/', agent })
     const { code } = status === 200 ? { code: undefined } : JSON.parse(body) as { code?: string }
-    return { status, code, retryAfter: headers['retry-after'], ms: performance.now() - began }
+    return { status, code, late: headers['x-late'] === 'true', atOnce: headers['x-at-once'] === 'true', retryAfter: headers['retry-after'], ms: performance.now() - began }
   }
   return { app, pool: app.pools.get('db'), proxy, get, strays, lines }
 }
@@ -66,17 +76,20 @@ async function every (ms: number, times: number, step: (n: number) => void): Pro
   })
 }
 
-t.test('a server that is up for 200 ms and down for 200 ms, for 30 s, is not called more often than the backoff and the circuit say', async (t) => {
+/** In ms. */
+const lasts = some(10_000, 30_000)
+
+t.test(`a server that is up for 200 ms and down for 200 ms, for ${lasts / 1000} s, is not called more often than the backoff and the circuit say`, async (t) => {
   const { pool, proxy, get, strays } = await serve(t)
-  const circuit: Array<{ to: string, at: number }> = []
-  pool.on('circuit', ({ to }) => { circuit.push({ to, at: performance.now() }) })
+  const circuit: Array<{ to: string, opened: Alarm | undefined, wasOpen: boolean }> = []
+  pool.on('circuit', ({ to }) => { circuit.push({ to, opened: to === 'open' ? alarm(openFor - 2) : undefined, wasOpen: circuit.at(-1)?.opened?.rang ?? false }) })
   await get()
   const seen: Seen[] = []
   const flying = new Set<Promise<unknown>>()
   let most = 0
   let down = false
   let phases = 0
-  await every(20, 1500, (n) => {
+  await every(20, lasts / 20, (n) => {
     // Ten steps of 20 ms each.
     if (n % 10 === 0) {
       down = !down
@@ -102,16 +115,14 @@ t.test('a server that is up for 200 ms and down for 200 ms, for 30 s, is not cal
     `${total} connects (${created} worked, ${createErrors} failed), the circuit opened ${opened} times; longest answer ${round(Math.max(...seen.map(({ ms }) => ms)))} ms`)
 
   // While it is closed, so many may fail until it opens, and those that were under way then; while it is open, one each `openFor`.
-  const bound = opened * (failures + max) + 30_000 / openFor
+  const bound = opened * (failures + max) + lasts / openFor
   t.ok(createErrors <= bound, `${createErrors} creates failed, and ${bound} may`)
   t.ok(created <= (phases + 1) * max, `${created} worked: each connection once for each time that it was cut`)
   t.ok(total <= createErrors + created + max, 'and there were no others')
-  for (const [i, { to, at }] of circuit.entries()) {
-    const before = circuit[i - 1]
-    if (to === 'half-open') t.ok(at - before!.at >= openFor - 2, `tried again after ${round(at - before!.at)} ms`)
-  }
+  // 2 ms: timers and clock round in their own ways.
+  t.same(circuit.filter(({ to, wasOpen }) => to === 'half-open' && !wasOpen), [], 'not tried again before a timer of openFor - 2 ms, set when it opened')
   t.ok(most <= max, `at most ${most} connections at a time`)
-  t.ok(seen.every(({ ms }) => ms < acquireTimeout + 500), 'every request was answered in time')
+  t.same(seen.filter(({ late }) => late), [], 'every request was answered before a timer of acquireTimeout + 500 ms, set when it came')
   t.same(strays, [], 'and nothing was left unhandled')
 
   await until(() => pool.stats().circuit === 'closed', { what: 'the circuit to close' })
@@ -123,6 +134,8 @@ t.test('a server that is up for 200 ms and down for 200 ms, for 30 s, is not cal
 t.test('with its server gone, an app says so at once; when it is back, so is the app, within openFor', async (t) => {
   const { pool, proxy, get, lines } = await serve(t)
   t.equal((await get()).status, 200)
+  const changes: string[] = []
+  pool.on('circuit', ({ from, to }) => { changes.push(`${from} > ${to}`) })
   await proxy.refuse()
   proxy.resetAll()
   await until(async () => (await get()).code === 'FST_POOL_CIRCUIT_OPEN', { what: 'the circuit to open' })
@@ -132,14 +145,18 @@ t.test('with its server gone, an app says so at once; when it is back, so is the
   const p99 = quantile(seen.map(({ ms }) => ms), 0.99)
   t.ok(seen.every(({ status, code }) => status === 503 && code === 'FST_POOL_CIRCUIT_OPEN'))
   t.ok(seen.every(({ retryAfter }) => retryAfter === '1'))
-  t.ok(p99 < 100, 'nobody waits')
+  t.ok(seen.every(({ atOnce }) => atOnce), 'in the turn of the event loop in which they came: nobody waits')
   t.match(await pool.health(), { status: 'down', circuit: /open/ })
 
   await proxy.heal()
+  const before = changes.length
   const back = performance.now()
   await until(async () => (await get()).status === 200, { what: 'the first answer' })
   const took = performance.now() - back
   t.comment(`measured: refused in ${round(quantile(seen.map(({ ms }) => ms), 0.5))} ms (p99 ${round(p99)} ms); served again ${round(took)} ms after the server was back`)
-  t.ok(took < 1.1 * openFor + 300, `${took} ms`)
-  t.equal(lines.filter(({ level, msg }) => level === 50 && /circuit/.test(msg)).length, 1, 'the log says once that the circuit opened')
+  // One that was under way when the server came back may have failed. How long after each other they are is shown on the virtual clock.
+  const failed = changes.slice(before).filter((change) => change === 'half-open > open').length
+  t.ok(failed <= 1, `by the first create that is tried: ${changes.join(', ')}`)
+  const opened = changes.filter((change) => change.endsWith('> open')).length
+  t.equal(lines.filter(({ level, msg }) => level === 50 && /circuit/.test(msg)).length, opened, 'the log says once each time that the circuit opened')
 })

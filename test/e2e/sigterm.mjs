@@ -16,6 +16,22 @@ app.addHook('onRequest', (request, reply, done) => {
   if (request.routeOptions.url === '/never') process.send({ never: String(request.id) })
   done()
 })
+// What comes in time after the signal, or after the last answer that followed it, comes before this timer.
+let late = false
+let answered = () => {}
+let patience
+process.once('SIGTERM', () => {
+  const wait = () => {
+    clearTimeout(patience)
+    patience = setTimeout(() => { late = true }, 1000 + (options.closeTimeout ?? 0))
+  }
+  wait()
+  answered = wait
+})
+app.addHook('onResponse', (request, reply, done) => {
+  answered()
+  done()
+})
 await app.register(pool, options)
 
 app.get('/warm', { config: { pools: false } }, async () => 'warm')
@@ -41,7 +57,7 @@ closeWithGrace({ delay: 10_000, logger: app.log }, async ({ err }) => {
   await app.close()
   await new Promise((resolve) => {
     process.once('message', resolve)
-    process.send({ closed: app.pools.stats() })
+    process.send({ closed: app.pools.stats(), late })
   })
 })
 await app.listen({ port: 0, host: '127.0.0.1' })

@@ -31,7 +31,7 @@ async function mongoCase (t: Test, more: object = {}): Promise<{ program: Progra
 }
 
 /** Says SIGTERM, and looks at what is left when the app is closed and the process still lives. */
-async function terminate (program: Program, count: Count, meanwhile: () => Promise<unknown> = async () => {}) {
+async function terminate (t: Test, program: Program, count: Count, meanwhile: () => Promise<unknown> = async () => {}) {
   const began = performance.now()
   program.kill('SIGTERM')
   const during = meanwhile()
@@ -40,7 +40,8 @@ async function terminate (program: Program, count: Count, meanwhile: () => Promi
   await until(async () => await count() === 0, { what: 'no connection of ours is open, after close() has resolved' })
   program.send({ go: true })
   const { code, signal, at } = await program.end()
-  return { code, signal, took: at - began, stats: closed.db! }
+  t.comment(`measured: from SIGTERM to the exit ${Math.round(at - began)} ms`)
+  return { code, signal, late: await program.message<boolean>('late'), stats: closed.db! }
 }
 
 // Beside the pool's: the shared client, or the driver's monitors.
@@ -62,7 +63,7 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     await until(async () => await count() >= 10, { what: 'connections are open' })
 
     let peak = 0
-    const { code, signal, took, stats } = await terminate(program, count, async () => {
+    const { code, signal, late, stats } = await terminate(t, program, count, async () => {
       await until(() => program.stdout.includes('pool drains'), { what: 'the pool drains' })
       busy.socket.write('GET /work HTTP/1.1\r\nhost: a\r\n\r\n')
       await until(async () => await refusal(port) === 'ECONNREFUSED', { what: 'a new connection is refused' })
@@ -79,10 +80,9 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     await until(() => busy.closed)
     t.equal(busy.text.match(/HTTP\/1\.1 200/g)?.length, 1, 'the one that was accepted is answered, and the one that came later is not served')
     t.same({ code, signal }, { code: 0, signal: null })
-    t.ok(took < 3000, `${Math.round(took)} ms from the signal to the exit`)
+    t.notOk(late, 'the app was closed before a timer of 1 s, set at the last answer')
     t.ok(peak <= 10 + others, `at most ${peak} connections meanwhile`)
     t.match(stats, { used: 0, idle: 0, creating: 0 })
-    t.comment(`${name}: from SIGTERM to the exit ${Math.round(took)} ms`)
   })
 
   t.test(`SIGTERM with nothing under way (${name}) ends at once, with 0`, async (t) => {
@@ -90,10 +90,9 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     const port = await program.message<number>('port')
     const agent = keepAliveAgent(t)
     t.equal((await ask({ port, path: '/work', agent })).status, 200)
-    const { code, took } = await terminate(program, count)
+    const { code, late } = await terminate(t, program, count)
     t.equal(code, 0)
-    t.ok(took < 2000, `${Math.round(took)} ms`)
-    t.comment(`${name}: ${Math.round(took)} ms`)
+    t.notOk(late, 'the app was closed before a timer of 1 s, set at the signal')
   })
 
   t.test(`SIGTERM with a handler that never ends (${name}): it is cut off at closeTimeout, its route and request are in the log, and the exit code is 0`, async (t) => {
@@ -102,14 +101,13 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     const agent = keepAliveAgent(t)
     const stuck = Promise.allSettled([ask({ port, path: '/never', agent })])
     const id = await program.message<string>('never')
-    const { code, took } = await terminate(program, count)
+    const { code, late } = await terminate(t, program, count)
     t.equal(code, 0)
-    t.ok(took < 3000, `${Math.round(took)} ms`)
+    t.notOk(late, 'the app was closed before a timer of closeTimeout + 1 s, set at the signal')
     const line = program.log.find(({ msg }) => String(msg).startsWith('pool closed'))
     t.match(line, { msg: /leases still out: .* by GET \/never/, })
     t.ok(String(line?.msg).includes(`(${id})`))
     t.match(await stuck, [{ status: 'rejected' }], 'its client is not left waiting')
-    t.comment(`${name}: ${Math.round(took)} ms, with closeTimeout 500`)
   })
 }
 

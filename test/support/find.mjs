@@ -125,8 +125,11 @@ export function findBetterSqlite () {
   return existsSync(folder) ? folder : undefined
 }
 
-/** What a build of better-sqlite3 would be: for this Node's ABI. The folder is there only when it is complete. */
+/** What a build of better-sqlite3 would be: of what its lock says, for this Node's ABI. The folder is there only when it is complete. */
 export function betterSqliteBuild () {
-  const version = '12.11.1'
-  return { version, folder: join(root, '.cache/better-sqlite3', `${version}-${process.platform}-${process.arch}-${process.versions.modules}`) }
+  const module = join(root, 'test/support/better-sqlite3')
+  const lock = readFileSync(join(module, 'package-lock.json'), 'utf8')
+  const { version } = JSON.parse(lock).packages['node_modules/better-sqlite3']
+  const hash = createHash('sha256').update(lock).digest('hex').slice(0, 12)
+  return { module, version, folder: join(root, '.cache/better-sqlite3', `${version}-${hash}-${process.platform}-${process.arch}-${process.versions.modules}`) }
 }

@@ -4,7 +4,7 @@
 // POOL_TEST_BETTER_SQLITE3                                                                  the folder to require better-sqlite3 from
 // POOL_TEST_NO_INSTALL                                                                      install and build nothing
 import { execFile } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
@@ -156,7 +156,7 @@ function betterSqlite () {
 /** Where it can't be built, that is kept in a file beside it: only CI tries again each time. */
 async function bringBetterSqlite () {
   const since = performance.now()
-  const { folder, version } = betterSqliteBuild()
+  const { module, folder, version } = betterSqliteBuild()
   const failed = `${folder}.failed`
   const skipped = `no better-sqlite3: it could not be built (${failed} says why; remove it to try again); those tests are skipped`
   const npm = which('npm')
@@ -169,7 +169,8 @@ async function bringBetterSqlite () {
   const unfinished = `${folder}.${process.pid}`
   mkdirSync(unfinished, { recursive: true })
   try {
-    await run(npm, ['install', '--prefix', unfinished, '--no-audit', '--no-fund', '--no-package-lock', '--foreground-scripts', `better-sqlite3@${version}`], { cwd: unfinished })
+    for (const name of ['package.json', 'package-lock.json']) cpSync(join(module, name), join(unfinished, name))
+    await run(npm, ['ci', '--no-audit', '--no-fund', '--foreground-scripts'], { cwd: unfinished })
     // npm may have been told to run no scripts.
     await run(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:').prepare('SELECT 1').get()"], { cwd: unfinished })
     renameSync(unfinished, folder)

@@ -3,7 +3,7 @@ import type { EventEmitter } from 'node:events'
 import type { PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 
 export interface UntilOptions {
-  /** In ms. Default 10 s: only a failing test ever waits that long. */
+  /** In ms. Default 30 s: only a failing test ever waits that long, however busy the machine. */
   timeout?: number
   /** What is waited for, for the failure's message. */
   what?: string
@@ -14,7 +14,7 @@ export interface UntilOptions {
  *
  * @throws what `condition` throws, at once; after `timeout` an error that names `what`.
  */
-export async function until<T> (condition: () => T | Promise<T>, { timeout = 10_000, what = condition.toString() }: UntilOptions = {}): Promise<Exclude<T, false | 0 | '' | null | undefined>> {
+export async function until<T> (condition: () => T | Promise<T>, { timeout = 30_000, what = condition.toString() }: UntilOptions = {}): Promise<Exclude<T, false | 0 | '' | null | undefined>> {
   const deadline = performance.now() + timeout
   for (let round = 0; ; round++) {
     const value = await condition()

@@ -8,8 +8,8 @@ import type { RedisClusterConnector, RedisClusterOptions } from '../../lib/backe
 import { Pool } from '../../lib/pool/pool.js'
 import type { DriverEvent } from '../../types/connector.js'
 import { startProxy } from '../support/proxy.js'
-import { askRedis, startRedis } from '../support/services.js'
-import type { Server, Teardown } from '../support/services.js'
+import { askRedis, knownTo, startRedis } from '../support/services.js'
+import type { Teardown } from '../support/services.js'
 import { needsGroup, startRedisCluster } from '../support/topologies.js'
 import { until } from '../support/until.js'
 
@@ -23,11 +23,6 @@ async function connector (t: Teardown, options: RedisClusterOptions): Promise<Re
 }
 
 const at = (servers: ReadonlyArray<{ host: string, port: number }>) => servers.map(({ host, port }) => ({ host, port }))
-
-async function known (nodes: readonly Server[], name: string): Promise<number> {
-  const lists = await Promise.all(nodes.map(({ url }) => askRedis(new URL(url), 'CLIENT LIST')))
-  return lists.join('\n').split('\n').filter((line) => line.includes(`name=${name}`) || line.includes(`:${name}`)).length
-}
 
 /** Accepts, and says nothing. */
 async function silent (t: Teardown): Promise<{ host: string, port: number, open: () => number, total: () => number }> {
@@ -122,7 +117,7 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
     const { client } = backend
     for (const node of masters) await client.set(await cluster.keyOn(node), 1)
     await client.subscribe('channel')
-    t.ok(await known(cluster.nodes, name) >= 4, 'three nodes and the subscriber')
+    t.ok(await knownTo(cluster.nodes, name) >= 4, 'three nodes and the subscriber')
     const answers = Promise.all([client.get(await cluster.keyOn(masters[0]!)), client.blpop('nobody', 0.2)])
     const stuck = await connector(t, { connection: { cluster: at(masters) } })
     const events: DriverEvent[] = []
@@ -136,7 +131,7 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
     await backend.close!()
     t.strictSame(await answers, ['1', null])
     t.equal(client.status, 'end')
-    await until(async () => await known(cluster.nodes, name) === 0)
+    await until(async () => await knownTo(cluster.nodes, name) === 0)
     await t.rejects(client.get('a'), /Connection is closed/)
     await t.rejects(backend.create(soon()), /closed/)
     t.equal(backend.client, client)

@@ -8,7 +8,7 @@ import type { RedisConnector, RedisOptions } from '../../lib/backends/redis.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type { DriverEvent } from '../../types/connector.js'
 import { startProxy } from '../support/proxy.js'
-import { needsOwn, startRedis } from '../support/services.js'
+import { knownTo, needsOwn, startRedis } from '../support/services.js'
 import type { Server, Teardown } from '../support/services.js'
 import { needsGroup, startRedisPair, startRedisSentinel } from '../support/topologies.js'
 import { until } from '../support/until.js'
@@ -39,10 +39,7 @@ async function connector (t: Teardown, options: RedisOptions): Promise<RedisConn
 let names = 0
 const freshName = () => `test-${process.pid}-${names++}`
 
-/** How many connections of that name the server knows. */
-async function known (name: string): Promise<number> {
-  return String(await admin.client('LIST')).split('\n').filter((line) => line.includes(` name=${name} `)).length
-}
+const known = (name: string) => knownTo([server], name)
 
 async function pair (t: Teardown, options: RedisOptions & { connection?: Record<string, unknown> } = {}): Promise<{ backend: RedisConnector, connection: Redis, name: string }> {
   const name = freshName()

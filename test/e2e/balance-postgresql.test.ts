@@ -1,12 +1,13 @@
-import type { AddressInfo } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
 import pg, { type Client } from 'pg'
 import t, { type Test } from 'tap'
 import fastifyPool, { type PoolEvents, type PoolOptions } from '../../index.js'
+import { listen } from '../support/app.js'
 import { askPostgres, startPostgres, type Server } from '../support/services.js'
 import { needsGroup, startPostgresPair } from '../support/topologies.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
+import { tally } from './failover.js'
 
 /** Requests that hold their connection until they are let go, each with the port that its server says it has. */
 class Held {
@@ -41,12 +42,7 @@ async function serve (t: Test, pool: Partial<PoolOptions>) {
   }
   app.route({ method: ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'], url: '/', handler: async (request, reply) => { await where(request, reply) } })
   app.get('/held', async (request, reply) => held.wait(await where(request, reply)))
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(async () => {
-    held.letGo()
-    await app.close()
-  })
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app, () => { held.letGo() })
   const agent = keepAliveAgent(t)
   /** The port of the server that served it. @throws where it was not served */
   const request = async (method = 'GET', path = '/'): Promise<number> => {
@@ -55,11 +51,6 @@ async function serve (t: Test, pool: Partial<PoolOptions>) {
     return Number(headers['x-port'])
   }
   return { app, held, request }
-}
-
-/** How often each server is among those that answered. */
-function tally (servers: readonly Server[], ports: readonly number[]): number[] {
-  return servers.map(({ port }) => ports.filter((one) => one === port).length)
 }
 
 async function oneByOne (count: number, request: () => Promise<number>): Promise<number[]> {

@@ -1,10 +1,10 @@
-import type { AddressInfo } from 'node:net'
 import Fastify from 'fastify'
 import type { Db } from 'mongodb'
 import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
 import type { PoolFace } from '../../types/pool.js'
 import { type MongoDouble, startMongoDouble } from '../doubles/mongo-wire.js'
+import { listen } from '../support/app.js'
 import { startPace } from '../support/order.js'
 import { startMongoReplicaSet } from '../support/topologies.js'
 import { until } from '../support/until.js'
@@ -42,9 +42,7 @@ async function serve (t: Test, subject: Subject, connection: Record<string, unkn
     await (request as unknown as { db: Db }).db.collection('lines').insertOne({ at: Date.now() })
     return {}
   })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app)
   return { app, port }
 }
 

@@ -7,7 +7,7 @@ import { needsGroup, startMariadbPair } from '../support/topologies.js'
 import { alarm, startPace } from '../support/order.js'
 import { until } from '../support/until.js'
 import { ask, keepAliveAgent } from './client.js'
-import { failed, serve as serveOn, served, startLoad, within, type Service } from './failover.js'
+import { failed, serve as serveOn, served, startLoad, tally, within, type Service } from './failover.js'
 
 async function portOf (connection: unknown): Promise<number> {
   const [[row]] = await (connection as Connection).query<RowDataPacket[]>('SELECT @@port AS port')
@@ -198,11 +198,6 @@ async function requests (t: Test, port: number, count: number, method = 'GET'): 
     ports.push((JSON.parse(body) as { port: number }).port)
   }
   return ports
-}
-
-/** How often each server is among those that answered. */
-function tally (servers: readonly Server[], ports: readonly number[]): number[] {
-  return servers.map(({ port }) => ports.filter((one) => one === port).length)
 }
 
 t.test('MariaDB: a primary and two replicas', needsGroup('MariaDB'), async (t) => {

@@ -1,7 +1,6 @@
 import t from 'tap'
 import type { PoolOptions } from '../../index.js'
-import { askRedis } from '../support/services.js'
-import type { Server } from '../support/services.js'
+import { askRedis, knownTo, type Server } from '../support/services.js'
 import { needsGroup, startRedisCluster, type RedisCluster } from '../support/topologies.js'
 import { until } from '../support/until.js'
 import { failedSince, failuresOf, serve, within, writeTo } from './failover-redis.js'
@@ -11,10 +10,6 @@ const name = 'clustered'
 const pool = ({ nodes }: RedisCluster): PoolOptions => ({
   backend: 'redis', max: 4, connection: { cluster: nodes.slice(0, 2).map(({ host, port }) => ({ host, port })), redisOptions: { connectionName: name } },
 })
-
-async function known ({ url }: Server): Promise<number> {
-  return (await askRedis(new URL(url), 'CLIENT LIST')).split('\n').filter((line) => line.includes(`name=${name}`)).length
-}
 
 t.test('a master of a cluster that is killed: writes to its keys succeed again as soon as there is another one, and no lease is lost', needsGroup('Redis'), async (t) => {
   const cluster = await startRedisCluster(t)
@@ -51,7 +46,7 @@ t.test('a master of a cluster that is killed: writes to its keys succeed again a
   t.match(await askRedis(new URL(cluster.replica.url), `GET ${lost}`), /^\$\d+\r\n\d+/, 'they are at the new master')
   t.equal(app.pools.stats().db!.destroyed.error, 0, 'no lease was lost for it')
   await app.close()
-  for (const node of cluster.nodes.slice(1)) await until(async () => await known(node) === 0, { what: 'no connection is left' })
+  for (const node of cluster.nodes.slice(1)) await until(async () => await knownTo([node], name) === 0, { what: 'no connection is left' })
 })
 
 t.test('a replica of a cluster that takes over from its living master fails no request', needsGroup('Redis'), async (t) => {

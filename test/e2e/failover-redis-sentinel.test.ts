@@ -1,8 +1,7 @@
 import type { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import type { PoolOptions } from '../../index.js'
-import { askRedis } from '../support/services.js'
-import type { Server } from '../support/services.js'
+import { askRedis, knownTo, type Server } from '../support/services.js'
 import { needsGroup, startRedisSentinel, type RedisSentinel } from '../support/topologies.js'
 import { until } from '../support/until.js'
 import { failedSince, failuresOf, serve, writeTo, type Client } from './failover-redis.js'
@@ -29,11 +28,6 @@ async function announcement ({ masterNow }: RedisSentinel, master: Server): Prom
   return await until(async () => await masterNow() !== master.port && performance.now(), { timeout: 20_000, what: 'the sentinels announce a new master' })
 }
 
-/** The connections of the pool, and of its shared client, that the server knows. */
-async function known ({ url }: Server): Promise<number> {
-  return (await askRedis(new URL(url), 'CLIENT LIST')).split('\n').filter((line) => line.includes(` name=${name} `)).length
-}
-
 async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[]): Promise<void> {
   const { app, shared, answers, firstAfter, compare, stop } = await serve(t, pool(group), write)
   await group.caughtUp()
@@ -56,7 +50,7 @@ async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[
   const [, there] = (await askRedis(new URL(group.replica.url), 'GET written')).split('\r\n')
   t.ok(Number(there) >= Number(first.body), 'they are at the new master')
   await app.close()
-  await until(async () => await known(group.replica) === 0)
+  await until(async () => await knownTo([group.replica], name) === 0)
 }
 
 t.test('a master that is killed: writes succeed again as soon as the sentinels have announced another one', needsGroup('Redis'), async (t) => {
@@ -72,12 +66,12 @@ t.test('a failover without a death leaves no connection at the demoted master, a
   const group = await startRedisSentinel(t)
   const { app, shared, answers, firstAfter, compare, stop } = await serve(t, pool(group), write)
   await shared.set('shared', 1)
-  t.ok(await known(group.master) > 1, 'they are at the master')
+  t.ok(await knownTo([group.master], name) > 1, 'they are at the master')
   compare(() => writeToNew(group))
   await group.failover()
   const at = await announcement(group, group.master)
   // Before the sentinels demote it, which is what makes it take no more writes.
-  await until(async () => await known(group.master) === 0, { what: 'the old master has no connection of ours' })
+  await until(async () => await knownTo([group.master], name) === 0, { what: 'the old master has no connection of ours' })
   const role = await askRedis(new URL(group.master.url), 'ROLE')
   t.comment(`the old master has no connection ${Math.round(performance.now() - at)} ms after the announcement, and is a ${/master|slave/.exec(role)?.[0]}`)
   const first = await firstAfter(performance.now())
@@ -86,7 +80,7 @@ t.test('a failover without a death leaves no connection at the demoted master, a
   t.comment(`failures: ${failuresOf(answers)}`)
   t.same(answers.filter(({ status, body }) => status !== 200 && !/closed|READONLY/.test(body)).slice(0, 3), [], 'only what was under way at the old master failed')
   await stop()
-  t.equal(await known(group.master), 0)
+  t.equal(await knownTo([group.master], name), 0)
   t.match(await askRedis(new URL(group.replica.url), 'GET shared'), /2/)
   await app.close()
 })

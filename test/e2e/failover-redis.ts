@@ -1,9 +1,9 @@
-import type { AddressInfo } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Cluster, Redis } from 'ioredis'
 import type { Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
 import type { PoolEvents, PoolHealth } from '../../types/pool.js'
+import { listen, uncaught } from '../support/app.js'
 import { startPace, type Pace } from '../support/order.js'
 import { askRedis, type Server } from '../support/services.js'
 import { until } from '../support/until.js'
@@ -41,12 +41,8 @@ const width = 6
 
 /** A service that writes to one key for each request, by `write`, under the load of a few clients that try again at once. */
 export async function serve (t: Test, pool: PoolOptions, write: (connection: Client, n: number) => Promise<unknown>): Promise<Service> {
-  const strays: unknown[] = []
-  const listen = (error: unknown) => { strays.push(error) }
-  process.on('unhandledRejection', listen)
-  t.teardown(() => process.off('unhandledRejection', listen))
+  const strays = uncaught(t)
   const app = Fastify()
-  t.teardown(() => app.close())
   await app.register(fastifyPool, pool)
   const failovers: Array<PoolEvents['failover']> = []
   app.pools.on('failover', (event) => failovers.push(event))
@@ -57,8 +53,7 @@ export async function serve (t: Test, pool: PoolOptions, write: (connection: Cli
     await write((request as FastifyRequest & { db: Client }).db, mine)
     return String(mine)
   })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app)
   const agent = keepAliveAgent(t)
   const answers: Written[] = []
   let pace: Pace | undefined

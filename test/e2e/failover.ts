@@ -1,7 +1,7 @@
-import type { AddressInfo } from 'node:net'
 import Fastify, { type FastifyInstance } from 'fastify'
 import type { Test } from 'tap'
 import fastifyPool, { type PoolEvents, type PoolOptions } from '../../index.js'
+import { listen } from '../support/app.js'
 import type { Server } from '../support/services.js'
 import { ask, keepAliveAgent } from './client.js'
 
@@ -39,9 +39,8 @@ export async function serve (t: Test, pool: PoolOptions, { read, write }: Record
   const disconnects: Service['disconnects'] = []
   app.pools.on('failover', (event) => { failovers.push(event) })
   app.pools.on('disconnect', (event) => { disconnects.push(event) })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  return { app, port: (app.server.address() as AddressInfo).port, failovers, disconnects }
+  const port = await listen(t, app)
+  return { app, port, failovers, disconnects }
 }
 
 /** Clients that ask again and again, until the test ends. */
@@ -71,3 +70,8 @@ export const served = (seen: readonly Seen[], method: string, server?: Server, s
 
 export const failed = (seen: readonly Seen[], method?: string, since = 0) =>
   seen.filter((one) => one.status !== 200 && one.sent >= since && (method === undefined || one.method === method))
+
+/** How often each server is among those that answered. */
+export function tally (servers: readonly Server[], ports: readonly number[]): number[] {
+  return servers.map(({ port }) => ports.filter((one) => one === port).length)
+}

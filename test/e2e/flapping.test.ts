@@ -1,10 +1,10 @@
-import type { AddressInfo } from 'node:net'
-import { Writable } from 'node:stream'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
+import { listen, logLines, uncaught } from '../support/app.js'
 import { some } from '../support/full.js'
+import { quantile, round } from '../support/measured.js'
 import { alarm, type Alarm, tellAtOnce } from '../support/order.js'
 import { startProxy } from '../support/proxy.js'
 import { startRedis } from '../support/services.js'
@@ -20,19 +20,10 @@ const openFor = 500
 interface Seen { readonly late: boolean, readonly atOnce: boolean, readonly status: number, readonly code: string | undefined, readonly retryAfter: string | undefined, readonly ms: number }
 
 async function serve (t: Test) {
-  const strays: unknown[] = []
-  const stray = (error: unknown) => { strays.push(error) }
-  process.on('unhandledRejection', stray)
-  t.teardown(() => { process.off('unhandledRejection', stray) })
+  const strays = uncaught(t)
   const server = await startRedis(t)
   const proxy = await startProxy(t, server)
-  const lines: Array<{ level: number, msg: string }> = []
-  const stream = new Writable({
-    write (chunk, _encoding, done) {
-      lines.push(JSON.parse(String(chunk)))
-      done()
-    },
-  })
+  const { stream, lines } = logLines<{ level: number, msg: string }>()
   const app = Fastify({ logger: { level: 'info', stream }, disableRequestLogging: true })
   tellAtOnce(app as unknown as FastifyInstance)
   const alarms = new WeakMap<object, Alarm>()
@@ -47,9 +38,7 @@ async function serve (t: Test) {
   const pool: PoolOptions = { backend: 'redis', url: `redis://127.0.0.1:${proxy.port}`, max, acquireTimeout, startup: 'lazy' }
   await app.register(fastifyPool, pool)
   app.get('/', async (request) => await (request as FastifyRequest & { db: Redis }).db.ping())
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app)
   const agent = keepAliveAgent(t)
   const get = async (): Promise<Seen> => {
     const began = performance.now()
@@ -59,9 +48,6 @@ async function serve (t: Test) {
   }
   return { app, pool: app.pools.get('db'), proxy, get, strays, lines }
 }
-
-const quantile = (values: readonly number[], q: number) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))] ?? NaN
-const round = (ms: number) => Math.round(ms * 10) / 10
 
 /** Calls `step` every `ms` for a while: what goes by the clock here is the world outside. */
 async function every (ms: number, times: number, step: (n: number) => void): Promise<void> {

@@ -1,8 +1,8 @@
-import type { AddressInfo } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import type { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
+import { listen } from '../support/app.js'
 import { startProxy } from '../support/proxy.js'
 import { startRedis } from '../support/services.js'
 import { until } from '../support/until.js'
@@ -20,9 +20,7 @@ async function serve (t: Test, pool: Partial<PoolOptions>, options: FastifyServe
     return 'held'
   })
   app.get('/', async (request) => (request.db as unknown as Redis).echo('served'))
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app)
   const agent = keepAliveAgent(t)
   return { app, proxy, port, agent, get: () => ask({ port, agent, path: '/' }) }
 }

@@ -1,10 +1,9 @@
-import type { AddressInfo } from 'node:net'
-import { Writable } from 'node:stream'
 import Fastify, { type FastifyRequest } from 'fastify'
 import type { Redis } from 'ioredis'
 import type { Db } from 'mongodb'
 import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
+import { listen, logLines, uncaught } from '../support/app.js'
 import { alarm, type Alarm, startPace } from '../support/order.js'
 import { type Server, askMongo, askRedis, needsOwn, startMongo, startRedis } from '../support/services.js'
 import { until } from '../support/until.js'
@@ -26,13 +25,7 @@ interface Story {
 }
 
 async function serve (t: Test, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>) {
-  const lines: Array<Record<string, unknown>> = []
-  const stream = new Writable({
-    write (chunk, _encoding, done) {
-      lines.push(JSON.parse(String(chunk)))
-      done()
-    },
-  })
+  const { stream, lines } = logLines()
   const app = Fastify({ logger: { level: 'info', stream } })
   app.addHook('onRequest', (request, _reply, done) => {
     Object.assign(request, { began: performance.now(), deadline: alarm(acquireTimeout + 300), held: false })
@@ -50,22 +43,8 @@ async function serve (t: Test, pool: PoolOptions, query: (connection: unknown) =
     await query(db)
     return 'served'
   })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  return { app, lines, port: (app.server.address() as AddressInfo).port }
-}
-
-/** What nobody caught: tap fails for it too, but where it does not belong to the test. */
-function uncaught (t: Test): unknown[] {
-  const seen: unknown[] = []
-  const listen = (error: unknown) => { seen.push(error) }
-  process.on('unhandledRejection', listen)
-  process.on('uncaughtExceptionMonitor', listen)
-  t.teardown(() => {
-    process.off('unhandledRejection', listen)
-    process.off('uncaughtExceptionMonitor', listen)
-  })
-  return seen
+  const port = await listen(t, app)
+  return { app, lines, port }
 }
 
 /** So many rounds of a plain client (see `startPace`) may come before all are served again: 2 s of them where nothing is slow. */

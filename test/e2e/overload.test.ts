@@ -1,9 +1,10 @@
-import type { AddressInfo } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Client } from 'pg'
 import t from 'tap'
 import fastifyPool from '../../index.js'
+import { listen } from '../support/app.js'
 import { some } from '../support/full.js'
+import { quantile, round } from '../support/measured.js'
 import { tellAtOnce } from '../support/order.js'
 import { startPostgres } from '../support/services.js'
 import { until } from '../support/until.js'
@@ -28,9 +29,6 @@ interface Seen {
   readonly retryAfter: string | undefined
 }
 
-const quantile = (values: readonly number[], q: number) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))] ?? NaN
-const round = (ms: number) => Math.round(ms * 10) / 10
-
 t.test(`with ${times} times more than it can do for ${seconds} s, the app answers what it can in time, refuses the rest at once, and is as before afterwards`, async (t) => {
   const server = await startPostgres(t)
   const app = Fastify()
@@ -53,9 +51,7 @@ t.test(`with ${times} times more than it can do for ${seconds} s, the app answer
     reply.header('x-inside', String(reply.elapsedTime))
     done(null, payload)
   })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app)
   const agent = keepAliveAgent(t)
   const pool = app.pools.get('db')
   const get = async (path = '/'): Promise<Seen> => {

@@ -1,9 +1,10 @@
 import { once } from 'node:events'
-import { type AddressInfo, type Socket, connect } from 'node:net'
+import { type Socket, connect } from 'node:net'
 import Fastify from 'fastify'
 import type { Redis } from 'ioredis'
 import t from 'tap'
 import fastifyPool from '../../index.js'
+import { listen } from '../support/app.js'
 import { alarm, type Alarm } from '../support/order.js'
 import { startRedis } from '../support/services.js'
 import { until } from '../support/until.js'
@@ -35,9 +36,7 @@ t.test('max clients that trickle their POST bodies do not keep another request f
     const late = request.grace!.rang
     return { late, echo: await (request.db as unknown as Redis).echo('fast') }
   })
-  await app.listen({ port: 0, host: '127.0.0.1' })
-  t.teardown(() => app.close())
-  const { port } = app.server.address() as AddressInfo
+  const port = await listen(t, app)
 
   const body = JSON.stringify({ text: 'x'.repeat(30) })
   const tricklers = await Promise.all(Array.from({ length: max }, async (): Promise<Trickler> => {

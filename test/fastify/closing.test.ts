@@ -8,16 +8,8 @@ import t, { type Test } from 'tap'
 import fastifyPool, { type PoolOptions } from '../../index.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
 import { settle } from '../support/clock.js'
+import { gate } from '../support/stage.js'
 import { event } from '../support/until.js'
-
-/** A gate that a handler waits at. */
-function gate () {
-  let open = () => {}
-  let reach = () => {}
-  const opened = new Promise<void>((resolve) => { open = resolve })
-  const reached = new Promise<void>((resolve) => { reach = resolve })
-  return { reached, open, wait: async () => { reach(); await opened } }
-}
 
 async function served (t: Test, options: Partial<PoolOptions> = {}, routes: (app: FastifyInstance) => void = () => {}) {
   const connector = new FakeConnector()

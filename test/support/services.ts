@@ -135,6 +135,12 @@ export async function askRedis (url: URL, command: string): Promise<string> {
   }
 }
 
+/** How many connections of that name (in a cluster: of a name that ends with it) these servers of Redis know. */
+export async function knownTo (servers: readonly Server[], name: string): Promise<number> {
+  const lists = await Promise.all(servers.map(({ url }) => askRedis(new URL(url), 'CLIENT LIST')))
+  return lists.join('\n').split('\n').filter((line) => line.includes(` name=${name} `) || line.includes(`:${name} `)).length
+}
+
 // --- MongoDB --------------------------------------------------------------------------------------------------------------------------
 
 /**

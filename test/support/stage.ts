@@ -10,18 +10,33 @@ import { Witness } from './witness.js'
 import type { WitnessConnection } from './witness.js'
 
 /** A door that the test opens. */
-export interface Gate { readonly opened: Promise<void>, readonly isOpen: boolean, open (): void }
+export interface Gate {
+  readonly opened: Promise<void>
+  readonly isOpen: boolean
+  open (): void
+  /** For what is tested: says that it has come, and waits. */
+  wait (): Promise<void>
+  /** Somebody waits. */
+  readonly reached: Promise<void>
+}
 
 export function gate (): Gate {
   let pass = () => {}
+  let reach = () => {}
   let isOpen = false
   const opened = new Promise<void>((resolve) => { pass = resolve })
+  const reached = new Promise<void>((resolve) => { reach = resolve })
   return {
     opened,
+    reached,
     get isOpen () { return isOpen },
     open () {
       isOpen = true
       pass()
+    },
+    wait () {
+      reach()
+      return opened
     },
   }
 }

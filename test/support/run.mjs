@@ -1,7 +1,7 @@
 // The test run: `node test/support/run.mjs [--engine | --full] [--busy] [file ...]`. With any of these but `--busy`: no bar for coverage.
 //
 // --engine  only the tests of pool, balance and fastify that need neither a server nor a build
-// --full    only the tests that draw or load at random, for as long as it takes to find what is rare
+// --full    only the tests that draw or load at random (or the files named), for as long as it takes to find what is rare
 // --busy    beside a loop on each core that takes all of its time
 //
 // Shows what failed or was skipped, what was measured, the coverage, the servers used and the ten slowest files. The last line is the count, alone:
@@ -23,7 +23,7 @@ const bar = 95
 const coverage = join(root, '.tap/coverage')
 
 const { values: lane, positionals } = parseArgs({ options: { engine: { type: 'boolean' }, full: { type: 'boolean' }, busy: { type: 'boolean' } }, allowPositionals: true })
-const part = [...positionals, ...lane.engine ? engineTests() : [], ...lane.full ? longTests() : []]
+const part = positionals.length > 0 ? positionals : [...lane.engine ? engineTests() : [], ...lane.full ? longTests() : []]
 const isWhole = part.length === 0
 // Compiles; first of all loaders, see there.
 const nodeOptions = `${process.env.NODE_OPTIONS ?? ''} --import=${new URL('typescript.mjs', import.meta.url)}`.trim()
@@ -38,7 +38,8 @@ try {
 } finally {
   stopLoops()
   for (const name of readdirSync(scratch)) clearPostgres(join(scratch, name, 'data'))
-  rmSync(scratch, { recursive: true, force: true, maxRetries: 3 })
+  // A server that was killed with its test may just be writing.
+  rmSync(scratch, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 })
 }
 
 async function main () {

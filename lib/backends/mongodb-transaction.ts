@@ -1,42 +1,36 @@
 import type {
-  ClientSession, ClientSessionOptions, Db, DbOptions, MongoClient, TopologyDescription, WithSessionCallback,
+  ClientSession, ClientSessionOptions, CollectionOptions, CreateCollectionOptions, Db, DbOptions, MongoClient, MongoError,
+  TopologyDescription, WithSessionCallback,
 } from 'mongodb'
+import { setImmediate as turn } from 'node:timers/promises'
 import { PoolError } from '../pool/errors.js'
+import { somewhere } from './driver.js'
 import type { Transaction, TransactionOptions } from '../../types/connector.js'
 
-/** The minors of the driver on which the tests of what is below ran: it is the driver's inside, which may change with any of them. */
-const tested: readonly string[] = ['7.8']
-
 /** What is used of the driver's inside. */
-interface Inside { readonly topology?: Topology, readonly options: { readonly metadata?: Promise<{ driver?: { version?: unknown } }> } }
-interface Topology {
+export interface Topology {
   readonly description: TopologyDescription
-  selectServer (selector: unknown, options: { session?: ClientSession }): Promise<Server>
+  selectServer (selector: unknown, options: Selecting): Promise<Server>
 }
-interface Server { command (operation: Operation, ...more: unknown[]): Promise<unknown> }
-interface Operation { readonly command?: object }
+interface Selecting { readonly session?: ClientSession, readonly operationName?: string }
+export interface Server { command (operation: Operation, ...more: unknown[]): Promise<unknown> }
+export interface Operation {
+  readonly commandName?: string
+  readonly session?: ClientSession
+  /** Of `db.command`. */
+  readonly command?: object
+  writeConcern?: unknown
+  options?: object
+}
 /** `explicit` is false where the driver itself asks for a session, for an operation that was given none. */
 interface SessionOptions extends ClientSessionOptions { readonly explicit?: boolean }
 
-/** @throws `FST_POOL_NOT_SUPPORTED`; the signal's reason */
-export async function beginTransaction (
-  client: MongoClient, database: string, options: TransactionOptions, signal: AbortSignal
-): Promise<MongoTransaction> {
-  const inside = client as unknown as Inside
-  // The client's own word: one that was taken over may come from another copy of the driver than ours. Others may have put themselves behind it.
-  const version = String((await inside.options.metadata)?.driver?.version ?? 'unknown').split('|')[0]!
-  if (!tested.some((minor) => version.startsWith(`${minor}.`))) {
-    const message = `transactions need a version of the MongoDB driver on which they were tested: ${tested.join(', ')}; this is ${version}`
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
-  }
-  signal.throwIfAborted()
-  const { topology } = inside
-  if (topology === undefined) throw new Error('the MongoDB client is closed')
-  if (!hasTransactions(topology.description)) throw noTransactions()
-  if (client.writeConcern?.w === 0) {
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', 'a transaction can not be committed with write concern 0: nobody would know whether it was')
-  }
-  return new MongoTransaction(client, topology, database, options)
+/** In a transaction concerns are the transaction's own, and the primary answers: servers, and the driver, refuse others on what is inside of it. */
+const plain = { readConcern: undefined, writeConcern: undefined, readPreference: 'primary' } as const
+
+/** Another one with the same state, but for these members. */
+function view<T extends object> (of: T, members: Readonly<Record<string, unknown>>): T {
+  return Object.create(of, Object.fromEntries(Object.entries(members).map(([name, value]) => [name, { value }]))) as T
 }
 
 /**
@@ -47,46 +41,51 @@ export async function beginTransaction (
  */
 export class MongoTransaction implements Transaction<Db> {
   readonly connection: Db
+  readonly session: ClientSession
   readonly #client: MongoClient
-  readonly #session: ClientSession
+  readonly #topology: Topology
+  /** The sessions that the borrower has made himself, on the view: they are not of this transaction. */
+  readonly #others = new WeakSet<ClientSession>()
   /** Settles when all commands that have come so far are done. Never rejects. */
   #last: Promise<void> = Promise.resolve()
+  /** Operations that failed, but not by an answer that has ended the transaction, with their last errors. */
+  readonly #failed = new Map<Operation, unknown>()
   /** Takes no more commands. */
   #closed = false
   /** The borrower has sent a commit or an abort of his own. */
   #meddled = false
+  /** A commit was sent and not answered. */
+  #unanswered = false
   #commitment: Promise<void> | undefined
   #undoing: Promise<void> | undefined
 
   constructor (client: MongoClient, topology: Topology, database: string, { isolation }: TransactionOptions) {
     this.#client = client
-    const withGate: unknown = Object.create(topology, {
-      selectServer: { value: (selector: unknown, options: { session?: ClientSession }) => this.#select(topology, selector, options) },
-    })
-    // Concerns are the transaction's: servers refuse them on what is inside of it. And there it is always the primary that answers.
-    const plain = { readConcern: undefined, writeConcern: undefined, readPreference: 'primary' }
-    const view = Object.create(client, {
-      topology: { value: withGate },
-      startSession: {
-        value: (options?: SessionOptions) => options?.explicit === false ? this.#lend() : client.startSession.call(view, options),
-      },
+    this.#topology = topology
+    const own = view(client, {
+      topology: view(topology, { selectServer: (selector: unknown, options: Selecting) => this.#select(selector, options) }),
+      startSession: (options?: SessionOptions) => options?.explicit === false ? this.#lend() : other(options),
       // Else a bulk would end the session behind it.
-      withSession: {
-        value: async (options: SessionOptions | WithSessionCallback, fn: WithSessionCallback) => 'explicit' in options && options.explicit === false
-          ? await fn(this.#lend())
-          : await (client.withSession as (...args: unknown[]) => unknown).call(view, options, fn),
-      },
-      db: { value: (name?: string, options?: DbOptions) => client.db.call(view, name, { ...plain, ...options } as DbOptions) },
-    }) as MongoClient
-    this.connection = view.db(database)
-    this.#session = view.startSession()
+      withSession: async (options: SessionOptions | WithSessionCallback, fn: WithSessionCallback) => 'explicit' in options && options.explicit === false
+        ? await fn(this.#lend())
+        : await (client.withSession as (...args: unknown[]) => unknown).call(own, options, fn),
+      db: (name?: string, options?: DbOptions) => plainDb(client.db.call(own, name, { ...options, ...plain } as DbOptions)),
+    })
+    const other = (options?: SessionOptions) => {
+      const session = client.startSession.call(own, options)
+      this.#others.add(session)
+      return session
+    }
+    this.connection = own.db(database)
+    this.session = client.startSession.call(own)
     // What is left out is as the client has it.
-    this.#session.startTransaction({ readPreference: 'primary', ...isolation === 'snapshot' && { readConcern: { level: 'snapshot' } } })
+    this.session.startTransaction({ readPreference: 'primary', ...isolation === 'snapshot' && { readConcern: { level: 'snapshot' } } })
   }
 
   /**
-   * Whatever was called before is done first, also what nobody waited for. Where the driver can't know whether the server has committed
-   * (`UnknownTransactionCommitResult`) it has asked it twice.
+   * Whatever was called before is done first, also what nobody waited for. An operation that was not answered, or that an overloaded server refused, is
+   * an error here too. Where nobody knows whether the server has committed it was asked twice, and the error says so
+   * (`UnknownTransactionCommitResult`).
    */
   commit (): Promise<void> {
     this.#commitment ??= this.#commit()
@@ -100,13 +99,27 @@ export class MongoTransaction implements Transaction<Db> {
   }
 
   async #commit (): Promise<void> {
-    for (let last; last !== this.#last;) await (last = this.#last)
+    await this.#quiet()
     if (this.#closed || this.#meddled) throw ended()
+    const [first] = this.#failed.values()
+    if (first !== undefined) throw first
     this.#leave()
     try {
-      await this.#session.commitTransaction()
+      await this.session.commitTransaction()
+    } catch (error) {
+      if (isAnswer(error) ? isOpen(error) : this.#unanswered) label(error, 'UnknownTransactionCommitResult')
+      throw error
     } finally {
-      await this.#session.endSession()
+      await this.session.endSession()
+    }
+  }
+
+  /** Resolves when nothing is under way. */
+  async #quiet (): Promise<void> {
+    for (let last; last !== this.#last;) {
+      await (last = this.#last)
+      // What has more than one command, a bulk say, sends its next one in the turn of the event loop in which the one before was answered.
+      await turn()
     }
   }
 
@@ -114,39 +127,54 @@ export class MongoTransaction implements Transaction<Db> {
     this.#leave()
     await Promise.allSettled([this.#last, this.#commitment])
     // Aborts what is open.
-    await this.#session.endSession()
+    await this.session.endSession()
   }
 
   #lend (): ClientSession {
     if (this.#closed) throw ended()
-    return this.#session
+    return this.session
   }
 
-  /** From here on the session is of use to nobody but us: the view takes no commands, and ours go by the real client. */
+  /** From here on the session is of use to nobody but us: the view takes no commands, and the commit, or the abort, goes by another one. */
   #leave (): void {
     this.#closed = true
-    Object.assign(this.#session, { client: this.#client })
+    const topology = view(this.#topology, {
+      selectServer: async (selector: unknown, options: Selecting) => {
+        const server = await this.#topology.selectServer(selector, options)
+        return view(server, { command: (operation: Operation, ...more: unknown[]) => this.#end(server, operation, more) })
+      },
+    })
+    Object.assign(this.session, { client: view(this.#client, { topology }) })
   }
 
   /**
    * A server for one command, when its turn has come: one after the other. Of two first ones side by side each would begin the transaction, and
    * MongoDB promises nothing for later ones. A command ends its turn, whether it was sent or not; a cursor has one for each batch.
    */
-  async #select (topology: Topology, selector: unknown, options: { session?: ClientSession }): Promise<Server> {
-    // Of a session that the borrower has made himself: not of this transaction.
-    if (options.session !== this.#session) return await topology.selectServer(selector, options)
+  async #select (selector: unknown, options: Selecting): Promise<Server> {
+    const { session, operationName } = options
+    if (session !== this.session) {
+      if (session === undefined || !this.#others.has(session)) throw unbound(operationName)
+      return await this.#topology.selectServer(selector, options)
+    }
     const before = this.#last
     let done!: () => void
     this.#last = new Promise((resolve) => { done = resolve })
     await before
     try {
       if (this.#closed) throw ended()
-      const server = await topology.selectServer(selector, options)
-      return Object.create(server, {
-        command: { value: (operation: Operation, ...more: unknown[]) => this.#run(server, operation, more).finally(done) },
-      }) as Server
+      const server = await this.#topology.selectServer(selector, options)
+      let used = false
+      return view(server, {
+        command: async (operation: Operation, ...more: unknown[]) => {
+          if (used || operation.session !== this.session) throw unbound(operation.commandName)
+          used = true
+          return await this.#run(server, operation, more).finally(done)
+        },
+      })
     } catch (error) {
       done()
+      if (error instanceof Error && error.name === 'MongoServerSelectionError') label(error, 'TransientTransactionError')
       throw error
     }
   }
@@ -154,16 +182,60 @@ export class MongoTransaction implements Transaction<Db> {
   async #run (server: Server, operation: Operation, more: unknown[]): Promise<unknown> {
     const { command = {} } = operation
     if ('commitTransaction' in command || 'abortTransaction' in command) this.#meddled = true
+    if (operation.writeConcern !== undefined) {
+      operation.writeConcern = undefined
+      operation.options = { ...operation.options, writeConcern: undefined }
+    }
+    try {
+      const result = await server.command(operation, ...more)
+      this.#failed.delete(operation)
+      return result
+    } catch (error) {
+      if (isNetworkError(error)) label(error, 'TransientTransactionError')
+      if (isNetworkError(error) || isOverload(error)) this.#failed.set(operation, error)
+      else this.#failed.delete(operation)
+      throw error instanceof Error && refusal.test(error.message) ? noTransactions(error) : error
+    }
+  }
+
+  /** The driver itself labels the error of the first of several sockets that die together, and sends again what has the label. */
+  async #end (server: Server, operation: Operation, more: unknown[]): Promise<unknown> {
     try {
       return await server.command(operation, ...more)
     } catch (error) {
-      throw error instanceof Error && refusal.test(error.message) ? noTransactions(error) : error
+      if (isNetworkError(error)) label(error, 'RetryableWriteError')
+      if (!isAnswer(error)) this.#unanswered = true
+      throw error
     }
   }
 }
 
+/** Its collections inherit nothing but what is plain, whatever their own options say. */
+function plainDb (db: Db): Db {
+  const { collection, createCollection } = db
+  return Object.defineProperties(db, {
+    collection: { value: (name: string, options?: CollectionOptions) => collection.call(db, name, { ...options, ...plain }) },
+    createCollection: { value: (name: string, options?: CreateCollectionOptions) => createCollection.call(db, name, { ...options, ...plain }) },
+  })
+}
+
 /** How servers that have no transactions answer the first command of one, where nothing told so before: MongoDB, and FerretDB. */
 const refusal = /^Transaction numbers are only allowed on|unknown field "?(?:startTransaction|autocommit|txnNumber)/
+
+/**
+ * The topology of a client on whose servers there may be transactions.
+ *
+ * @throws `FST_POOL_NOT_SUPPORTED`
+ */
+export function topologyOf (client: MongoClient): Topology {
+  const { topology } = client as unknown as { topology?: Topology }
+  if (topology === undefined) throw new Error('the MongoDB client is closed')
+  if (!hasTransactions(topology.description)) throw noTransactions()
+  if (client.writeConcern?.w === 0) {
+    throw new PoolError('FST_POOL_NOT_SUPPORTED', 'a transaction can not be committed with write concern 0: nobody would know whether it was')
+  }
+  return topology
+}
 
 /** As far as one can know without asking. A single server may be reached directly and still be the member of a set, or a mongos. */
 function hasTransactions ({ type, servers, logicalSessionTimeoutMinutes }: TopologyDescription): boolean {
@@ -180,10 +252,56 @@ function ended (): PoolError {
   return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the transaction is no longer open')
 }
 
-export function mayRunAgain (error: unknown): boolean {
-  return labelsOf(error).has('TransientTransactionError')
+/** @param what the operation, as the driver calls it */
+function unbound (what = 'unknown'): PoolError {
+  return new PoolError('FST_POOL_NOT_SUPPORTED', `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`)
 }
 
+// --- Errors ---------------------------------------------------------------------------------------------------------------------------
+
+/** Where the server, or the driver, has undone the transaction because of others, and nobody else. Some servers do not label a write conflict. */
+export function mayRunAgain (error: unknown): boolean {
+  if (labelsOf(error).has('UnknownTransactionCommitResult')) return false
+  return somewhere(error, (failure) => labelsOf(failure).has('TransientTransactionError') || failure.code === writeConflict)
+}
+
+const writeConflict = 112
+
+/** The connection failed under a command, or before it: by name, since there may be two copies of the driver. */
+function isNetworkError (error: unknown): boolean {
+  return error instanceof Error && networkErrors.has(error.name)
+}
+
+const networkErrors: ReadonlySet<string> = new Set([
+  'MongoNetworkError', 'MongoNetworkTimeoutError', 'MongoPoolClearedError', 'PoolClearedOnNetworkError',
+])
+
+/** The server has not looked at the command, and the transaction is as it was. The driver may be about to send it again. */
+function isOverload (error: unknown): boolean {
+  return labelsOf(error).has('SystemOverloadedError')
+}
+
+/** The server itself has said it. */
+function isAnswer (error: unknown): boolean {
+  return error instanceof Error && (error.name === 'MongoServerError' || error.name === 'MongoWriteConcernError')
+}
+
+/** Whether a server's answer to a commit says that it may be done all the same. */
+function isOpen (error: unknown): boolean {
+  const { name, code } = error as { name: string, code?: unknown }
+  if (name === 'MongoWriteConcernError') return !unsatisfiable.has(code)
+  // MaxTimeMSExpired.
+  return code === 50 || labelsOf(error).has('RetryableWriteError')
+}
+
+/** UnknownReplWriteConcern, UnsatisfiableWriteConcern: asking again would not help. */
+const unsatisfiable: ReadonlySet<unknown> = new Set([79, 100])
+
+function label (error: unknown, name: string): void {
+  (error as Partial<MongoError>).addErrorLabel?.(name)
+}
+
+/** By the driver or by the server. */
 export function labelsOf (error: unknown): ReadonlySet<string> {
   const labels = error instanceof Error ? (error as { errorLabels?: unknown }).errorLabels : undefined
   return new Set(Array.isArray(labels) ? labels.map(String) : [])

@@ -2,10 +2,10 @@ import type { MongoClientOptions, ReadPreference, ServerDescription, TopologyDes
 import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
 import type { Address } from '../pool/options.js'
-import { Addresses, loadDriver } from './driver.js'
+import { Addresses, loadDriver, unlessAborted } from './driver.js'
 import type { AddressNow, DriverKind } from './driver.js'
-import { beginTransaction, labelsOf, mayRunAgain } from './mongodb-transaction.js'
-import type { MongoTransaction } from './mongodb-transaction.js'
+import { checkDriver } from './mongodb-check.js'
+import { MongoTransaction, labelsOf, mayRunAgain, topologyOf } from './mongodb-transaction.js'
 import type { Connector, DriverEvent, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { Db, MongoClient } from '../../types/drivers.js'
 
@@ -206,7 +206,10 @@ class Mongo implements MongoConnector {
   }
 
   async #begin (db: Db, options: TransactionOptions, signal: AbortSignal): Promise<MongoTransaction> {
-    const transaction = await beginTransaction(this.#of(db).client, db.databaseName, options, signal)
+    const { client } = this.#of(db)
+    signal.throwIfAborted()
+    await unlessAborted(checkDriver(client), signal)
+    const transaction = new MongoTransaction(client, topologyOf(client), db.databaseName, options)
     this.#transactions.set(db, transaction)
     return transaction
   }

@@ -1,7 +1,8 @@
 import {
-  Binary, GridFSBucket, MongoClient, MongoNetworkError, MongoNetworkTimeoutError, MongoOperationTimeoutError, MongoServerError, MongoTopologyClosedError, ObjectId,
+  Binary, GridFSBucket, MongoClient, MongoNetworkError, MongoNetworkTimeoutError, MongoOperationTimeoutError, MongoServerError,
+  MongoTopologyClosedError, ObjectId, ReadPreference,
 } from 'mongodb'
-import type { Db, MongoClient as Client, MongoError } from 'mongodb'
+import type { Collection, CollectionOptions, Db, DbOptions, MongoClient as Client, MongoError } from 'mongodb'
 import { once } from 'node:events'
 import t from 'tap'
 import type { Test } from 'tap'
@@ -1188,6 +1189,208 @@ t.test('on the double: where nobody knows whether it was committed the commit fa
   t.notOk(names(server).includes('abortTransaction'))
 })
 
+/** Several transactions of one client, each with a document of its own. */
+async function side (t: Test, count: number, more: Omit<MongoOptions, 'url'> = {}): Promise<Opened & { transactions: Array<Transaction<Db>> }> {
+  const opening = await opened(t, {}, more)
+  const { connector, server, db, transaction } = opening
+  await openSockets(server, db, count)
+  const transactions = [transaction]
+  while (transactions.length < count) transactions.push(await begin(connector, await connector.create(later)))
+  return { ...opening, transactions }
+}
+
+/** All of these commands arrive, and then the sockets of all die together, executed or not. */
+async function loseTogether (
+  server: MongoDouble, command: string, count: number, when: 'before' | 'after', work: () => Array<Promise<unknown>>
+): Promise<Array<PromiseSettledResult<unknown>>> {
+  const hold = server.hold(command)
+  server.failCommand({ commands: command, closeConnection: true, when, times: count })
+  const all = Promise.allSettled(work())
+  await hold.arrived(count)
+  hold.release()
+  return await all
+}
+
+const reasons = (results: Array<PromiseSettledResult<unknown>>) => results.flatMap((one) => one.status === 'rejected' ? [one.reason as MongoError] : [])
+
+t.test('on the double: commits whose answers are lost together, with their sockets, are each asked for again', async (t) => {
+  const { server, transactions } = await side(t, 4)
+  for (const [n, { connection }] of transactions.entries()) await connection.collection('items').insertOne({ n: 10 + n })
+  const results = await loseTogether(server, 'commitTransaction', 4, 'after', () => transactions.map((one) => one.commit()))
+  t.strictSame(reasons(results), [], 'the driver labels the error of the first socket only')
+  t.strictSame(numbers(server), [1, 2, 3, 10, 11, 12, 13])
+})
+
+t.test('on the double: commits whose second answers are lost too say that nobody knows, each', async (t) => {
+  const { connector, server, transactions } = await side(t, 4)
+  for (const [n, { connection }] of transactions.entries()) await connection.collection('items').insertOne({ n: 10 + n })
+  server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after', times: Infinity, where: ({ body }) => Boolean(body.writeConcern) })
+  const results = await loseTogether(server, 'commitTransaction', 4, 'after', () => transactions.map((one) => one.commit()))
+  const errors = reasons(results)
+  t.equal(errors.length, 4)
+  for (const error of errors) {
+    t.ok(error.hasErrorLabel('UnknownTransactionCommitResult'), String(error))
+    t.notOk(connector.transactions.isTransient(error))
+  }
+  t.strictSame(numbers(server), [1, 2, 3, 10, 11, 12, 13])
+})
+
+t.test('on the double: a commit that can not be asked for again says that nobody knows', async (t) => {
+  const { connector, server, transaction } = await opened(t, {}, { acquireTimeout: 300, connectTimeout: 300 })
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  const hold = server.hold('commitTransaction')
+  server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after' })
+  const commit = failure(transaction.commit())
+  await hold.reached
+  server.failCommand({ commands: 'hello', closeConnection: true, times: Infinity })
+  hold.release()
+  const error = await commit
+  t.match(error, { name: 'MongoServerSelectionError' })
+  t.ok((error as MongoError).hasErrorLabel('UnknownTransactionCommitResult'))
+  t.notOk(connector.transactions.isTransient(error))
+  t.strictSame(numbers(server), [1, 2, 3, 4])
+})
+
+t.test('on the double: a commit that the driver may not ask for again says that nobody knows', async (t) => {
+  const { server, transaction } = await opened(t, {}, { connection: { maxAdaptiveRetries: 0 } })
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after' })
+  const error = await failure(transaction.commit())
+  t.ok((error as MongoError).hasErrorLabel('UnknownTransactionCommitResult'))
+  t.strictSame(numbers(server), [1, 2, 3, 4])
+})
+
+t.test('on the double: a commit that the server refuses is no unknown one', async (t) => {
+  const { server, transaction } = await opened(t)
+  await transaction.connection.collection('items').insertOne({ n: 4 })
+  server.failCommand({ commands: 'commitTransaction', code: 8000, message: 'no' })
+  const error = await failure(transaction.commit())
+  t.match(error, { code: 8000 })
+  t.notOk((error as MongoError).hasErrorLabel('UnknownTransactionCommitResult'))
+})
+
+t.test('on the double: operations whose sockets die together can be run again, each with its transaction', async (t) => {
+  const { connector, server, transactions } = await side(t, 4)
+  const results = await loseTogether(server, 'insert', 4, 'before', () =>
+    transactions.map(({ connection }, n) => connection.collection('items').insertOne({ n: 10 + n })))
+  const errors = reasons(results)
+  t.equal(errors.length, 4)
+  for (const error of errors) t.ok(connector.transactions.isTransient(error), String(error))
+})
+
+t.test('on the double: rollbacks whose sockets die together are each asked for again', async (t) => {
+  const { server, transactions } = await side(t, 4)
+  for (const [n, { connection }] of transactions.entries()) await connection.collection('items').insertOne({ n: 10 + n })
+  await loseTogether(server, 'abortTransaction', 4, 'before', () => transactions.map((one) => one.rollback()))
+  t.equal(server.openTransactions, 0, 'none waits for the end of its lifetime, with its locks')
+})
+
+t.test('on the double: an operation whose answer was lost is an error at the commit, even if it was caught', async (t) => {
+  const { connector, server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  await items.insertOne({ n: 4 })
+  server.failCommand({ commands: 'insert', closeConnection: true, when: 'after' })
+  const lost = await failure(items.insertOne({ n: 5 }))
+  const error = await failure(transaction.commit())
+  t.equal(error, lost, 'nobody knows whether it would be committed too')
+  t.ok(connector.transactions.isTransient(error))
+  await transaction.rollback()
+  t.equal(server.openTransactions, 0)
+  t.strictSame(numbers(server), [1, 2, 3])
+})
+
+t.test('on the double: an operation that nobody waited for and an overloaded server refused makes the commit fail', async (t) => {
+  const { server, transaction } = await opened(t)
+  const items = transaction.connection.collection('items')
+  await items.insertOne({ n: 4 })
+  const fault = server.failCommand({ commands: 'insert', code: 462, labels: ['RetryableError', 'SystemOverloadedError'] })
+  const insert = failure(items.insertOne({ n: 5 }))
+  const error = await failure(transaction.commit())
+  t.match(error, { code: 462 }, 'the driver waits, and would send it again when the commit has been sent')
+  t.equal(fault.hits, 1)
+  await transaction.rollback()
+  t.match(await insert, hasEnded)
+  t.strictSame(numbers(server), [1, 2, 3])
+  t.notOk(names(server).includes('commitTransaction'))
+})
+
+t.test('on the double: a commit waits for all batches of a bulk that nobody waited for', async (t) => {
+  const { server, transaction } = await opened(t)
+  const bulk = transaction.connection.collection('items').bulkWrite([
+    { insertOne: { document: { n: 4 } } }, { deleteOne: { filter: { n: 1 } } }, { insertOne: { document: { n: 5 } } },
+  ])
+  await transaction.commit()
+  t.strictSame(numbers(server), [2, 3, 4, 5])
+  await bulk
+})
+
+t.test('on the double: a collection with concerns of its own is in the transaction, without them', async (t) => {
+  const { server, connector, db } = await opened(t, { members: 3 })
+  const concerns: CollectionOptions[] = [
+    { readPreference: 'secondary' }, { readPreference: ReadPreference.SECONDARY_PREFERRED }, { readConcern: { level: 'majority' } },
+    { writeConcern: { w: 0 } }, { writeConcern: { w: 'majority' } }, { writeConcern: { w: 1, journal: true } },
+  ]
+  const work: Record<string, (items: Collection, db: Db) => Promise<unknown>> = {
+    insertOne: (items) => items.insertOne({ n: 10 }),
+    updateOne: (items) => items.updateOne({ n: 1 }, { $set: { m: 1 } }),
+    deleteOne: (items) => items.deleteOne({ n: 1 }),
+    findOneAndUpdate: (items) => items.findOneAndUpdate({ n: 1 }, { $set: { m: 1 } }),
+    bulkWrite: (items) => items.bulkWrite([{ insertOne: { document: { n: 10 } } }]),
+    findOne: (items) => items.findOne({ n: 1 }),
+    aggregate: (items) => items.aggregate([{ $match: { n: 1 } }]).toArray(),
+    distinct: (items) => items.distinct('n'),
+    countDocuments: (items) => items.countDocuments(),
+  }
+  for (const options of concerns) {
+    for (const [name, run] of Object.entries(work)) {
+      const of = { collection: () => transaction.connection.collection('items', options), database: () => database().collection('items') }
+      const database = () => transaction.connection.client.db('test', options as DbOptions)
+      let transaction = await begin(connector, db)
+      for (const [whose, items] of Object.entries(of)) {
+        const what = `${name}, ${JSON.stringify(options)} of the ${whose}`
+        server.log.length = 0
+        await t.resolves(run(items(), database()), what)
+        t.match(server.log, [{ autocommit: false, startTransaction: true, member: 0, body: { writeConcern: undefined, readConcern: undefined } }], what)
+        await transaction.rollback()
+        transaction = await begin(connector, db)
+      }
+      await transaction.rollback()
+    }
+  }
+})
+
+t.test('on the double: concerns of an operation are left out, but for a read preference, which the driver refuses', async (t) => {
+  const { server, connector, db } = await opened(t)
+  for (const writeConcern of [{ w: 0 }, { w: 'majority' }, { w: 1, j: true }] as const) {
+    const transaction = await begin(connector, db)
+    const items = transaction.connection.collection('items')
+    server.log.length = 0
+    t.match(await items.insertOne({ n: 10 }, { writeConcern }), { acknowledged: true })
+    await items.findOneAndUpdate({ n: 1 }, { $set: { m: 1 } }, { writeConcern })
+    await items.bulkWrite([{ updateOne: { filter: { n: 1 }, update: { $set: { m: 2 } } } }], { writeConcern })
+    await items.find({}, { readConcern: 'majority' }).toArray()
+    t.equal(server.log.length, 4)
+    for (const { body } of server.log) t.match(body, { writeConcern: undefined, readConcern: undefined, autocommit: false })
+    await t.rejects(items.findOne({}, { readPreference: 'secondary' }), { name: 'MongoTransactionError' })
+    await transaction.rollback()
+  }
+})
+
+t.test('on the double: a write conflict that no label tells of can be run again', async (t) => {
+  const { server, connector, db } = await opened(t)
+  for (const [name, run] of Object.entries<(db: Db) => Promise<unknown>>({
+    updateOne: (db) => db.collection('items').updateOne({ n: 1 }, { $set: { m: 1 } }),
+    bulkWrite: (db) => db.collection('items').bulkWrite([{ updateOne: { filter: { n: 1 }, update: { $set: { m: 1 } } } }]),
+    'find and update': (db) => db.collection('items').findOneAndUpdate({ n: 1 }, { $set: { m: 1 } }),
+    'bulkWrite of the client': (db) => db.client.bulkWrite([{ namespace: 'test.items', name: 'insertOne', document: { n: 9 } }]),
+  })) {
+    const transaction = await begin(connector, db)
+    server.failCommand({ commands: ['update', 'findAndModify', 'bulkWrite'], code: 112, labels: [] })
+    t.ok(connector.transactions.isTransient(await failure(run(transaction.connection))), name)
+    await transaction.rollback()
+  }
+})
+
 for (const command of ['commitTransaction', 'abortTransaction']) {
   t.test(`on the double: the borrower's own ${command} is seen at the commit`, async (t) => {
     const { transaction } = await opened(t)
@@ -1278,27 +1481,6 @@ t.test('on the double: close ends what is open, also on a server that says nothi
   await connector.close!()
   await rollback
   await t.rejects(transaction.connection.collection('items').findOne({}), hasEnded)
-})
-
-t.test('on the double: a transaction needs a driver on which it was tested', async (t) => {
-  const server = await startMongoDouble(t)
-  const client = new MongoClient(server.url)
-  t.teardown(() => client.close())
-  const connector = await connect(t, { client })
-  const db = await connector.create(later)
-  client.appendMetadata({ name: 'an ODM', version: '9.1.0' })
-  await (await begin(connector, db)).rollback()
-  const { metadata } = client.options as unknown as { metadata: Promise<object> }
-  t.match(await metadata, { driver: { version: '7.8.0|9.1.0' } })
-  for (const [version, metadata] of Object.entries({
-    '7.9.0': Promise.resolve({ driver: { version: '7.9.0|7.8.0' } }),
-    '7.80.0': Promise.resolve({ driver: { version: '7.80.0' } }),
-    '6.21.0': { driver: { version: '6.21.0' } },
-    unknown: Promise.resolve({}),
-  })) {
-    Object.assign(client.options, { metadata })
-    await t.rejects(begin(connector, db), { ...notSupported, message: new RegExp(`they were tested: 7\\.8; this is ${version}$`) })
-  }
 })
 
 t.test('on the double: a transaction does not begin where it can not be', async (t) => {

@@ -1149,7 +1149,9 @@ class Peer {
   }
 
   reset (): void {
-    this.#socket.resetAndDestroy()
+    // Node emits no 'close' for a socket that is reset while it ends: the client has closed it, so there is nobody left to see the reset.
+    if (this.#socket.writableEnded) this.#socket.destroy()
+    else this.#socket.resetAndDestroy()
   }
 
   /** In ms; shorter where the connection closes. */

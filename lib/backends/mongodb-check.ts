@@ -4,13 +4,19 @@ import { PoolError } from '../pool/errors.js'
 import { MongoTransaction } from './mongodb-transaction.js'
 import type { Operation, Server, Topology } from './mongodb-transaction.js'
 
-/** By the class of the client: the check of its driver. A client that was taken over may be of another copy of the driver than ours. */
+/**
+ * By the class of the client: the check of its driver. A client that was taken over may be of another copy of the
+ * driver than ours.
+ */
 const checks = new WeakMap<object, Promise<void>>()
 
 /**
- * Whether our transactions hold with the driver of this client. They rest on its inside, so they are tried on the driver that is there, once for each
- * class of clients: an unconnected client of that class gets the view of a transaction over a topology without network, and the ways by which
- * operations take a session are gone. Each of their commands must come to the server in its turn, with the transaction's session.
+ * Whether our transactions hold with the driver of this client. They rest on its inside, so they are tried on the
+ * driver that is there, once for each
+ * class of clients: an unconnected client of that class gets the view of a transaction over a topology without network,
+ * and the ways by which
+ * operations take a session are gone. Each of their commands must come to the server in its turn, with the
+ * transaction's session.
  *
  * @throws `FST_POOL_NOT_SUPPORTED`, which names what went outside
  */
@@ -41,16 +47,21 @@ async function tryAll (client: MongoClient): Promise<void> {
     await stub.expect('ping', () => undone.connection.command({ ping: 1 }))
     await stub.expect('abortTransaction', () => undone.rollback())
   } catch (cause) {
-    const message = `this version of the MongoDB driver would not keep '${route}' in a transaction: transactions are not supported with it`
+    const message = `this version of the MongoDB driver would not keep '${route}' in a transaction: ` +
+      'transactions are not supported with it'
     throw new PoolError('FST_POOL_NOT_SUPPORTED', message, { cause })
   }
 }
 
-/** A client of the same class. It is made by the driver's own class: another one that extends it may want other arguments, or connect. */
+/**
+ * A client of the same class. It is made by the driver's own class: another one that extends it may want other
+ * arguments, or connect.
+ */
 function unconnected (client: MongoClient): MongoClient {
   const kind = Object.getPrototypeOf(client) as object
   let own = kind
-  for (let next = kind; next !== null && 'startSession' in next; next = Object.getPrototypeOf(next) as object) own = next
+  const above = (of: object) => Object.getPrototypeOf(of) as object | null
+  for (let next = above(kind); next !== null && 'startSession' in next; next = above(next)) own = next
   const { constructor: Driver } = own as { constructor: new (url: string) => MongoClient }
   return Object.setPrototypeOf(new Driver('mongodb://127.0.0.1/'), kind) as MongoClient
 }
@@ -95,8 +106,12 @@ class StubServer {
     if (!route.done) throw new Error('it does not end')
     // That an answer did not suit is no matter: its command has come.
     const missing = commands.split(' ').filter((name) => !this.#commands.includes(name))
-    if (missing.length > 0) throw new Error(`it sent ${this.#commands.join(', ') || 'nothing'}, but not ${missing.join(', ')}`, { cause: route.error })
-    if (this.#commands.includes('abortTransaction') !== commands.includes('abortTransaction')) throw new Error('it ends the transaction')
+    if (missing.length > 0) {
+      const sent = this.#commands.join(', ') || 'nothing'
+      throw new Error(`it sent ${sent}, but not ${missing.join(', ')}`, { cause: route.error })
+    }
+    const aborts = this.#commands.includes('abortTransaction')
+    if (aborts !== commands.includes('abortTransaction')) throw new Error('it ends the transaction')
   }
 
   #answer (operation: Sent, timeout: unknown): unknown {
@@ -108,7 +123,8 @@ class StubServer {
       throw this.#failure ??= new Error(`the command ${name} has another session, or none`)
     }
     // The driver's connection does it, when the first answer comes.
-    (session as unknown as { transaction: { transition (state: string): void } }).transaction.transition('TRANSACTION_IN_PROGRESS')
+    const { transaction } = session as unknown as { transaction: { transition (state: string): void } }
+    transaction.transition('TRANSACTION_IN_PROGRESS')
     const { batchSize, cursor } = command as { batchSize?: unknown, cursor?: { batchSize?: unknown } }
     return operation.SERVER_COMMAND_RESPONSE_TYPE.make(batchSize === 1 || cursor?.batchSize === 1 ? some : all)
   }
@@ -119,7 +135,12 @@ const patience = 1000
 
 /** What the driver knows of a server, and of a connection to it. */
 const description = {
-  type: 'RSPrimary', maxWireVersion: 25, logicalSessionTimeoutMinutes: 30, maxBsonObjectSize: 16777216, maxMessageSizeBytes: 48000000, maxWriteBatchSize: 100000,
+  type: 'RSPrimary',
+  maxWireVersion: 25,
+  logicalSessionTimeoutMinutes: 30,
+  maxBsonObjectSize: 16777216,
+  maxMessageSizeBytes: 48000000,
+  maxWriteBatchSize: 100000,
 }
 
 interface BsonDocument { readonly [name: string]: number | bigint | string | BsonDocument | readonly BsonDocument[] }
@@ -150,7 +171,8 @@ function int32 (value: number): Buffer {
 /** One answer for all commands. @param id of the cursor; 0: there is no more */
 function answer (id: bigint): Buffer {
   const counts = { nInserted: 1, nUpserted: 0, nMatched: 0, nModified: 0, nDeleted: 0, nErrors: 0 }
-  const cursor = { id, ns: 'check.items', firstBatch: [{ _id: 1, ok: 1, idx: 0, n: 1, name: 'items', key: { _id: 1 } }] }
+  const first = { _id: 1, ok: 1, idx: 0, n: 1, name: 'items', key: { _id: 1 } }
+  const cursor = { id, ns: 'check.items', firstBatch: [first] }
   return bson({ ok: 1, n: 1, was: 0, value: { _id: 1 }, values: [], databases: [], cursor, ...counts })
 }
 
@@ -162,7 +184,10 @@ const filter = { a: 1 }
 const update = { $set: { a: 2 } }
 const one = { batchSize: 1 }
 
-/** By what is called: the commands that must come, and the call. Every way by which an operation of the driver takes its session is here. */
+/**
+ * By what is called: the commands that must come, and the call. Every way by which an operation of the driver takes its
+ * session is here.
+ */
 const routes: Readonly<Record<string, readonly [commands: string, run: (db: Db) => Promise<unknown>]>> = {
   insertOne: ['insert', (db) => items(db).insertOne({ a: 1 })],
   insertMany: ['insert', (db) => items(db).insertMany([{ a: 1 }, { a: 2 }])],
@@ -182,14 +207,19 @@ const routes: Readonly<Record<string, readonly [commands: string, run: (db: Db) 
   distinct: ['distinct', (db) => items(db).distinct('a')],
   aggregate: ['aggregate getMore killCursors', (db) => inBatches(items(db).aggregate([{ $match: filter }], one))],
   'aggregate of the database': ['aggregate', (db) => db.aggregate([{ $documents: [] }]).next()],
-  bulkWrite: ['insert delete', (db) => items(db).bulkWrite([{ insertOne: { document: { a: 1 } } }, { deleteOne: { filter } }])],
-  initializeOrderedBulkOp: ['insert update', (db) => items(db).initializeOrderedBulkOp().insert({ a: 1 }).find(filter).updateOne(update).execute()],
-  initializeUnorderedBulkOp: ['insert delete', (db) => items(db).initializeUnorderedBulkOp().insert({ a: 1 }).find(filter).deleteOne().execute()],
-  'bulkWrite of the client': ['bulkWrite', (db) => db.client.bulkWrite([{ namespace: 'check.items', name: 'insertOne', document: { a: 1 } }])],
+  bulkWrite: ['insert delete',
+    (db) => items(db).bulkWrite([{ insertOne: { document: { a: 1 } } }, { deleteOne: { filter } }])],
+  initializeOrderedBulkOp: ['insert update',
+    (db) => items(db).initializeOrderedBulkOp().insert({ a: 1 }).find(filter).updateOne(update).execute()],
+  initializeUnorderedBulkOp: ['insert delete',
+    (db) => items(db).initializeUnorderedBulkOp().insert({ a: 1 }).find(filter).deleteOne().execute()],
+  'bulkWrite of the client': ['bulkWrite',
+    (db) => db.client.bulkWrite([{ namespace: 'check.items', name: 'insertOne', document: { a: 1 } }])],
   'another database': ['insert', (db) => items(db.client.db('other')).insertOne({ a: 1 })],
   command: ['ping', (db) => db.command({ ping: 1 })],
   'command of admin': ['ping', (db) => db.admin().command({ ping: 1 })],
-  runCursorCommand: ['find getMore killCursors', (db) => inBatches(db.runCursorCommand({ find: 'items', ...one }).setBatchSize(1))],
+  runCursorCommand: ['find getMore killCursors',
+    (db) => inBatches(db.runCursorCommand({ find: 'items', ...one }).setBatchSize(1))],
   listDatabases: ['listDatabases', (db) => db.admin().listDatabases()],
   validateCollection: ['validate', (db) => db.admin().validateCollection('items')],
   listCollections: ['listCollections getMore killCursors', (db) => inBatches(db.listCollections({}, one))],

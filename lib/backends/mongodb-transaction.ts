@@ -1,6 +1,6 @@
 import type {
-  ClientSession, ClientSessionOptions, CollectionOptions, CreateCollectionOptions, Db, DbOptions, MongoClient, MongoError,
-  TopologyDescription, WithSessionCallback,
+  ClientSession, ClientSessionOptions, CollectionOptions, CreateCollectionOptions, Db, DbOptions, MongoClient,
+  MongoError, TopologyDescription, WithSessionCallback,
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
 import { PoolError } from '../pool/errors.js'
@@ -25,7 +25,10 @@ export interface Operation {
 /** `explicit` is false where the driver itself asks for a session, for an operation that was given none. */
 interface SessionOptions extends ClientSessionOptions { readonly explicit?: boolean }
 
-/** In a transaction concerns are the transaction's own, and the primary answers: servers, and the driver, refuse others on what is inside of it. */
+/**
+ * In a transaction concerns are the transaction's own, and the primary answers: servers, and the driver, refuse others
+ * on what is inside of it.
+ */
 const plain = { readConcern: undefined, writeConcern: undefined, readPreference: 'primary' } as const
 
 /** Another one with the same state, but for these members. */
@@ -36,7 +39,8 @@ function view<T extends object> (of: T, members: Readonly<Record<string, unknown
 /**
  * A session with a transaction, and a `Db` whose every operation is in it without being told.
  *
- * The driver asks the `Db`'s client for a session where an operation was given none, and that client's topology for a server before each
+ * The driver asks the `Db`'s client for a session where an operation was given none, and that client's topology for a
+ * server before each
  * command. So the `Db` gets a client of its own: a view of the real one in which both are answered here.
  */
 export class MongoTransaction implements Transaction<Db> {
@@ -62,14 +66,17 @@ export class MongoTransaction implements Transaction<Db> {
   constructor (client: MongoClient, topology: Topology, database: string, { isolation }: TransactionOptions) {
     this.#client = client
     this.#topology = topology
+    const selectServer = (selector: unknown, options: Selecting) => this.#select(selector, options)
     const own = view(client, {
-      topology: view(topology, { selectServer: (selector: unknown, options: Selecting) => this.#select(selector, options) }),
+      topology: view(topology, { selectServer }),
       startSession: (options?: SessionOptions) => options?.explicit === false ? this.#lend() : other(options),
       // Else a bulk would end the session behind it.
-      withSession: async (options: SessionOptions | WithSessionCallback, fn: WithSessionCallback) => 'explicit' in options && options.explicit === false
-        ? await fn(this.#lend())
-        : await (client.withSession as (...args: unknown[]) => unknown).call(own, options, fn),
-      db: (name?: string, options?: DbOptions) => plainDb(client.db.call(own, name, { ...options, ...plain } as DbOptions)),
+      withSession: async (options: SessionOptions | WithSessionCallback, fn: WithSessionCallback) => {
+        if ('explicit' in options && options.explicit === false) return await fn(this.#lend())
+        return await (client.withSession as (...args: unknown[]) => unknown).call(own, options, fn)
+      },
+      db: (name?: string, options?: DbOptions) =>
+        plainDb(client.db.call(own, name, { ...options, ...plain } as DbOptions)),
     })
     const other = (options?: SessionOptions) => {
       const session = client.startSession.call(own, options)
@@ -79,11 +86,13 @@ export class MongoTransaction implements Transaction<Db> {
     this.connection = own.db(database)
     this.session = client.startSession.call(own)
     // What is left out is as the client has it.
-    this.session.startTransaction({ readPreference: 'primary', ...isolation === 'snapshot' && { readConcern: { level: 'snapshot' } } })
+    const snapshot = isolation === 'snapshot' && { readConcern: { level: 'snapshot' } as const }
+    this.session.startTransaction({ readPreference: 'primary', ...snapshot })
   }
 
   /**
-   * Whatever was called before is done first, also what nobody waited for. An operation that was not answered, or that an overloaded server refused, is
+   * Whatever was called before is done first, also what nobody waited for. An operation that was not answered, or that
+   * an overloaded server refused, is
    * an error here too. Where nobody knows whether the server has committed it was asked twice, and the error says so
    * (`UnknownTransactionCommitResult`).
    */
@@ -92,7 +101,10 @@ export class MongoTransaction implements Transaction<Db> {
     return this.#commitment
   }
 
-  /** Those who wait for their turn are refused; what the server works at is waited for, since an abort that overtakes it would undo nothing. */
+  /**
+   * Those who wait for their turn are refused; what the server works at is waited for, since an abort that overtakes it
+   * would undo nothing.
+   */
   rollback (): Promise<void> {
     this.#undoing ??= this.#undo()
     return this.#undoing
@@ -118,7 +130,8 @@ export class MongoTransaction implements Transaction<Db> {
   async #quiet (): Promise<void> {
     for (let last; last !== this.#last;) {
       await (last = this.#last)
-      // What has more than one command, a bulk say, sends its next one in the turn of the event loop in which the one before was answered.
+      // What has more than one command, a bulk say, sends its next one in the turn of the event loop in which the one
+      // before was answered.
       await turn()
     }
   }
@@ -135,21 +148,27 @@ export class MongoTransaction implements Transaction<Db> {
     return this.session
   }
 
-  /** From here on the session is of use to nobody but us: the view takes no commands, and the commit, or the abort, goes by another one. */
+  /**
+   * From here on the session is of use to nobody but us: the view takes no commands, and the commit, or the abort, goes
+   * by another one.
+   */
   #leave (): void {
     this.#closed = true
     const topology = view(this.#topology, {
       selectServer: async (selector: unknown, options: Selecting) => {
         const server = await this.#topology.selectServer(selector, options)
-        return view(server, { command: (operation: Operation, ...more: unknown[]) => this.#end(server, operation, more) })
+        const command = (operation: Operation, ...more: unknown[]) => this.#end(server, operation, more)
+        return view(server, { command })
       },
     })
     Object.assign(this.session, { client: view(this.#client, { topology }) })
   }
 
   /**
-   * A server for one command, when its turn has come: one after the other. Of two first ones side by side each would begin the transaction, and
-   * MongoDB promises nothing for later ones. A command ends its turn, whether it was sent or not; a cursor has one for each batch.
+   * A server for one command, when its turn has come: one after the other. Of two first ones side by side each would
+   * begin the transaction, and
+   * MongoDB promises nothing for later ones. A command ends its turn, whether it was sent or not; a cursor has one for
+   * each batch.
    */
   async #select (selector: unknown, options: Selecting): Promise<Server> {
     const { session, operationName } = options
@@ -174,7 +193,7 @@ export class MongoTransaction implements Transaction<Db> {
       })
     } catch (error) {
       done()
-      if (error instanceof Error && error.name === 'MongoServerSelectionError') label(error, 'TransientTransactionError')
+      if ((error as Partial<Error>)?.name === 'MongoServerSelectionError') label(error, 'TransientTransactionError')
       throw error
     }
   }
@@ -198,7 +217,10 @@ export class MongoTransaction implements Transaction<Db> {
     }
   }
 
-  /** The driver itself labels the error of the first of several sockets that die together, and sends again what has the label. */
+  /**
+   * The driver itself labels the error of the first of several sockets that die together, and sends again what has the
+   * label.
+   */
   async #end (server: Server, operation: Operation, more: unknown[]): Promise<unknown> {
     try {
       return await server.command(operation, ...more)
@@ -213,13 +235,16 @@ export class MongoTransaction implements Transaction<Db> {
 /** Its collections inherit nothing but what is plain, whatever their own options say. */
 function plainDb (db: Db): Db {
   const { collection, createCollection } = db
-  return Object.defineProperties(db, {
-    collection: { value: (name: string, options?: CollectionOptions) => collection.call(db, name, { ...options, ...plain }) },
-    createCollection: { value: (name: string, options?: CreateCollectionOptions) => createCollection.call(db, name, { ...options, ...plain }) },
-  })
+  const get = (name: string, options?: CollectionOptions) => collection.call(db, name, { ...options, ...plain })
+  const create = (name: string, options?: CreateCollectionOptions) =>
+    createCollection.call(db, name, { ...options, ...plain })
+  return Object.defineProperties(db, { collection: { value: get }, createCollection: { value: create } })
 }
 
-/** How servers that have no transactions answer the first command of one, where nothing told so before: MongoDB, and FerretDB. */
+/**
+ * How servers that have no transactions answer the first command of one, where nothing told so before: MongoDB, and
+ * FerretDB.
+ */
 const refusal = /^Transaction numbers are only allowed on|unknown field "?(?:startTransaction|autocommit|txnNumber)/
 
 /**
@@ -232,12 +257,16 @@ export function topologyOf (client: MongoClient): Topology {
   if (topology === undefined) throw new Error('the MongoDB client is closed')
   if (!hasTransactions(topology.description)) throw noTransactions()
   if (client.writeConcern?.w === 0) {
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', 'a transaction can not be committed with write concern 0: nobody would know whether it was')
+    const message = 'a transaction can not be committed with write concern 0: nobody would know whether it was'
+    throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
   }
   return topology
 }
 
-/** As far as one can know without asking. A single server may be reached directly and still be the member of a set, or a mongos. */
+/**
+ * As far as one can know without asking. A single server may be reached directly and still be the member of a set, or a
+ * mongos.
+ */
 function hasTransactions ({ type, servers, logicalSessionTimeoutMinutes }: TopologyDescription): boolean {
   const known = [...servers.values()].filter((server) => server.type !== 'Unknown')
   if (type === 'LoadBalanced' || known.length === 0) return true
@@ -245,7 +274,8 @@ function hasTransactions ({ type, servers, logicalSessionTimeoutMinutes }: Topol
 }
 
 function noTransactions (cause?: unknown): PoolError {
-  return new PoolError('FST_POOL_NOT_SUPPORTED', 'this MongoDB has no transactions: they need a replica set or a sharded cluster', { cause })
+  const message = 'this MongoDB has no transactions: they need a replica set or a sharded cluster'
+  return new PoolError('FST_POOL_NOT_SUPPORTED', message, { cause })
 }
 
 function ended (): PoolError {
@@ -254,15 +284,20 @@ function ended (): PoolError {
 
 /** @param what the operation, as the driver calls it */
 function unbound (what = 'unknown'): PoolError {
-  return new PoolError('FST_POOL_NOT_SUPPORTED', `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`)
+  const message = `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`
+  return new PoolError('FST_POOL_NOT_SUPPORTED', message)
 }
 
-// --- Errors ---------------------------------------------------------------------------------------------------------------------------
+// --- Errors -----------------------------------------------------------------------------------------------------------
 
-/** Where the server, or the driver, has undone the transaction because of others, and nobody else. Some servers do not label a write conflict. */
+/**
+ * Where the server, or the driver, has undone the transaction because of others, and nobody else. Some servers do not
+ * label a write conflict.
+ */
 export function mayRunAgain (error: unknown): boolean {
   if (labelsOf(error).has('UnknownTransactionCommitResult')) return false
-  return somewhere(error, (failure) => labelsOf(failure).has('TransientTransactionError') || failure.code === writeConflict)
+  return somewhere(error, (failure) =>
+    labelsOf(failure).has('TransientTransactionError') || failure.code === writeConflict)
 }
 
 const writeConflict = 112
@@ -276,7 +311,9 @@ const networkErrors: ReadonlySet<string> = new Set([
   'MongoNetworkError', 'MongoNetworkTimeoutError', 'MongoPoolClearedError', 'PoolClearedOnNetworkError',
 ])
 
-/** The server has not looked at the command, and the transaction is as it was. The driver may be about to send it again. */
+/**
+ * The server has not looked at the command, and the transaction is as it was. The driver may be about to send it again.
+ */
 function isOverload (error: unknown): boolean {
   return labelsOf(error).has('SystemOverloadedError')
 }

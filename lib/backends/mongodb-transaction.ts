@@ -45,6 +45,8 @@ function view<T extends object> (of: T, members: Readonly<Record<string, unknown
  */
 export class MongoTransaction implements Transaction<Db> {
   readonly connection: Db
+  /** The commit is sent, and its answer has not come, or does not tell. */
+  inDoubt = false
   readonly session: ClientSession
   readonly #client: MongoClient
   readonly #topology: Topology
@@ -117,9 +119,12 @@ export class MongoTransaction implements Transaction<Db> {
     if (first !== undefined) throw first
     this.#leave()
     try {
+      this.inDoubt = true
       await this.session.commitTransaction()
+      this.inDoubt = false
     } catch (error) {
       if (isAnswer(error) ? isOpen(error) : this.#unanswered) label(error, 'UnknownTransactionCommitResult')
+      this.inDoubt = labelsOf(error).has('UnknownTransactionCommitResult')
       throw error
     } finally {
       await this.session.endSession()

@@ -578,6 +578,7 @@ class Guard {
       return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
     }
     const end = () => { if (this.#open === open) this.#open = undefined }
+    let inDoubt = false
     const check = () => {
       if (open.guarded) return `RELEASE SAVEPOINT ${guardName}`
       // An error's packet has no status.
@@ -585,6 +586,8 @@ class Guard {
     }
     const unlessEnded = () => {
       if (!open.guarded && ((this.status ?? 0) & inTransaction) === 0) throw ended()
+      // It is written in this turn.
+      inDoubt = true
       return commit
     }
     const savepoint = async (name: string): Promise<Transaction<Connection>> => {
@@ -603,8 +606,13 @@ class Guard {
     return {
       connection: this.#connection,
       savepoint,
+      get inDoubt () { return inDoubt },
       commit: async () => {
-        await this.run([check, unlessEnded]).catch(unlessGone(ended))
+        await this.run([check, unlessEnded]).catch((error: unknown) => {
+          inDoubt &&= !isAnswer(error)
+          return unlessGone(ended)(error)
+        })
+        inDoubt = false
         end()
       },
       rollback: async () => {
@@ -747,6 +755,12 @@ class Guard {
   }
 }
 
+/** Whether the server refused a statement. Where it ends the connection it says nothing of the statement. */
+function isAnswer (error: unknown): boolean {
+  const { errno, sqlState } = error as { readonly errno?: unknown, readonly sqlState?: unknown }
+  return sqlState !== undefined && !endings.has(errno)
+}
+
 /** An open transaction. */
 interface Open {
   /** It has a savepoint. */
@@ -826,12 +840,16 @@ const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
 
 /**
  * The server ends (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927 ER_CONNECTION_KILLED, 3169
- * ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own (2006, 2013). 1792: where the borrower asked for it himself, to run
- * again is of no use, and of no harm.
+ * ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own (2006, 2013).
+ */
+const endings: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 3169, 4031])
+
+/**
+ * 1792: where the borrower asked for it himself, to run again is of no use, and of no harm.
  *
  * Not 1317 ER_QUERY_INTERRUPTED: somebody did not want that statement. Not 1040, 1203: they are said to who connects.
  */
-const passingNumbers: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 3169, 4031, errors.readOnlyTransaction])
+const passingNumbers: ReadonlySet<unknown> = new Set([...endings, errors.readOnlyTransaction])
 
 /** Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given a `timeout`. */
 const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])

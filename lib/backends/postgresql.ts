@@ -621,6 +621,11 @@ class Guard {
     })
   }
 
+  /** Whether the server goes on after an error. It says so behind the error, and where it ends the connection it does not. */
+  async settles (): Promise<boolean> {
+    return await this.run('', () => nothingToDo).then(() => true, (error: unknown) => error === nothingToDo)
+  }
+
   // --- End ------------------------------------------------------------------------------------------------------------------------------
 
   close (): Promise<void> {
@@ -932,6 +937,8 @@ class OpenTransaction implements Transaction<Client> {
   readonly #turn: number
   /** In quotes. undefined: it is the outermost. */
   readonly #savepoint: string | undefined
+  /** COMMIT is on its way, and there is no answer. */
+  inDoubt = false
 
   constructor (guard: Guard, turn = guard.turn, savepoint?: string) {
     this.connection = guard.client
@@ -942,7 +949,12 @@ class OpenTransaction implements Transaction<Client> {
 
   async commit (): Promise<void> {
     const statement = this.#savepoint === undefined ? 'COMMIT' : `RELEASE SAVEPOINT ${this.#savepoint}`
-    const tag = await this.#run(statement)
+    const tag = await this.#run(statement, () => { this.inDoubt = true }).catch(async (error: unknown) => {
+      const { failure } = this.#guard
+      this.inDoubt &&= error !== failure || unresolved.has((error as Coded).code) || !await this.#guard.settles()
+      throw error
+    })
+    this.inDoubt = false
     // Where it says ROLLBACK, it has rolled back.
     if (tag !== 'COMMIT' && tag !== 'RELEASE') throw this.#ended('the transaction was rolled back by its commit')
   }
@@ -964,12 +976,15 @@ class OpenTransaction implements Transaction<Client> {
     return new OpenTransaction(this.#guard, this.#turn, savepoint)
   }
 
-  async #run (statement: string): Promise<string> {
+  /** @param sent called when it goes out */
+  async #run (statement: string, sent: () => void = () => {}): Promise<string> {
     const guard = this.#guard
     if (guard.broken) throw this.#ended('the connection of the transaction is gone', guard.error)
     return await guard.run(statement, () => {
       if (guard.turn !== this.#turn || guard.status === 'I') return this.#ended('the transaction was ended by a statement of its own')
-      return guard.status === 'E' ? this.#ended('the transaction had failed: nothing of it can be committed', guard.failure) : undefined
+      if (guard.status === 'E') return this.#ended('the transaction had failed: nothing of it can be committed', guard.failure)
+      sent()
+      return undefined
     })
   }
 
@@ -977,6 +992,11 @@ class OpenTransaction implements Transaction<Client> {
     return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
   }
 }
+
+interface Coded { readonly code?: unknown }
+
+/** The server does not know either what became of a commit: transaction_resolution_unknown, statement_completion_unknown. */
+const unresolved: ReadonlySet<unknown> = new Set(['08007', '40003'])
 
 /** A serialization failure or a deadlock. */
 function isConflict (error: unknown): boolean {

@@ -430,6 +430,8 @@ class Watch {
     this.#inside = true
     return {
       connection: this.#db,
+      // COMMIT is one call that does not wait: whoever asks finds it done, or not done.
+      inDoubt: false,
       commit: async () => {
         this.#release(outermost)
         await patiently(() => this.#exec('COMMIT'))

@@ -111,8 +111,8 @@ export function stepOf (method: string, step: Omit<Step, 'writes' | keyof Rules>
  */
 export function checkPolicy (policy: Partial<Policy> | false, { name, backend: { transactions } }: PoolFace<unknown>): void {
   if (policy === false || policy.transaction === undefined || policy.transaction === false) return
-  const { isolation, readOnly } = policy.transaction === true ? {} as TransactionPolicy : policy.transaction
-  checkTransactionOptions({ name, transactions }, { isolation, readOnly })
+  const { commitOn: _, ...begin } = policy.transaction === true ? {} as TransactionPolicy : policy.transaction
+  checkTransactionOptions({ name, transactions }, begin)
 }
 
 /**

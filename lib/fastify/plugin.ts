@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import type { AcquireOptions, Lease, PoolFace, RunOptions } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 import { checkPluginOptions, checkRequestName, type PluginOptions, type ResolvedPluginOptions, type ResolvedPoolOptions } from '../pool/options.js'
+import { transact } from '../pool/pool.js'
 import { makePool, type Share } from './backends.js'
 import { Bulkhead } from './bulkhead.js'
 import { logEvents } from './logging.js'
@@ -171,7 +172,7 @@ async function acquireFor (request: FastifyRequest, name: string, options?: Acqu
 async function transactionFor (request: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options: RunOptions = {}): Promise<unknown> {
   // Where the request has a connection already, it is that one.
   const lease = await acquireFor(request, name, options.readOnly === true ? {} : { role: 'primary' })
-  return await lease.transaction(fn, options)
+  return await transact(lease, fn, options)
 }
 
 /**

@@ -7,6 +7,9 @@ const unavailable: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
   'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
 ])
 
+/** Codes of a commit that is not known to be stored: whatever status the reply was to have, it is a failure of the service. */
+const uncommitted: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>(['FST_POOL_COMMIT_TIMEOUT', 'FST_POOL_COMMIT_UNKNOWN'])
+
 export interface PoolErrorOptions {
   cause?: unknown
   /** Whole seconds until it is worth another try; 1 to 30. Only for codes that mean "unavailable". */
@@ -18,7 +21,8 @@ export interface PoolErrorOptions {
 /**
  * Every error of ours. `message` may reach HTTP clients: it has names and counts, never a host, a holder or a secret.
  *
- * Where the service is unavailable, `statusCode` is 503 and `headers` has `retry-after`; Fastify's own error handling sends both.
+ * Where the service is unavailable, `statusCode` is 503 and `headers` has `retry-after`; Fastify's own error handling sends both. Of a commit that timed out
+ * or whose outcome nobody knows it is 500.
  */
 export class PoolError extends Error {
   override readonly name = 'PoolError'
@@ -37,8 +41,20 @@ export class PoolError extends Error {
       // A prediction may be NaN (nothing measured yet) or Infinity (nothing moves).
       this.headers = { 'retry-after': String(Math.min(30, Math.max(1, Math.ceil(retryAfter) || 1))) }
     }
+    if (uncommitted.has(code)) this.statusCode = 500
     if (holders !== undefined) Object.defineProperty(this, 'holders', { value: holders })
   }
+}
+
+/** Whether it says, or was caused by what says, that nobody knows whether a commit is stored: to do it again may do it twice. */
+export function isCommitUnknown (error: unknown): boolean {
+  // The depth ends a chain that leads back to itself.
+  for (let depth = 0; depth < 16 && typeof error === 'object' && error !== null; depth++) {
+    const { code, cause } = error as { readonly code?: unknown, readonly cause?: unknown }
+    if (code === 'FST_POOL_COMMIT_UNKNOWN') return true
+    error = cause
+  }
+  return false
 }
 
 // --- Options --------------------------------------------------------------------------------------------------------------------------

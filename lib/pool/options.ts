@@ -17,6 +17,7 @@ const longest = 2 ** 31 - 1
 const deadline = (ms: number) => ({ type: 'number', minimum: 1, maximum: longest, default: ms }) as const
 const deadlineOnly = { type: 'number', minimum: 1, maximum: longest } as const
 const time = (ms: number) => ({ type: 'number', minimum: 0, maximum: longest, default: ms }) as const
+const timeOnly = { type: 'number', minimum: 0, maximum: longest } as const
 const optionalFunction = { type: 'function' } as const
 const nameSchema = { type: 'string', pattern: '^[A-Za-z_$][\\w$-]*$', title: "a name of letters, digits, '_', '$' and '-', a letter first" } as const
 
@@ -42,6 +43,8 @@ const policyProperties = {
          * Default `'success'`.
          */
         commitOn: { enum: ['success', 'reply'] },
+        /** Deadline of the commit in ms; 0: none. Default: the pool's `commitTimeout`. */
+        commitTimeout: timeOnly,
       },
       additionalProperties: false,
     }],
@@ -89,6 +92,11 @@ const engineProperties = {
   resetTimeout: deadline(1000),
   /** How long closing one connection may take, in ms, before it no longer counts against `max`. At least 1. Default 2000. */
   destroyTimeout: deadline(2000),
+  /**
+   * Deadline for the commit of a request's transaction (a route's `transaction`, `request.transaction`), in ms. Past it the connection is destroyed:
+   * `FST_POOL_COMMIT_TIMEOUT` where COMMIT could not be sent, `FST_POOL_COMMIT_UNKNOWN` where it was. 0: none. Default 5000.
+   */
+  commitTimeout: time(5000),
   /** How long `close()` waits for connections that are still used, in ms, before it destroys them. At least 1. Default 8000. */
   closeTimeout: deadline(8000),
   /** A connection that was idle this long is closed, in ms, but never below `min`. 0: never. Default 60000. */

@@ -1,7 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
-import type { Connector, DestroyReason, TransactionOptions } from '../../types/connector.js'
+import type { Connector, DestroyReason } from '../../types/connector.js'
 import type {
-  AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
+  AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HoldOptions, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats,
+  RunOptions, Timer, UseOptions,
 } from '../../types/pool.js'
 import { Circuit } from './circuit.js'
 import { systemClock } from './clock.js'
@@ -9,7 +10,9 @@ import { PoolError, badOption, scrub, secretsOf } from './errors.js'
 import { checkEngineOptions, type EngineOptions, type PoolHooks, type ResolvedEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
 import { Histogram } from './stats.js'
-import { LeaseTransactions, checkRunOptions, released, type HeldTransaction, type Host, type Phase } from './transaction.js'
+import {
+  LeaseTransactions, checkRunOptions, commitLate, commitLost, released, type Commit, type HeldTransaction, type Host, type Phase,
+} from './transaction.js'
 import { Waiter, Waiters } from './waiters.js'
 
 // A connection's states. Its entry is in exactly one, and only `Pool.#move` changes it.
@@ -50,6 +53,8 @@ class Operation<C> {
   awaited = false
   /** The acquire that waits while `onAcquire` prepares this connection. */
   prepared: Waiter<C> | undefined
+  /** The commit that it is, or that was under way when its lease was given back. */
+  commit: Commit | undefined
   controller: AbortController | undefined
 
   get signal (): AbortSignal {
@@ -154,6 +159,7 @@ let giveBack: <C>(pool: Pool<C>, entry: Entry<C>) => number
 let throwAway: <C>(pool: Pool<C>, entry: Entry<C>, reason: DestroyReason, error?: Error) => void
 let heldSince: <C>(pool: Pool<C>, entry: Entry<C>) => number
 let mergeDurations: <C>(pools: ReadonlyArray<Pool<C>>) => Pick<PoolStats, 'wait' | 'held' | 'create'>
+let commitTimeoutOf: <C>(pool: Pool<C>) => number
 let transactionsOf: <C>(pool: Pool<C>, entry: Entry<C>) => LeaseTransactions<C>
 let insideOf: Inside
 
@@ -221,10 +227,17 @@ class PoolLease<C> implements Lease<C> {
   }
 
   /** For the request scope: a transaction over all that its request does. */
-  static async hold<C> (lease: Lease<C>, options: TransactionOptions): Promise<HeldTransaction> {
+  static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
     if (!(lease instanceof PoolLease)) throw new PoolError('FST_POOL_NOT_SUPPORTED', `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`)
     lease.#mustBeOut()
-    return await transactionsOf(lease.#pool, lease.#entry).hold(options)
+    return await transactionsOf(lease.#pool, lease.#entry).hold({ ...options, commitTimeout: options.commitTimeout ?? commitTimeoutOf(lease.#pool) })
+  }
+
+  /** For the request scope: its commit has a deadline by itself. */
+  static async transact<C, T> (lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T> {
+    if (!(lease instanceof PoolLease)) return await lease.transaction(fn, options)
+    lease.#mustBeOut()
+    return await transactionsOf<C>(lease.#pool, lease.#entry).run(fn, options, commitTimeoutOf(lease.#pool))
   }
 
   static bare<C> (lease: Lease<C>): C {
@@ -243,8 +256,14 @@ export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
 /** How long acquires waited, leases were held and creates took, in several pools together. */
 export const durationsOf = <C>(pools: ReadonlyArray<Pool<C>>): Pick<PoolStats, 'wait' | 'held' | 'create'> => mergeDurations(pools)
 
-/** Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls it back. */
-export const hold: <C>(lease: Lease<C>, options: TransactionOptions) => Promise<HeldTransaction> = PoolLease.hold
+/**
+ * Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls it back. Its commit has the pool's
+ * `commitTimeout`, unless the options say otherwise.
+ */
+export const hold: <C>(lease: Lease<C>, options: HoldOptions) => Promise<HeldTransaction> = PoolLease.hold
+
+/** As `lease.transaction`, for a request: its commit has the pool's `commitTimeout`, unless the options say otherwise. */
+export const transact: <C, T>(lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions) => Promise<T> = PoolLease.transact
 
 type Listeners = { [E in PoolEventName]?: ReadonlyArray<PoolListener<E>> }
 
@@ -362,6 +381,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       pool.#endLease(entry)
       pool.#destroy(entry, reason, error && scrub(error, pool.#secrets))
     }
+    commitTimeoutOf = (pool) => pool.#options.commitTimeout
     transactionsOf = (pool, entry) => (entry.transactions ??= new LeaseTransactions(pool.#hostOf(entry)))
     mergeDurations = (pools) => {
       // Those served at once are in no histogram: they waited for nothing.
@@ -817,14 +837,25 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       patience: this.#options.acquireTimeout,
       get ended () { return entry.turn !== turn },
       face: (connection) => connection === entry.connection ? entry.face : this.#wrap(connection),
-      call: async (phase, work) => {
+      call: async (phase, work, commit) => {
         const { acquireTimeout, resetTimeout } = this.#options
-        const { signal } = this.#begin(entry, phase, this.#read() + { begin: acquireTimeout, commit: Infinity, rollback: resetTimeout }[phase])
+        const operation = this.#begin(entry, phase, commit?.deadline ?? this.#read() + (phase === 'begin' ? acquireTimeout : resetTimeout))
+        operation.commit = commit
+        const { signal } = operation
+        const cut = new Promise<never>((_, reject) => {
+          signal.addEventListener('abort', () => {
+            // Asked now: what the end of the connection does next may change it.
+            const inDoubt = commit !== undefined && (commit.inDoubt() ?? true)
+            reject(signal.reason instanceof PoolError ? signal.reason : inDoubt ? commitLost(this.name) : released(this.name))
+          }, { once: true })
+        })
+        cut.catch(() => { /* Where the connector was faster, it is asked for below. */ })
         try {
-          return await Promise.race([this.#run(() => work(signal)), aborted(signal)])
+          return await Promise.race([this.#run(() => work(signal)), cut])
         } catch (error) {
           // Then the connector's own error tells only that it gave up.
-          if (signal.aborted) throw signal.reason instanceof PoolError ? signal.reason : released(this.name, phase)
+          if (signal.aborted) return await cut
+          if (commit !== undefined && (commit.inDoubt() ?? this.#dead(entry) !== undefined)) throw commitLost(this.name, scrub(error, this.#secrets))
           throw error
         } finally {
           if (entry.turn === turn) this.#finish(entry)
@@ -832,7 +863,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       },
       // Unless what was waited for took so long that the connection is gone.
       callLate: async (work) => { if (entry.state === USED) await this.#run(work) },
-      fail: (error) => { this.#revoke(entry, 'error', { error, phase: 'rollback' }) },
+      fail: (error, phase) => { this.#revoke(entry, 'error', { error, phase }) },
+      now: () => this.#read(),
       wait: async (ms, done) => {
         const alarm = this.#alarm(ms)
         try {
@@ -1175,7 +1207,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** The operation under way on an entry is past its deadline. */
   #overdue (entry: Entry<C>): void {
-    const { doing, prepared } = entry.operation!
+    const { commit, doing, prepared } = entry.operation!
     const { acquireTimeout, connectTimeout, destroyTimeout, resetTimeout, validateTimeout } = this.#options
     if (entry.state === CREATING) {
       const creation = entry.creation!
@@ -1194,10 +1226,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       this.#finish(entry)
       this.#move(entry, LATE)
       this.#report(new Error(`a connection was not closed within ${destroyTimeout} ms (destroyTimeout)`), 'destroy')
-    } else if (doing === 'begin' || doing === 'rollback') {
+    } else if (doing === 'begin' || doing === 'commit' || doing === 'rollback') {
       const error = doing === 'begin'
         ? new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${this.name}' did not begin within ${acquireTimeout} ms: its connection was destroyed`)
-        : new Error(`a transaction was not rolled back within ${resetTimeout} ms (resetTimeout)`)
+        : doing === 'commit'
+          ? commitLate(this.name, commit!.timeout, commit!.inDoubt() ?? true)
+          : new Error(`a transaction was not rolled back within ${resetTimeout} ms (resetTimeout)`)
       this.#abort(entry, error)
       this.#revoke(entry, 'error', { error, phase: doing })
     } else {
@@ -1856,12 +1890,6 @@ function label (holder: HolderLabel | undefined): { holder?: HolderLabel } {
 function asPromise (value: unknown): Promise<unknown> | undefined {
   const pending = typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
   return pending ? Promise.resolve(value) : undefined
-}
-
-/** Rejects when the signal aborts, with its reason. */
-async function aborted (signal: AbortSignal): Promise<never> {
-  await new Promise((resolve) => { signal.addEventListener('abort', resolve, { once: true }) })
-  throw signal.reason
 }
 
 /** An error of the pool's own timer: where it was made tells nothing, and to find that out costs eight times as much as all the rest. */

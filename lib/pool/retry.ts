@@ -1,5 +1,5 @@
 import type { AcquireOptions, Lease, UseOptions } from '../../types/pool.js'
-import { badOption } from './errors.js'
+import { badOption, isCommitUnknown } from './errors.js'
 
 /** What running again asks of a pool. */
 export interface Retrying<C> {
@@ -32,7 +32,8 @@ export async function useWithRetry<C, T> (pool: Retrying<C>, fn: (connection: C,
     try {
       return await fn(lease.connection, lease)
     } catch (error) {
-      if (again >= retry || !pool.isTransient(error)) throw error
+      // The connection died while it was committing: what was done may be stored, and would be done twice.
+      if (again >= retry || isCommitUnknown(error) || !pool.isTransient(error)) throw error
       pause = Math.max(1, pool.random() * Math.min(pool.backoff.max, pool.backoff.min * 2 ** again))
       if (pool.now() + pause >= deadline) throw error
       // Else the next run might get the same one.

@@ -1,10 +1,20 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
-import type { RunOptions } from '../../types/pool.js'
-import { PoolError, badOption } from './errors.js'
+import type { HoldOptions, RunOptions } from '../../types/pool.js'
+import { PoolError, badOption, isCommitUnknown } from './errors.js'
 
 /** What the connector does to a transaction. */
 export type Phase = 'begin' | 'commit' | 'rollback'
+
+/** A commit that is under way, for whoever may have to give it up. */
+export interface Commit {
+  /** By the pool's clock. Infinity: none. */
+  readonly deadline: number
+  /** How long it was given, in ms. */
+  readonly timeout: number
+  /** Whether only the server knows what became of it. Undefined: the connector does not tell. */
+  inDoubt (): boolean | undefined
+}
 
 /** What the transactions of a lease need of its pool. */
 export interface Host<C> {
@@ -21,14 +31,18 @@ export interface Host<C> {
   /** What the borrower sees of a connection (the option `wrap`). */
   face (connection: C): C
   /**
-   * Calls the connector, in no caller's async context. Rejects at once when the connection is destroyed meanwhile. Past the deadline of `phase` (a commit
-   * has none) the lease ends, and its connection is destroyed.
+   * Calls the connector, in no caller's async context. Rejects at once when the connection is destroyed meanwhile. Past the deadline of `phase`, or of
+   * `commit`, the lease ends, and its connection is destroyed.
+   *
+   * @throws what `work` throws; of a commit `FST_POOL_COMMIT_UNKNOWN` where it is in doubt: then the connection is of no more use
    */
-  call<T> (phase: Phase, work: (signal: AbortSignal) => Promise<T>): Promise<T>
+  call<T> (phase: Phase, work: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T>
   /** As `call`, when the lease has ended: the deadline is the reset's. */
   callLate (work: () => Promise<void>): Promise<void>
   /** Nobody knows the connection's state any more: tells of the error, ends the lease and destroys the connection. */
-  fail (error: unknown): void
+  fail (error: unknown, phase: Phase): void
+  /** In ms. */
+  now (): number
   /** Resolves to true when `done` has settled, to false after `ms`. */
   wait (ms: number, done?: Promise<unknown>): Promise<boolean>
   /** In [0, 1). */
@@ -55,10 +69,13 @@ class Level<C> extends Line {
   open = true
   #face: C | undefined
 
-  /** @param outer the one that the code which began it was within: its own parent, or one of another lease */
+  /**
+   * @param outer the one that the code which began it was within: its own parent, or one of another lease
+   * @param commitTimeout of its commit, in ms; 0: none
+   */
   constructor (
     readonly owner: LeaseTransactions<C>, readonly host: Host<C>, readonly transaction: Transaction<C>, readonly depth: number,
-    readonly outer: Level<unknown> | undefined
+    readonly outer: Level<unknown> | undefined, readonly commitTimeout: number
   ) {
     super()
   }
@@ -78,8 +95,15 @@ function around (is: (level: Level<unknown>) => boolean): Level<unknown> | undef
 
 /** A transaction that is open until its holder ends it: a route's, from its lease to its reply. It ends once. */
 export interface HeldTransaction {
-  /** Called again, it gives the same. @throws `FST_POOL_TRANSACTION_ENDED` behind a rollback; what the commit throws: it is rolled back then */
-  commit (): Promise<void>
+  /** The deadline of its commit, in ms; 0: none. */
+  readonly commitTimeout: number
+  /**
+   * Called again, it gives the same.
+   *
+   * @param spent how many ms of `commitTimeout` have gone already
+   * @throws `FST_POOL_TRANSACTION_ENDED` behind a rollback; what the commit throws: it is rolled back then, or its connection destroyed
+   */
+  commit (spent?: number): Promise<void>
   /** Behind a commit it does nothing, but waits for it. */
   rollback (): Promise<void>
 }
@@ -113,36 +137,39 @@ export class LeaseTransactions<C> {
     return this.#held?.face
   }
 
-  async run<T> (fn: (connection: C) => T | Promise<T>, options: RunOptions = {}): Promise<T> {
-    const { retry = 0, ...begin } = options
+  /** @param usual the `commitTimeout` of one that is not within another, where `options` say nothing of it */
+  async run<T> (fn: (connection: C) => T | Promise<T>, options: RunOptions = {}, usual = 0): Promise<T> {
+    const { retry = 0, commitTimeout = usual, ...begin } = options
     const parent = this.#parent()
     if (parent === undefined) checkRunOptions(this.#host, options)
     else checkNested(this.#host, parent.transaction, options)
     return await this.#inTurn(parent ?? this.#line, async () => {
       for (let tries = 0; tries < retry; tries++) {
         try {
-          return await this.#once(fn, parent, begin)
+          return await this.#once(fn, parent, begin, commitTimeout)
         } catch (error) {
           if (this.#host.ended || !this.#host.transactions!.isTransient(error)) throw error
           await this.#host.wait(this.#host.random() * Math.min(longestPause, pause * 2 ** tries))
           if (this.#host.ended) throw error
         }
       }
-      return await this.#once(fn, parent, begin)
+      return await this.#once(fn, parent, begin, commitTimeout)
     })
   }
 
   /** Begins a transaction that lasts until its holder, or the lease, ends. */
-  async hold (options: TransactionOptions): Promise<HeldTransaction> {
+  async hold (options: HoldOptions): Promise<HeldTransaction> {
     checkTransactionOptions(this.#host, options)
+    const { commitTimeout = 0, ...begin } = options
     let end!: () => void
     const over = new Promise<void>((resolve) => { end = resolve })
     try {
-      const level = this.#held = await this.#inTurn(this.#line, () => this.#begin(undefined, options), over)
+      const level = this.#held = await this.#inTurn(this.#line, () => this.#begin(undefined, begin, commitTimeout), over)
       let commit: Promise<void> | undefined
       let rollback: Promise<void> | undefined
       return {
-        commit: () => (commit ??= rollback === undefined ? this.#commit(level).finally(end) : Promise.reject(rolledBack(this.#host.name))),
+        commitTimeout,
+        commit: (spent) => (commit ??= rollback === undefined ? this.#commit(level, spent).finally(end) : Promise.reject(rolledBack(this.#host.name))),
         rollback: () => (rollback ??= commit?.catch(() => { /* Told to whoever committed. */ }) ?? this.#rollback(level).finally(end)),
       }
     } catch (error) {
@@ -163,8 +190,10 @@ export class LeaseTransactions<C> {
     if (root !== undefined) await this.#host.callLate(() => root.transaction.rollback())
   }
 
-  async #once<T> (fn: (connection: C) => T | Promise<T>, parent: Level<C> | undefined, options: TransactionOptions): Promise<T> {
-    const level = await this.#begin(parent, options)
+  async #once<T> (
+    fn: (connection: C) => T | Promise<T>, parent: Level<C> | undefined, options: TransactionOptions, commitTimeout: number
+  ): Promise<T> {
+    const level = await this.#begin(parent, options, commitTimeout)
     running++
     try {
       return await this.#within(level, fn)
@@ -186,7 +215,7 @@ export class LeaseTransactions<C> {
     return result
   }
 
-  async #begin (parent: Level<C> | undefined, options: TransactionOptions): Promise<Level<C>> {
+  async #begin (parent: Level<C> | undefined, options: TransactionOptions, commitTimeout: number): Promise<Level<C>> {
     const host = this.#host
     if (host.ended) throw released(host.name)
     const depth = parent === undefined ? 0 : parent.depth + 1
@@ -194,7 +223,7 @@ export class LeaseTransactions<C> {
       ? host.transactions!.begin(host.connection, options, signal)
       : parent.transaction.savepoint!(`fastify_pool_${depth}`)
     ).then((transaction) => {
-      const level = new Level(this, host, transaction, depth, around(() => true))
+      const level = new Level(this, host, transaction, depth, around(() => true), parent?.commitTimeout ?? commitTimeout)
       if (depth === 0) this.#root = level
       return level
     }))
@@ -203,27 +232,51 @@ export class LeaseTransactions<C> {
     return level
   }
 
-  async #commit (level: Level<C>): Promise<void> {
-    await this.#close(level)
+  async #commit (level: Level<C>, spent = 0): Promise<void> {
     const host = this.#host
+    const { transaction, depth, commitTimeout: timeout } = level
+    const deadline = timeout === 0 ? Infinity : host.now() + Math.max(1, timeout - spent)
+    if (!await this.#close(level, deadline)) {
+      const error = commitLate(host.name, timeout, false)
+      host.fail(error, 'commit')
+      throw error
+    }
     if (host.ended) throw released(host.name)
     try {
-      await this.#during(host.call('commit', () => level.transaction.commit()).then(() => { this.#forget(level) }))
+      // As long as the outermost is not committed, nothing is: of a savepoint there is no doubt.
+      const commit = { deadline, timeout, inDoubt: () => depth === 0 && transaction.inDoubt }
+      await this.#during(host.call('commit', () => transaction.commit(), commit).then(() => { this.#forget(level) }))
     } catch (error) {
-      await this.#undo(level)
+      if (!isCommitUnknown(error)) await this.#undo(level)
+      else if (!host.ended) host.fail(error, 'commit')
       throw error
     }
   }
 
   async #rollback (level: Level<C>): Promise<void> {
-    await this.#close(level)
+    const host = this.#host
+    const { commitTimeout: timeout } = level
+    // The server's answer has a deadline of its own.
+    if (!await this.#close(level, timeout === 0 ? Infinity : host.now() + timeout)) {
+      host.fail(new Error(`a transaction was not rolled back within ${timeout} ms (commitTimeout): one within it had not ended`), 'rollback')
+    }
     await this.#undo(level)
   }
 
-  /** None can begin within it any more. Those that did come first: what nobody waited for belongs to it all the same. */
-  async #close (level: Level<C>): Promise<void> {
-    while (level.last !== undefined) await level.last
+  /**
+   * None can begin within it any more. Those that did come first: what nobody waited for belongs to it all the same.
+   *
+   * @returns false: they have not ended by the deadline, and the lease is still there
+   */
+  async #close (level: Level<C>, deadline = Infinity): Promise<boolean> {
+    const host = this.#host
+    while (level.last !== undefined) {
+      if (deadline === Infinity) await level.last
+      else if (host.ended) break
+      else if (!await host.wait(Math.max(1, deadline - host.now()), level.last) && !host.ended) return false
+    }
     level.open = false
+    return true
   }
 
   async #undo (level: Level<C>): Promise<void> {
@@ -232,7 +285,7 @@ export class LeaseTransactions<C> {
     try {
       await this.#during(host.call('rollback', () => level.transaction.rollback()))
     } catch (error) {
-      if (!host.ended) host.fail(error)
+      if (!host.ended) host.fail(error, 'rollback')
     }
     this.#forget(level)
   }
@@ -291,11 +344,12 @@ export function checkRunOptions<C> (source: Source<C>, { retry = 0, ...begin }: 
  * @param source what has, or has not, transactions
  * @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_BAD_OPTIONS`
  */
-export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, options: TransactionOptions): void {
+export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, options: HoldOptions): void {
   if (transactions === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `pool '${name}' has no transactions`)
-  const { isolation, readOnly, ...rest } = options
+  const { isolation, readOnly, commitTimeout, ...rest } = options
   const [unknown] = Object.keys(rest).filter((key) => (rest as Record<string, unknown>)[key] !== undefined)
-  if (unknown !== undefined) throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected isolation, readOnly or retry`)
+  if (unknown !== undefined) throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected isolation, readOnly, commitTimeout or retry`)
+  if (commitTimeout !== undefined && !isTime(commitTimeout)) throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${longest}`)
   if (isolation !== undefined && !transactions.isolation.includes(isolation)) throw badOption('isolation', isolation, levels(transactions.isolation))
   if (readOnly !== undefined && typeof readOnly !== 'boolean') throw badOption('readOnly', readOnly, 'true or false')
   if (readOnly === true && !transactions.readOnly) throw badOption('readOnly', readOnly, `none: pool '${name}' has no transactions that only read`)
@@ -313,12 +367,34 @@ function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: 
   }
 }
 
+/** The longest delay of Node's timers: a longer one fires after 1 ms (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args). */
+const longest = 2 ** 31 - 1
+
+function isTime (ms: unknown): boolean {
+  return typeof ms === 'number' && ms >= 0 && ms <= longest
+}
+
 function rolledBack (name: string): PoolError {
   return new PoolError('FST_POOL_TRANSACTION_ENDED', `a transaction on pool '${name}' was not committed: it had been rolled back`)
 }
 
-/** @param phase what was under way then */
-export function released (name: string, phase?: Phase): PoolError {
-  if (phase === 'commit') return new PoolError('FST_POOL_LEASE_RELEASED', `nobody knows whether a transaction on pool '${name}' was committed: its lease ended first`)
+/** A commit that was given up at its deadline. */
+export function commitLate (name: string, timeout: number, inDoubt: boolean): PoolError {
+  if (inDoubt) return unknown(name, `COMMIT was sent, and no answer came within ${timeout} ms (commitTimeout)`)
+  return new PoolError('FST_POOL_COMMIT_TIMEOUT', `a transaction on pool '${name}' could not be committed within ${timeout} ms (commitTimeout): something ` +
+    'that was begun before had not ended (a query, a stream, a cursor, a COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.')
+}
+
+/** A commit whose connection ended before its answer. @param cause as it may be shown */
+export function commitLost (name: string, cause?: unknown): PoolError {
+  return unknown(name, 'COMMIT was sent, and its connection ended, or failed, before the answer', cause)
+}
+
+function unknown (name: string, why: string, cause?: unknown): PoolError {
+  const message = `nobody knows whether a transaction on pool '${name}' was committed: ${why}. Look before you do it again.`
+  return new PoolError('FST_POOL_COMMIT_UNKNOWN', message, { cause })
+}
+
+export function released (name: string): PoolError {
   return new PoolError('FST_POOL_LEASE_RELEASED', `a transaction on pool '${name}' was not committed: its lease has ended`)
 }

@@ -27,6 +27,8 @@ t.test('an error that means "unavailable" carries 503 and when to come back, oth
     FST_POOL_RESET_FAILED: false,
     FST_POOL_NOT_SUPPORTED: false,
     FST_POOL_TRANSACTION_ENDED: false,
+    FST_POOL_COMMIT_TIMEOUT: false,
+    FST_POOL_COMMIT_UNKNOWN: false,
   }
   for (const [code, unavailable] of Object.entries(codes) as [PoolErrorCode, boolean][]) {
     const error = new PoolError(code, 'text', { retryAfter: 5 })
@@ -34,9 +36,10 @@ t.test('an error that means "unavailable" carries 503 and when to come back, oth
     t.equal(error.name, 'PoolError')
     t.equal(error.code, code)
     t.equal(error.message, 'text')
-    t.equal(error.statusCode, unavailable ? 503 : undefined, code)
+    const failed = code === 'FST_POOL_COMMIT_TIMEOUT' || code === 'FST_POOL_COMMIT_UNKNOWN'
+    t.equal(error.statusCode, unavailable ? 503 : failed ? 500 : undefined, code)
     t.strictSame(error.headers, unavailable ? { 'retry-after': '5' } : undefined, code)
-    t.equal('statusCode' in error, unavailable, 'not even as undefined')
+    t.equal('statusCode' in error, unavailable || failed, 'not even as undefined')
     t.equal('cause' in error, false)
   }
 })

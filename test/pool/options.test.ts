@@ -84,6 +84,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   resetTimeout: deadline,
   destroyTimeout: deadline,
   closeTimeout: deadline,
+  commitTimeout: time,
   idleTimeout: time,
   maxLifetime: time,
   maxUses: count,
@@ -168,6 +169,7 @@ const defaults = {
   resetTimeout: 1000,
   destroyTimeout: 2000,
   closeTimeout: 8000,
+  commitTimeout: 5000,
   idleTimeout: 60000,
   maxLifetime: 1800000,
   maxUses: 0,
@@ -582,7 +584,7 @@ t.test("a policy is the pool's over the plugin's over the default", async (t) =>
   refuses(t, () => leases({ transaction: { commitOn: 'success', isolation: 'none' } }, undefined),
     "option lease.transaction.isolation is 'none': expected 'read uncommitted', 'read committed', 'repeatable read', 'serializable' or 'snapshot'")
   refuses(t, () => leases({ transaction: { readOnly: 1 } }, undefined), 'option lease.transaction.readOnly is 1: expected true or false')
-  refuses(t, () => leases({ transaction: { retry: 1 } }, undefined), 'unknown option lease.transaction.retry: expected isolation, readOnly or commitOn')
+  refuses(t, () => leases({ transaction: { retry: 1 } }, undefined), 'unknown option lease.transaction.retry: expected isolation, readOnly, commitOn or commitTimeout')
   refuses(t, () => leases(undefined, { role: 'reader' }), "option pools.db.lease.role is 'reader': expected 'primary' or 'replica'")
   refuses(t, () => leases(undefined, { release: 5 }), "option pools.db.lease.release is 5: expected 'onResponse' or 'onSend'")
 })

@@ -1,7 +1,7 @@
 import { AsyncLocalStorage, AsyncResource } from 'node:async_hooks'
 import t from 'tap'
-import type { Lease } from '../../types/pool.js'
-import { abandon, hold } from '../../lib/pool/pool.js'
+import type { Lease, RunOptions } from '../../types/pool.js'
+import { abandon, hold, transact } from '../../lib/pool/pool.js'
 import { settle } from '../support/clock.js'
 import type { FakeConnection } from '../support/fake-connector.js'
 import { failure, FakeConnector, fakePool, watch } from '../support/fake-connector.js'
@@ -414,7 +414,11 @@ t.test('options are refused by name, with what was given and what is expected', 
   await refused({ retry: -1 }, 'option retry is -1: expected an integer of at least 0')
   await refused({ retry: 1.5 }, 'option retry is 1.5: expected an integer of at least 0')
   await refused({ retry: Infinity }, 'option retry is Infinity: expected an integer of at least 0')
-  await refused({ isolationLevel: 'serializable' }, 'unknown option isolationLevel of a transaction: expected isolation, readOnly or retry')
+  await refused({ isolationLevel: 'serializable' }, 'unknown option isolationLevel of a transaction: expected isolation, readOnly, commitTimeout or retry')
+  await refused({ commitTimeout: -1 }, 'option commitTimeout is -1: expected a number of milliseconds from 0 to 2147483647')
+  await refused({ commitTimeout: '1s' }, "option commitTimeout is '1s': expected a number of milliseconds from 0 to 2147483647")
+  await refused({ commitTimeout: NaN }, 'option commitTimeout is NaN: expected a number of milliseconds from 0 to 2147483647')
+  await refused({ commitTimeout: 2 ** 31 }, 'option commitTimeout is 2147483648: expected a number of milliseconds from 0 to 2147483647')
   connector.transactions = { ...connector.transactions!, isolation: [], readOnly: false }
   t.equal(await lease.transaction(() => 1), 1)
   await lease.transaction(async () => {
@@ -423,6 +427,7 @@ t.test('options are refused by name, with what was given and what is expected', 
     }
     await nested({ isolation: 'serializable' }, "option isolation is 'serializable': expected none for a transaction within another")
     await nested({ readOnly: true }, 'option readOnly is true: expected none for a transaction within another')
+    await nested({ commitTimeout: 5 }, 'option commitTimeout is 5: expected none for a transaction within another')
     await nested({ retry: 2 }, 'option retry is 2: expected none for a transaction within another')
     t.equal(await lease.transaction(() => 2, { isolation: undefined, readOnly: false, retry: 0 }), 2)
   })
@@ -720,7 +725,7 @@ t.test('a begin or commit that never comes back is waited for until resetTimeout
       await settle()
       t.equal(connector.connections[0]?.state, 'destroyed')
       if (method === 'rollback') t.equal(run.error, mine as unknown)
-      else t.equal(run.error?.code, 'FST_POOL_LEASE_RELEASED', `${method}, ${end}: ${run.error?.message}`)
+      else t.equal(run.error?.code, method === 'commit' ? 'FST_POOL_COMMIT_UNKNOWN' : 'FST_POOL_LEASE_RELEASED', `${method}, ${end}: ${run.error?.message}`)
       t.match(pool.stats(), { used: 0, closing: 0, acquired: 1, released: 1 })
       t.equal(released, 0)
       t.same(connector.violations, [])
@@ -816,9 +821,248 @@ t.test('a pool that closes ends a begin, a commit or a rollback that never comes
     t.equal(closing.done, true)
     t.equal(run.done, true, `${method}: its caller is told`)
     if (method === 'rollback') t.equal(run.error, mine as unknown)
+    if (method === 'commit') t.equal(run.error?.code, 'FST_POOL_COMMIT_UNKNOWN')
     t.equal(connector.connections[0]?.reason, 'closed')
     t.same(clock.timers, { set: 0, ref: 0 })
   }
+})
+
+// --- A commit that does not end ---------------------------------------------------------------------------------------------------------
+
+const notStored = "a transaction on pool 'db' could not be committed within 300 ms (commitTimeout): something that was begun before had not ended " +
+  '(a query, a stream, a cursor, a COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.'
+const noAnswer = "nobody knows whether a transaction on pool 'db' was committed: COMMIT was sent, and no answer came within 300 ms (commitTimeout). " +
+  'Look before you do it again.'
+const lost = "nobody knows whether a transaction on pool 'db' was committed: COMMIT was sent, and its connection ended, or failed, before the answer. " +
+  'Look before you do it again.'
+
+t.test('a commit past commitTimeout is given up: not stored where COMMIT was not written, else unknown, and so where the connector does not tell', async (t) => {
+  const cases = [
+    { inDoubt: false, code: 'FST_POOL_COMMIT_TIMEOUT', message: notStored },
+    { inDoubt: true, code: 'FST_POOL_COMMIT_UNKNOWN', message: noAnswer },
+    { inDoubt: undefined, code: 'FST_POOL_COMMIT_UNKNOWN', message: noAnswer },
+  ]
+  for (const { inDoubt, code, message } of cases) {
+    const { pool, lease, connector, clock, seen } = await leased()
+    connector.outcomes.commit = 'hang'
+    connector.inDoubt = inDoubt
+    const run = watch(lease.transaction(() => {}, { commitTimeout: 300, retry: 5 }))
+    await clock.advance(299)
+    t.equal(run.done, false)
+    await clock.advance(1)
+    t.match(run.error, { code, message, statusCode: 500 })
+    t.equal(lease.ended, true)
+    t.equal(connector.connections[0]?.reason, 'error')
+    t.match(seen('error'), [{ phase: 'commit', error: { code } }])
+    t.match(pool.stats(), { used: 0, acquired: 1, released: 1, destroyed: { error: 1 } })
+    // The late answer has an owner: nothing comes of it.
+    for (const call of connector.calls.slice()) call.pass()
+    await settle()
+    t.same(connector.asked, ['begin #1', 'commit #1'], 'neither rolled back nor run again')
+    t.same(connector.begun, [{}], 'no business of the connector')
+    t.same(connector.violations, [])
+  }
+})
+
+t.test('the deadline of a commit counts from its call: what was begun within, and nobody waited for, is waited for no longer than that', async (t) => {
+  const { lease, connector, clock, pool } = await leased()
+  let rest: ReturnType<typeof watch> | undefined
+  const run = watch(lease.transaction(() => {
+    rest = watch(lease.transaction(() => new Promise((resolve) => { pool.on('disconnect', resolve) })))
+  }, { commitTimeout: 300 }))
+  await clock.advance(299)
+  t.equal(run.done, false)
+  await clock.advance(1)
+  t.match(run.error, { code: 'FST_POOL_COMMIT_TIMEOUT', message: notStored })
+  await settle()
+  t.equal(rest?.error?.code, 'FST_POOL_LEASE_RELEASED')
+  t.same(connector.asked, ['begin #1', 'savepoint fastify_pool_1 #1'])
+  t.match(pool.stats(), { used: 0, destroyed: { error: 1 } })
+  t.equal(clock.timers.ref, 0)
+
+  const slow = await leased()
+  const go = gate()
+  slow.connector.outcomes.commit = 'hang'
+  slow.connector.next.commit = ['ok']
+  slow.connector.inDoubt = false
+  const late = watch(slow.lease.transaction(() => { watch(slow.lease.transaction(() => go.opened)) }, { commitTimeout: 300 }))
+  await slow.clock.advance(200)
+  go.open()
+  await slow.clock.advance(99)
+  t.same([late.done, slow.connector.asked.at(-1)], [false, 'commit #1'], 'COMMIT has what is left')
+  await slow.clock.advance(1)
+  t.equal(late.error?.code, 'FST_POOL_COMMIT_TIMEOUT')
+})
+
+t.test('a rollback with a commitTimeout waits no longer than that for what was begun within', async (t) => {
+  const { lease, connector, clock, pool, seen } = await leased()
+  const run = watch(lease.transaction(() => {
+    watch(lease.transaction(() => new Promise(() => {})))
+    throw mine
+  }, { commitTimeout: 300 }))
+  await clock.advance(299)
+  t.equal(run.done, false)
+  await clock.advance(1)
+  t.equal(run.error, mine as unknown)
+  t.equal(connector.connections[0]?.reason, 'error')
+  t.match(seen('error'), [{ phase: 'rollback', error: { message: 'a transaction was not rolled back within 300 ms (commitTimeout): one within it had not ended' } }])
+  t.match(pool.stats(), { used: 0, acquired: 1, released: 1 })
+})
+
+t.test('a savepoint has the commitTimeout of what it is in, and is never in doubt: nothing is stored before the whole is', async (t) => {
+  const { lease, connector, clock } = await leased()
+  connector.outcomes.commit = 'hang'
+  const inner: Array<ReturnType<typeof watch>> = []
+  const run = watch(lease.transaction(async () => {
+    inner.push(watch(lease.transaction(() => {})))
+    await new Promise((resolve) => { setImmediate(resolve) })
+  }, { commitTimeout: 300 }))
+  await clock.advance(300)
+  t.equal(inner[0]?.error?.code, 'FST_POOL_COMMIT_TIMEOUT')
+  t.equal(run.error?.code, 'FST_POOL_LEASE_RELEASED')
+  t.equal(connector.connections[0]?.reason, 'error')
+
+  const other = await leased()
+  other.connector.outcomes.commit = 'hang'
+  const nested = watch(other.lease.transaction(() => other.lease.transaction(() => {})))
+  await settle()
+  other.lease.destroy()
+  await settle()
+  t.match(nested.error, { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" })
+})
+
+t.test('without a commitTimeout a commit has no deadline: 0, and jobs that do not name it', async (t) => {
+  for (const options of [undefined, {}, { commitTimeout: 0 }, { commitTimeout: undefined }]) {
+    const { lease, connector, clock } = await leased({ commitTimeout: 100 })
+    connector.outcomes.commit = 'gate'
+    const run = watch(lease.transaction(() => 1, options))
+    await clock.advance(1_000_000)
+    t.equal(run.done, false)
+    connector.pass('commit')
+    await settle()
+    t.equal(run.value, 1)
+  }
+  const { pool, connector, clock } = fakePool({ commitTimeout: 100 })
+  connector.outcomes.commit = 'hang'
+  const job = watch(pool.transaction(() => {}))
+  const named = watch(pool.transaction(() => {}, { commitTimeout: 200 }))
+  await clock.advance(10_000)
+  t.same([job.done, named.error?.code], [false, 'FST_POOL_COMMIT_UNKNOWN'])
+})
+
+t.test("for a request, held or not, it is the pool's, unless the call says otherwise", async (t) => {
+  const ways: Array<(lease: Lease<FakeConnection>, options?: RunOptions) => Promise<unknown>> = [
+    (lease, options) => hold(lease, options ?? {}).then((held) => held.commit()),
+    (lease, options) => transact(lease, () => {}, options),
+  ]
+  for (const way of ways) {
+    for (const [options, ms] of [[undefined, 100], [{ commitTimeout: 250 }, 250], [{ commitTimeout: undefined }, 100], [{ commitTimeout: 0 }, Infinity]] as const) {
+      const { lease, connector, clock } = await leased({ commitTimeout: 100 })
+      connector.outcomes.commit = 'hang'
+      connector.inDoubt = false
+      const run = watch(way(lease, options))
+      await clock.advance(Math.min(ms, 10_000) - 1)
+      t.equal(run.done, false)
+      await clock.advance(1)
+      t.equal(run.error?.code, ms === Infinity ? undefined : 'FST_POOL_COMMIT_TIMEOUT')
+      lease.destroy()
+    }
+  }
+  const { lease, connector, clock } = await leased()
+  connector.outcomes.commit = 'hang'
+  connector.inDoubt = false
+  const held = await hold(lease, {})
+  t.equal(held.commitTimeout, 5000)
+  const run = watch(held.commit(4000))
+  await clock.advance(1000)
+  t.equal(run.error?.code, 'FST_POOL_COMMIT_TIMEOUT', 'some of it had gone')
+})
+
+t.test('a commit that settles in time sets no timer of its own', async (t) => {
+  const { lease, clock } = await leased({ commitTimeout: 5000 })
+  const before = clock.timers
+  await transact(lease, () => {})
+  t.same(clock.timers, before)
+})
+
+t.test('where the connection ends while a commit is in doubt, nobody knows; where COMMIT was not written, it is not stored', async (t) => {
+  for (const inDoubt of [false, true, undefined]) {
+    for (const how of ['destroy', 'abandon', 'release', 'close'] as const) {
+      const { pool, lease, connector, clock } = await leased({ resetTimeout: 200 })
+      connector.outcomes.commit = 'hang'
+      connector.inDoubt = inDoubt
+      // As a driver may: behind its end it says something else.
+      const { destroy } = connector
+      connector.destroy = (connection, reason) => {
+        connector.inDoubt = inDoubt === false
+        return destroy.call(connector, connection, reason)
+      }
+      const run = watch(lease.transaction(() => {}, { retry: 3 }))
+      await settle()
+      if (how === 'abandon') abandon(lease)
+      else if (how === 'close') watch(pool.close({ timeout: 200 }))
+      else lease[how]()
+      await clock.advance(200)
+      t.match(run.error, inDoubt === false
+        ? { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" }
+        : { code: 'FST_POOL_COMMIT_UNKNOWN', message: lost, statusCode: 500 }, `${how}, ${inDoubt}`)
+      t.equal(connector.connections[0]?.state, 'destroyed')
+      t.same(connector.asked, ['begin #1', 'commit #1'])
+    }
+  }
+})
+
+t.test('a commit that rejects in doubt is not known to have failed: its connection is destroyed, the cause is told without secrets', async (t) => {
+  for (const inDoubt of [true, undefined]) {
+    const { pool, lease, connector, seen } = await leased({ url: 'fake://me:hunter22@host' })
+    connector.outcomes.commit = 'gate'
+    connector.inDoubt = inDoubt
+    const run = watch(lease.transaction(() => {}, { retry: 3 }))
+    await settle()
+    if (inDoubt === undefined) connector.connections[0]!.broken = true
+    connector.fail('commit', Object.assign(new Error('transient, says hunter22'), { code: 'ECONNRESET' }))
+    await settle()
+    t.match(run.error, { code: 'FST_POOL_COMMIT_UNKNOWN', message: lost, cause: { message: 'transient, says ***', code: 'ECONNRESET' } })
+    t.match(seen('error'), [{ phase: 'commit', error: { code: 'FST_POOL_COMMIT_UNKNOWN' } }])
+    t.same(connector.asked, ['begin #1', 'commit #1'], 'neither rolled back nor run again')
+    t.match(pool.stats(), { used: 0, idle: 0, acquired: 1, released: 1, destroyed: { error: 1 } })
+  }
+})
+
+t.test('a commit that is refused is what its error says, and may be run again', async (t) => {
+  for (const [inDoubt, broken] of [[false, false], [undefined, false], [false, true]] as const) {
+    const { lease, connector, clock } = await leased()
+    connector.outcomes.commit = 'gate'
+    connector.inDoubt = inDoubt
+    const run = watch(lease.transaction(() => {}, { retry: 1 }))
+    await settle()
+    connector.connections[0]!.broken = broken
+    connector.fail('commit', new Error('transient'))
+    connector.outcomes.commit = 'ok'
+    await clock.advance(100)
+    t.equal(run.error, undefined)
+    t.same(connector.asked, ['begin #1', 'commit #1', 'rollback #1', 'begin #1', 'commit #1'])
+  }
+})
+
+t.test('use() does not run again what may have been committed, whatever the connector calls transient', async (t) => {
+  const { pool, connector } = fakePool()
+  Object.assign(connector, { isTransient: () => true })
+  connector.outcomes.commit = 'error'
+  connector.inDoubt = true
+  let ran = 0
+  const twice = (wrapped: boolean) => failure(pool.use(async (_, lease) => {
+    ran++
+    // As a query builder does.
+    await lease.transaction(() => {}).catch((error: unknown) => { throw wrapped ? new Error('it failed', { cause: error }) : error })
+  }, { retry: 3 }))
+  t.equal((await twice(false)).code, 'FST_POOL_COMMIT_UNKNOWN')
+  t.equal((await twice(true)).message, 'it failed')
+  t.equal(ran, 2)
+  connector.inDoubt = false
+  const again = watch(twice(false))
+  await settle()
+  t.equal(again.done, false, 'where the server refused it, it is')
 })
 
 // --- Holding --------------------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ export class FakeConnector implements Connector<FakeConnection> {
   binds = false
   /** Whether there are transactions within transactions. */
   nests = true
+  /** What transactions tell of a commit; undefined: nothing. */
+  inDoubt: boolean | undefined
   /** Called within each call of `transactions`. */
   onAsked: (what: string) => void = () => {}
   readonly #open = new Map<number, Open[]>()
@@ -98,8 +100,10 @@ export class FakeConnector implements Connector<FakeConnection> {
     const innermost = (what: string) => {
       if (levels.at(-1) !== open) this.violations.push(`${what} ${name ?? ''} on connection ${connection.id}: it is not the innermost`)
     }
+    const tellDoubt = () => this.inDoubt as boolean
     return {
       connection: this.binds ? { ...connection } : connection,
+      get inDoubt () { return tellDoubt() },
       commit: () => {
         innermost('commit')
         return this.#ask('commit', connection, name, () => {

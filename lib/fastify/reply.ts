@@ -51,10 +51,29 @@ export function resetHttp2 ({ raw }: FastifyReply): void {
   if (raw.headersSent) stream?.close(internalError)
 }
 
-/** Ends a stream that nobody will read. Resolves when it is closed: it reads no more. */
-export function stop (source: Readable): Promise<void> {
-  return new Promise((resolve) => {
-    finished(source, () => { resolve() /* However it ends: nothing of it was wanted. */ })
-    source.destroy()
+/**
+ * Reads a stream that is for nobody, and throws it away: to stop it would not stop the query that feeds it, and nothing more could be sent on that
+ * connection, not even COMMIT. One that has not ended after half of the time is stopped: there are queries that end then.
+ *
+ * @param ms Infinity: it has all the time that it needs
+ * @returns when it is closed, and reads no more; at the latest after `ms`
+ * @throws what it fails with
+ */
+export function drain (source: Readable, ms: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let timer: NodeJS.Timeout | undefined
+    let stopped = false
+    const stop = () => {
+      stopped = true
+      timer = setTimeout(resolve, ms / 2)
+      source.destroy()
+    }
+    if (ms !== Infinity) timer = setTimeout(stop, ms / 2)
+    finished(source, (error) => {
+      clearTimeout(timer)
+      if (stopped || error === undefined || error === null) resolve()
+      else reject(error)
+    })
+    source.resume()
   })
 }

@@ -6,7 +6,7 @@ import { PoolError } from '../pool/errors.js'
 import { abandon, hold } from '../pool/pool.js'
 import type { HeldTransaction } from '../pool/transaction.js'
 import type { Step } from './plan.js'
-import { gate, isResponse, isStream, readableOf, resetHttp2, stop } from './reply.js'
+import { drain, gate, isResponse, isStream, readableOf, resetHttp2 } from './reply.js'
 import type { Visit } from './sticky.js'
 
 /** Where a request keeps its scope, and the reply that the scope listens to. */
@@ -353,8 +353,8 @@ export class RequestScope {
     const response = isResponse(payload) ? payload : undefined
     const status = response?.status ?? reply.statusCode
     const fits = ({ commitOn }: Held) => !this.#failing && (commitOn === 'reply' || status < 400)
-    const end = async () => {
-      await endAll(this.#held.splice(0), fits)
+    const end = async (spent = 0) => {
+      await endAll(this.#held.splice(0), fits, spent)
       this.#markWrites()
     }
     if (!this.#streams) {
@@ -374,15 +374,17 @@ export class RequestScope {
       reply.code(response.status)
       for (const [name, value] of response.headers) reply.header(name, value)
     }
-    if (reply.request.method !== 'HEAD' && status !== 204) {
+    if (reply.request.method !== 'HEAD' && status !== 204 && status !== 304) {
       return gate(source, reply.hasHeader('content-length'), () => end().catch((error: unknown) => {
         resetHttp2(reply)
         throw error
       }))
     }
-    // A reply without a body: Fastify would send it at once.
-    await stop(source)
-    await end()
+    // A reply without a body: Fastify would send it at once. One deadline for its stream and the commit.
+    const began = performance.now()
+    const limit = Math.min(...this.#held.filter(fits).map(({ transaction }) => transaction.commitTimeout || Infinity))
+    await drain(source, limit)
+    await end(performance.now() - began)
     return Readable.from([])
   }
 
@@ -520,12 +522,16 @@ function errorOf (reason: unknown): Error {
   return reason ? reason as Error : new Error('a transaction failed, and its connector did not say why')
 }
 
-/** One after the other. After a commit that fails the rest is rolled back; what was committed before stays so: two databases have no common transaction. */
-async function endAll (ending: readonly Held[], fits: (held: Held) => boolean): Promise<void> {
+/**
+ * One after the other. After a commit that fails the rest is rolled back; what was committed before stays so: two databases have no common transaction.
+ *
+ * @param spent how many ms of the commits' time have gone already
+ */
+async function endAll (ending: readonly Held[], fits: (held: Held) => boolean, spent: number): Promise<void> {
   let failure: unknown
   for (const held of ending) {
     try {
-      if (failure === undefined && fits(held)) await held.transaction.commit()
+      if (failure === undefined && fits(held)) await held.transaction.commit(spent)
       else await held.transaction.rollback()
     } catch (error) {
       failure ??= errorOf(error)

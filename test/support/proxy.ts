@@ -18,6 +18,11 @@ export interface FaultProxy {
   latency (ms: number): void
   /** Swallows all data in both directions. Sockets stay open. */
   blackHole (): void
+  /**
+   * From the first packet of a client on that has the text in it, its connection is a black hole. 'command': that packet does not get through either.
+   * 'answer': it does, and the answer to it does not.
+   */
+  loseFrom (text: string, what: 'command' | 'answer'): void
   /** New connections are accepted and never hear a thing. Open ones go on. */
   silence (): void
   /** New connections get a RST. Open ones go on. */
@@ -57,6 +62,9 @@ class Proxy implements FaultProxy {
   #total = 0
   #latency = 0
   #swallow = false
+  #lose: { readonly text: string, readonly what: 'command' | 'answer' } | undefined
+  /** Connections that are a black hole, each by itself. */
+  #lost = new WeakSet<Socket>()
   #onConnect: 'pass' | 'silence' | 'reset' = 'pass'
   #bytesLeft = Infinity
 
@@ -66,6 +74,7 @@ class Proxy implements FaultProxy {
 
   latency (ms: number): void { this.#latency = ms }
   blackHole (): void { this.#swallow = true }
+  loseFrom (text: string, what: 'command' | 'answer'): void { this.#lose = { text, what } }
   silence (): void { this.#onConnect = 'silence' }
   resetOnConnect (): void { this.#onConnect = 'reset' }
   cutAfter (bytes: number): void { this.#bytesLeft = bytes }
@@ -89,6 +98,7 @@ class Proxy implements FaultProxy {
   async heal (): Promise<void> {
     this.#latency = 0
     this.#swallow = false
+    this.#lose = undefined
     this.#onConnect = 'pass'
     this.#bytesLeft = Infinity
     if (this.#server === undefined) await this.listen()
@@ -149,7 +159,11 @@ class Proxy implements FaultProxy {
       this.#timers.add(timer)
     }
     from.on('data', (data: Buffer) => later(() => {
-      if (this.#swallow || to.writableEnded) return
+      if (this.#swallow || this.#lost.has(client) || to.writableEnded) return
+      if (from === client && this.#lose !== undefined && data.includes(this.#lose.text)) {
+        this.#lost.add(client)
+        if (this.#lose.what === 'command') return
+      }
       if (to.destroyed || this.#endedUnheard.has(client)) return this.#reset(client)
       const rest = cut(data)
       // A slow reader makes the other side slow too, but for what is under way.

@@ -3,7 +3,7 @@ import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { AcquireOptions, AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
-import { abandon, hold } from '../pool/pool.js'
+import { abandon, hold, isBeside } from '../pool/pool.js'
 import type { HeldTransaction } from '../pool/transaction.js'
 import type { Step } from './plan.js'
 import { drain, gate, isResponse, isStream, readableOf, resetHttp2 } from './reply.js'
@@ -327,7 +327,21 @@ export class RequestScope {
     const slot = this.#find(name)
     if (slot === undefined || slot.lease === undefined) return undefined
     slot.touched = true
-    return slot.lease.connection
+    const { connection } = slot.lease
+    if (isBeside(slot.lease)) this.#warnOf(name)
+    return connection
+  }
+
+  /** Once for each route and pool. */
+  #warnOf (name: string): void {
+    const { log, request } = this.#reply
+    const { config } = request.routeOptions
+    const warned = besides.get(config) ?? new Set<string>()
+    if (warned.has(name)) return
+    besides.set(config, warned.add(name))
+    log.warn({ pool: name, route: this.#holder.holder.route }, `request.${name} was used beside a transaction that is open on the same connection: what is ` +
+      'sent there is part of that transaction, and is rolled back with it, whatever was answered before. Await the transaction first, or use the ' +
+      'connection that its function is given. (If it was used within that function, its async context was lost on the way.)')
   }
 
   lease (name: string): Lease<unknown> | undefined {
@@ -501,6 +515,9 @@ export class RequestScope {
     this.#markWrites()
   }
 }
+
+/** By a route's config: the pools of which it was warned that they are used beside a transaction. */
+const besides = new WeakMap<object, Set<string>>()
 
 /** Every signal of its end may have been emitted already, while an earlier hook waited. */
 export function isOver (request: FastifyRequest, { raw }: FastifyReply): boolean {

@@ -240,6 +240,11 @@ class PoolLease<C> implements Lease<C> {
     return await transactionsOf<C>(lease.#pool, lease.#entry).run(fn, options, commitTimeoutOf(lease.#pool))
   }
 
+  /** For the request scope. */
+  static isBeside<C> (lease: Lease<C>): boolean {
+    return lease instanceof PoolLease && lease.#entry.transactions !== undefined && lease.#entry.transactions.isBeside
+  }
+
   static bare<C> (lease: Lease<C>): C {
     return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
   }
@@ -261,6 +266,9 @@ export const durationsOf = <C>(pools: ReadonlyArray<Pool<C>>): Pick<PoolStats, '
  * `commitTimeout`, unless the options say otherwise.
  */
 export const hold: <C>(lease: Lease<C>, options: HoldOptions) => Promise<HeldTransaction> = PoolLease.hold
+
+/** Whether code that uses the connection now gets into a transaction of the lease that it is not within, and that may be rolled back. */
+export const isBeside: <C>(lease: Lease<C>) => boolean = PoolLease.isBeside
 
 /** As `lease.transaction`, for a request: its commit has the pool's `commitTimeout`, unless the options say otherwise. */
 export const transact: <C, T>(lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions) => Promise<T> = PoolLease.transact
@@ -842,7 +850,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         const operation = this.#begin(entry, phase, commit?.deadline ?? this.#read() + (phase === 'begin' ? acquireTimeout : resetTimeout))
         operation.commit = commit
         const { signal } = operation
-        const cut = new Promise<never>((_, reject) => {
+        const cut = new Promise<never>((_resolve, reject) => {
           signal.addEventListener('abort', () => {
             // Asked now: what the end of the connection does next may change it.
             const inDoubt = commit !== undefined && (commit.inDoubt() ?? true)

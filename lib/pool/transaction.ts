@@ -120,6 +120,8 @@ export class LeaseTransactions<C> {
   /** The outermost transaction. */
   #root: Level<C> | undefined
   #held: Level<C> | undefined
+  /** How many transactions of `run` are open or about to be, each within the one before. */
+  #runs = 0
   /** The connector's begin, commit or rollback that is under way. */
   #work: Promise<unknown> | undefined
 
@@ -135,6 +137,16 @@ export class LeaseTransactions<C> {
   /** While a transaction is held, all of the lease is within it: what its borrower should see as the connection. */
   get connection (): C | undefined {
     return this.#held?.face
+  }
+
+  /**
+   * Whether the calling code is outside of a transaction of `run` that is open on the connection: what it sends now is a part of that one, and is rolled back
+   * with it. A transaction that is held is everybody's.
+   */
+  get isBeside (): boolean {
+    if (this.#runs === 0) return false
+    const own = around(({ owner }) => owner === this)
+    return this.#runs > (own === undefined ? 0 : own.depth + (this.#held === undefined ? 1 : 0))
   }
 
   /** @param usual the `commitTimeout` of one that is not within another, where `options` say nothing of it */
@@ -193,7 +205,12 @@ export class LeaseTransactions<C> {
   async #once<T> (
     fn: (connection: C) => T | Promise<T>, parent: Level<C> | undefined, options: TransactionOptions, commitTimeout: number
   ): Promise<T> {
-    const level = await this.#begin(parent, options, commitTimeout)
+    // Before its begin: what is sent behind that is within it.
+    this.#runs++
+    const level = await this.#begin(parent, options, commitTimeout).catch((error: unknown) => {
+      this.#runs--
+      throw error
+    })
     running++
     try {
       return await this.#within(level, fn)
@@ -276,6 +293,7 @@ export class LeaseTransactions<C> {
       else if (!await host.wait(Math.max(1, deadline - host.now()), level.last) && !host.ended) return false
     }
     level.open = false
+    if (level !== this.#held) this.#runs--
     return true
   }
 

@@ -3,9 +3,10 @@ import type { Client } from 'pg'
 import { from as copyFrom, to as copyTo } from 'pg-copy-streams'
 import QueryStream from 'pg-query-stream'
 import t from 'tap'
-import { postgresql } from '../../index.js'
+import { postgresql, type PoolOptions } from '../../index.js'
 import { startPostgres } from '../support/services.js'
-import { behind, lost, type Case, type Subject } from './commit.js'
+import { until } from '../support/until.js'
+import { behind, lost, serve, stalled, unused, type Case, type Subject } from './commit.js'
 
 const server = await startPostgres(t)
 const backend = await postgresql({ url: server.url })
@@ -49,4 +50,39 @@ const cases: Array<Case<Client>> = [
 
 t.test('PostgreSQL: what was begun before and has not ended', async (t) => { await behind(t, subject, cases) })
 
+t.test('PostgreSQL: a client that stops reading', async (t) => { await stalled(t, subject, (client) => csv(client, endless)) })
+
 t.test('PostgreSQL: a network that swallows the commit', async (t) => { await lost(t, subject) })
+
+t.test('PostgreSQL: a connection that is terminated while it commits: nobody knows; what the server refuses is what it says', async (t) => {
+  const served = await serve(t, subject, { commitTimeout: 60_000 })
+  await served.db.use((connection) => connection.query(`
+    create table late (id int unique deferrable initially deferred, slow bool);
+    create function wait_for_it() returns trigger language plpgsql as $$ begin if new.slow then perform pg_sleep(600); end if; return null; end $$;
+    create constraint trigger slow after insert on late deferrable initially deferred for each row execute function wait_for_it()`))
+  const failed = (fn: (client: Client) => Promise<unknown>) => served.db.transaction(fn)
+    .then(() => undefined, (error: unknown) => error as Error & { code?: string })
+  t.equal((await failed((client) => client.query('insert into late values (1, false), (1, false)')))?.code, '23505')
+  t.equal(served.stats().destroyed.error, 0, 'its connection is kept')
+
+  let pid = 0
+  const commit = failed(async (client) => {
+    pid = (await client.query<{ pid: number }>('select pg_backend_pid() as pid')).rows[0]!.pid
+    await client.query('insert into late values (2, true)')
+  })
+  const other = (text: string) => served.db.use(async (connection) => (await connection.query<Record<string, unknown>>(text)).rows)
+  await until(async () => (await other(`select from pg_stat_activity where pid = ${pid} and query = 'COMMIT' and wait_event = 'PgSleep'`)).length === 1,
+    { what: 'COMMIT at work' })
+  await other(`select pg_terminate_backend(${pid})`)
+  const error = await commit
+  t.match(error, { code: 'FST_POOL_COMMIT_UNKNOWN', cause: { code: '57P01' } })
+  t.notOk(subject.isTransient(error))
+  await unused(served)
+
+  // The driver gives up waiting, and the server goes on.
+  const patient = await serve(t, { ...subject, pool: (url) => ({ ...subject.pool(url), connection: { query_timeout: 300 } }) as PoolOptions }, { max: 1 })
+  const late = await patient.db.transaction((connection) => connection.query('insert into late values (3, true)'))
+    .then(() => undefined, (error: unknown) => error as Error & { code?: string })
+  t.match(late, { code: 'FST_POOL_COMMIT_UNKNOWN', cause: { message: 'Query read timeout' } })
+  await unused(patient)
+})

@@ -2,7 +2,7 @@ import type { AddressInfo } from 'node:net'
 import { Readable } from 'node:stream'
 import Fastify, { type FastifyReply } from 'fastify'
 import type { Test } from 'tap'
-import fastifyPool, { type PluginOptions, type PoolOptions } from '../../index.js'
+import fastifyPool, { type PluginOptions, type PoolFace, type PoolOptions } from '../../index.js'
 import { Client } from '../support/client.js'
 import { type FaultProxy, startProxy } from '../support/proxy.js'
 import type { Server } from '../support/services.js'
@@ -16,7 +16,7 @@ const patience = 60_000
 export interface Subject<C> {
   readonly server: Server
   pool (url: string): PoolOptions
-  /** Makes the table `kept (id)`, and a procedure or a trigger where `hold` needs one. */
+  /** Makes the table `kept (id)`. */
   prepare (connection: C): Promise<unknown>
   keep (connection: C, id: string): Promise<unknown>
   kept (connection: C): Promise<string[]>
@@ -43,8 +43,8 @@ export async function serve<C> (t: Test, { pool, keep, server, ...subject }: Sub
 } = {}) {
   const app = Fastify()
   await app.register(fastifyPool, { max: 2, acquireTimeout: 2000, commitTimeout, log: false, ...pool(url), ...options } as PluginOptions)
-  const db = app.pools.get('db')
-  await db.use((connection) => subject.prepare(connection as C))
+  const db = app.pools.get('db') as unknown as PoolFace<C>
+  await db.use((connection) => subject.prepare(connection))
   const errors: unknown[] = []
   app.addHook('onError', (_request, _reply, error, done) => {
     errors.push(error)
@@ -103,6 +103,19 @@ export async function behind<C> (t: Test, subject: Subject<C>, cases: ReadonlyAr
   }
 }
 
+/** Clients that stop reading keep their connections until they leave, and then the app serves again. */
+export async function stalled<C> (t: Test, subject: Subject<C>, source: (connection: C) => Readable): Promise<void> {
+  const served = await serve(t, subject, { cases: [{ name: 'a stream', then: (connection, reply) => reply.send(source(connection)), status: 200 }] })
+  const ids = [1, 2].map((n) => `${process.pid}-stalled-${n}`)
+  const clients = ids.map((id) => new Client(t, served.port, { reading: false }).send('GET', `/0?id=${id}`))
+  await until(() => clients.every(({ socket }) => socket.readableLength > 0), { what: 'the beginning of both replies' })
+  for (const client of clients) client.leave()
+  await unused(served)
+  t.same(served.stats().destroyed.aborted, 2)
+  const { kept } = JSON.parse((await served.ask('GET', '/ping')).body) as { kept: string[] }
+  t.same(ids.filter((id) => kept.includes(id)), [])
+}
+
 /** A network that swallows the commit, or its answer, or loses the connection with it. */
 export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
   const through = async (t: Test, options: Parameters<typeof serve<C>>[2] = {}) => {
@@ -110,7 +123,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
     const url = new URL(subject.server.url)
     url.host = `${proxy.host}:${proxy.port}`
     const served = await serve(t, subject, { url: url.href, ...options })
-    const kept = async (id: string) => (await served.db.use((connection) => subject.kept(connection as C))).includes(id)
+    const kept = async (id: string) => (await served.db.use((connection) => subject.kept(connection))).includes(id)
     return { proxy, served, kept }
   }
   let last = 0
@@ -157,7 +170,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
       proxy.loseFrom(subject.commit, 'answer')
       const job = served.db.use((_, lease) => {
         runs++
-        return lease.transaction((connection) => subject.keep(connection as C, id), { retry: 2 })
+        return lease.transaction((connection) => subject.keep(connection, id), { retry: 2 })
       }, { retry: 2 })
       const failed = job.then(() => undefined, (error: unknown) => error as Error & { code?: string })
       await until(async () => (await outside(subject)).includes(id), { what: 'the server has committed' })
@@ -177,7 +190,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
     const { proxy, served, kept } = await through(t, { max: 1 })
     const id = fresh()
     const error = await served.db.transaction(async (connection) => {
-      await subject.keep(connection as C, id)
+      await subject.keep(connection, id)
       proxy.resetAll()
       await until(() => served.db.backend.isBroken!(connection), { what: 'the death' })
     }).then(() => undefined, (error: unknown) => error as Error & { code?: string })
@@ -192,7 +205,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
       const error = await served.db.use(async (_, lease) => {
         if (phase === 'begin') proxy.blackHole()
         return await lease.transaction(async (connection) => {
-          await subject.keep(connection as C, fresh())
+          await subject.keep(connection, fresh())
           if (phase === 'savepoint' || phase === 'rollback') proxy.blackHole()
           if (phase === 'rollback') throw new Error('mine')
           await lease.transaction(() => { if (phase === 'release') proxy.blackHole() })
@@ -212,7 +225,7 @@ async function outside<C> (subject: Subject<C>): Promise<string[]> {
   const app = Fastify()
   try {
     await app.register(fastifyPool, { log: false, ...subject.pool(subject.server.url), max: 1 } as PluginOptions)
-    return await app.pools.get('db').use((connection) => subject.kept(connection as C))
+    return await (app.pools.get('db') as unknown as PoolFace<C>).use((connection) => subject.kept(connection))
   } finally {
     await app.close()
   }

@@ -531,6 +531,47 @@ t.test('handlerTimeout while the commit is under way: the client gets the timeou
   }
 })
 
+t.test('a commit past commitTimeout is a 500 that says whether something may be stored, and the next request has another connection', async (t) => {
+  for (const [inDoubt, code] of [[false, 'FST_POOL_COMMIT_TIMEOUT'], [true, 'FST_POOL_COMMIT_UNKNOWN']] as const) {
+    const scene = await Scene.set(t, {
+      listen: true,
+      pool: { commitTimeout: 50 },
+      routes: (app, scene) => {
+        app.get('/', inTransaction, writes(scene, (_request, reply) => reply.code(201).send('well')))
+        app.get('/by-hand', async (request) => request.transaction('db', () => 'well'))
+        app.get('/own', { config: { pools: { db: { transaction: { commitTimeout: 20 } } } } }, async () => 'well')
+        app.get('/plain', async (request) => on(request).id)
+      },
+    })
+    scene.db.inDoubt = inDoubt
+    for (const [url, id] of [['/', 2], ['/by-hand', 3], ['/own', 4]] as const) {
+      scene.db.next.commit = ['hang']
+      const answer = await scene.app.inject(url)
+      t.equal(answer.statusCode, 500)
+      t.match(answer.json(), { code, message: url === '/own' ? / 20 ms \(commitTimeout\)/ : / 50 ms \(commitTimeout\)/ })
+      t.equal((await scene.app.inject('/plain')).body, String(id))
+    }
+    await scene.rest()
+    t.equal(scene.stats().destroyed.error, 3)
+    t.notOk(scene.db.asked.some((what) => what.startsWith('rollback')))
+  }
+})
+
+t.test('a stream whose commit is past commitTimeout is a reply that is cut', async (t) => {
+  const scene = await Scene.set(t, {
+    listen: true,
+    pool: { commitTimeout: 50 },
+    routes: (app, scene) => { app.get('/', inTransaction, writes(scene, (_request, reply) => reply.send(Readable.from(['one'])))) },
+  })
+  scene.db.next.commit = ['hang']
+  const client = scene.client().send('GET', '/')
+  await client.hears('one')
+  await until(() => client.closed)
+  await t.rejects(client.answer())
+  await scene.rest()
+  t.equal(scene.stats().destroyed.error, 1)
+})
+
 // --- Abnormal ends ----------------------------------------------------------------------------------------------------------------------
 
 t.test('a client that leaves while the handler runs: rolled back when it settles, and the connection is used again', async (t) => {
@@ -1073,7 +1114,7 @@ t.test('a big stream is not read faster than its client reads', async (t) => {
   t.same(scene.db.rows, [])
 })
 
-t.test('a HEAD, and a 204, whose payload is a stream: it is not read, and the commit comes before the reply', async (t) => {
+t.test('a HEAD, and a 204, whose payload is a stream: the commit comes before the reply', async (t) => {
   const cases: Array<['HEAD' | 'GET', string, number]> = [['HEAD', '/', 200], ['HEAD', '/web', 200], ['HEAD', '/own', 200], ['GET', '/204', 204]]
   for (const [method, url, status] of cases) {
     const sources: Readable[] = []
@@ -1100,6 +1141,57 @@ t.test('a HEAD, and a 204, whose payload is a stream: it is not read, and the co
     await scene.rest()
     await until(() => sources.every(({ destroyed }) => destroyed), { what: 'the sources destroyed' })
   }
+})
+
+t.test('a HEAD, a 204 and a 304 whose payload is a stream: it is read to its end first, as for a GET, and its failure is one', async (t) => {
+  const scene = await Scene.set(t, {
+    listen: true,
+    routes: (app, scene) => {
+      app.get('/:status', inTransaction, (request, reply) => {
+        const { status } = request.params as { status: string }
+        return reply.code(Number(status)).send(Readable.from(reading(scene, request)))
+      })
+      app.get('/fails', inTransaction, writes(scene, (_request, reply) => reply.send(new Readable({ read () { this.destroy(no()) } }))))
+    },
+  })
+  for (const [method, status] of [['HEAD', 200], ['GET', 204], ['GET', 304]] as const) {
+    const answer = await scene.client().send(method, `/${status}`).answer()
+    t.same([answer.status, answer.body], [status, ''])
+    await scene.rest()
+    t.same(scene.db.asked.splice(0), committed)
+    t.same(scene.db.rows.splice(0), ['one\n', 'two\n', 'last read'])
+  }
+  t.equal((await scene.client().send('HEAD', '/fails').answer()).status, 500)
+  await scene.rest()
+  t.same(scene.db.asked, rolledBack)
+  t.same(scene.db.rows, [])
+})
+
+t.test('a HEAD whose stream does not end: it is stopped after half of commitTimeout, and what was written is committed', async (t) => {
+  const sources: Readable[] = []
+  const scene = await Scene.set(t, {
+    listen: true,
+    pool: { commitTimeout: 200 },
+    routes: (app, scene) => {
+      const stream = (destroy: (done: () => void) => void) => writes(scene, (_request, reply) => {
+        const source = new Readable({ read () {}, destroy: (_error, done) => { destroy(done) } })
+        sources.push(source)
+        return reply.send(source)
+      })
+      app.get('/endless', inTransaction, stream((done) => { done() }))
+      // Never closed: the commit goes on without it.
+      app.get('/deaf', inTransaction, stream(() => {}))
+    },
+  })
+  for (const url of ['/endless', '/deaf']) t.equal((await scene.app.inject({ method: 'HEAD', url })).statusCode, 200, url)
+  t.same(sources.map(({ destroyed }) => destroyed), [true, true])
+  await scene.rest()
+  t.same(scene.db.rows, ['row', 'row'])
+  scene.db.next.commit = ['hang']
+  scene.db.inDoubt = false
+  const answer = await scene.app.inject({ method: 'HEAD', url: '/endless' })
+  t.equal(answer.statusCode, 500)
+  await scene.rest()
 })
 
 t.test('a stream that an onSend hook replaces is not committed, and that is logged as an error', async (t) => {
@@ -1227,6 +1319,62 @@ t.test('two of request.transaction side by side are two transactions, one after 
   t.same(scene.db.asked, [...committed, ...rolledBack, ...committed])
   t.same(scene.db.rows, ['one', 'three'])
   t.equal(scene.stats().acquired, 1)
+})
+
+t.test('a connection that is used beside a transaction on it: warned of, once for each route', async (t) => {
+  const scene = await Scene.set(t, {
+    routes: (app, scene) => {
+      const beside = (during: (request: FastifyRequest, opened: Gate, close: Gate) => Promise<unknown>) => async (request: FastifyRequest) => {
+        const [opened, close] = [gate(), gate()]
+        const run = request.transaction('db', async (connection) => {
+          opened.open()
+          scene.db.write(on(request), 'within')
+          // A savepoint's is another one.
+          await request.transaction('db', () => { scene.db.write(on(request), 'within') })
+          scene.db.write(connection as FakeConnection, 'within')
+          await close.opened
+        })
+        await during(request, opened, close)
+        close.open()
+        await run
+        return on(request).id
+      }
+      const plain = beside(async (request, opened) => {
+        await opened.opened
+        scene.db.write(on(request), 'beside')
+      })
+      app.get('/beside', plain)
+      app.get('/again', plain)
+      app.get('/in-route', inTransaction, plain)
+      app.get('/begin', beside(async (request) => {
+        await scene.underWay('begin')
+        scene.db.write(on(request), 'beside')
+        scene.db.pass('begin')
+      }))
+      app.get('/behind', beside(async (_request, opened, close) => {
+        await opened.opened
+        close.open()
+      }))
+      app.get('/before', async (request) => {
+        scene.db.write(on(request), 'before')
+        await failure(request.transaction('db', () => { throw no() }))
+        return on(request).id
+      })
+    },
+  })
+  const warnings = () => scene.lines.splice(0).filter(({ msg }) => /beside a transaction/.test(msg))
+  for (const url of ['/behind', '/before']) {
+    t.equal((await scene.app.inject(url)).statusCode, 200)
+    t.same(warnings(), [], url)
+  }
+  for (const url of ['/beside', '/again', '/in-route', '/begin']) {
+    for (const times of [1, 0]) {
+      if (url === '/begin') scene.db.next.begin = ['gate']
+      t.equal((await scene.app.inject({ url, headers: { 'x-id': 'A' } })).statusCode, 200)
+      t.match(warnings(), Array.from({ length: times }, () => ({ level: 40, reqId: 'A', pool: 'db', route: `GET ${url}`, msg: /^request\.db was used beside/ })))
+    }
+  }
+  await scene.rest()
 })
 
 t.test('request.transaction runs again where the caller says so', async (t) => {

@@ -102,7 +102,7 @@ export interface Connector<C = unknown> {
   destroy (connection: C, reason: DestroyReason): Promise<void> | void
   /** A round trip, before lending a connection that was idle for longer than `validateAfter`. May wait, up to `validateTimeout`. */
   validate? (connection: C, signal: AbortSignal): Promise<boolean>
-  /** No I/O, must not wait. Called at every return and before every loan. */
+  /** No I/O, must not wait. Called at every return and before every loan, and where a commit rejects that does not tell whether it is in doubt. */
   isBroken? (connection: C): boolean
   /**
    * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the connection stays `used` until it

@@ -53,7 +53,7 @@ export type Action =
   | { readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined }
   | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows', readonly which: number }
   /** `nest`: called from within the function of an open one. */
-  | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number }
+  | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
   /** Ends the function of an open one, or one that is held. */
   | { readonly do: 'conclude', readonly which: number, readonly how: 'ok' | 'error' }
   | { readonly do: 'evict', readonly idle: boolean }
@@ -66,7 +66,7 @@ export type Action =
 export interface Plan {
   readonly options: EngineOptions<Conn>
   /** What the connector can do besides `create` and `destroy`. */
-  readonly can: Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath' | 'transactions', boolean>> & { readonly close: Outcome | undefined }
+  readonly can: Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath' | 'transactions' | 'inDoubt', boolean>> & { readonly close: Outcome | undefined }
   /** Which hooks there are. */
   readonly hooks: readonly HookName[]
   /** What each call does; those beyond the end of the list are 'ok', or as `repeats` says. */
@@ -99,7 +99,9 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
   often(5, fc.record({ do: just('destroy', 'fail', 'abandon', 'stale', 'die', 'die', 'break', 'isBrokenThrows'), which })),
-  often(6, fc.record({ do: just('transact', 'transact', 'nest', 'nest', 'hold'), which, retry: fc.constantFrom(0, 0, 2) })),
+  often(6, fc.record({
+    do: just('transact', 'transact', 'nest', 'nest', 'hold'), which, retry: fc.constantFrom(0, 0, 2), commitTimeout: fc.constantFrom(undefined, undefined, 0, 90, 400),
+  })),
   often(6, fc.record({ do: just('conclude'), which, how: just('ok', 'ok', 'error') })),
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
@@ -119,6 +121,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     resetTimeout: fc.constantFrom(150, 400),
     destroyTimeout: fc.constantFrom(200, 700),
     closeTimeout: fc.constantFrom(800, 3000),
+    commitTimeout: fc.constantFrom(0, 120, 500),
     idleTimeout: fc.constantFrom(0, 60_000, 400, 2000),
     maxLifetime: fc.constantFrom(0, 700, 3000),
     maxUses: fc.constantFrom(0, 0, 1, 2, 3),
@@ -138,6 +141,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     reset: fc.boolean(),
     onDeath: fc.boolean(),
     transactions: fc.constantFrom(true, true, false),
+    inDoubt: fc.constantFrom(true, true, false),
     close: fc.constantFrom<Outcome | undefined>(undefined, 'sync', 'ok', 'error', 'throw', 'deaf'),
   }),
   hooks: fc.oneof(fc.constant<HookName[]>([]), fc.subarray<HookName>(['onAcquire', 'onConnect', 'onRelease', 'onDisconnect'], { minLength: 1 })),
@@ -148,7 +152,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     reset: outcomesOf('error', 'throw', 'slow', 'deaf', 'hang', 'late')('sync', 'ok'),
     begin: outcomesOf('error', 'throw', 'slow', 'deaf', 'hang', 'late')('ok'),
     savepoint: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
-    commit: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
+    commit: outcomesOf('error', 'throw', 'deaf', 'deaf', 'hang', 'late')('ok'),
     rollback: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
     onConnect: hookOutcomes,
     onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw')('sync', 'ok'),
@@ -237,6 +241,8 @@ class Conn {
   toldReason: DestroyReason | undefined
   /** The transactions that are open, each within the one before. */
   open: Level[] = []
+  /** The batch in which a commit rejected. */
+  refusedIn = -1
   /** Its lease may end by itself: a transaction could not be undone, or not begun in time. */
   lost = false
 
@@ -244,13 +250,29 @@ class Conn {
 }
 
 /** A transaction, or a savepoint, as the connector knows it. */
-/** 'unknown': the server answered while the connection was being destroyed. */
-interface Level { committed: boolean | 'unknown' }
+interface Level {
+  /** 'unknown': its connection was destroyed, or the commit rejected, while it was in doubt. */
+  committed: boolean | 'unknown'
+  /** A commit is under way. */
+  committing: boolean
+  /** From then on COMMIT is written. */
+  writtenAt: number
+  /** The commit rejected, and that does not tell what became of it. */
+  unanswered: boolean
+  /** Whether it was in doubt when its connection was destroyed. */
+  inDoubtAtEnd: boolean
+  run: Run | undefined
+  /** Of the outermost, in ms; 0: none. */
+  commitTimeout: number
+}
 
 /** A call of `transaction` or `hold` that has not settled, and the function that runs in it now. */
 interface Run {
   readonly held: Held
   readonly retry: number
+  readonly commitTimeout: number | undefined
+  /** When its function ended last, or it was told to commit or to roll back. */
+  concludedAt: number
   /** Of the last time that its function ran. */
   level: Level | undefined
   /** Ends the function that runs now, or the transaction that is held. */
@@ -348,6 +370,7 @@ const deadlines = {
   resetTimeout: 1000,
   destroyTimeout: 2000,
   closeTimeout: 8000,
+  commitTimeout: 5000,
   validateAfter: 1000,
   maxPending: 1000,
 }
@@ -521,13 +544,13 @@ class World {
       case 'answer':
         return this.#pick(this.#calls.filter(({ outcome }) => outcome === 'slow' || outcome === 'deaf'), action.which)?.answer(action.how)
       case 'transact':
-        return this.#transact(this.#pick(this.#held, action.which), action.retry)
+        return this.#transact(this.#pick(this.#held, action.which), action.retry, action.commitTimeout)
       case 'nest': {
         const around = this.#pick([...this.#runs].filter(({ within }) => within !== undefined), action.which)
-        return around?.within!(() => { this.#transact(around.held, 0, around) })
+        return around?.within!(() => { this.#transact(around.held, 0, undefined, around) })
       }
       case 'hold':
-        return this.#hold(this.#pick(this.#held, action.which))
+        return this.#hold(this.#pick(this.#held, action.which), action.commitTimeout)
       case 'conclude':
         return this.#pick([...this.#runs].filter(({ conclude }) => conclude !== undefined), action.which)?.conclude!(action.how)
       case 'evict':
@@ -801,21 +824,23 @@ class World {
   // --- Transactions ---------------------------------------------------------------------------------------------------------------------
 
   /** @param around it is called from within that one */
-  #transact (held: Held | undefined, retry: number, around?: Run): void {
+  #transact (held: Held | undefined, retry: number, commitTimeout: number | undefined, around?: Run): void {
     if (held === undefined) return
     const { lease, conn } = held
-    const run: Run = { held, retry, level: undefined, conclude: undefined, within: undefined }
+    const run: Run = { held, retry, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined }
     const token = {}
     const context = store.getStore()
     const fn = (inner: Conn) => new Promise<object>((resolve, reject) => {
       if (store.getStore() !== context) this.#violate('the function of a transaction lost its async context')
       if (inner !== conn) this.#violate('a transaction on another connection')
       if (lease.ended) this.#violate('a transaction of a lease that has ended was begun')
-      run.level = conn.open.at(-1)
+      if (run.level !== undefined && (run.level.unanswered || run.level.committed !== false)) this.#violate('a transaction that may be stored was run again')
+      this.#enter(run, conn.open.at(-1), commitTimeout ?? 0)
       if (run.level === undefined) this.#violate('a transaction that is not open')
       if (run.conclude !== undefined) this.#violate('the function of a transaction runs twice at the same time')
       run.conclude = (how) => {
         run.conclude = run.within = undefined
+        run.concludedAt = this.#clock.now()
         if (how === 'ok') return resolve(token)
         const error = this.#failure('the function of a transaction')
         if (this.#n % 2 === 0) this.#transient.add(error)
@@ -825,25 +850,35 @@ class World {
       run.within = (call) => resource.runInAsyncScope(call)
     })
     this.#runs.add(run)
-    const promise = around === undefined || this.#n % 2 === 0 ? lease.transaction(fn, { retry }) : this.#pool.transaction(fn, { retry })
+    const promise = around === undefined || this.#n % 2 === 0 ? lease.transaction(fn, { retry, commitTimeout }) : this.#pool.transaction(fn, { retry })
     this.#follow(run, promise, (value) => {
       if (value !== token) this.#violate('a transaction resolved to something else')
       if (run.level?.committed !== true && run.level?.committed !== 'unknown') this.#violate('a transaction resolved, and was not committed')
     })
   }
 
-  #hold (held: Held | undefined): void {
+  #enter (run: Run, level: Level | undefined, commitTimeout: number): void {
+    run.level = level
+    run.concludedAt = Infinity
+    if (level === undefined) return
+    level.run = run
+    const [outermost] = run.held.conn.open
+    level.commitTimeout = outermost === level ? commitTimeout : outermost!.commitTimeout
+  }
+
+  #hold (held: Held | undefined, commitTimeout: number | undefined): void {
     // A scope holds one, and one only.
     if (held === undefined || [...this.#runs].some((run) => run.held === held)) return
-    const run: Run = { held, retry: 0, level: undefined, conclude: undefined, within: undefined }
+    const run: Run = { held, retry: 0, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined }
     this.#runs.add(run)
-    this.#follow(run, hold(held.lease, { readOnly: this.#n % 2 === 0 }), (transaction) => {
+    this.#follow(run, hold(held.lease, { readOnly: this.#n % 2 === 0, commitTimeout }), (transaction) => {
       if (held.lease.ended) return
-      run.level = held.conn.open[0]
+      this.#enter(run, held.conn.open[0], commitTimeout ?? this.#options.commitTimeout)
       if (run.level === undefined) this.#violate('a transaction is held, and not open')
       this.#runs.add(run)
       run.conclude = (how) => {
         run.conclude = undefined
+        run.concludedAt = this.#clock.now()
         this.#follow(run, how === 'ok' ? transaction.commit() : transaction.rollback(), () => {
           if (run.level?.committed !== (how === 'ok') && run.level?.committed !== 'unknown') this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
         })
@@ -857,33 +892,66 @@ class World {
       resolved(value)
     }, (error: unknown) => {
       this.#runs.delete(run)
-      if (run.level?.committed === true) this.#violate(`a transaction was committed, and rejected with ${String(error)}`)
+      const { level } = run
+      const unknown = level !== undefined && (level.unanswered || level.inDoubtAtEnd)
+      if (level?.committed === true) this.#violate(`a transaction was committed, and rejected with ${String(error)}`)
       if (run.conclude !== undefined && run.level !== undefined) this.#violate('a transaction rejected while its function ran')
       const { code } = error as { code?: PoolErrorCode }
       if (tells(error) && !this.#isOwn(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
-      const fits = this.#isOwn(error) || (code === 'FST_POOL_LEASE_RELEASED' && run.held.lease.ended) || code === 'FST_POOL_ACQUIRE_TIMEOUT' ||
+      if (unknown !== (code === 'FST_POOL_COMMIT_UNKNOWN')) this.#violate(`a commit is ${unknown ? '' : 'not '}in doubt, and rejected with ${inspect(error)}`)
+      const fits = code === 'FST_POOL_COMMIT_UNKNOWN' || (code === 'FST_POOL_COMMIT_TIMEOUT' && level!.committed === false && this.#isOverdue(level!)) || this.#isOwn(error) || (code === 'FST_POOL_LEASE_RELEASED' && run.held.lease.ended) || code === 'FST_POOL_ACQUIRE_TIMEOUT' ||
         (code === 'FST_POOL_NOT_SUPPORTED' && !this.#plan.can.transactions) ||
         // Within a transaction that is held.
-        (code === 'FST_POOL_BAD_OPTIONS' && run.retry > 0)
+        (code === 'FST_POOL_BAD_OPTIONS' && (run.retry > 0 || (run.commitTimeout ?? 0) > 0))
       if (!fits) this.#violate(`a transaction rejected with ${inspect(error)}`)
     })
   }
 
+  /** Its commit, or what was begun within it, has not ended by its deadline. */
+  #isOverdue ({ run, commitTimeout }: Level): boolean {
+    return commitTimeout > 0 && run !== undefined && this.#clock.now() >= run.concludedAt + commitTimeout
+  }
+
+  /** What the connector tells of a commit. */
+  #isInDoubt (level: Level): boolean {
+    return level.unanswered || (level.committing && this.#clock.now() >= level.writtenAt)
+  }
+
   #transactions (): Transactions<Conn> {
     const { acquireTimeout, resetTimeout } = this.#options
+    let commits = 0
     const opened = (conn: Conn): Transaction<Conn> => {
-      const level: Level = { committed: false }
+      const level: Level = {
+        committed: false, committing: false, writtenAt: Infinity, unanswered: false, inDoubtAtEnd: false, run: undefined, commitTimeout: 0,
+      }
+      const isInDoubt = () => this.#isInDoubt(level)
       if (conn.destroyedFor === undefined) conn.open.push(level)
       const mustBeInnermost = (what: string) => {
         if (conn.open.at(-1) !== level) this.#violate(`a ${what} of a transaction with others open in it, or of none`)
       }
-      return {
+      const transaction: Transaction<Conn> = {
         connection: conn,
         commit: () => {
           mustBeInnermost('commit')
-          return this.#askTransaction('commit', conn, Infinity, undefined, () => {
-            level.committed = conn.destroyedFor === undefined || 'unknown'
+          const isOutermost = conn.open[0] === level
+          const [now, { run, commitTimeout }] = [this.#clock.now(), level]
+          level.committing = true
+          level.writtenAt = now + [0, 60, Infinity][commits++ % 3]!
+          return this.#askTransaction('commit', conn, commitTimeout === 0 ? Infinity : run!.concludedAt + commitTimeout - now, undefined, () => {
+            level.committing = false
+            if (conn.destroyedFor !== undefined) level.committed = level.inDoubtAtEnd ? 'unknown' : false
+            else level.committed = true
             conn.open.pop()
+          }, () => {
+            const written = level.committing && now >= level.writtenAt
+            level.committing = false
+            conn.refusedIn = this.#batch
+            if (!isOutermost || conn.destroyedFor !== undefined) return
+            // A connector that does not tell: it is in doubt where the connection is dead.
+            level.unanswered = this.#plan.can.inDoubt ? written && commits % 2 === 0 : conn.broken || conn.isBrokenThrows
+            if (!level.unanswered) return
+            level.committed = 'unknown'
+            conn.lost = true
           })
         },
         rollback: () => {
@@ -895,6 +963,7 @@ class World {
           return this.#askTransaction('savepoint', conn, acquireTimeout, undefined, () => opened(conn))
         },
       }
+      return this.#plan.can.inDoubt ? Object.defineProperty(transaction, 'inDoubt', { get: isInDoubt }) : transaction
     }
     return {
       isolation: [],
@@ -907,7 +976,9 @@ class World {
     }
   }
 
-  #askTransaction<T> (method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T): Promise<T> {
+  #askTransaction<T> (
+    method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T, refused: () => void = () => {}
+  ): Promise<T> {
     this.#foreign(method)
     // `use()` gives back a moment after its function has ended.
     const lent = conn.lease?.lease.ended === false
@@ -920,11 +991,13 @@ class World {
     const failed = (until: number) => { conn.lost ||= method === 'rollback' || this.#clock.now() >= until }
     if (outcome === 'throw') {
       failed(Infinity)
+      refused()
       throw this.#failure(method)
     }
     return this.#call<T>(method, outcome, { conn, deadline, ...(signal && { signal }) }, (how, call) => {
       if (how === 'ok') return done()
       failed(call.deadline)
+      refused()
       // Never given: the call rejects.
       return undefined as T
     })
@@ -1234,7 +1307,7 @@ class World {
     if (busy !== undefined) {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
-      const ended = isPhase(busy.method) && (conn.ending === 'release' ? broken : conn.ending !== undefined)
+      const ended = isPhase(busy.method) && (conn.ending === 'release' ? broken : conn.ending !== undefined || conn.open.some((level) => this.#isOverdue(level)))
       if (now < busy.deadline && !forced && !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
       if (busy.signal?.aborted === false) {
         this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way, and the signal of that had not aborted`)
@@ -1245,8 +1318,13 @@ class World {
     if (reason === 'idle' && !conn.create.unwanted && this.#reactedIn !== this.#batch && idle + used + creating < this.#min) {
       this.#violate(`connection ${conn.id} was destroyed for the reason 'idle', and ${idle + used + creating} are left`)
     }
+    if (conn.open.some((level) => this.#isOverdue(level))) conn.lost = true
     if (!this.#maySay(reason, conn, now)) this.#violate(`connection ${conn.id} was destroyed for the reason '${reason}'`)
     if (busy !== undefined && isPhase(busy.method) && now >= busy.deadline) conn.lost = true
+    for (const [depth, level] of conn.open.entries()) {
+      if (this.#isOverdue(level)) conn.lost = true
+      level.inDoubtAtEnd = depth === 0 && (this.#plan.can.inDoubt ? this.#isInDoubt(level) : level.committing)
+    }
     conn.open = []
     const outcome = this.#draw('destroy')
     const gone = () => {
@@ -1299,8 +1377,9 @@ class World {
 
   // Sees its caller's async context, and may: a predicate that must not wait can't carry it anywhere.
   #isBroken (conn: Conn): boolean {
-    // At the end of a lease, also while its transaction begins or ends.
-    if (conn.busy === undefined || !isPhase(conn.busy.method)) this.#mustBeFree(conn, 'asked whether it is broken')
+    // At the end of a lease, also while its transaction begins or ends; and where a commit rejects that does not tell whether it is in doubt.
+    const refused = !this.#plan.can.inDoubt && conn.refusedIn === this.#batch
+    if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) this.#mustBeFree(conn, 'asked whether it is broken')
     if (conn.isBrokenThrows) throw this.#failure('isBroken')
     return conn.broken
   }
@@ -1454,7 +1533,10 @@ class World {
           const result = settled(how, call)
           if (how === 'ok') return resolve(result)
           if (method === 'create') this.#failing.push(call)
-          reject(this.#failure(method))
+          const error = this.#failure(method)
+          // Whatever it is taken for, what may be stored is not run again.
+          if (method === 'commit') this.#transient.add(error)
+          reject(error)
         },
       }
       this.#calls.push(call)
@@ -1752,6 +1834,11 @@ class World {
       if (signal?.aborted === false) this.#violate(`a ${method} is past its deadline, and its signal has not aborted`)
       if (conn?.destroyedFor === undefined && conn !== undefined && method !== 'onDisconnect') {
         this.#violate(`${method} of connection ${conn.id} is ${now - deadline} ms past its deadline, and nobody minds`)
+      }
+    }
+    for (const { open } of this.#conns) {
+      for (const { run, commitTimeout } of open) {
+        if (commitTimeout > 0 && run !== undefined && now > run.concludedAt + commitTimeout + this.#options.resetTimeout + 1) this.#violate('a transaction is past its commitTimeout')
       }
     }
     for (const { by, settled } of this.#healths) if (!settled && now > by + 1) this.#violate('health() is past its deadline')

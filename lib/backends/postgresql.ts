@@ -950,8 +950,10 @@ class OpenTransaction implements Transaction<Client> {
   async commit (): Promise<void> {
     const statement = this.#savepoint === undefined ? 'COMMIT' : `RELEASE SAVEPOINT ${this.#savepoint}`
     const tag = await this.#run(statement, () => { this.inDoubt = true }).catch(async (error: unknown) => {
-      const { failure } = this.#guard
-      this.inDoubt &&= error !== failure || unresolved.has((error as Coded).code) || !await this.#guard.settles()
+      // What the server said, where something else was made of it.
+      const { cause = error } = error as { readonly cause?: unknown }
+      const answered = cause === this.#guard.failure && !unresolved.has((cause as Coded).code)
+      this.inDoubt &&= !(answered && await this.#guard.settles())
       throw error
     })
     this.inDoubt = false

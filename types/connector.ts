@@ -41,17 +41,19 @@ export interface Transaction<C> {
   /** What works inside of it: the connection itself; for MongoDB a `Db` that is bound to the session. */
   readonly connection: C
   /**
-   * Whether only the server knows what became of the commit: COMMIT was written, and its answer has not come, or never will. False: it was not written yet,
-   * or the server has answered. The pool reads it, with no I/O, when a commit rejects and when it is given up (its deadline, the end of its connection):
-   * true makes `FST_POOL_COMMIT_UNKNOWN` of it. Behind `destroy` COMMIT must not be written any more.
+   * Whether only the server knows what became of the commit: COMMIT was written, and its answer has not come, or never
+   * will. False: it was not written yet, or the server has answered. The pool reads it, with no I/O, when a commit
+   * rejects and when it is given up (its deadline, the end of its connection): true makes `FST_POOL_COMMIT_UNKNOWN` of
+   * it. Behind `destroy` COMMIT must not be written any more.
    *
-   * Left out, a commit counts as written from its call on, and as unanswered where it rejects and the connection is dead. Not read of a savepoint.
+   * Left out, a commit counts as written from its call on, and as unanswered where it rejects and the connection is
+   * dead. Not read of a savepoint.
    */
   readonly inDoubt?: boolean
   /**
    * Resolves only where all of it, and nothing else, was committed. Rejects with the database's own error, or with `FST_POOL_TRANSACTION_ENDED`
-   * where it was no longer open (the database had ended it after an error, or somebody's own COMMIT). `rollback` comes after a rejection, unless it is in
-   * doubt: then the connection is destroyed.
+   * where it was no longer open (the database had ended it after an error, or somebody's own COMMIT). `rollback` comes
+   * after a rejection, unless it is in doubt: then the connection is destroyed.
    */
   commit (): Promise<void>
   /** Undoes it. Does nothing where it is not open any more. A rejection destroys the connection. */
@@ -102,7 +104,10 @@ export interface Connector<C = unknown> {
   destroy (connection: C, reason: DestroyReason): Promise<void> | void
   /** A round trip, before lending a connection that was idle for longer than `validateAfter`. May wait, up to `validateTimeout`. */
   validate? (connection: C, signal: AbortSignal): Promise<boolean>
-  /** No I/O, must not wait. Called at every return and before every loan, and where a commit rejects that does not tell whether it is in doubt. */
+  /**
+   * No I/O, must not wait. Called at every return and before every loan, and where a commit rejects that does not tell
+   * whether it is in doubt.
+   */
   isBroken? (connection: C): boolean
   /**
    * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the connection stays `used` until it

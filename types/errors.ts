@@ -34,7 +34,13 @@ export type PoolErrorCode =
   | 'FST_POOL_NOT_SUPPORTED'
   /** A transaction was no longer open when it should have been committed. The cause says why, where that is known. */
   | 'FST_POOL_TRANSACTION_ENDED'
-  /** A commit was not sent within `commitTimeout`, since something before it had not ended: nothing of the transaction is stored. 500. */
+  /**
+   * A commit was not sent within `commitTimeout`, since something before it had not ended: nothing of the transaction
+   * is stored. 500.
+   */
   | 'FST_POOL_COMMIT_TIMEOUT'
-  /** A commit was sent, and no answer came: nobody knows whether it is stored. Never run again by us. The cause says why, where that is known. 500. */
+  /**
+   * A commit was sent, and no answer came: nobody knows whether it is stored. Never run again by us. The cause says
+   * why, where that is known. 500.
+   */
   | 'FST_POOL_COMMIT_UNKNOWN'

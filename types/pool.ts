@@ -49,9 +49,11 @@ export type Circuit = 'closed' | 'open' | 'half-open'
 /** How a transaction begins, and how long its commit may take. */
 export interface HoldOptions extends TransactionOptions {
   /**
-   * The deadline of the commit, from its call on, in ms; 0: none. Past it the connection is destroyed: `FST_POOL_COMMIT_TIMEOUT` where COMMIT was not
-   * written, since something before it has not ended (nothing is stored); `FST_POOL_COMMIT_UNKNOWN` where it was (nobody knows). Default: the pool's
-   * `commitTimeout` for a route's `transaction` and for `request.transaction`, else 0. Not for a transaction within another: that has what is left to it.
+   * The deadline of the commit, from its call on, in ms; 0: none. Past it the connection is destroyed:
+   * `FST_POOL_COMMIT_TIMEOUT` where COMMIT was not written, since something before it has not ended (nothing is
+   * stored); `FST_POOL_COMMIT_UNKNOWN` where it was (nobody knows). Default: the pool's `commitTimeout` for a route's
+   * `transaction` and for `request.transaction`, else 0. Not for a transaction within another: that has what is left to
+   * it.
    */
   commitTimeout?: number | undefined
 }
@@ -87,8 +89,9 @@ export interface Lease<C> {
    * Calls `fn` between BEGIN and COMMIT, and gives what it gives; when it throws, everything is rolled back. Within another transaction of the lease it
    * is a savepoint. Calls side by side run one after the other: a connection has one transaction at a time.
    *
-   * @throws what `fn` or the commit throws; `FST_POOL_NOT_SUPPORTED`; `FST_POOL_TRANSACTION_ENDED`; `FST_POOL_COMMIT_UNKNOWN` where COMMIT was sent and no
-   * answer came; `FST_POOL_COMMIT_TIMEOUT`; `FST_POOL_LEASE_RELEASED`; `FST_POOL_BAD_OPTIONS`
+   * @throws what `fn` or the commit throws; `FST_POOL_NOT_SUPPORTED`; `FST_POOL_TRANSACTION_ENDED`;
+   * `FST_POOL_COMMIT_UNKNOWN` where COMMIT was sent and no answer came; `FST_POOL_COMMIT_TIMEOUT`;
+   * `FST_POOL_LEASE_RELEASED`; `FST_POOL_BAD_OPTIONS`
    */
   transaction<T> (fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T>
   [Symbol.dispose] (): void

@@ -621,7 +621,10 @@ class Guard {
     })
   }
 
-  /** Whether the server goes on after an error. It says so behind the error, and where it ends the connection it does not. */
+  /**
+   * Whether the server goes on after an error. It says so behind the error, and where it ends the connection it does
+   * not.
+   */
   async settles (): Promise<boolean> {
     return await this.run('', () => nothingToDo).then(() => true, (error: unknown) => error === nothingToDo)
   }
@@ -984,7 +987,9 @@ class OpenTransaction implements Transaction<Client> {
     if (guard.broken) throw this.#ended('the connection of the transaction is gone', guard.error)
     return await guard.run(statement, () => {
       if (guard.turn !== this.#turn || guard.status === 'I') return this.#ended('the transaction was ended by a statement of its own')
-      if (guard.status === 'E') return this.#ended('the transaction had failed: nothing of it can be committed', guard.failure)
+      if (guard.status === 'E') {
+        return this.#ended('the transaction had failed: nothing of it can be committed', guard.failure)
+      }
       sent()
       return undefined
     })
@@ -997,7 +1002,10 @@ class OpenTransaction implements Transaction<Client> {
 
 interface Coded { readonly code?: unknown }
 
-/** The server does not know either what became of a commit: transaction_resolution_unknown, statement_completion_unknown. */
+/**
+ * The server does not know either what became of a commit: transaction_resolution_unknown,
+ * statement_completion_unknown.
+ */
 const unresolved: ReadonlySet<unknown> = new Set(['08007', '40003'])
 
 /** A serialization failure or a deadlock. */

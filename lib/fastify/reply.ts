@@ -52,8 +52,9 @@ export function resetHttp2 ({ raw }: FastifyReply): void {
 }
 
 /**
- * Reads a stream that is for nobody, and throws it away: to stop it would not stop the query that feeds it, and nothing more could be sent on that
- * connection, not even COMMIT. One that has not ended after half of the time is stopped: there are queries that end then.
+ * Reads a stream that is for nobody, and throws it away: to stop it would not stop the query that feeds it, and nothing
+ * more could be sent on that connection, not even COMMIT. One that has not ended after half of the time is stopped:
+ * there are queries that end then.
  *
  * @param ms Infinity: it has all the time that it needs
  * @returns when it is closed, and reads no more; at the latest after `ms`

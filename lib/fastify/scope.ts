@@ -339,9 +339,11 @@ export class RequestScope {
     const warned = besides.get(config) ?? new Set<string>()
     if (warned.has(name)) return
     besides.set(config, warned.add(name))
-    log.warn({ pool: name, route: this.#holder.holder.route }, `request.${name} was used beside a transaction that is open on the same connection: what is ` +
-      'sent there is part of that transaction, and is rolled back with it, whatever was answered before. Await the transaction first, or use the ' +
-      'connection that its function is given. (If it was used within that function, its async context was lost on the way.)')
+    const { route } = this.#holder.holder
+    log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same connection: ` +
+      'what is sent there is part of that transaction, and is rolled back with it, whatever was answered before. Await ' +
+      'the transaction first, or use the connection that its function is given. (If it was used within that function, ' +
+      'its async context was lost on the way.)')
   }
 
   lease (name: string): Lease<unknown> | undefined {
@@ -540,7 +542,8 @@ function errorOf (reason: unknown): Error {
 }
 
 /**
- * One after the other. After a commit that fails the rest is rolled back; what was committed before stays so: two databases have no common transaction.
+ * One after the other. After a commit that fails the rest is rolled back; what was committed before stays so: two
+ * databases have no common transaction.
  *
  * @param spent how many ms of the commits' time have gone already
  */

@@ -7,8 +7,13 @@ const unavailable: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
   'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
 ])
 
-/** Codes of a commit that is not known to be stored: whatever status the reply was to have, it is a failure of the service. */
-const uncommitted: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>(['FST_POOL_COMMIT_TIMEOUT', 'FST_POOL_COMMIT_UNKNOWN'])
+/**
+ * Codes of a commit that is not known to be stored: whatever status the reply was to have, it is a failure of the
+ * service.
+ */
+const uncommitted: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
+  'FST_POOL_COMMIT_TIMEOUT', 'FST_POOL_COMMIT_UNKNOWN',
+])
 
 export interface PoolErrorOptions {
   cause?: unknown
@@ -21,8 +26,8 @@ export interface PoolErrorOptions {
 /**
  * Every error of ours. `message` may reach HTTP clients: it has names and counts, never a host, a holder or a secret.
  *
- * Where the service is unavailable, `statusCode` is 503 and `headers` has `retry-after`; Fastify's own error handling sends both. Of a commit that timed out
- * or whose outcome nobody knows it is 500.
+ * Where the service is unavailable, `statusCode` is 503 and `headers` has `retry-after`; Fastify's own error handling
+ * sends both. Of a commit that timed out or whose outcome nobody knows it is 500.
  */
 export class PoolError extends Error {
   override readonly name = 'PoolError'
@@ -46,7 +51,10 @@ export class PoolError extends Error {
   }
 }
 
-/** Whether it says, or was caused by what says, that nobody knows whether a commit is stored: to do it again may do it twice. */
+/**
+ * Whether it says, or was caused by what says, that nobody knows whether a commit is stored: to do it again may do it
+ * twice.
+ */
 export function isCommitUnknown (error: unknown): boolean {
   // The depth ends a chain that leads back to itself.
   for (let depth = 0; depth < 16 && typeof error === 'object' && error !== null; depth++) {

@@ -93,8 +93,9 @@ const engineProperties = {
   /** How long closing one connection may take, in ms, before it no longer counts against `max`. At least 1. Default 2000. */
   destroyTimeout: deadline(2000),
   /**
-   * Deadline for the commit of a request's transaction (a route's `transaction`, `request.transaction`), in ms. Past it the connection is destroyed:
-   * `FST_POOL_COMMIT_TIMEOUT` where COMMIT could not be sent, `FST_POOL_COMMIT_UNKNOWN` where it was. 0: none. Default 5000.
+   * Deadline for the commit of a request's transaction (a route's `transaction`, `request.transaction`), in ms. Past it
+   * the connection is destroyed: `FST_POOL_COMMIT_TIMEOUT` where COMMIT could not be sent, `FST_POOL_COMMIT_UNKNOWN`
+   * where it was. 0: none. Default 5000.
    */
   commitTimeout: time(5000),
   /** How long `close()` waits for connections that are still used, in ms, before it destroys them. At least 1. Default 8000. */

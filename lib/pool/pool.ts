@@ -1,8 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { Connector, DestroyReason } from '../../types/connector.js'
 import type {
-  AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HoldOptions, HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats,
-  RunOptions, Timer, UseOptions,
+  AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HoldOptions,
+  HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
 } from '../../types/pool.js'
 import { Circuit } from './circuit.js'
 import { systemClock } from './clock.js'
@@ -11,7 +11,8 @@ import { checkEngineOptions, type EngineOptions, type PoolHooks, type ResolvedEn
 import { useWithRetry } from './retry.js'
 import { Histogram } from './stats.js'
 import {
-  LeaseTransactions, checkRunOptions, commitLate, commitLost, released, type Commit, type HeldTransaction, type Host, type Phase,
+  LeaseTransactions, checkRunOptions, commitLate, commitLost, released, type Commit, type HeldTransaction, type Host,
+  type Phase,
 } from './transaction.js'
 import { Waiter, Waiters } from './waiters.js'
 
@@ -230,11 +231,14 @@ class PoolLease<C> implements Lease<C> {
   static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
     if (!(lease instanceof PoolLease)) throw new PoolError('FST_POOL_NOT_SUPPORTED', `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`)
     lease.#mustBeOut()
-    return await transactionsOf(lease.#pool, lease.#entry).hold({ ...options, commitTimeout: options.commitTimeout ?? commitTimeoutOf(lease.#pool) })
+    const { commitTimeout = commitTimeoutOf(lease.#pool) } = options
+    return await transactionsOf(lease.#pool, lease.#entry).hold({ ...options, commitTimeout })
   }
 
   /** For the request scope: its commit has a deadline by itself. */
-  static async transact<C, T> (lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T> {
+  static async transact<C, T> (
+    lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
+  ): Promise<T> {
     if (!(lease instanceof PoolLease)) return await lease.transaction(fn, options)
     lease.#mustBeOut()
     return await transactionsOf<C>(lease.#pool, lease.#entry).run(fn, options, commitTimeoutOf(lease.#pool))
@@ -262,16 +266,23 @@ export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
 export const durationsOf = <C>(pools: ReadonlyArray<Pool<C>>): Pick<PoolStats, 'wait' | 'held' | 'create'> => mergeDurations(pools)
 
 /**
- * Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls it back. Its commit has the pool's
- * `commitTimeout`, unless the options say otherwise.
+ * Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls
+ * it back. Its commit has the pool's `commitTimeout`, unless the options say otherwise.
  */
 export const hold: <C>(lease: Lease<C>, options: HoldOptions) => Promise<HeldTransaction> = PoolLease.hold
 
-/** Whether code that uses the connection now gets into a transaction of the lease that it is not within, and that may be rolled back. */
+/**
+ * Whether code that uses the connection now gets into a transaction of the lease that it is not within, and that may be
+ * rolled back.
+ */
 export const isBeside: <C>(lease: Lease<C>) => boolean = PoolLease.isBeside
 
-/** As `lease.transaction`, for a request: its commit has the pool's `commitTimeout`, unless the options say otherwise. */
-export const transact: <C, T>(lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions) => Promise<T> = PoolLease.transact
+/**
+ * As `lease.transaction`, for a request: its commit has the pool's `commitTimeout`, unless the options say otherwise.
+ */
+export const transact: <C, T>(
+  lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
+) => Promise<T> = PoolLease.transact
 
 type Listeners = { [E in PoolEventName]?: ReadonlyArray<PoolListener<E>> }
 
@@ -847,14 +858,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       face: (connection) => connection === entry.connection ? entry.face : this.#wrap(connection),
       call: async (phase, work, commit) => {
         const { acquireTimeout, resetTimeout } = this.#options
-        const operation = this.#begin(entry, phase, commit?.deadline ?? this.#read() + (phase === 'begin' ? acquireTimeout : resetTimeout))
+        const timeout = phase === 'begin' ? acquireTimeout : resetTimeout
+        const operation = this.#begin(entry, phase, commit?.deadline ?? this.#read() + timeout)
         operation.commit = commit
         const { signal } = operation
         const cut = new Promise<never>((_resolve, reject) => {
           signal.addEventListener('abort', () => {
             // Asked now: what the end of the connection does next may change it.
             const inDoubt = commit !== undefined && (commit.inDoubt() ?? true)
-            reject(signal.reason instanceof PoolError ? signal.reason : inDoubt ? commitLost(this.name) : released(this.name))
+            if (signal.reason instanceof PoolError) reject(signal.reason)
+            else reject(inDoubt ? commitLost(this.name) : released(this.name))
           }, { once: true })
         })
         cut.catch(() => { /* Where the connector was faster, it is asked for below. */ })
@@ -863,7 +876,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         } catch (error) {
           // Then the connector's own error tells only that it gave up.
           if (signal.aborted) return await cut
-          if (commit !== undefined && (commit.inDoubt() ?? this.#dead(entry) !== undefined)) throw commitLost(this.name, scrub(error, this.#secrets))
+          if (commit !== undefined && (commit.inDoubt() ?? this.#dead(entry) !== undefined)) {
+            throw commitLost(this.name, scrub(error, this.#secrets))
+          }
           throw error
         } finally {
           if (entry.turn === turn) this.#finish(entry)

@@ -31,10 +31,11 @@ export interface Host<C> {
   /** What the borrower sees of a connection (the option `wrap`). */
   face (connection: C): C
   /**
-   * Calls the connector, in no caller's async context. Rejects at once when the connection is destroyed meanwhile. Past the deadline of `phase`, or of
-   * `commit`, the lease ends, and its connection is destroyed.
+   * Calls the connector, in no caller's async context. Rejects at once when the connection is destroyed meanwhile. Past
+   * the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
    *
-   * @throws what `work` throws; of a commit `FST_POOL_COMMIT_UNKNOWN` where it is in doubt: then the connection is of no more use
+   * @throws what `work` throws; of a commit `FST_POOL_COMMIT_UNKNOWN` where it is in doubt: then the connection is of
+   * no more use
    */
   call<T> (phase: Phase, work: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T>
   /** As `call`, when the lease has ended: the deadline is the reset's. */
@@ -101,7 +102,8 @@ export interface HeldTransaction {
    * Called again, it gives the same.
    *
    * @param spent how many ms of `commitTimeout` have gone already
-   * @throws `FST_POOL_TRANSACTION_ENDED` behind a rollback; what the commit throws: it is rolled back then, or its connection destroyed
+   * @throws `FST_POOL_TRANSACTION_ENDED` behind a rollback; what the commit throws: it is rolled back then, or its
+   * connection destroyed
    */
   commit (spent?: number): Promise<void>
   /** Behind a commit it does nothing, but waits for it. */
@@ -140,8 +142,8 @@ export class LeaseTransactions<C> {
   }
 
   /**
-   * Whether the calling code is outside of a transaction of `run` that is open on the connection: what it sends now is a part of that one, and is rolled back
-   * with it. A transaction that is held is everybody's.
+   * Whether the calling code is outside of a transaction of `run` that is open on the connection: what it sends now is
+   * a part of that one, and is rolled back with it. A transaction that is held is everybody's.
    */
   get isBeside (): boolean {
     if (this.#runs === 0) return false
@@ -176,12 +178,15 @@ export class LeaseTransactions<C> {
     let end!: () => void
     const over = new Promise<void>((resolve) => { end = resolve })
     try {
-      const level = this.#held = await this.#inTurn(this.#line, () => this.#begin(undefined, begin, commitTimeout), over)
+      const level = await this.#inTurn(this.#line, () => this.#begin(undefined, begin, commitTimeout), over)
+      this.#held = level
       let commit: Promise<void> | undefined
       let rollback: Promise<void> | undefined
       return {
         commitTimeout,
-        commit: (spent) => (commit ??= rollback === undefined ? this.#commit(level, spent).finally(end) : Promise.reject(rolledBack(this.#host.name))),
+        commit: (spent) => (commit ??= rollback === undefined
+          ? this.#commit(level, spent).finally(end)
+          : Promise.reject(rolledBack(this.#host.name))),
         rollback: () => (rollback ??= commit?.catch(() => { /* Told to whoever committed. */ }) ?? this.#rollback(level).finally(end)),
       }
     } catch (error) {
@@ -203,7 +208,8 @@ export class LeaseTransactions<C> {
   }
 
   async #once<T> (
-    fn: (connection: C) => T | Promise<T>, parent: Level<C> | undefined, options: TransactionOptions, commitTimeout: number
+    fn: (connection: C) => T | Promise<T>, parent: Level<C> | undefined, options: TransactionOptions,
+    commitTimeout: number
   ): Promise<T> {
     // Before its begin: what is sent behind that is within it.
     this.#runs++
@@ -240,7 +246,8 @@ export class LeaseTransactions<C> {
       ? host.transactions!.begin(host.connection, options, signal)
       : parent.transaction.savepoint!(`fastify_pool_${depth}`)
     ).then((transaction) => {
-      const level = new Level(this, host, transaction, depth, around(() => true), parent?.commitTimeout ?? commitTimeout)
+      const { commitTimeout: limit } = parent ?? { commitTimeout }
+      const level = new Level(this, host, transaction, depth, around(() => true), limit)
       if (depth === 0) this.#root = level
       return level
     }))
@@ -275,7 +282,8 @@ export class LeaseTransactions<C> {
     const { commitTimeout: timeout } = level
     // The server's answer has a deadline of its own.
     if (!await this.#close(level, timeout === 0 ? Infinity : host.now() + timeout)) {
-      host.fail(new Error(`a transaction was not rolled back within ${timeout} ms (commitTimeout): one within it had not ended`), 'rollback')
+      const message = `a transaction was not rolled back within ${timeout} ms (commitTimeout): one within it had not ended`
+      host.fail(new Error(message), 'rollback')
     }
     await this.#undo(level)
   }
@@ -366,8 +374,13 @@ export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, o
   if (transactions === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `pool '${name}' has no transactions`)
   const { isolation, readOnly, commitTimeout, ...rest } = options
   const [unknown] = Object.keys(rest).filter((key) => (rest as Record<string, unknown>)[key] !== undefined)
-  if (unknown !== undefined) throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected isolation, readOnly, commitTimeout or retry`)
-  if (commitTimeout !== undefined && !isTime(commitTimeout)) throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${longest}`)
+  if (unknown !== undefined) {
+    const known = 'isolation, readOnly, commitTimeout or retry'
+    throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected ${known}`)
+  }
+  if (commitTimeout !== undefined && !isTime(commitTimeout)) {
+    throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${longest}`)
+  }
   if (isolation !== undefined && !transactions.isolation.includes(isolation)) throw badOption('isolation', isolation, levels(transactions.isolation))
   if (readOnly !== undefined && typeof readOnly !== 'boolean') throw badOption('readOnly', readOnly, 'true or false')
   if (readOnly === true && !transactions.readOnly) throw badOption('readOnly', readOnly, `none: pool '${name}' has no transactions that only read`)
@@ -385,7 +398,10 @@ function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: 
   }
 }
 
-/** The longest delay of Node's timers: a longer one fires after 1 ms (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args). */
+/**
+ * The longest delay of Node's timers: a longer one fires after 1 ms
+ * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
+ */
 const longest = 2 ** 31 - 1
 
 function isTime (ms: unknown): boolean {
@@ -399,8 +415,9 @@ function rolledBack (name: string): PoolError {
 /** A commit that was given up at its deadline. */
 export function commitLate (name: string, timeout: number, inDoubt: boolean): PoolError {
   if (inDoubt) return unknown(name, `COMMIT was sent, and no answer came within ${timeout} ms (commitTimeout)`)
-  return new PoolError('FST_POOL_COMMIT_TIMEOUT', `a transaction on pool '${name}' could not be committed within ${timeout} ms (commitTimeout): something ` +
-    'that was begun before had not ended (a query, a stream, a cursor, a COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.')
+  return new PoolError('FST_POOL_COMMIT_TIMEOUT', `a transaction on pool '${name}' could not be committed within ` +
+    `${timeout} ms (commitTimeout): something that was begun before had not ended (a query, a stream, a cursor, a COPY, ` +
+    'a transaction within it). Nothing of it is stored; its connection was destroyed.')
 }
 
 /** A commit whose connection ended before its answer. @param cause as it may be shown */
@@ -409,8 +426,8 @@ export function commitLost (name: string, cause?: unknown): PoolError {
 }
 
 function unknown (name: string, why: string, cause?: unknown): PoolError {
-  const message = `nobody knows whether a transaction on pool '${name}' was committed: ${why}. Look before you do it again.`
-  return new PoolError('FST_POOL_COMMIT_UNKNOWN', message, { cause })
+  return new PoolError('FST_POOL_COMMIT_UNKNOWN', `nobody knows whether a transaction on pool '${name}' was committed: ` +
+    `${why}. Look before you do it again.`, { cause })
 }
 
 export function released (name: string): PoolError {

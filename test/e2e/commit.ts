@@ -8,7 +8,9 @@ import { type FaultProxy, startProxy } from '../support/proxy.js'
 import type { Server } from '../support/services.js'
 import { until } from '../support/until.js'
 
-/** In ms: the tests of what never ends wait for it. What should end has so much time that it is not a matter of time. */
+/**
+ * In ms: the tests of what never ends wait for it. What should end has so much time that it is not a matter of time.
+ */
 const commitTimeout = 500
 const patience = 60_000
 
@@ -84,7 +86,8 @@ export async function unused ({ stats }: { stats (): { used: number, closing: nu
 }
 
 /**
- * What a handler left on its connection does not keep the app from serving: twice as many requests as there are connections, side by side, then another one.
+ * What a handler left on its connection does not keep the app from serving: twice as many requests as there are
+ * connections, side by side, then another one.
  *
  * @param cases of the database
  */

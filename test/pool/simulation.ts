@@ -936,7 +936,7 @@ class World {
           const isOutermost = conn.open[0] === level
           const [now, { run, commitTimeout }] = [this.#clock.now(), level]
           level.committing = true
-          level.writtenAt = now + [0, 60, Infinity][commits++ % 3]!
+          level.writtenAt = now + [0, 60, Infinity][(this.#plan.seed + commits++) % 3]!
           return this.#askTransaction('commit', conn, commitTimeout === 0 ? Infinity : run!.concludedAt + commitTimeout - now, undefined, () => {
             level.committing = false
             if (conn.destroyedFor !== undefined) level.committed = level.inDoubtAtEnd ? 'unknown' : false
@@ -1377,7 +1377,8 @@ class World {
 
   // Sees its caller's async context, and may: a predicate that must not wait can't carry it anywhere.
   #isBroken (conn: Conn): boolean {
-    // At the end of a lease, also while its transaction begins or ends; and where a commit rejects that does not tell whether it is in doubt.
+    // At the end of a lease, also while its transaction begins or ends; and where a commit rejects that does not tell
+    // whether it is in doubt.
     const refused = !this.#plan.can.inDoubt && conn.refusedIn === this.#batch
     if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) this.#mustBeFree(conn, 'asked whether it is broken')
     if (conn.isBrokenThrows) throw this.#failure('isBroken')

@@ -827,7 +827,8 @@ t.test('a pool that closes ends a begin, a commit or a rollback that never comes
   }
 })
 
-// --- A commit that does not end ---------------------------------------------------------------------------------------------------------
+// --- A commit that does not end
+// ---------------------------------------------------------------------------------------------------------
 
 const notStored = "a transaction on pool 'db' could not be committed within 300 ms (commitTimeout): something that was begun before had not ended " +
   '(a query, a stream, a cursor, a COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.'

@@ -19,8 +19,8 @@ export interface FaultProxy {
   /** Swallows all data in both directions. Sockets stay open. */
   blackHole (): void
   /**
-   * From the first packet of a client on that has the text in it, its connection is a black hole. 'command': that packet does not get through either.
-   * 'answer': it does, and the answer to it does not.
+   * From the first packet of a client on that has the text in it, its connection is a black hole. 'command': that
+   * packet does not get through either. 'answer': it does, and the answer to it does not.
    */
   loseFrom (text: string, what: 'command' | 'answer'): void
   /** New connections are accepted and never hear a thing. Open ones go on. */

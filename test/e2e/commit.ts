@@ -41,10 +41,10 @@ export interface Case<C> {
 }
 
 export async function serve<C> (t: Test, { pool, keep, server, ...subject }: Subject<C>, { cases = [], url = server.url, ...options }: {
-  cases?: ReadonlyArray<Case<C>>, url?: string, max?: number, commitTimeout?: number
+  cases?: ReadonlyArray<Case<C>>, url?: string, max?: number, commitTimeout?: number, acquireTimeout?: number
 } = {}) {
   const app = Fastify()
-  await app.register(fastifyPool, { max: 2, acquireTimeout: 2000, commitTimeout, log: false, ...pool(url), ...options } as PluginOptions)
+  await app.register(fastifyPool, { max: 2, acquireTimeout: patience, commitTimeout, log: false, ...pool(url), ...options } as PluginOptions)
   const db = app.pools.get('db') as unknown as PoolFace<C>
   await db.use((connection) => subject.prepare(connection))
   const errors: unknown[] = []
@@ -204,7 +204,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
 
   for (const [phase, how] of [['begin', 'FST_POOL_ACQUIRE_TIMEOUT'], ['savepoint', 'FST_POOL_ACQUIRE_TIMEOUT'], ['release', 'FST_POOL_COMMIT_TIMEOUT'], ['rollback', 'mine']] as const) {
     await t.test(`a network that is silent from the ${phase} on: its deadline, and the connection is destroyed`, async (t) => {
-      const { proxy, served } = await through(t, { max: 1 })
+      const { proxy, served } = await through(t, { max: 1, acquireTimeout: 2000 })
       const error = await served.db.use(async (_, lease) => {
         if (phase === 'begin') proxy.blackHole()
         return await lease.transaction(async (connection) => {

@@ -943,12 +943,14 @@ class World {
             else level.committed = true
             conn.open.pop()
           }, () => {
-            const written = level.committing && now >= level.writtenAt
+            const written = this.#isInDoubt(level)
             level.committing = false
             conn.refusedIn = this.#batch
             if (!isOutermost || conn.destroyedFor !== undefined) return
             // A connector that does not tell: it is in doubt where the connection is dead.
-            level.unanswered = this.#plan.can.inDoubt ? written && commits % 2 === 0 : conn.broken || conn.isBrokenThrows
+            level.unanswered = this.#plan.can.inDoubt
+              ? written && (this.#plan.seed + commits) % 2 === 0
+              : conn.broken || conn.isBrokenThrows
             if (!level.unanswered) return
             level.committed = 'unknown'
             conn.lost = true

@@ -1,6 +1,5 @@
-import { createRequire } from 'node:module'
-import { join } from 'node:path'
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
+import { requirePackage } from '../backends/driver.js'
 import { PoolError } from '../pool/errors.js'
 import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
 
@@ -39,7 +38,7 @@ export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<
   return (connection, info) => {
     const backend = backends[info.system]
     if (backend === undefined) throw unknownSystem('drizzle', info, ['postgresql', 'mysql', 'sqlite'])
-    const make = (given ?? load(backend.module)) as unknown as (client: unknown, config: object) => Database
+    const make = (given ?? (requirePackage(backend.module, { backend: 'drizzle' }) as { drizzle: unknown }).drizzle) as unknown as (client: unknown, config: object) => Database
     const database = make(backend.client(connection), { ...(info.system === 'mysql' && { mode: 'default' }), ...config })
     database.$client = connection
     const { session } = database
@@ -127,14 +126,4 @@ function runSqlite (database: Sqlite, sql: string, params: unknown[], method: st
   }
   const rows = statement.raw().all(...params)
   return { rows: method === 'get' ? rows[0] : rows }
-}
-
-function load (module: string): unknown {
-  try {
-    // By name, from the app: it is the app's dependency.
-    const requireFromApp = createRequire(join(process.cwd(), 'package.json'))
-    return (requireFromApp(module) as { drizzle: unknown }).drizzle
-  } catch (cause) {
-    throw new PoolError('FST_POOL_MISSING_DRIVER', `wrap: drizzle() needs ${module}: npm install drizzle-orm, or give it: drizzle({ drizzle })`, { cause })
-  }
 }

@@ -6,11 +6,11 @@ import { int, mysqlTable, text as mysqlText } from 'drizzle-orm/mysql-core'
 import { integer, pgTable, text } from 'drizzle-orm/pg-core'
 import { integer as sqliteInteger, sqliteTable, text as sqliteText } from 'drizzle-orm/sqlite-core'
 import { drizzle as drizzleProxy, type SqliteRemoteDatabase } from 'drizzle-orm/sqlite-proxy'
-import Fastify, { type FastifyInstance } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Knex } from 'knex'
 import type { Kysely } from 'kysely'
 import Database from 'libsql'
-import type { Db } from 'mongodb'
+import * as mongodb from 'mongodb'
 import mongoose from 'mongoose'
 import type { Connection } from 'mysql2/promise'
 import pg, { type Client } from 'pg'
@@ -19,6 +19,8 @@ import fastifyPool, { type PoolOptions } from '../../index.js'
 import { drizzle } from '../../lib/wrap/drizzle.js'
 import { knex } from '../../lib/wrap/knex.js'
 import { kysely } from '../../lib/wrap/kysely.js'
+import { mongoose as wrapMongoose } from '../../lib/wrap/mongoose.js'
+import { startMongoDouble } from '../doubles/mongo-wire.js'
 import { startMariadb, startMongo, startPostgres } from '../support/services.js'
 
 // The README's recipes, as they stand there: `wrap` makes request.db a query builder or an ORM over the leased connection. What their transactions do is
@@ -147,25 +149,65 @@ t.test('on SQLite', async (t) => {
 
 const mongo = await startMongo(t)
 t.test("Mongoose on the pool's MongoClient", { skip: mongo === undefined && 'neither a mongod nor FerretDB is here' }, async (t) => {
-  const server = mongo!
   const noteSchema = new mongoose.Schema<Note>({ id: Number, text: String }, { versionKey: false })
-  let connection: mongoose.Connection | undefined
-  // One for all: it has no connection of its own, and the driver's pool is behind the client.
-  const wrap = (db: unknown) => {
-    const { client, databaseName } = db as Db
-    connection ??= mongoose.createConnection().setClient(client).useDb(databaseName)
-    return connection
-  }
+  const made: mongoose.Connection[] = []
+  const wrap = wrapMongoose({
+    setUp: (connection) => {
+      made.push(connection)
+      connection.model('Note', noteSchema)
+    },
+  })
+  const options = { backend: 'mongodb', url: mongo!.url, database: `recipes${process.pid}`, driver: mongoose.mongo, wrap } as const
   const app = Fastify()
   t.teardown(() => app.close())
-  await app.register(fastifyPool, { backend: 'mongodb', url: server.url, database: `recipes${process.pid}`, wrap })
-  const notes = (request: { db: unknown }) => {
-    const { models } = request.db as mongoose.Connection
-    return (models.Note ?? (request.db as mongoose.Connection).model('Note', noteSchema)) as mongoose.Model<Note>
-  }
-  app.post<{ Body: Note }>('/', async (request) => (await notes(request).create(request.body)).text)
+  await app.register(fastifyPool, { pools: { db: { ...options, max: 2 } } })
+  const notes = (request: FastifyRequest) => (request.db as unknown as mongoose.Connection).models.Note as mongoose.Model<Note>
+  app.post<{ Body: Note }>('/', async (request) => (await notes(request as FastifyRequest).create(request.body)).text)
   app.get('/', async (request) => await notes(request).find({}, { _id: 0 }).lean())
   t.equal((await app.inject({ method: 'POST', url: '/', body: { id: 1, text: 'kept' } })).body, 'kept')
   t.strictSame((await app.inject('/')).json(), [{ id: 1, text: 'kept' }])
-  await connection!.dropDatabase()
+  await Promise.all([app.inject('/'), app.inject('/'), app.inject('/')])
+  t.equal(made.length, 1, 'one connection of Mongoose, whatever the pool has')
+  await made[0]!.dropDatabase()
+
+  // A pool with another copy of the driver than Mongoose's, which Mongoose would refuse at each request.
+  const other = Fastify()
+  t.teardown(() => other.close())
+  class Foreign extends mongodb.MongoClient {}
+  Object.defineProperty(Foreign, Symbol.hasInstance, { value: () => false })
+  const foreign = wrapMongoose({ mongoose: { mongo: { MongoClient: Foreign } } as never })
+  await t.rejects(async () => { await other.register(fastifyPool, { ...options, wrap: foreign }) }, { message: /driver: mongoose\.mongo/ })
+})
+
+t.test('Mongoose: transactions are its own', async (t) => {
+  const { url } = await startMongoDouble(t)
+  const noteSchema = new mongoose.Schema<Note>({ id: Number, text: String }, { versionKey: false })
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(fastifyPool, {
+    backend: 'mongodb',
+    url,
+    database: 'recipes',
+    driver: mongoose.mongo,
+    wrap: wrapMongoose({ setUp: (connection) => { connection.model('Note', noteSchema) } }),
+  })
+  const db = (request: FastifyRequest) => request.db as unknown as mongoose.Connection
+  const notes = (request: FastifyRequest) => db(request).models.Note as mongoose.Model<Note>
+  app.post('/', async (request) => {
+    const settled = await Promise.allSettled([1, 2].map((id) => db(request).transaction(async (session) => {
+      await notes(request).create([{ id, text: 'note' }], { session })
+      if (id === 1) throw new Error('back')
+    })))
+    return settled.map(({ status }) => status)
+  })
+  app.post('/ours', { config: { pools: { db: { transaction: true } } } }, async (request) => { await notes(request).create({ id: 3, text: 'note' }) })
+  app.post('/by-hand', async (request) => {
+    await request.transaction('db', async (db) => { await (db as unknown as mongoose.Connection).models.Note!.create({ id: 4, text: 'note' }) })
+  })
+  app.get('/', async (request) => (await notes(request).find({}).lean()).map(({ id }) => id))
+  t.strictSame((await app.inject({ method: 'POST', url: '/' })).json(), ['rejected', 'fulfilled'])
+  for (const path of ['/ours', '/by-hand']) {
+    t.match((await app.inject({ method: 'POST', url: path })).json(), { code: 'FST_POOL_NOT_SUPPORTED', message: /request\.db\.transaction\(fn\)/ }, path)
+  }
+  t.strictSame((await app.inject('/')).json(), [2])
 })

@@ -71,6 +71,12 @@ export interface RunOptions extends HoldOptions {
 export interface Lease<C> {
   /** @throws `FST_POOL_LEASE_RELEASED` once the lease has ended. */
   readonly connection: C
+  /**
+   * The driver's own object, where the pool's option `wrap` made something else of it; else the same as `connection`.
+   *
+   * @throws `FST_POOL_LEASE_RELEASED` once the lease has ended.
+   */
+  readonly raw: unknown
   /** The pool's name. */
   readonly pool: string
   /**
@@ -213,6 +219,32 @@ export interface HookInfo {
   readonly holder?: HolderLabel
   /** `onDisconnect` only. */
   readonly reason?: DestroyReason
+}
+
+/** A transaction that a library began by `WrapInfo.begin`. Each method may be called again, and gives the same. */
+export interface WrapTransaction {
+  /** @throws what the commit throws: it is rolled back then; `FST_POOL_TRANSACTION_ENDED` behind a rollback */
+  commit (): Promise<void>
+  /** Behind a commit it does nothing, but waits for it. */
+  rollback (): Promise<void>
+}
+
+/** What the option `wrap` is told of a connection: all that an adapter for a query builder or an ORM needs. */
+export interface WrapInfo {
+  /** The pool's name. */
+  readonly pool: string
+  /** The connector's: 'postgresql', 'mysql', 'sqlite', 'mongodb', ... */
+  readonly system: string
+  /** It is a connection within a transaction of the pool's, and another object than the connection outside of it (MongoDB). */
+  readonly inTransaction: boolean
+  /**
+   * Begins a transaction in the place of the library's own BEGIN: the library's calls of COMMIT and ROLLBACK then go to what it resolves to. One that is
+   * open on the connection comes first: callers wait for their turn, for `acquireTimeout` ms at most. Its commit has the pool's `commitTimeout`.
+   *
+   * @throws `FST_POOL_NOT_SUPPORTED` within a route's transaction or `request.transaction`; `FST_POOL_BAD_OPTIONS`; `FST_POOL_ACQUIRE_TIMEOUT`;
+   * `FST_POOL_LEASE_RELEASED` where the connection is not lent
+   */
+  begin (options?: TransactionOptions): Promise<WrapTransaction>
 }
 
 /** Where the pool's time and chance come from. A test brings its own: then time is a matter of steps. */

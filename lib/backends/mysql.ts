@@ -301,6 +301,8 @@ const inTransaction = 1
 const autocommit = 2
 /** Of the client's flags. */
 const multiStatements = 0x10000
+/** The number of the command. */
+const resetConnection = 0x1f
 
 /**
  * Can end no transaction, and change neither role nor database. The words that stand first decide: within one statement (and not several) nothing else
@@ -374,7 +376,7 @@ class Guard {
 
   /** No I/O. */
   get broken (): boolean {
-    return this.#broken || this.#core.state !== 'authenticated'
+    return this.#broken || !isOpen(this.#core)
   }
 
   /** How the last answer left the connection. Undefined: an error, which does not say, or no answer yet. Only where none is under way. */
@@ -404,7 +406,7 @@ class Guard {
     if (this.#mode === 'session') {
       const charset = 'SELECT @@character_set_client, @@collation_connection'
       const before = await this.#row(charset)
-      await this.#command((done) => this.#core.reset(done))
+      await this.#resetConnection()
       const after = await this.#row(charset)
       // By its documentation MySQL goes back to the server's own.
       if (before.join() !== after.join()) this.#first.names = `SET NAMES ${String(before[0])} COLLATE ${String(before[1])}`
@@ -501,7 +503,7 @@ class Guard {
 
   async #undo (): Promise<void> {
     const sent = this.#sent
-    await this.#command((done) => this.#core.reset(done))
+    await this.#resetConnection()
     for (const name of ['user', 'password', 'passwordSha1', 'database']) {
       if (this.#config[name] !== this.#before[name]) throw new Error('the connection was left with another user or database by changeUser')
     }
@@ -527,7 +529,7 @@ class Guard {
     if (database === null && !now.database) {
       // No statement leaves a database for none.
       await this.#command((done) => this.#core.changeUser({}, done))
-      await this.#command((done) => this.#core.reset(done))
+      await this.#resetConnection()
       if (this.#first.names !== '') await this.run([this.#first.names])
     }
     const steps = []
@@ -537,6 +539,35 @@ class Guard {
     await this.run(steps)
     const then = await isBack()
     if (!then.database || !then.role) throw new Error('the connection was left with another role or database, which can not be undone')
+  }
+
+  /**
+   * COM_RESET_CONNECTION. mysql2 before 3.22 has no method for it: there it is a query of no text, sent under that command's number. The statements that
+   * the driver remembers are gone in the server.
+   */
+  async #resetConnection (): Promise<void> {
+    const core = this.#core
+    if (core.reset !== undefined) return await this.#command((done) => core.reset!(done))
+    await this.#command<unknown>((done) => {
+      const query = core.constructor.createQuery('', undefined, done, core.config)
+      const { start, doneInsert } = query
+      query.start = () => {
+        const { writePacket } = core
+        core.writePacket = ({ constructor: Packet }) => {
+          writePacket.call(core, new Packet(0, Buffer.from([0, 0, 0, 0, resetConnection]), 0, 5))
+        }
+        try {
+          return start.call(query, undefined, core)
+        } finally {
+          core.writePacket = writePacket
+        }
+      }
+      query.doneInsert = (header) => {
+        core._statements.clear()
+        return doneInsert.call(query, header)
+      }
+      core.addCommand(query)
+    })
   }
 
   #cleaned (sent: number): void {
@@ -884,22 +915,43 @@ type Done<T = void> = (error: Error | null, result?: T) => void
 
 interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
 
-/** What is used of mysql2 and not in its types. */
-interface Core extends Omit<Callbacks, 'config' | 'query' | 'promise' | 'changeUser' | 'constructor'> {
+/** A packet to be sent: its first four bytes are written last. */
+interface Outgoing { readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing }
+
+/** What is used of mysql2, be it in its types or not: those differ from version to version. */
+interface Core extends EventEmitter {
   readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query }
   readonly config: Record<string, unknown> & { readonly clientFlags: number }
   readonly stream: Socket
+  /** From 3.16 on. */
+  readonly state?: string
+  readonly authorized: boolean
   clientEncoding: string
   _closing?: boolean
+  readonly _fatalError?: unknown
+  readonly _protocolError?: unknown
   readonly _command: Command | null | undefined
   readonly _commands: { readonly length: number }
   readonly _paused: boolean
+  readonly _statements: { clear (): void }
   _resetSequenceId (): void
   _notifyError (error: Error): void
   addCommand (command: Command): unknown
   handlePacket (packet?: Packet): void
+  writePacket (packet: Outgoing): void
+  connect (done: Done): void
+  ping (done: Done): void
+  /** From 3.22 on. */
+  reset? (done: Done): void
   changeUser (options: object, done: Done): void
+  end (): void
   promise (): Connection
+}
+
+/** It was logged in, and neither side has ended it: as the driver's `state` says, where it has one. */
+function isOpen (core: Core): boolean {
+  if (core.state !== undefined) return core.state === 'authenticated'
+  return core.authorized && !core._closing && !core._fatalError && !core._protocolError && !core.stream.destroyed
 }
 
 /** Ends it at once, whatever it is doing. Not the driver's `destroy()`, which only half-closes. */

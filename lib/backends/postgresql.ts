@@ -818,6 +818,8 @@ function ownQueries (driver: Driver): OwnQueries {
     }
 
     send (): void {
+      // pg before 8.19 calls it, with `query_timeout`, whether there is one or not.
+      this.callback = unheard
       this.#guard.client.query(this as unknown as Submittable)
     }
 
@@ -873,6 +875,8 @@ function ownQueries (driver: Driver): OwnQueries {
 
   return { Undo: UndoQuery, Step: StepQuery as unknown as Step }
 }
+
+function unheard (): void {}
 
 /** What a statement is refused with where that is right. */
 const nothingToDo = new Error('nothing to do')

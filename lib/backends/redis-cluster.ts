@@ -215,8 +215,14 @@ class ClusterBackend implements RedisClusterConnector {
       }
       this.#waiting.add(waiting)
       signal.addEventListener('abort', aborted, { once: true })
-      // What it rejects with, `close` tells too; and it does not settle where the cluster is not whole.
-      if (client.status === 'wait' || client.status === 'end') Promise.allSettled([client.connect()])
+      const begin = () => {
+        // What it rejects with, `close` tells too; and it does not settle where the cluster is not whole.
+        const rests = ['wait', 'end', 'close'].includes(client.status)
+        if (rests && this.#waiting.has(waiting)) Promise.allSettled([client.connect()])
+      }
+      // It passes by: what comes next is the end, or another attempt. But nodes that go after the end leave it at that for ever.
+      if (client.status === 'close') setImmediate(begin)
+      else begin()
     })
   }
 

@@ -387,6 +387,12 @@ class RedisBackend implements RedisConnector {
         sentinels.delete(sentinel)
         cut(sentinel)
       }
+      const { sendCommand } = sentinel
+      sentinel.sendCommand = (command, stream) => {
+        // ioredis before 5.10 leaves the timer of a command that fails in another way.
+        command.promise.catch(() => clearTimeout((command as unknown as Timed)._commandTimeoutTimer))
+        return sendCommand.call(sentinel, command, stream)
+      }
       return sentinel
     }
   }
@@ -424,7 +430,7 @@ class SentinelWatch {
   }
 
   #listen (at: { host?: string, port?: number, family?: number }): void {
-    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#base()
+    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#base() as IORedisOptions & Newer
     const connection = new this.#driver.Redis({
       host: at.host,
       port: at.port ?? 26379,
@@ -438,7 +444,7 @@ class SentinelWatch {
       enableReadyCheck: false,
       connectTimeout: this.#connectTimeout,
       disconnectTimeout,
-    } as IORedisOptions)
+    } as object as IORedisOptions)
     this.#connections.add(connection)
     // That a sentinel can't be had is told by the creates that ask it. Without a listener ioredis writes errors to the console.
     connection.on('error', () => {})
@@ -488,7 +494,8 @@ const sharedGrace = 500
 /** What makes a connection exclusive: it lives once, sends at once or not at all, and tells each failure to the pool. */
 const exclusive: IORedisOptions = {
   lazyConnect: true,
-  retryStrategy: null,
+  // ioredis 5 takes it, and does not say so.
+  retryStrategy: null as unknown as () => null,
   reconnectOnError: null,
   enableOfflineQueue: false,
   enableReadyCheck: false,
@@ -809,7 +816,7 @@ class Guard {
     this.#left = 0
     const undo = [() => this.#undoTransaction(left), () => this.#undoSubscriptions()]
     // In RESP2 a subscribed connection takes no other commands. In RESP3 an open MULTI would queue the unsubscribing.
-    if (this.#connection.condition?.protocol !== 3) undo.reverse()
+    if (!speaksResp3(this.#connection)) undo.reverse()
     for (const step of undo) await unlessAborted(step(), signal)
     if (this.#left !== 0 || isBusy(this.#connection)) throw new Error('the connection was still used while it was reset')
   }
@@ -827,9 +834,8 @@ class Guard {
   /** By name: without names ioredis hangs where there are channels and patterns. */
   async #undoSubscriptions (): Promise<void> {
     if (this.#names.size === 0) return
-    const { condition } = this.#connection
     const shards = this.#names.has('ssubscribe')
-    if (condition?.protocol !== 3 && shards && this.#names.size > 1) {
+    if (!speaksResp3(this.#connection) && shards && this.#names.size > 1) {
       throw new Error('ioredis can\'t undo shard subscriptions next to others in RESP2')
     }
     const subscriptions = [...this.#names]
@@ -951,6 +957,16 @@ interface Inside {
   reconnectTimeout: NodeJS.Timeout | null
   flushQueue (error: Error): void
   setStatus (status: string): void
+}
+
+/** A command of ioredis, with `commandTimeout`. */
+interface Timed { readonly _commandTimeoutTimer?: NodeJS.Timeout }
+
+/** What ioredis 6 has, and 5 has not: that one speaks RESP2 only. */
+interface Newer { readonly protocol?: 2 | 3 }
+
+function speaksResp3 ({ condition }: Redis): boolean {
+  return (condition as Newer | null)?.protocol === 3
 }
 
 export function isBusy (connection: Redis): boolean {

@@ -415,8 +415,11 @@ export class RequestScope {
 
   /** Where an error handler runs into `handlerTimeout`, Fastify calls no `onError` a second time. Its signal is there already, and knows. */
   #isTimedOut (): boolean {
-    const { request } = this.#reply
-    if (!this.#timedOut && this.#failing && request.routeOptions.handlerTimeout > 0) this.#timedOut = isHandlerTimeout(request.signal.reason)
+    if (!this.#timedOut && this.#failing) {
+      const request = this.#reply.request as object as Timed
+      const { handlerTimeout = 0 } = request.routeOptions
+      if (handlerTimeout > 0) this.#timedOut = isHandlerTimeout(request.signal?.reason)
+    }
     return this.#timedOut
   }
 
@@ -530,6 +533,13 @@ export function isOver (request: FastifyRequest, { raw }: FastifyReply): boolean
 
 export function overError (): PoolError {
   return new PoolError('FST_POOL_ABORTED', 'the request is over: it gets no connection any more')
+}
+
+/** What requests have from Fastify 5.8 on. */
+interface Timed {
+  readonly routeOptions: { readonly handlerTimeout?: number }
+  /** Made when it is asked for. */
+  readonly signal?: AbortSignal
 }
 
 function isHandlerTimeout (error: unknown): boolean {

@@ -5,7 +5,7 @@
 import type { FastifyRequest } from 'fastify'
 import { Check, type XStatic } from 'typebox/schema'
 import type { Connector } from '../../types/connector.js'
-import type { HookInfo, PoolEventName } from '../../types/pool.js'
+import type { HookInfo, PoolEventName, WrapInfo } from '../../types/pool.js'
 import { PoolError, badOption, show } from './errors.js'
 
 // --- Schemas --------------------------------------------------------------------------------------------------------------------------
@@ -375,9 +375,10 @@ export interface PoolHooks<C = unknown> {
   onDisconnect? (connection: C, info: HookInfo): unknown
   /**
    * What borrowers get instead of the connection: a query builder or an ORM over it. Called once for each connection, after `onConnect`. The other hooks get
-   * the connection itself. In a transaction of MongoDB it is called again, with the `Db` that is bound to the session.
+   * the connection itself. In a transaction of MongoDB it is called again, with the `Db` that is bound to the session. `lease.raw` is the connection
+   * itself all the same. Adapters: `fastify-pool/kysely`, `/drizzle`, `/knex`, `/mongoose`.
    */
-  wrap? (connection: C): unknown
+  wrap? (connection: C, info: WrapInfo): unknown
 }
 
 /** Where the database is, and as whom to log in. */

@@ -3,6 +3,7 @@ import type { Connector, DestroyReason } from '../../types/connector.js'
 import type {
   AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HoldOptions,
   HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
+  WrapInfo,
 } from '../../types/pool.js'
 import { Circuit } from './circuit.js'
 import { systemClock } from './clock.js'
@@ -179,6 +180,11 @@ class PoolLease<C> implements Lease<C> {
   get connection (): C {
     this.#mustBeOut()
     return this.#entry.transactions?.connection ?? this.#entry.face
+  }
+
+  get raw (): unknown {
+    this.#mustBeOut()
+    return this.#entry.transactions?.raw ?? this.#entry.connection
   }
 
   get pool (): string {
@@ -855,7 +861,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       connection: entry.connection,
       patience: this.#options.acquireTimeout,
       get ended () { return entry.turn !== turn },
-      face: (connection) => connection === entry.connection ? entry.face : this.#wrap(connection),
+      face: (connection) => connection === entry.connection ? entry.face : this.#wrap(entry, connection),
       call: async (phase, work, commit) => {
         const { acquireTimeout, resetTimeout } = this.#options
         const timeout = phase === 'begin' ? acquireTimeout : resetTimeout
@@ -901,9 +907,20 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
   }
 
-  #wrap (connection: C): C {
+  /** What borrowers get of a connection, or of the one that a transaction on it works on. */
+  #wrap (entry: Entry<C>, connection: C): C {
     const { wrap } = this.#options
-    return wrap === undefined ? connection : this.#run(() => wrap(connection)) as C
+    if (wrap === undefined) return connection
+    const info: WrapInfo = {
+      pool: this.name,
+      system: this.backend.system,
+      inTransaction: connection !== entry.connection,
+      begin: async (options) => {
+        if (!entry.lent) throw released(this.name)
+        return await transactionsOf(this, entry).begin(options, this.#options.commitTimeout)
+      },
+    }
+    return this.#run(() => wrap(connection, info)) as C
   }
 
   // --- Judging --------------------------------------------------------------------------------------------------------------------------
@@ -1058,7 +1075,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       if (creation.unwanted === undefined) {
         await this.#hook('onConnect', entry)
         // Else its deadline passed while `onConnect` ran.
-        if (entry.state === CREATING) entry.face = this.#wrap(entry.connection)
+        if (entry.state === CREATING) entry.face = this.#wrap(entry, entry.connection)
       }
       // Else a server that hangs up on everybody would be called without a pause.
       if (entry.state === CREATING && this.#dead(entry) !== undefined) throw entry.broken ?? new Error('the connection was dead at once')

@@ -141,6 +141,11 @@ export class LeaseTransactions<C> {
     return this.#held?.face
   }
 
+  /** As `connection`, without what the option `wrap` made of it. */
+  get raw (): C | undefined {
+    return this.#held?.transaction.connection
+  }
+
   /**
    * Whether the calling code is outside of a transaction of `run` that is open on the connection: what it sends now is
    * a part of that one, and is rolled back with it. A transaction that is held is everybody's.
@@ -171,15 +176,38 @@ export class LeaseTransactions<C> {
     })
   }
 
-  /** Begins a transaction that lasts until its holder, or the lease, ends. */
+  /** Begins a transaction over all that the lease does, which lasts until its holder, or the lease, ends. */
   async hold (options: HoldOptions): Promise<HeldTransaction> {
+    return await this.#beginHeld(options, (level) => { this.#held = level })
+  }
+
+  /**
+   * Begins a transaction for a library that has a transaction method of its own. It lasts until the library ends it,
+   * and others on this connection wait for their turn until then: two of them side by side are two transactions, and
+   * neither is undone with the other.
+   *
+   * @param commitTimeout of its commit, in ms, from the library's call of it; 0: none
+   * @throws `FST_POOL_NOT_SUPPORTED` within another transaction of this lease; what `run` throws before it calls its function
+   */
+  async begin (options: TransactionOptions = {}, commitTimeout = 0): Promise<HeldTransaction> {
+    const { name } = this.#host
+    if (this.#parent() !== undefined) {
+      throw new PoolError('FST_POOL_NOT_SUPPORTED', `a transaction of pool '${name}' is open already (the route's, or ` +
+        'request.transaction): a library\'s own transaction can not begin in it, and would end it. What runs on this ' +
+        'connection is part of it without another one: leave out the inner one, or call ' +
+        `request.transaction('${name}', fn), which is a savepoint there`)
+    }
+    return await this.#beginHeld({ ...options, commitTimeout })
+  }
+
+  async #beginHeld (options: HoldOptions, begun?: (level: Level<C>) => void): Promise<HeldTransaction> {
     checkTransactionOptions(this.#host, options)
     const { commitTimeout = 0, ...begin } = options
     let end!: () => void
     const over = new Promise<void>((resolve) => { end = resolve })
     try {
       const level = await this.#inTurn(this.#line, () => this.#begin(undefined, begin, commitTimeout), over)
-      this.#held = level
+      begun?.(level)
       let commit: Promise<void> | undefined
       let rollback: Promise<void> | undefined
       return {

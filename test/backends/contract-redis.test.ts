@@ -1,6 +1,7 @@
 import { Redis } from 'ioredis'
 import t from 'tap'
 import { redis } from '../../lib/backends/redis.js'
+import { idOf, infoOf, isDeaf, speaksResp3 } from '../support/redis.js'
 import { startRedis } from '../support/services.js'
 import { contract } from './contract.js'
 import type { Subject, Trace } from './contract.js'
@@ -11,9 +12,13 @@ const admin = backend.client
 t.teardown(() => backend.close!())
 
 const key = `contract:${process.pid}`
-const info = async (connection: Redis) => Object.fromEntries(String(await connection.client('INFO')).trim().split(' ').map((field) => field.split('=')))
+const info = (connection: Redis) => infoOf(connection, admin)
 /** In a MULTI the server says so to everything. */
 const inMulti = async (connection: Redis) => await connection.ping() as string === 'QUEUED'
+
+await admin.ping()
+const resp3 = speaksResp3(admin)
+const channels = resp3 ? {} : { alone: 'in RESP2 what is subscribed to any channel takes no other commands' }
 
 const traces: Array<Trace<Redis>> = [
   {
@@ -33,11 +38,13 @@ const traces: Array<Trace<Redis>> = [
       const { sub, psub } = await info(connection)
       return sub !== '0' || psub !== '0' || connection.condition?.subscriber !== false
     },
+    ...channels,
   },
   {
     name: 'shard channels that are subscribed to',
     leave: (connection) => connection.ssubscribe(`${key}:shard`),
     seen: async (connection) => (await info(connection)).ssub !== '0',
+    ...channels,
   },
   {
     name: 'a listener for messages',
@@ -81,14 +88,16 @@ const traces: Array<Trace<Redis>> = [
     leave: (connection) => Promise.all([connection.multi({ pipeline: false }), connection.set(`${key}:never`, 1)]),
     seen: inMulti,
   },
-  {
+]
+if (resp3) {
+  traces.push({
     name: 'another protocol',
     replaced: true,
     leave: (connection) => connection.hello(2),
     seen: async (connection) => (await info(connection)).resp === '2',
     alone: 'there, what is subscribed to any channel takes no other commands',
-  },
-]
+  })
+}
 
 await admin.acl('SETUSER', `${process.pid}`, 'on', '>word', 'allkeys', 'allchannels', '+@all')
 t.teardown(() => admin.acl('DELUSER', `${process.pid}`))
@@ -98,10 +107,10 @@ const subject: Subject<Redis> = {
   max: 4,
   connector: ({ host, port }, { reset, name, password }) => redis({ host, port, reset, connection: { connectionName: name, ...(password !== undefined && { password }) } }),
   isDriver: (connection) => connection instanceof Redis,
-  id: (connection) => connection.client('ID'),
+  id: idOf,
   count: async (name) => String(await admin.client('LIST')).split('\n').filter((line) => line.includes(` name=${name} `)).length,
   end: async (id) => await admin.client('KILL', 'ID', Number(id)),
-  ask: (connection) => connection.get(key),
+  ask: (connection) => isDeaf(connection) ? info(connection) : connection.get(key),
   block: (connection) => connection.blpop(`${key}:nobody`, 0),
   blockEnds: true,
   linger: (connection) => connection.blpop(`${key}:nobody`, 0.03),

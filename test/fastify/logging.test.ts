@@ -238,6 +238,7 @@ t.test('works without a logger, and with one of the app\'s own', async (t) => {
     trace: () => {},
     silent: () => {},
     level: 'info',
+    msgPrefix: '',
     child () { return own },
   }
   const app = Fastify({ loggerInstance: own })

@@ -1,16 +1,16 @@
 import { PassThrough } from 'node:stream'
 import type { FastifyServerOptions } from 'fastify'
 import t from 'tap'
-import { Stage, on, say } from '../support/stage.js'
+import { Stage, handlerTimeout, needsHandlerTimeout, on, say } from '../support/stage.js'
 import { until } from '../support/until.js'
 
 // Requests that a timeout of Fastify's or of Node's ends. Whatever the client is told, the handler may go on.
 
-t.test('handlerTimeout answers 503 while the handler goes on with its connection: the next one does not get it', async (t) => {
+t.test('handlerTimeout answers 503 while the handler goes on with its connection: the next one does not get it', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     plugin: { abortGrace: 400 },
     routes: (app, stage) => {
-      app.get('/', { handlerTimeout: 50 }, async (request) => {
+      app.get('/', handlerTimeout(50), async (request) => {
         const connection = on(request)
         connection.say(request.id, 'begin')
         await stage.gate('answered').opened
@@ -31,11 +31,11 @@ t.test('handlerTimeout answers 503 while the handler goes on with its connection
   t.same(stage.witness.destroyed, ['aborted'], 'a handler that ran into handlerTimeout does not tell its end')
 })
 
-t.test('handlerTimeout, with an abortGrace of 0: the connection is destroyed at once, and the handler learns it', async (t) => {
+t.test('handlerTimeout, with an abortGrace of 0: the connection is destroyed at once, and the handler learns it', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     plugin: { abortGrace: 0 },
     routes: (app, stage) => {
-      app.get('/', { handlerTimeout: 50 }, async (request) => {
+      app.get('/', handlerTimeout(50), async (request) => {
         const connection = on(request)
         connection.say(request.id, 'begin')
         await stage.gate('answered').opened
@@ -52,20 +52,20 @@ t.test('handlerTimeout, with an abortGrace of 0: the connection is destroyed at 
   t.same(stage.witness.destroyed, ['aborted'])
 })
 
-t.test('handlerTimeout before the handler has touched its connection: it goes back', async (t) => {
+t.test('handlerTimeout before the handler has touched its connection: it goes back', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
-    routes: (app, stage) => { app.get('/', { handlerTimeout: 50 }, async () => { await stage.gate('never').opened }) },
+    routes: (app, stage) => { app.get('/', handlerTimeout(50), async () => { await stage.gate('never').opened }) },
   })
   t.equal((await stage.client().get('/', { id: 'A' })).status, 503)
   await stage.settled(t)
   t.same(stage.witness.destroyed, [])
 })
 
-t.test('handlerTimeout while the request waits for a connection: it leaves the line, and keeps its 503', async (t) => {
+t.test('handlerTimeout while the request waits for a connection: it leaves the line, and keeps its 503', needsHandlerTimeout, async (t) => {
   let ran = 0
   const stage = await Stage.set(t, {
     routes: (app) => {
-      app.get('/', { handlerTimeout: 50 }, async () => { ran++ })
+      app.get('/', handlerTimeout(50), async () => { ran++ })
     },
   })
   const lease = await stage.pool.acquire({ holder: 'a job' })
@@ -78,7 +78,7 @@ t.test('handlerTimeout while the request waits for a connection: it leaves the l
   t.equal((await stage.arrived('A')).reply.statusCode, 503, 'in the log too')
 })
 
-t.test('handlerTimeout while an error handler runs: its connection goes to nobody else', async (t) => {
+t.test('handlerTimeout while an error handler runs: its connection goes to nobody else', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     plugin: { abortGrace: 400 },
     routes: (app, stage) => {
@@ -89,7 +89,7 @@ t.test('handlerTimeout while an error handler runs: its connection goes to nobod
         connection.say(request.id, 'end')
         return 'late'
       })
-      app.get('/', { handlerTimeout: 50 }, async () => { throw new Error('no') })
+      app.get('/', handlerTimeout(50), async () => { throw new Error('no') })
       app.get('/next', async (request) => { say(request, 'begin'); return 'next' })
     },
   })
@@ -103,7 +103,7 @@ t.test('handlerTimeout while an error handler runs: its connection goes to nobod
   t.same(stage.witness.said, ['A:begin#1', 'A:end#1', 'B:begin#2'])
 })
 
-t.test('handlerTimeout while the not-found handler runs that a route has called: its connection goes to nobody else', async (t) => {
+t.test('handlerTimeout while the not-found handler runs that a route has called: its connection goes to nobody else', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     plugin: { abortGrace: 400 },
     before: (app, stage) => {
@@ -116,7 +116,7 @@ t.test('handlerTimeout while the not-found handler runs that a route has called:
       })
     },
     routes: (app) => {
-      app.get('/', { handlerTimeout: 50 }, (_request, reply) => { reply.callNotFound() })
+      app.get('/', handlerTimeout(50), (_request, reply) => { reply.callNotFound() })
       app.get('/next', async (request) => { say(request, 'begin'); return 'next' })
     },
   })
@@ -130,11 +130,11 @@ t.test('handlerTimeout while the not-found handler runs that a route has called:
   t.same(stage.witness.said, ['A:begin#1', 'A:end#1', 'B:begin#2'])
 })
 
-t.test('an error handler that answers in time on a route with handlerTimeout gives the connection back', async (t) => {
+t.test('an error handler that answers in time on a route with handlerTimeout gives the connection back', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     routes: (app) => {
       app.setErrorHandler(async (_error, request, reply) => { say(request, 'write'); return reply.code(500).send('caught') })
-      app.get('/', { handlerTimeout: 10_000 }, async () => { throw new Error('no') })
+      app.get('/', handlerTimeout(10_000), async () => { throw new Error('no') })
     },
   })
   t.equal((await stage.client().get('/', { id: 'A' })).body, 'caught')
@@ -142,10 +142,10 @@ t.test('an error handler that answers in time on a route with handlerTimeout giv
   t.same(stage.witness.destroyed, [])
 })
 
-t.test('handlerTimeout in the middle of a stream cuts the response, and its connection is destroyed', async (t) => {
+t.test('handlerTimeout in the middle of a stream cuts the response, and its connection is destroyed', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     routes: (app) => {
-      app.get('/', { handlerTimeout: 50 }, async (request) => {
+      app.get('/', handlerTimeout(50), async (request) => {
         say(request, 'begin')
         const stream = new PassThrough()
         stream.write('begin')
@@ -160,15 +160,15 @@ t.test('handlerTimeout in the middle of a stream cuts the response, and its conn
   t.same(stage.witness.destroyed, ['aborted'])
 })
 
-t.test('handlerTimeout does not end a POST with a body whose handler never replies (fastify#6725): its connection is held until the client leaves', async (t) => {
+t.test('handlerTimeout does not end a POST with a body whose handler never replies (fastify#6725): its connection is held until the client leaves', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     plugin: { abortGrace: 50 },
     routes: (app, stage) => {
-      app.post('/', { handlerTimeout: 50 }, async (request) => {
+      app.post('/', handlerTimeout(50), async (request) => {
         say(request, 'begin')
         await stage.gate('never').opened
       })
-      app.get('/other', { handlerTimeout: 100, config: { pools: false } }, async () => { await stage.gate('never').opened })
+      app.get('/other', { ...handlerTimeout(100), config: { pools: false } }, async () => { await stage.gate('never').opened })
     },
   })
   const client = stage.client().send('POST', '/', { id: 'A', body: '{}' })

@@ -9,7 +9,7 @@ import type { PluginOptions, PoolError, PoolOptions } from '../../index.js'
 import type { RoutePools } from '../../lib/pool/options.js'
 import { Client, answerOf, http2Client } from '../support/client.js'
 import { FakeConnector, type FakeConnection, failure } from '../support/fake-connector.js'
-import { gate, type Gate } from '../support/stage.js'
+import { gate, type Gate, handlerTimeout, needsHandlerTimeout } from '../support/stage.js'
 import { until } from '../support/until.js'
 
 // A route's transaction, and `request.transaction`. The database is a fake whose begin, commit, rollback and savepoint are in the test's hands; it
@@ -516,9 +516,9 @@ t.test("a handler that replies and then throws while the commit is under way: th
   }
 })
 
-t.test('handlerTimeout while the commit is under way: the client gets the timeout, the log what became of the commit, and the process goes on', async (t) => {
+t.test('handlerTimeout while the commit is under way: the client gets the timeout, the log what became of the commit, and the process goes on', needsHandlerTimeout, async (t) => {
   for (const outcome of ['pass', 'fail'] as const) {
-    const scene = await Scene.set(t, { listen: true, routes: (app, scene) => { app.get('/', { ...inTransaction, handlerTimeout: 50 }, writes(scene, () => 'well')) } })
+    const scene = await Scene.set(t, { listen: true, routes: (app, scene) => { app.get('/', { ...inTransaction, ...handlerTimeout(50) }, writes(scene, () => 'well')) } })
     scene.db.next.commit = ['gate']
     const client = scene.client().send('GET', '/', { id: 'A' })
     t.equal((await client.answer()).status, 503)
@@ -649,12 +649,12 @@ t.test('a client that leaves while the commit is under way: the commit stands, o
   t.match(scene.stats(), { used: 0, idle: 1, created: 1 })
 })
 
-t.test('handlerTimeout: never rolled back under a handler that still runs; its connection is destroyed', async (t) => {
+t.test('handlerTimeout: never rolled back under a handler that still runs; its connection is destroyed', needsHandlerTimeout, async (t) => {
   const scene = await Scene.set(t, {
     listen: true,
     plugin: { abortGrace: 50 },
     routes: (app, scene) => {
-      app.get('/', { ...inTransaction, handlerTimeout: 50 }, async (request) => {
+      app.get('/', { ...inTransaction, ...handlerTimeout(50) }, async (request) => {
         const connection = on(request)
         scene.db.write(connection, 'row')
         await scene.gate('go on').opened

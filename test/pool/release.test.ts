@@ -101,6 +101,7 @@ t.test('only leases of a pool can be abandoned', (t) => {
   let ended = 0
   abandon({
     connection: 1,
+    raw: 1,
     pool: 'db',
     holder: undefined,
     ended: false,

@@ -7,11 +7,13 @@ import ts from 'typescript'
 const root = resolve(process.argv[2] ?? fileURLToPath(new URL('../..', import.meta.url)))
 
 /** From top to bottom. A file may import from its own floor and from those below. */
-const floors = ['index.ts', 'lib/fastify', 'lib/balance', 'lib/backends', 'lib/pool', 'types']
+const floors = ['index.ts', 'lib/fastify', 'lib/balance', 'lib/wrap', 'lib/backends', 'lib/pool', 'types']
 
 /** What a floor may import beyond that rule's reach: packages, and where it is narrower than the rule, which files. */
 const node = (name) => name.startsWith('node:')
 const packages = {
+  // Each adapter imports the library that it is for, and nobody imports an adapter but its user.
+  'lib/wrap': (name, file) => node(name) || file === `lib/wrap/${name}.ts`,
   'lib/backends': node,
   'lib/pool': (name, file) => node(name) ||
     (/^typebox(\/|$)/.test(name) && file === 'lib/pool/options.ts') ||
@@ -19,6 +21,8 @@ const packages = {
   types: () => false,
 }
 const files = {
+  'lib/fastify': (file) => floorOf(file) !== 'lib/wrap',
+  'lib/balance': (file) => floorOf(file) !== 'lib/wrap',
   'lib/backends': (file) => floorOf(file) !== 'lib/pool' || ['lib/pool/errors.ts', 'lib/pool/options.ts'].includes(file),
   types: () => false,
 }

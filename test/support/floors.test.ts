@@ -37,6 +37,8 @@ const wrong: Array<[promise: string, file: string, source: string, said: string]
   ['the engine imports no package', 'lib/pool/package.ts', "import fastify from 'fastify'", "lib/pool/package.ts:1 'fastify': lib/pool may not import the package"],
   ['typebox is for the options only', 'lib/pool/typebox.ts', "import Type from 'typebox'", "lib/pool/typebox.ts:1 'typebox': lib/pool may not import the package"],
   ['the engine loads no driver, not even late', 'lib/pool/driver.ts', "void import('ioredis')", "lib/pool/driver.ts:1 'ioredis': lib/pool may not import the package"],
+  ['an adapter imports its own library only', 'lib/wrap/knex.ts', "import { Kysely } from 'kysely'", "lib/wrap/knex.ts:1 'kysely': lib/wrap may not import the package"],
+  ['nothing of ours imports an adapter', 'lib/fastify/plugin.ts', "import { kysely } from '../wrap/kysely.js'", "lib/fastify/plugin.ts:1 '../wrap/kysely.js': lib/fastify may not import lib/wrap/kysely.ts"],
   ['a backend imports its driver late', 'lib/backends/redis.ts', "import { Redis } from 'ioredis'", "lib/backends/redis.ts:1 'ioredis': lib/backends may not import the package"],
   ['a backend knows nothing of the pool', 'lib/backends/pool.ts', "import { Pool } from '../pool/pool.js'", 'lib/backends may not import lib/pool/pool.ts'],
   ['types import nothing at run time', 'types/a.ts', "import { b } from './b.js'", 'types may not import types/b.ts'],

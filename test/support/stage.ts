@@ -1,5 +1,5 @@
 import Fastify from 'fastify'
-import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions, RouteShorthandOptions } from 'fastify'
 import type { AddressInfo } from 'node:net'
 import type { Test } from 'tap'
 import { fastifyPool } from '../../index.js'
@@ -40,6 +40,12 @@ export function gate (): Gate {
     },
   }
 }
+
+/** Fastify has it from 5.8 on. */
+export const needsHandlerTimeout = { skip: 'handlerTimeout' in Fastify().initialConfig ? false : 'this Fastify has no handlerTimeout' }
+
+/** The option of a route, in ms: the types of an older Fastify don't know it. */
+export const handlerTimeout = (ms: number): RouteShorthandOptions => ({ handlerTimeout: ms }) as RouteShorthandOptions
 
 /** `request.<name>`, as the witness's connection. */
 export function on (request: FastifyRequest, name = 'db'): WitnessConnection {

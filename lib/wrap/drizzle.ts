@@ -1,0 +1,129 @@
+import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
+import { requirePackage } from '../backends/driver.js'
+import { PoolError } from '../pool/errors.js'
+import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
+
+/** What Drizzle makes of a driver's connection: `drizzle` of `drizzle-orm/node-postgres`, `/mysql2`, `/sqlite-proxy`. */
+type Make<T> = (...args: never) => T
+
+/** What is used of Drizzle's databases. */
+interface Database {
+  session: Session
+  transaction (fn: (tx: unknown) => unknown, config?: Config): Promise<unknown>
+  $client?: unknown
+}
+
+interface Session { readonly client: unknown, transaction (fn: (tx: unknown) => unknown): Promise<unknown> }
+interface Config extends LibraryOptions { readonly deferrable?: boolean, readonly withConsistentSnapshot?: boolean, readonly behavior?: string }
+
+/** Options of Drizzle itself (`schema`, `casing`, `logger`, ...), and where it comes from. */
+export interface DrizzleOptions<T> {
+  /**
+   * `drizzle` of `drizzle-orm/node-postgres`, `drizzle-orm/mysql2` or `drizzle-orm/sqlite-proxy`, where it can't be required by name (in a bundle), and
+   * for its type. Default: that of the pool's backend.
+   */
+  readonly drizzle?: Make<T>
+  readonly [option: string]: unknown
+}
+
+/**
+ * For the option `wrap`: `request.<name>` is a Drizzle database over the leased connection, on PostgreSQL, MySQL and SQLite.
+ *
+ * Drizzle's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
+ * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already. So are `deferrable` and `withConsistentSnapshot`.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS` when a connection is made, on another backend; `FST_POOL_MISSING_DRIVER` without drizzle-orm
+ */
+export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<T> = {}): (connection: unknown, info: WrapInfo) => T {
+  return (connection, info) => {
+    const backend = backends[info.system]
+    if (backend === undefined) throw unknownSystem('drizzle', info, ['postgresql', 'mysql', 'sqlite'])
+    const make = (given ?? (requirePackage(backend.module, { backend: 'drizzle' }) as { drizzle: unknown }).drizzle) as unknown as (client: unknown, config: object) => Database
+    const database = make(backend.client(connection), { ...(info.system === 'mysql' && { mode: 'default' }), ...config })
+    database.$client = connection
+    const { session } = database
+    database.transaction = async (fn, config = {}) => {
+      for (const name of ['deferrable', 'withConsistentSnapshot'] as const) {
+        if (config[name] !== true) continue
+        throw new PoolError('FST_POOL_NOT_SUPPORTED', `drizzle's transaction option ${name} is not one of pool '${info.pool}': it has isolationLevel and accessMode`)
+      }
+      const transaction = await info.begin(optionsOf(config))
+      try {
+        // Drizzle runs all of a transaction on its session's client. This one's texts of BEGIN, COMMIT and ROLLBACK are the pool's to carry out.
+        const own = Object.create(session, { client: { value: backend.client(connection, ender(transaction)) } }) as Session
+        return await own.transaction(fn)
+      } finally {
+        // Where the library has ended it, that does nothing. Otherwise nothing of it may stay.
+        await transaction.rollback()
+      }
+    }
+    return database as T
+  }
+}
+
+export default drizzle
+
+/** Carries a statement out in the pool's place of the driver, where it is one of those that begin or end a transaction. */
+type Ender = (text: string) => Promise<void> | undefined
+
+function ender (transaction: WrapTransaction): Ender {
+  return (text) => {
+    switch (text) {
+      case 'begin': return Promise.resolve()
+      case 'commit': return transaction.commit()
+      case 'rollback': return transaction.rollback()
+      default: return undefined
+    }
+  }
+}
+
+interface Backend {
+  readonly module: string
+  /** What Drizzle gets as its driver's client. */
+  client (connection: unknown, ender?: Ender): unknown
+}
+
+/** A driver's connection whose methods first ask whether a statement ends the transaction. */
+function ending (connection: unknown, methods: readonly string[], textOf: (query: never) => string, ender: Ender | undefined, nothing: unknown): unknown {
+  if (ender === undefined) return connection
+  const own = connection as Record<string, (...args: unknown[]) => unknown>
+  return Object.create(own, Object.fromEntries(methods.map((name) => [name, {
+    value: (query: unknown, ...rest: unknown[]) => ender(textOf(query as never))?.then(() => nothing) ?? own[name]!(query, ...rest),
+  }])))
+}
+
+const backends: Readonly<Record<string, Backend>> = {
+  postgresql: {
+    module: 'drizzle-orm/node-postgres',
+    client: (connection, ender) => ending(connection, ['query'], (query: string | { text: string }) => typeof query === 'string' ? query : query.text, ender,
+      { rows: [], rowCount: 0, fields: [] }),
+  },
+  mysql: {
+    module: 'drizzle-orm/mysql2',
+    client: (connection, ender) => ending(connection, ['query', 'execute'], (query: string | { sql: string }) => typeof query === 'string' ? query : query.sql,
+      ender, [{ affectedRows: 0 }, []]),
+  },
+  sqlite: {
+    module: 'drizzle-orm/sqlite-proxy',
+    client: (connection, ender) => async (sql: string, params: unknown[], method: string) => {
+      const ended = ender?.(sql)
+      if (ended === undefined) return runSqlite(connection as Sqlite, sql, params, method)
+      await ended
+      return { rows: [] }
+    },
+  },
+}
+
+interface Statement { readonly reader?: boolean, run (...params: unknown[]): unknown, raw (): { all (...params: unknown[]): unknown[] } }
+interface Sqlite { prepare (sql: string): Statement }
+
+/** One statement, in the form in which Drizzle's proxy wants its rows. */
+function runSqlite (database: Sqlite, sql: string, params: unknown[], method: string): { rows: unknown } {
+  const statement = database.prepare(sql)
+  if (statement.reader !== true) {
+    statement.run(...params)
+    return { rows: [] }
+  }
+  const rows = statement.raw().all(...params)
+  return { rows: method === 'get' ? rows[0] : rows }
+}

@@ -2,7 +2,9 @@ import { existsSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { badOption, PoolError } from '../pool/errors.js'
 import { badDriver, facesOf, requirePackage } from './driver.js'
-import { isBusy, patiently } from './sqlite/lock.js'
+import { dialectOf, isBusy } from './sqlite/dialect.js'
+import type { Dialect, DriverName, Handle } from './sqlite/dialect.js'
+import { patiently } from './sqlite/lock.js'
 import { Watch } from './sqlite/watch.js'
 import type { Address } from '../pool/options.js'
 import type { Connector, DestroyReason, Transactions } from '../../types/connector.js'
@@ -13,31 +15,35 @@ export interface SqliteOptions {
   /** A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does not change its address. */
   url?: Address['url']
   /**
-   * Options of the driver's `Database`, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking
-   * the event loop. No function.
+   * Options of the driver's class, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking the event loop, and
+   * where it is more than 0 the pool does not look for the lock before a loan. No function.
    */
   connection?: Address['connection']
   /** 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and iterators are ended. */
   reset?: 'session' | 'transaction' | 'none'
-  /** The name of the driver, its class, or its module. Default: libsql, else better-sqlite3. */
-  driver?: 'libsql' | 'better-sqlite3' | 'node:sqlite' | SqliteDriver | object
+  /** The name of the driver, its class, or its module. Default: better-sqlite3, else libsql, else Node's own (22.16 or later). */
+  driver?: DriverName | SqliteDriver<unknown> | object
   /** The pool's, for messages. */
   name?: string
 }
 
 /** Makes the handle that writes; its `replica` makes those that read. */
-export interface SqliteConnector extends Connector<SqliteDatabase> {
+export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
   readonly system: 'sqlite'
+  readonly driver: DriverName
   /** How many connections its pool may have: there is one writer to a file. */
   readonly max: 1
-  readonly transactions: Transactions<SqliteDatabase>
+  readonly transactions: Transactions<D>
   /** Handles on the same file that only read. None for ':memory:', which only its one handle sees. */
-  readonly replica?: Connector<SqliteDatabase>
+  readonly replica?: Connector<D>
 }
 
 /**
- * SQLite, on libsql or better-sqlite3. A connection is a handle of its own, in WAL mode where it is a file: one writes, and any number of others
+ * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a file: one writes, and any number of others
  * (`replica`) read at the same time.
+ *
+ * A write that resolved is stored, whatever failed before it on its handle; rows of a write (RETURNING) and of a PRAGMA are therefore fetched at once, also by
+ * `iterate` (better-sqlite3 does nothing else while an iterator is open). A statement that is run again ends the iterator that it had.
  *
  * At return an open transaction is rolled back and iterators are ended; a handle that is left with temp objects, other attached databases or
  * other settings than it had before its first loan (after `onConnect`) is refused, so that the pool opens a new one. It costs nothing where no
@@ -52,39 +58,44 @@ export interface SqliteConnector extends Connector<SqliteDatabase> {
  * ':memory:' is one handle that lives, with its data, until `close()`: whatever the pool's reasons, `destroy` only makes it clean, and the next
  * `create` delivers it again. There, what a handle is left with is undone one by one; functions that were defined on it and extensions stay.
  *
- * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to block the event loop.
- * `transactions` wait for the lock, and block nothing: they ask for it again and again, as BEGIN IMMEDIATE.
+ * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to block the event loop. Where another process
+ * was seen to write within the last minute, the handle that writes is lent when the lock is free, and its callers wait for that. `transactions` wait for the
+ * lock, too, and block nothing: they ask for it again and again, as BEGIN IMMEDIATE.
  *
+ * @param D what a connection is: `DatabaseSync` with node:sqlite
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
-export async function sqlite (options: SqliteOptions): Promise<SqliteConnector> {
+export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promise<SqliteConnector<D>> {
   for (const key of ['url', 'connection'] as const) {
     if (typeof options[key] === 'function') throw badOption(key, options[key], 'none, since a file does not change its address')
   }
   const path = pathOf(options.url)
-  return new Writer(driverOf(options.driver), path, options)
+  return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>
 }
 
-class Handles implements Connector<SqliteDatabase> {
+class Handles implements Connector<Handle> {
   readonly system = 'sqlite'
-  readonly transactions: Transactions<SqliteDatabase>
-  readonly #Database: SqliteDriver
+  readonly driver: DriverName
+  readonly transactions: Transactions<Handle>
+  readonly #Database: SqliteDriver<unknown>
+  readonly #dialect: Dialect
   readonly #path: string
   readonly #options: Record<string, unknown>
   readonly #whole: boolean
   readonly #memory: boolean
   /** Of those that only read: what a write is told. */
   readonly #refusal: string | undefined
-  readonly #watches = new WeakMap<SqliteDatabase, Watch>()
+  readonly #watches = new WeakMap<Handle, Watch>()
   /** The one handle of ':memory:'. */
-  #kept: SqliteDatabase | undefined
+  #kept: Handle | undefined
   #closed = false
 
-  constructor (Database: SqliteDriver, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
+  constructor (Database: SqliteDriver<unknown>, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
     this.#Database = Database
+    this.#dialect = dialectOf(Database)
+    this.driver = this.#dialect.name
     this.#path = path
-    const given: Record<string, unknown> = { ...connection }
-    this.#options = { ...given, timeout: given.timeout ?? 0 }
+    this.#options = this.#dialect.options({ ...connection })
     this.#whole = reset !== 'transaction'
     this.#memory = path === ':memory:'
     this.#refusal = reads ? `this connection${name === undefined ? '' : ` of pool '${name}'`} only reads: lease role: 'primary' to write` : undefined
@@ -97,18 +108,18 @@ class Handles implements Connector<SqliteDatabase> {
     }
   }
 
-  async create (signal: AbortSignal): Promise<SqliteDatabase> {
+  async create (signal: AbortSignal): Promise<Handle> {
     signal.throwIfAborted()
     if (this.#closed) throw new Error('the SQLite connector is closed')
-    if (this.#kept?.open) {
+    if (this.#kept !== undefined && this.#dialect.isOpen(this.#kept)) {
       this.#watchOf(this.#kept).reopen()
       return this.#kept
     }
     const db = this.#open()
     try {
       // Writes to the file only where it is not so already. A reader does it as well: it may be the first.
-      if (!this.#memory && !db.readonly) await patiently(() => db.pragma('journal_mode = WAL'), signal)
-      this.#watches.set(db, new Watch(db, this.#refusal))
+      if (!this.#memory && !this.#isReadOnly(db)) await patiently(() => db.exec('PRAGMA journal_mode = WAL'), signal)
+      this.#watches.set(db, new Watch(db, this.#dialect, { refusal: this.#refusal, shared: !this.#memory }))
     } catch (error) {
       db.close()
       throw error
@@ -117,30 +128,35 @@ class Handles implements Connector<SqliteDatabase> {
     return db
   }
 
-  destroy (db: SqliteDatabase, _reason?: DestroyReason): void {
+  destroy (db: Handle, _reason?: DestroyReason): void {
     const watch = this.#watchOf(db)
-    if (this.#memory && db.open) {
+    if (this.#memory && this.#dialect.isOpen(db)) {
       watch.endLease()
       return watch.undo()
     }
     watch.close()
   }
 
-  async validate (db: SqliteDatabase): Promise<boolean> {
+  async validate (db: Handle): Promise<boolean> {
     // libsql's statements go on working on a handle that is closed.
-    if (!db.open) return false
+    if (!this.#dialect.isOpen(db)) return false
     this.#watchOf(db).ping()
     return true
   }
 
-  isBroken (db: SqliteDatabase): boolean {
-    if (!db.open) return true
+  isBroken (db: Handle): boolean {
+    const watch = this.#watchOf(db)
+    if (watch.isBroken) return true
     // The pool asks before every loan: the first time is when `onConnect` is done and no borrower was there.
-    this.#watchOf(db).settle()
+    watch.settle()
     return false
   }
 
-  reset (db: SqliteDatabase): Promise<void> | undefined {
+  obstacle (db: Handle): string | undefined {
+    return this.#watchOf(db).obstacle()
+  }
+
+  reset (db: Handle): Promise<void> | undefined {
     const watch = this.#watchOf(db)
     try {
       watch.endLease()
@@ -159,27 +175,32 @@ class Handles implements Connector<SqliteDatabase> {
     this.#kept = undefined
   }
 
-  #open (): SqliteDatabase {
+  #open (): Handle {
     try {
-      return new this.#Database(this.#path, this.#options)
+      return new this.#Database(this.#path, this.#options) as Handle
     } catch (cause) {
       if (this.#memory || existsSync(dirname(this.#path))) throw cause
       throw new Error(`the database file's directory does not exist: ${dirname(this.#path)}`, { cause })
     }
   }
 
-  #watchOf (db: SqliteDatabase): Watch {
+  /** libsql has no such handles. */
+  #isReadOnly (db: Handle): boolean {
+    return (db as { readonly?: boolean }).readonly === true || (this.driver === 'node:sqlite' && this.#options.readOnly === true)
+  }
+
+  #watchOf (db: Handle): Watch {
     const watch = this.#watches.get(db)
     if (watch === undefined) throw new TypeError('this handle is not of this connector')
     return watch
   }
 }
 
-class Writer extends Handles implements SqliteConnector {
+class Writer extends Handles {
   readonly max = 1
-  declare readonly replica?: Connector<SqliteDatabase>
+  readonly replica?: Connector<Handle>
 
-  constructor (Database: SqliteDriver, path: string, options: SqliteOptions) {
+  constructor (Database: SqliteDriver<unknown>, path: string, options: SqliteOptions) {
     super(Database, path, options, false)
     if (path !== ':memory:') this.replica = new Handles(Database, path, options, true)
   }
@@ -207,16 +228,15 @@ function pathOf (url: unknown): string {
   return path === ':memory:' ? path : resolve(path)
 }
 
-/** libsql first: it installs in seconds, without a compiler; better-sqlite3 may have to be compiled. */
-const drivers = ['libsql', 'better-sqlite3'] as const
+/** The strongest first. libsql installs in seconds, without a compiler; Node's own is there without any install. */
+const drivers = ['better-sqlite3', 'libsql', 'node:sqlite'] as const
 
-function driverOf (driver: SqliteOptions['driver']): SqliteDriver {
-  if (driver === 'libsql' || driver === 'better-sqlite3') return load(driver)
-  if (driver === 'node:sqlite') return builtIn()
+function driverOf (driver: SqliteOptions['driver']): SqliteDriver<unknown> {
+  if (drivers.includes(driver as DriverName)) return load(driver as DriverName)
   if (driver !== undefined) {
-    const found = facesOf(driver).find(isDriver)
+    const found = classIn(driver)
     if (found === undefined) throw badDriver(driver, "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them")
-    return found as unknown as SqliteDriver
+    return found
   }
   const causes: unknown[] = []
   for (const name of drivers) {
@@ -226,22 +246,32 @@ function driverOf (driver: SqliteOptions['driver']): SqliteDriver {
       causes.push(error)
     }
   }
-  const message = "backend 'sqlite' needs the package libsql or better-sqlite3: npm install libsql"
+  const message = "backend 'sqlite' needs the package better-sqlite3 or libsql, or Node 22.16: npm install libsql"
   throw new PoolError('FST_POOL_MISSING_DRIVER', message, { cause: new AggregateError(causes) })
 }
 
-function load (name: string): SqliteDriver {
-  return facesOf(requirePackage(name, { backend: 'sqlite' })).find(isDriver) as unknown as SqliteDriver
+function load (name: DriverName): SqliteDriver<unknown> {
+  if (name === 'node:sqlite') return builtIn()
+  const found = classIn(requirePackage(name, { backend: 'sqlite' }))
+  if (found !== undefined) return found
+  throw new PoolError('FST_POOL_MISSING_DRIVER', `backend 'sqlite' needs ${name}: what is installed under that name is something else`)
 }
 
-function isDriver ({ prototype }: { prototype?: unknown }): boolean {
-  const { prepare, pragma, transaction } = (prototype ?? {}) as Partial<SqliteDatabase>
-  return [prepare, pragma, transaction].every((method) => typeof method === 'function')
+/** A driver's class, or the one that its module exports: as `DatabaseSync` where it is Node's. */
+function classIn (driver: unknown): SqliteDriver<unknown> | undefined {
+  const candidates: unknown[] = facesOf(driver).flatMap((face) => [face, face.DatabaseSync])
+  return candidates.find(isDriver) as SqliteDriver<unknown> | undefined
 }
 
-/** Node's own, where this Node has it. */
-function builtIn (): SqliteDriver {
-  const module = process.getBuiltinModule('node:sqlite' as 'node:module') as unknown as { readonly DatabaseSync: SqliteDriver } | undefined
-  if (module !== undefined) return module.DatabaseSync
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later: this is ${process.version}`)
+function isDriver (candidate: unknown): boolean {
+  const { prepare, exec } = ((candidate as { prototype?: unknown } | undefined)?.prototype ?? {}) as Partial<SqliteDatabase>
+  return typeof prepare === 'function' && typeof exec === 'function'
+}
+
+/** @throws `FST_POOL_MISSING_DRIVER` where this Node has none, or one that does not tell of its transactions */
+function builtIn (): SqliteDriver<unknown> {
+  const module = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as { readonly DatabaseSync: SqliteDriver<unknown> } | undefined
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
+  if (module !== undefined && (major > 22 || (major === 22 && minor >= 16))) return module.DatabaseSync
+  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`)
 }

@@ -1,4 +1,4 @@
-/** What both drivers' prepared statements have. */
+/** What prepared statements of libsql and better-sqlite3 have. */
 export interface SqliteStatement {
   readonly reader: boolean
   run (...params: unknown[]): { changes: number, lastInsertRowid: number | bigint }
@@ -11,7 +11,7 @@ export interface SqliteStatement {
   columns (): unknown[]
 }
 
-/** What both drivers' handles have. For the rest, type the pool as the driver that you installed. */
+/** What handles of libsql and better-sqlite3 have. For the rest, and for node:sqlite, type the pool as the driver that you use. */
 export interface SqliteDatabase {
   readonly name: string
   readonly memory: boolean
@@ -33,4 +33,5 @@ export interface SqliteTransaction<A extends unknown[], R> {
   exclusive (...args: A): R
 }
 
-export type SqliteDriver = new (path: string, options?: object) => SqliteDatabase
+/** A driver's class: `Database` of better-sqlite3 or libsql, `DatabaseSync` of node:sqlite. */
+export type SqliteDriver<D = SqliteDatabase> = new (path: string, options?: object) => D

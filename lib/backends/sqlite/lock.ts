@@ -1,4 +1,5 @@
 import { setTimeout as pause } from 'node:timers/promises'
+import { isBusy } from './dialect.js'
 
 /** In ms: the longest between two attempts. */
 const longestPause = 25
@@ -27,12 +28,50 @@ export async function patiently (attempt: () => unknown, signal?: AbortSignal): 
   }
 }
 
-export function codeOf (error: unknown): string {
-  const code: unknown = error instanceof Error && 'code' in error ? error.code : undefined
-  return typeof code === 'string' ? code : ''
-}
+/** In ms: for how long the lock is asked for before each loan, once another process was seen to write. */
+const wariness = 60_000
+/** At one loan of so many the file is looked at: it costs more than all the rest of a loan. */
+const loansPerLook = 64
 
-/** Also SQLITE_BUSY_SNAPSHOT: it wants to write on what it read before somebody else wrote. */
-export function isBusy (error: unknown): boolean {
-  return /^SQLITE_BUSY(_|$)/.test(codeOf(error))
+/** Whether anybody but this handle writes to its file: other processes, and other pools of this one. */
+export class Rivals {
+  readonly #version: () => unknown
+  #last: unknown
+  #loans = 0
+  /** As `performance.now()`. 0: nobody was seen. */
+  #until = 0
+
+  /** @param version what is another value after each write of others: `PRAGMA data_version` */
+  constructor (version: () => unknown) {
+    this.#version = version
+  }
+
+  /** What was written until now is of no interest. */
+  begin (): void {
+    this.#last = this.#version()
+  }
+
+  /** Somebody had the lock. */
+  met (): void {
+    this.#until = performance.now() + wariness
+  }
+
+  look (): void {
+    try {
+      const version = this.#version()
+      if (version !== this.#last) this.met()
+      this.#last = version
+    } catch (error) {
+      if (!isBusy(error)) throw error
+      this.met()
+    }
+  }
+
+  /** Asked at each loan: whether somebody wrote within the last minute. */
+  get about (): boolean {
+    if (++this.#loans % loansPerLook === 0) this.look()
+    if (this.#until === 0) return false
+    if (performance.now() > this.#until) this.#until = 0
+    return this.#until !== 0
+  }
 }

@@ -1,52 +1,60 @@
 import { PoolError } from '../../pool/errors.js'
-import { codeOf, patiently } from './lock.js'
-import { judge, mayLeave, pragmas, readable, schema, unreadable } from './residue.js'
+import { codeOf, first, isBusy } from './dialect.js'
+import type { Dialect, Handle, Statement } from './dialect.js'
+import { Iterators } from './iterators.js'
+import { Rivals } from './lock.js'
+import { Residue, judge, mayLeave, pragmas, unreadable } from './residue.js'
+import { Statements } from './statements.js'
+import { Transactions, ended } from './transaction.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
-import type { SqliteDatabase, SqliteStatement } from './handle.js'
-
-/** On each statement: in which turn it was prepared. */
-const turnOf: unique symbol = Symbol('turn')
-
-interface Stamped extends SqliteStatement { [turnOf]: number }
 
 /** The turn of statements that `onConnect` prepared: they outlive all leases, but not the handle. */
 const forever = Number.MAX_SAFE_INTEGER
 
-/** An iterator that may have more rows. */
-interface Held {
-  readonly iterator: IterableIterator<unknown>
-  /** The driver's own. */
-  readonly next: () => IteratorResult<unknown>
-  readonly turn: number
-  state: 'open' | 'done' | 'ended'
+/** What a handle is for. */
+export interface Duty {
+  /** It only reads: what a write is told. */
+  readonly refusal?: string | undefined
+  /** Others may have the file, too. */
+  readonly shared: boolean
 }
 
-/** The savepoint around all of a transaction. It goes where the transaction goes, so somebody else's can't be taken for it. */
-const outermost = 'fastify_pool'
+/** The methods that some drivers' handles have and others have not. */
+interface Methods {
+  pragma? (source: string, ...options: unknown[]): unknown
+  transaction? (fn: Run): Record<'default' | 'deferred' | 'immediate' | 'exclusive', Run> & Run
+  interrupt? (): void
+}
+type Run = (this: unknown, ...args: unknown[]) => unknown
 
 /**
- * Sees to it that nothing a borrower leaves on a handle is seen by the next one.
+ * Sees to it that nothing a borrower leaves on a handle is seen by the next one, and that a write which resolved is stored.
  *
  * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of the handle hide those of
  * the class, look at the text, and call them. Only after a text that can leave something is the handle compared with what it was before.
  */
 export class Watch {
-  readonly #db: SqliteDatabase
+  readonly #db: Handle
+  readonly #dialect: Dialect
   readonly #exec: (sql: string) => unknown
-  readonly #prepare: (sql: string) => SqliteStatement
-  /** What a write is told, where the handle only reads. */
+  readonly #prepare: Handle['prepare']
   readonly #refusal: string | undefined
+  /** Whether somebody else's lock may be in the way of its borrower. */
+  readonly #writesShared: boolean
   /** Seen since the last return. */
   #seen = 0
   /** Of statements that `onConnect` prepared: whoever has one can run it at any later time. */
   #prepared = 0
   #settled = false
-  #before: { schema: string, pragmas: string } | undefined
-  readonly #iterators = new Set<Held>()
-  #readSchema: SqliteStatement | undefined
-  #readPragmas: SqliteStatement | undefined
-  #readQueryOnly: SqliteStatement | undefined
-  #select: SqliteStatement | undefined
+  readonly #residue: Residue
+  readonly #iterators: Iterators
+  readonly #statements: Statements
+  readonly #rivals: Rivals
+  readonly #transactions: Transactions
+  /** Queries of our own. */
+  readonly #queries = new Map<string, Statement>()
+  /** A statement is under way, and nothing ends it. */
+  #stuck = false
 
   /** Raised at each return. */
   #turn = 0
@@ -63,21 +71,29 @@ export class Watch {
   /** It only reads: what `query_only` was before. */
   #queryOnly: unknown
 
-  constructor (db: SqliteDatabase, refusal: string | undefined) {
+  constructor (db: Handle, dialect: Dialect, { refusal, shared }: Duty) {
     this.#db = db
+    this.#dialect = dialect
     this.#refusal = refusal
+    this.#writesShared = refusal === undefined && shared
     this.#exec = db.exec.bind(db)
     this.#prepare = db.prepare.bind(db)
+    this.#residue = new Residue((sql) => this.#ask(sql), this.#exec)
+    this.#rivals = new Rivals(() => this.#ask('PRAGMA data_version'))
+    const driver = Object.getPrototypeOf(this.#prepare('select 1')) as Statement
+    this.#iterators = this.#makeIterators(driver)
+    this.#statements = this.#makeStatements(driver)
+    this.#transactions = this.#makeTransactions()
     this.#hide()
     // As it will be when it is settled.
     if (refusal !== undefined) this.#exec('PRAGMA query_only = ON')
-    this.#before = this.#read()
+    this.#residue.remember()
     if (refusal !== undefined) this.#exec('PRAGMA query_only = OFF')
   }
 
   ping (): void {
-    this.#select ??= this.#prepare('select 1')
-    this.#select.get()
+    this.#ask('select 1')
+    if (this.#writesShared) this.#rivals.look()
   }
 
   /** What was set until now is no borrower's. */
@@ -86,16 +102,37 @@ export class Watch {
     this.#settled = true
     // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
     if (this.#refusal !== undefined) this.#exec('PRAGMA query_only = ON')
-    if (this.#seen !== 0) this.#before = this.#read()
+    if (this.#seen !== 0) this.#residue.remember()
     this.#seen = 0
     this.#prepared &= ~unreadable
     this.#stamp = this.#turn
+    if (this.#writesShared) this.#rivals.begin()
   }
 
   /** `onConnect` comes once more. */
   reopen (): void {
     this.#settled = false
     this.#stamp = forever
+  }
+
+  /** Whether it can't be lent again. */
+  get isBroken (): boolean {
+    return this.#stuck || !this.#dialect.isOpen(this.#db)
+  }
+
+  /** What keeps its next borrower from writing now. It is only looked for where somebody else writes. */
+  obstacle (): string | undefined {
+    if (!this.#writesShared || !this.#rivals.about) return undefined
+    // Whoever has a busy timeout wants to wait by blocking the event loop.
+    if (this.#residue.pragma('busy_timeout') !== '0' || this.#dialect.inTransaction(this.#db)) return undefined
+    try {
+      this.#exec('BEGIN IMMEDIATE; ROLLBACK')
+      return undefined
+    } catch (error) {
+      this.#met(error)
+      // What else there is its borrower will see.
+      return isBusy(error) ? 'the lock of the SQLite file, which another process has to write' : undefined
+    }
   }
 
   /** What was prepared until now can't be run any more. */
@@ -106,7 +143,7 @@ export class Watch {
   close (): void {
     this.#closed = true
     this.#floor = Infinity
-    if (!this.#db.open) return
+    if (!this.#dialect.isOpen(this.#db)) return
     try {
       // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
       this.endWork()
@@ -118,9 +155,9 @@ export class Watch {
   /** Ends what is under way: transaction and iterators. */
   endWork (): void {
     // To ask a closed handle of libsql whether it is in a transaction aborts the process.
-    if (!this.#db.open) throw new Error('the SQLite handle is closed')
-    if (this.#iterators.size > 0) this.#endIterators()
-    if (this.#db.inTransaction) this.#exec('ROLLBACK')
+    if (!this.#dialect.isOpen(this.#db)) throw new Error('the SQLite handle is closed')
+    if (this.#iterators.size > 0) this.#iterators.end()
+    if (this.#dialect.inTransaction(this.#db)) this.#exec('ROLLBACK')
     this.#leave()
   }
 
@@ -137,86 +174,44 @@ export class Watch {
     const changed = this.#seen | this.#prepared
     if (changed === 0) return
     this.#seen = 0
-    const before = this.#before!
-    const left = []
-    if ((changed & unreadable) !== 0) left.push('settings that can not be read back')
-    if ((changed & schema) !== 0 && this.#schemaNow() !== before.schema) left.push('temp objects or attached databases')
-    if ((changed & pragmas) !== 0 && this.#pragmasNow() !== before.pragmas) left.push('changed pragmas')
+    const left = this.#residue.left(changed)
     if (left.length > 0) throw new Error(`the SQLite handle was left with ${left.join(' and ')}: it is opened anew`)
   }
 
   /** For a handle that can't be opened anew without losing its data. */
   undo (): void {
     this.endWork()
-    // First, as `query_only` would forbid the rest.
-    if (((this.#seen | this.#prepared) & pragmas) !== 0) this.#undoPragmas()
-    if (((this.#seen | this.#prepared) & schema) !== 0) this.#undoSchema()
+    this.#residue.undo(this.#seen | this.#prepared)
     this.#seen = 0
   }
 
   // --- The pool's transactions ---
 
-  async begin ({ readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<SqliteDatabase>> {
-    if (!readOnly && this.#refusal !== undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', this.#refusal)
-    if (readOnly && this.#refusal === undefined) {
-      this.#readQueryOnly ??= this.#prepare('select query_only as state from pragma_query_only')
-      this.#queryOnly = (this.#readQueryOnly.get() as { state: unknown }).state
-      this.#exec('PRAGMA query_only = ON')
-    }
-    // Who is going to write takes the lock now: later, what was read until then may be out of date (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
-    await patiently(() => this.#exec(`BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${outermost}`), signal)
-    this.#inside = true
-    return {
-      connection: this.#db,
-      commit: async () => {
-        this.#release(outermost)
-        await patiently(() => this.#exec('COMMIT'))
-        this.#leave()
+  begin (options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Handle>> {
+    return this.#transactions.begin(options, signal)
+  }
+
+  #makeTransactions (): Transactions {
+    const isOpen = () => this.#dialect.isOpen(this.#db)
+    const inTransaction = () => this.#dialect.inTransaction(this.#db)
+    const endedBy = () => this.#endedBy
+    return new Transactions({
+      db: this.#db,
+      refusal: this.#refusal,
+      exec: this.#exec,
+      get isOpen () { return isOpen() },
+      get inTransaction () { return inTransaction() },
+      get endedBy () { return endedBy() },
+      endWork: () => { this.endWork() },
+      endIterators: () => { if (this.#iterators.size > 0) this.#iterators.end() },
+      readOnly: () => {
+        this.#queryOnly = this.#ask('PRAGMA query_only')
+        this.#exec('PRAGMA query_only = ON')
       },
-      rollback: async () => { if (this.#db.open) this.endWork() },
-      savepoint: async (name) => this.#savepoint(name),
-    }
-  }
-
-  #savepoint (name: string): Transaction<SqliteDatabase> {
-    // Where none is open, it would begin one.
-    if (!this.#isOpen()) throw this.#ended()
-    this.#exec(`SAVEPOINT ${quote(name)}`)
-    return {
-      connection: this.#db,
-      commit: async () => { this.#release(name) },
-      rollback: async () => {
-        if (!this.#isOpen()) return
-        if (this.#iterators.size > 0) this.#endIterators()
-        // An iterator that writes takes the whole transaction along.
-        if (!this.#db.inTransaction) return this.#lose(new Error('an iterator that writes was under way when a savepoint was rolled back'))
-        try {
-          this.#exec(`ROLLBACK TO ${quote(name)}; RELEASE ${quote(name)}`)
-        } catch (error) {
-          // It is not open any more: there is nothing to undo.
-          if (!isNoSavepoint(error)) throw error
-        }
-      },
-      savepoint: async (inner) => this.#savepoint(inner),
-    }
-  }
-
-  #release (name: string): void {
-    if (!this.#isOpen()) throw this.#ended()
-    try {
-      this.#exec(`RELEASE ${quote(name)}`)
-    } catch (error) {
-      throw isNoSavepoint(error) ? this.#ended() : error
-    }
-  }
-
-  #isOpen (): boolean {
-    return this.#endedBy === undefined && this.#db.open && this.#db.inTransaction
-  }
-
-  #ended (): PoolError {
-    const why = this.#endedBy === undefined ? 'by a COMMIT or ROLLBACK that is not the pool\'s' : 'by SQLite, after an error'
-    return new PoolError('FST_POOL_TRANSACTION_ENDED', `the transaction is no longer open: it was ended ${why}`, { cause: this.#endedBy })
+      entered: () => { this.#inside = true },
+      left: () => { this.#leave() },
+      met: (error) => { this.#met(error) },
+    })
   }
 
   /** What comes after would be committed statement by statement: until the pool has seen it, all is refused. */
@@ -234,253 +229,175 @@ export class Watch {
     this.#queryOnly = undefined
   }
 
-  // --- What is left ---
+  // --- Queries of our own ---
 
-  #undoPragmas (): void {
-    const before = this.#before!.pragmas.split('|')
-    for (const [index, value] of this.#pragmasNow().split('|').entries()) {
-      if (value !== before[index]) this.#exec(`PRAGMA ${readable[index]} = ${before[index]}`)
+  /** The one value of the one row. */
+  #ask (sql: string): unknown {
+    let statement = this.#queries.get(sql)
+    if (statement === undefined) {
+      statement = this.#prepare(sql)
+      this.#queries.set(sql, statement)
+    }
+    try {
+      return first(statement.get())
+    } catch (error) {
+      if (isBusy(error)) this.#statements.reset(statement)
+      throw error
     }
   }
 
-  #undoSchema (): void {
-    const before: Schema = JSON.parse(this.#before!.schema)
-    const now: Schema = JSON.parse(this.#schemaNow())
-    const known = new Set(before.temp.map((object) => JSON.stringify(object)))
-    const added = now.temp.filter((object) => !known.has(JSON.stringify(object)))
-    // A table takes its indexes and triggers along.
-    const order = ['trigger', 'view', 'table', 'index']
-    for (const [type, name] of added.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b))) {
-      this.#exec(`DROP ${type} IF EXISTS temp.${quote(name)}`)
+  #whileReadOnly (fn: () => void): void {
+    const before = this.#ask('PRAGMA query_only')
+    this.#exec('PRAGMA query_only = ON')
+    try {
+      fn()
+    } finally {
+      this.#exec(`PRAGMA query_only = ${before}`)
     }
-    for (const [name, file] of now.attached) {
-      if (!before.attached.some((known) => known[0] === name && known[1] === file)) this.#exec(`DETACH ${quote(name)}`)
-    }
-    for (const [name, file] of before.attached) {
-      if (now.attached.some((known) => known[0] === name && known[1] === file)) continue
-      this.#exec(`ATTACH '${file.replaceAll("'", "''")}' AS ${quote(name)}`)
-    }
-  }
-
-  #read (): { schema: string, pragmas: string } {
-    return { schema: this.#schemaNow(), pragmas: this.#pragmasNow() }
-  }
-
-  #schemaNow (): string {
-    this.#readSchema ??= this.#prepare(`select json_object(
-      'temp', (select json_group_array(json_array(type, name, sql)) from temp.sqlite_schema where name not like 'sqlite_%'),
-      'attached', (select json_group_array(json_array(name, file)) from pragma_database_list where name not in ('main', 'temp'))) as state`)
-    return (this.#readSchema.get() as { state: string }).state
-  }
-
-  #pragmasNow (): string {
-    this.#readPragmas ??= this.#prepare(`select ${readable.map((name) => `(select * from pragma_${name})`).join(" || '|' || ")} as state`)
-    return (this.#readPragmas.get() as { state: string }).state
-  }
-
-  // --- Iterators ---
-
-  #endIterators (): void {
-    for (const held of this.#iterators) {
-      // Only better-sqlite3 has it. There the handle does nothing else while an iterator is open.
-      if (held.iterator.return === undefined) continue
-      held.iterator.return()
-      this.#end(held, 'ended')
-    }
-    if (this.#iterators.size === 0) return
-    // libsql has no end for an iterator, not even where a loop breaks off. Left alone, it keeps its snapshot: the next borrower would read old
-    // rows and could not write. But every statement that is under way when the handle is interrupted fails at its next step, and has ended then.
-    (this.#db as { interrupt?: () => void }).interrupt?.()
-    for (const held of this.#iterators) {
-      // Rows that the driver had fetched ahead (100) come first.
-      for (let rows = 0; rows <= 200 && held.state === 'open'; rows++) {
-        try {
-          if (held.next().done) this.#end(held, 'ended')
-        } catch {
-          // That is its end.
-          this.#end(held, 'ended')
-        }
-      }
-      if (held.state === 'open') throw new Error('an iterator on the SQLite handle can not be ended')
-    }
-  }
-
-  #end (held: Held, state: 'done' | 'ended'): void {
-    held.state = state
-    this.#iterators.delete(held)
-  }
-
-  /** Remembers it until its last row, or its failure. Asked again after that, libsql's would begin anew. */
-  #follow (iterator: IterableIterator<unknown>): IterableIterator<unknown> {
-    const held: Held = { iterator, next: iterator.next.bind(iterator), turn: this.#turn, state: 'open' }
-    this.#iterators.add(held)
-    iterator.next = () => {
-      if (held.state === 'ended') throw this.#cut(held)
-      if (held.state === 'done') return { done: true, value: undefined }
-      try {
-        const result = held.next()
-        if (result.done) this.#end(held, 'done')
-        return result
-      } catch (error) {
-        this.#end(held, 'done')
-        throw this.#told(error)
-      }
-    }
-    return iterator
-  }
-
-  /** No end of the rows: whoever asks must not take those that it got for all. */
-  #cut ({ turn }: Held): PoolError {
-    if (turn === this.#turn && !this.#closed) return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the iterator was ended by a rollback')
-    return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
   }
 
   // --- The seam ---
 
+  #met (error: unknown): void {
+    if (this.#writesShared && isBusy(error)) this.#rivals.met()
+  }
+
   /** What the borrower gets instead of the driver's error. */
   #told (error: unknown): unknown {
-    if (this.#inside && this.#endedBy === undefined && this.#db.open && !this.#db.inTransaction) this.#lose(error)
+    this.#met(error)
+    const { isOpen, inTransaction } = this.#dialect
+    if (this.#inside && this.#endedBy === undefined && isOpen(this.#db) && !inTransaction(this.#db)) this.#lose(error)
     const refusal = this.#queryOnly === undefined ? this.#refusal : 'this transaction only reads: begin it without readOnly to write'
     if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
     return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
   }
 
-  #refused (): PoolError {
-    if (this.#closed) return new PoolError('FST_POOL_LEASE_RELEASED', 'this SQLite handle is closed: its lease has ended')
-    if (this.#floor === Infinity) return this.#ended()
+  #admit (turn: number): void {
+    if (turn >= this.#floor) return
+    if (this.#closed) throw new PoolError('FST_POOL_LEASE_RELEASED', 'this SQLite handle is closed: its lease has ended')
+    if (this.#floor === Infinity) throw ended(this.#endedBy)
     const message = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, once for all leases of a connection'
-    return new PoolError('FST_POOL_LEASE_RELEASED', message)
+    throw new PoolError('FST_POOL_LEASE_RELEASED', message)
+  }
+
+  #makeIterators (driver: Statement): Iterators {
+    const turn = () => this.#turn
+    return new Iterators(this.#db, this.#dialect, driver, {
+      get turn () { return turn() },
+      cut: (turn) => {
+        const ofThisLease = turn === this.#turn && !this.#closed
+        if (ofThisLease) return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the iterator was ended by a rollback, or its statement was run again')
+        return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
+      },
+      failed: (error, statement) => {
+        if (statement !== undefined && isBusy(error)) this.#statements.reset(statement)
+        return this.#told(error)
+      },
+    })
+  }
+
+  #makeStatements (driver: Statement): Statements {
+    const isOpen = () => this.#dialect.isOpen(this.#db)
+    return new Statements(driver, this.#dialect, {
+      db: this.#db,
+      iterators: this.#iterators,
+      get isOpen () { return isOpen() },
+      admit: (turn) => { this.#admit(turn) },
+      told: (error) => this.#told(error),
+      whileReadOnly: (fn) => { this.#whileReadOnly(fn) },
+      stuck: () => { this.#stuck = true },
+    })
   }
 
   #hide (): void {
-    const db = this.#db
+    const db = this.#db as Handle & Methods
     const prepare = this.#prepare
     const exec = this.#exec
-    const pragma = db.pragma.bind(db)
-    let inside = false
-    const follow = (iterator: IterableIterator<unknown>) => this.#follow(iterator)
-    const admit = (turn: number) => { if (turn < this.#floor) throw this.#refused() }
-    const told = (error: unknown) => this.#told(error)
-    // Shared by all statements of the handle, so that a prepare makes no functions.
-    const driver = Object.getPrototypeOf(prepare('select 1')) as SqliteStatement
-    function run (this: Stamped, ...params: unknown[]) {
-      admit(this[turnOf])
-      try {
-        return driver.run.apply(this, params)
-      } catch (error) {
-        throw told(error)
-      }
-    }
-    function get (this: Stamped, ...params: unknown[]) {
-      admit(this[turnOf])
-      try {
-        return driver.get.apply(this, params)
-      } catch (error) {
-        throw told(error)
-      }
-    }
-    function iterate (this: Stamped, ...params: unknown[]) {
-      // libsql's `all` calls `iterate`.
-      if (inside) return driver.iterate.apply(this, params)
-      admit(this[turnOf])
-      try {
-        return follow(driver.iterate.apply(this, params))
-      } catch (error) {
-        throw told(error)
-      }
-    }
-    function all (this: Stamped, ...params: unknown[]) {
-      admit(this[turnOf])
-      inside = true
-      try {
-        return driver.all.apply(this, params)
-      } catch (error) {
-        throw told(error)
-      } finally {
-        inside = false
-      }
-    }
     const own: Record<string, unknown> = {
-      prepare: (sql: string) => {
-        admit(forever)
-        const statement = prepare(sql) as Stamped
+      prepare: (sql: string, ...more: unknown[]) => {
+        this.#admit(forever)
+        const statement = prepare(sql, ...more)
         if (mayLeave.test(sql)) {
           const what = judge(sql)
           this.#seen |= what
           if (!this.#settled) this.#prepared |= what
         }
-        statement.run = run
-        statement.get = get
-        statement.all = all
-        statement.iterate = iterate
-        statement[turnOf] = this.#stamp
-        return statement
+        return this.#statements.stamp(statement, sql, this.#stamp)
       },
       exec: (sql: string) => {
-        admit(forever)
+        this.#admit(forever)
         if (mayLeave.test(sql)) this.#seen |= judge(sql)
         try {
           return exec(sql)
         } catch (error) {
-          throw told(error)
-        }
-      },
-      // Nobody gets hold of the statement, so `#prepared` stays as it is, though libsql's calls `prepare`.
-      pragma: (source: string, options?: { simple?: boolean }) => {
-        admit(forever)
-        this.#seen |= judge(`PRAGMA ${source}`)
-        const prepared = this.#prepared
-        try {
-          return options === undefined ? pragma(source) : pragma(source, options)
-        } catch (error) {
-          throw told(error)
-        } finally {
-          this.#prepared = prepared
+          throw this.#told(error)
         }
       },
     }
-    // better-sqlite3's begins by itself, and not by `exec`.
-    if (this.#refusal !== undefined) {
-      const transaction = db.transaction.bind(db)
-      own.transaction = <A extends unknown[], R>(fn: (...args: A) => R) => {
-        const made = transaction(fn)
-        const telling = (run: (...args: A) => R) => function (this: unknown, ...args: A): R {
-          try {
-            return run.apply(this, args)
-          } catch (error) {
-            throw told(error)
-          }
-        }
-        const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
-        return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: db })
-      }
-    }
-    const { interrupt } = db as { interrupt?: () => void }
-    if (interrupt !== undefined) {
+    if (db.pragma !== undefined) own.pragma = this.#pragmaOf(db.pragma.bind(db))
+    if (db.transaction !== undefined && this.#refusal !== undefined) own.transaction = this.#transactionOf(db.transaction.bind(db))
+    if (db.interrupt !== undefined) {
+      const interrupt = db.interrupt.bind(db)
       own.interrupt = () => {
         // On a closed handle libsql's aborts the process.
-        if (db.open) interrupt.call(db)
+        if (this.#dialect.isOpen(db)) interrupt()
       }
     }
-    for (const name of ['function', 'aggregate', 'table', 'loadExtension', 'authorizer', 'unsafeMode', 'defaultSafeIntegers']) {
-      const method: unknown = db[name as keyof SqliteDatabase]
-      if (typeof method !== 'function') continue
+    for (const name of methodsOf(db)) {
+      if (name in own || this.#dialect.leaveNothing.has(name)) continue
+      const method = db[name as keyof Handle] as Run
       own[name] = (...args: unknown[]) => {
-        admit(forever)
+        this.#admit(forever)
         this.#seen |= unreadable
         return method.apply(db, args)
       }
     }
     for (const [name, value] of Object.entries(own)) Object.defineProperty(db, name, { value, writable: true, configurable: true })
   }
+
+  /** Nobody gets hold of its statement, so `#prepared` stays as it is, though libsql's calls `prepare`. */
+  #pragmaOf (pragma: NonNullable<Methods['pragma']>) {
+    return (source: string, ...options: unknown[]) => {
+      this.#admit(forever)
+      this.#seen |= judge(`PRAGMA ${source}`)
+      const prepared = this.#prepared
+      try {
+        return pragma(source, ...options)
+      } catch (error) {
+        throw this.#told(error)
+      } finally {
+        this.#prepared = prepared
+      }
+    }
+  }
+
+  /** better-sqlite3's begins by itself, and not by `exec`. */
+  #transactionOf (transaction: NonNullable<Methods['transaction']>) {
+    const telling = (run: Run): Run => {
+      const told = (error: unknown) => this.#told(error)
+      return function (this: unknown, ...args: unknown[]) {
+        try {
+          return run.apply(this, args)
+        } catch (error) {
+          throw told(error)
+        }
+      }
+    }
+    return (fn: Run) => {
+      const made = transaction(fn)
+      const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
+      return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: this.#db })
+    }
+  }
 }
 
-interface Schema { temp: Array<[type: string, name: string, sql: string]>, attached: Array<[name: string, file: string]> }
-
-function isNoSavepoint (error: unknown): boolean {
-  return error instanceof Error && error.message.startsWith('no such savepoint')
-}
-
-function quote (name: string): string {
-  return `"${name.replaceAll('"', '""')}"`
+/** The names of all methods that its classes have. */
+function methodsOf (db: object): string[] {
+  const names = new Set<string>()
+  for (let proto = Object.getPrototypeOf(db); proto !== Object.prototype; proto = Object.getPrototypeOf(proto)) {
+    for (const [name, { value }] of Object.entries(Object.getOwnPropertyDescriptors(proto))) {
+      if (typeof value === 'function' && name !== 'constructor') names.add(name)
+    }
+  }
+  return [...names]
 }

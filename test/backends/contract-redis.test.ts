@@ -4,6 +4,7 @@ import { redis } from '../../lib/backends/redis.js'
 import { startRedis } from '../support/services.js'
 import { contract } from './contract.js'
 import type { Subject, Trace } from './contract.js'
+import { startNeighbour } from './neighbour.js'
 
 const server = await startRedis(t)
 const backend = await redis({ url: server.url })
@@ -117,6 +118,11 @@ const subject: Subject<Redis> = {
   traces,
   rows: 'Redis has MULTI, which is the driver\'s own, and no transactions that read what they wrote',
   shared: true,
+  neighbour: {
+    start: (t) => startNeighbour(t, 'redis', { url: server.url, key: 'contract:lines' }),
+    add: (connection, row) => connection.rpush('contract:lines', row),
+    fail: (connection) => connection.incr('contract:lines'),
+  },
 }
 
 t.test('redis', (t) => contract(t, subject))

@@ -5,9 +5,12 @@ import { TargetPool } from '../../lib/balance/targets.js'
 import { sqlite } from '../../lib/backends/sqlite.js'
 import type { SqliteDatabase, SqliteDriver } from '../../lib/backends/sqlite.js'
 import type { Connector } from '../../types/connector.js'
+import { findBetterSqlite } from '../support/find.mjs'
 import { contract } from './contract.js'
 import type { Rows, Subject, Trace } from './contract.js'
+import { startNeighbour } from './neighbour.js'
 import { eachDriver, inTransaction, isOpen } from './sqlite-drivers.js'
+import type { DriverName } from './sqlite-drivers.js'
 
 /** The one value of the one row. */
 const value = (db: SqliteDatabase, sql: string): unknown => Object.values((db.prepare(sql).all() as object[])[0] ?? {})[0]
@@ -127,8 +130,9 @@ function rowsOf ({ Driver, side }: Place): Rows<SqliteDatabase> {
   }
 }
 
-function subjectOf (place: Place): Subject<SqliteDatabase> {
+function subjectOf (place: Place, driver: DriverName): Subject<SqliteDatabase> {
   const { Driver, kind, path } = place
+  const alone = kind === 'memory' ? ':memory: is one handle, which nobody else sees' : 'readers only read'
   const ids = new WeakMap<SqliteDatabase, number>()
   let last = 0
   const made = new Map<string, Set<SqliteDatabase>>()
@@ -179,10 +183,24 @@ function subjectOf (place: Place): Subject<SqliteDatabase> {
     traces: tracesOf(place),
     rows: kind === 'reader among roles' ? 'readers only read' : rowsOf(place),
     shared: kind === 'memory' ? ':memory: is one handle, which nobody else sees' : true,
+    neighbour: kind === 'memory' || kind === 'reader among roles'
+      ? alone
+      : {
+          start: (t) => startNeighbour(t, 'sqlite', { driver, path, table: 'lines', from: findBetterSqlite() }),
+          add: (db, row) => db.prepare('INSERT INTO lines (text) VALUES (?)').run(row),
+          fail: async (db, neighbour) => {
+            await neighbour.exec('BEGIN IMMEDIATE')
+            try {
+              db.prepare("INSERT INTO lines (text) VALUES ('not stored')").run()
+            } finally {
+              await neighbour.exec('ROLLBACK')
+            }
+          },
+        },
   }
 }
 
-await eachDriver(t, import.meta.url, async (t, Driver) => {
+await eachDriver(t, import.meta.url, async (t, Driver, driver) => {
   for (const kind of ['writer', 'writer among roles', 'reader among roles', 'memory'] as const) {
     await t.test(kind, async (t) => {
       const folder = t.testdir()
@@ -191,7 +209,7 @@ await eachDriver(t, import.meta.url, async (t, Driver) => {
       const first = new Driver(place.path)
       first.exec('CREATE TABLE IF NOT EXISTS lines (text TEXT)')
       first.close()
-      await contract(t, subjectOf(place))
+      await contract(t, subjectOf(place, driver))
     })
   }
 })

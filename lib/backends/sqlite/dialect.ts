@@ -21,8 +21,8 @@ export type DriverName = 'better-sqlite3' | 'libsql' | 'node:sqlite'
 export interface Dialect {
   readonly name: DriverName
   /**
-   * libsql resets a statement when it is run again, and not when it failed or when somebody has had enough of its rows. Until then it is under way: what
-   * others write on the handle is committed when it ends.
+   * libsql resets a statement when it is run again, and not when it met a lock or when somebody has had enough of its rows. Until then it is under way: what
+   * others write on the handle is committed when it ends. (Node's own does so only with iterators, which can be told that nobody wants the rest.)
    */
   readonly leavesOpen: boolean
   /** While an iterator is open the handle does nothing else, so nobody can write meanwhile. */

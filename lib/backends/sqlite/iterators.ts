@@ -59,6 +59,8 @@ export class Iterators {
         if (result.done) this.#endLeft()
         return result
       } catch (error) {
+        // Node's own leaves its statement under way.
+        leave?.()
         this.#end(held, 'done')
         throw this.#site.failed(error, statement)
       }

@@ -130,7 +130,7 @@ export class Statements {
       admitted(this)
       try {
         const rows = driver.iterate.apply(this, params)
-        return this[eagerOf] ? iterators.follow([...rows].values(), undefined) : iterators.follow(rows, this)
+        return this[eagerOf] ? iterators.follow(allOf(rows).values(), undefined) : iterators.follow(rows, this)
       } catch (error) {
         return failed(error, this, [].values() as IterableIterator<unknown>)
       }
@@ -154,5 +154,15 @@ export class Statements {
     this.#tally ??= this.#site.db.prepare('select changes(), last_insert_rowid()')
     const [changes, lastInsertRowid] = Object.values(this.#driver.get.call(this.#tally) as object)
     return { changes, lastInsertRowid }
+  }
+}
+
+/** Where one can't be had, Node's own leaves the statement under way unless it is told that nobody wants the rest. */
+function allOf (rows: IterableIterator<unknown>): unknown[] {
+  try {
+    return [...rows]
+  } catch (error) {
+    rows.return?.()
+    throw error
   }
 }

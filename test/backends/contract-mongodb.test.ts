@@ -69,7 +69,7 @@ function subjectOf (server: Address & { readonly url: string }, rows: Or<Rows<Db
     neighbour: {
       start: (t) => startNeighbour(t, 'mongodb', { url: server.url, database: 'contract', collection: 'beside' }),
       add: (db, row) => db.collection('beside').insertOne({ row }),
-      fail: (db) => db.collection<{ _id: number }>('beside').insertMany([{ _id: 1 }, { _id: 1 }]),
+      fail: (db) => db.collection<{ _id: number, row: string }>('beside').insertMany([{ _id: 1, row: 'twice' }, { _id: 1, row: 'twice' }]),
     },
   }
 }

@@ -2,10 +2,12 @@
 import { join } from 'node:path'
 import t from 'tap'
 import type { Test } from 'tap'
+import { TargetPool } from '../../lib/balance/targets.js'
 import { sqlite } from '../../lib/backends/sqlite.js'
 import type { SqliteDatabase, SqliteDriver, SqliteStatement } from '../../lib/backends/sqlite.js'
 import type { Connector } from '../../types/connector.js'
 import { VirtualClock } from '../support/clock.js'
+import { until } from '../support/until.js'
 import { codeOf, eachDriver, inTransaction, isOpen, thrownBy } from './sqlite-drivers.js'
 import type { DriverName } from './sqlite-drivers.js'
 
@@ -61,6 +63,7 @@ function writesAreStored (t: Test, { db, other }: Place, what: string) {
 await eachDriver(t, import.meta.url, async (t, Driver, name) => {
   await failures(t, Driver, name)
   await walks(t, Driver, name)
+  await rivals(t, Driver)
 })
 
 async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
@@ -290,5 +293,84 @@ async function walks (t: Test, Driver: SqliteDriver, name: DriverName) {
       stored += model.length
     }
     t.ok(failed > 100 && stored > 100, `${stored} stored, ${failed} failed`)
+  })
+}
+
+/** The pool whose writer waits for the lock of somebody else. */
+async function rivals (t: Test, Driver: SqliteDriver) {
+  /** A pool, and another handle on its file. `begins` counts how often the pool looked for the lock. */
+  const openPool = async (t: Test, options: { acquireTimeout?: number, timeout?: number } = {}) => {
+    let begins = 0
+    class Counting extends (Driver as new (path: string, options?: object) => SqliteDatabase) {
+      override exec (sql: string): unknown {
+        if (sql === 'BEGIN IMMEDIATE; ROLLBACK') begins++
+        return super.exec(sql)
+      }
+    }
+    const path = join(t.testdir(), 'app.db')
+    const { acquireTimeout = 5000, timeout } = options
+    const connector = await sqlite({ url: path, driver: Counting, ...(timeout !== undefined && { connection: { timeout } }) })
+    const pool = TargetPool.ofRoles(connector, { max: 2, acquireTimeout })
+    t.teardown(() => pool.close({ timeout: 500 }))
+    await pool.use((db) => db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)'))
+    const other = new Driver(path, { timeout: 0 })
+    t.teardown(() => { if (isOpen(other)) other.close() })
+    return { pool, other, begins: () => begins }
+  }
+
+  await t.test('where nobody else writes, a loan looks for no lock', async (t) => {
+    const { pool, begins } = await openPool(t)
+    for (let loan = 0; loan < 200; loan++) await pool.use((db) => add(db, `n${loan}`))
+    t.equal(begins(), 0)
+  })
+
+  for (const how of ['it met the lock', 'it saw that the file changed'] as const) {
+    await t.test(`once ${how}, the writer is lent when nobody has the lock, and the event loop goes on`, async (t) => {
+      const { pool, other, begins } = await openPool(t)
+      if (how === 'it met the lock') {
+        other.exec('BEGIN IMMEDIATE')
+        await t.rejects(pool.use((db) => add(db, 'refused')), { message: 'database is locked' })
+      } else {
+        add(other, 'theirs')
+        for (let loan = 0; loan < 64; loan++) await pool.use((db) => count(db))
+        other.exec('BEGIN IMMEDIATE')
+      }
+      let written = false
+      const pending = pool.use((db) => add(db, 'mine')).finally(() => { written = true })
+      const before = begins()
+      await until(() => begins() > before + 3, { what: 'it asks again' })
+      t.notOk(written)
+      t.equal(await pool.use(count, { role: 'replica' }), how === 'it met the lock' ? 0 : 1, 'readers need not wait')
+      other.exec('COMMIT')
+      await pending
+      t.equal(texts(other).at(-1), 'mine')
+      // A minute without others: it is as it was.
+      const now = performance.now.bind(performance)
+      performance.now = () => now() + 61_000
+      t.teardown(() => { performance.now = now })
+      await pool.use((db) => add(db, 'more'))
+      const then = begins()
+      await pool.use((db) => add(db, 'and more'))
+      t.equal(begins(), then)
+      performance.now = now
+    })
+  }
+
+  await t.test('who waits in vain is told of the lock: a loan, and a transaction', async (t) => {
+    const { pool, other } = await openPool(t, { acquireTimeout: 200 })
+    other.exec('BEGIN IMMEDIATE')
+    await t.rejects(pool.transaction((db) => add(db, 'x')), { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /did not begin within 200 ms: in the way is the lock of the SQLite file/ })
+    await t.rejects(pool.use((db) => add(db, 'x')), { message: 'database is locked' })
+    await t.rejects(pool.use((db) => add(db, 'x')), { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /in the way is the lock of the SQLite file, which another process has/ })
+    other.exec('COMMIT')
+    await pool.use((db) => add(db, 'mine'))
+    t.same(texts(other), ['mine'])
+  })
+
+  await t.test('with a busy timeout of its own no loan looks for the lock', async (t) => {
+    const { pool, other, begins } = await openPool(t, { timeout: 1 })
+    other.exec('BEGIN IMMEDIATE')
+    for (let loan = 0; loan < 3; loan++) await t.rejects(pool.use((db) => add(db, 'refused')), { message: 'database is locked' })
+    t.equal(begins(), 0)
   })
 }

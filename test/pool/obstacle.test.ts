@@ -32,7 +32,7 @@ t.test('a caller waits for it, in line, and is served when it is gone', async (t
   books.way = undefined
   await clock.advance(25)
   t.same([first.done, second.done], [true, false])
-  ;first.value!.release()
+  first.value!.release()
   await settle()
   t.ok(second.done)
   t.equal(books.created, 1, 'it is the same connection')

@@ -49,15 +49,17 @@ const database = await kinds[kind](where)
 const work = {
   exec: (sql) => database.exec(sql),
   all: () => database.all(),
-  /** One after the other, with a turn of the event loop in between. What fails is not acknowledged. */
+  /** One after the other. What fails is not acknowledged, and is tried again: this process may have been too late for each gap. */
   async add (rows) {
     const written = []
     for (const row of rows) {
-      try {
-        await database.add(row)
-        written.push(row)
-      } catch { /* Not acknowledged: it does not count. */ }
-      await new Promise((resolve) => { setImmediate(resolve) })
+      for (let tries = 0; tries < 200 && written.at(-1) !== row; tries++) {
+        try {
+          await database.add(row)
+          written.push(row)
+        } catch { /* Not acknowledged: it does not count. */ }
+        await new Promise((resolve) => { setTimeout(resolve, tries === 0 ? 0 : 2) })
+      }
     }
     return written
   },

@@ -94,6 +94,8 @@ export interface ServerState {
 export interface Connector<C = unknown> {
   /** What the connections speak to, as in OpenTelemetry's `db.system.name`: 'mongodb', 'redis', 'ldap', ... */
   readonly system: string
+  /** Which of several drivers it is on, for the log. */
+  readonly driver?: string
   /** How many connections there can be at most, whatever the options say. Default: no such limit. */
   readonly max?: number
   /** Texts that no error, event or log line may show, besides those of the pool's `url` and `connection`. Another list where there are others. */
@@ -109,6 +111,11 @@ export interface Connector<C = unknown> {
    * whether it is in doubt.
    */
   isBroken? (connection: C): boolean
+  /**
+   * No waiting. Called before every loan: `undefined`, or what is in the way of it, outside of the connection and of the pool ("the lock of the file, which
+   * another process has"). Then callers wait, it is asked again up to 25 ms later, and whoever waits in vain is told. Only where somebody waits is it asked again.
+   */
+  obstacle? (connection: C): string | undefined
   /**
    * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the connection stays `used` until it
    * settles, up to `resetTimeout`; no response waits for it. A rejection destroys the connection. `signal` is only given to a function that declares it

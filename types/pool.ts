@@ -175,8 +175,8 @@ interface Event {
 
 /** The phase of a connection's life in which an error happened. */
 export type ErrorPhase =
-  'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'begin' | 'commit' | 'rollback' | 'close' | 'listener' |
-  'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+  'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'obstacle' | 'begin' | 'commit' | 'rollback' | 'close' |
+  'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 /** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
 export interface PoolEvents {
@@ -200,7 +200,8 @@ export interface PoolEvents {
   failover: Event & { readonly from: string | undefined, readonly to: string | undefined }
   /** The driver's own. */
   driver: Event & DriverEvent
-  open: Event
+  /** `driver`: which of several drivers it is on. */
+  open: Event & { readonly driver?: string }
   /** The pool began to drain. */
   drain: Event
   close: Event & { readonly took: number, readonly destroyed: number, readonly holders: readonly Holder[] }

@@ -1,77 +1,49 @@
 import { existsSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
-import { setTimeout as pause } from 'node:timers/promises'
 import { badOption, PoolError } from '../pool/errors.js'
 import { badDriver, facesOf, requirePackage } from './driver.js'
+import { dialectOf, isBusy } from './sqlite/dialect.js'
+import type { Dialect, DriverName, Handle } from './sqlite/dialect.js'
+import { patiently } from './sqlite/lock.js'
+import { Watch } from './sqlite/watch.js'
 import type { Address } from '../pool/options.js'
-import type { Connector, DestroyReason, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Connector, DestroyReason, Transactions } from '../../types/connector.js'
+import type { SqliteDatabase, SqliteDriver } from './sqlite/handle.js'
 
-/** What both drivers' prepared statements have. */
-export interface SqliteStatement {
-  readonly reader: boolean
-  run (...params: unknown[]): { changes: number, lastInsertRowid: number | bigint }
-  get (...params: unknown[]): unknown
-  all (...params: unknown[]): unknown[]
-  iterate (...params: unknown[]): IterableIterator<unknown>
-  pluck (on?: boolean): this
-  raw (on?: boolean): this
-  safeIntegers (on?: boolean): this
-  columns (): unknown[]
-}
-
-/** What both drivers' handles have. For the rest, type the pool as the driver that you installed. */
-export interface SqliteDatabase {
-  readonly name: string
-  readonly memory: boolean
-  readonly readonly: boolean
-  readonly open: boolean
-  readonly inTransaction: boolean
-  prepare (sql: string): SqliteStatement
-  exec (sql: string): unknown
-  pragma (source: string, options?: { simple?: boolean }): unknown
-  transaction<A extends unknown[], R> (fn: (...args: A) => R): SqliteTransaction<A, R>
-  close (): unknown
-}
-
-/** Calls its function between BEGIN and COMMIT. */
-export interface SqliteTransaction<A extends unknown[], R> {
-  (...args: A): R
-  deferred (...args: A): R
-  immediate (...args: A): R
-  exclusive (...args: A): R
-}
-
-export type SqliteDriver = new (path: string, options?: object) => SqliteDatabase
-
+export type { SqliteDatabase, SqliteDriver, SqliteStatement, SqliteTransaction } from './sqlite/handle.js'
 export interface SqliteOptions {
   /** A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does not change its address. */
   url?: Address['url']
   /**
-   * Options of the driver's `Database`, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking
-   * the event loop. No function.
+   * Options of the driver's class, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking the event loop, and
+   * where it is more than 0 the pool does not look for the lock before a loan. No function.
    */
   connection?: Address['connection']
   /** 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and iterators are ended. */
   reset?: 'session' | 'transaction' | 'none'
-  /** The name of the driver, its class, or its module. Default: libsql, else better-sqlite3. */
-  driver?: 'libsql' | 'better-sqlite3' | 'node:sqlite' | SqliteDriver | object
+  /** The name of the driver, its class, or its module. Default: better-sqlite3, else libsql, else Node's own (22.16 or later). */
+  driver?: DriverName | SqliteDriver<unknown> | object
   /** The pool's, for messages. */
   name?: string
 }
 
 /** Makes the handle that writes; its `replica` makes those that read. */
-export interface SqliteConnector extends Connector<SqliteDatabase> {
+export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
   readonly system: 'sqlite'
+  readonly driver: DriverName
   /** How many connections its pool may have: there is one writer to a file. */
   readonly max: 1
-  readonly transactions: Transactions<SqliteDatabase>
+  readonly transactions: Transactions<D>
   /** Handles on the same file that only read. None for ':memory:', which only its one handle sees. */
-  readonly replica?: Connector<SqliteDatabase>
+  readonly replica?: Connector<D>
 }
 
 /**
- * SQLite, on libsql or better-sqlite3. A connection is a handle of its own, in WAL mode where it is a file: one writes, and any number of others
+ * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a file: one writes, and any number of others
  * (`replica`) read at the same time.
+ *
+ * A write that resolved is stored, whatever failed before it on its handle; rows of a write (RETURNING) and of a PRAGMA are therefore fetched at once, also by
+ * `iterate` (better-sqlite3 does nothing else while an iterator is open). A statement that is run again ends the iterator that it had.
  *
  * At return an open transaction is rolled back and iterators are ended; a handle that is left with temp objects, other attached databases or
  * other settings than it had before its first loan (after `onConnect`) is refused, so that the pool opens a new one. It costs nothing where no
@@ -86,39 +58,44 @@ export interface SqliteConnector extends Connector<SqliteDatabase> {
  * ':memory:' is one handle that lives, with its data, until `close()`: whatever the pool's reasons, `destroy` only makes it clean, and the next
  * `create` delivers it again. There, what a handle is left with is undone one by one; functions that were defined on it and extensions stay.
  *
- * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to block the event loop.
- * `transactions` wait for the lock, and block nothing: they ask for it again and again, as BEGIN IMMEDIATE.
+ * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to block the event loop. Where another process
+ * was seen to write within the last minute, the handle that writes is lent when the lock is free, and its callers wait for that. `transactions` wait for the
+ * lock, too, and block nothing: they ask for it again and again, as BEGIN IMMEDIATE.
  *
+ * @param D what a connection is: `DatabaseSync` with node:sqlite
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
-export async function sqlite (options: SqliteOptions): Promise<SqliteConnector> {
+export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promise<SqliteConnector<D>> {
   for (const key of ['url', 'connection'] as const) {
     if (typeof options[key] === 'function') throw badOption(key, options[key], 'none, since a file does not change its address')
   }
   const path = pathOf(options.url)
-  return new Writer(driverOf(options.driver), path, options)
+  return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>
 }
 
-class Handles implements Connector<SqliteDatabase> {
+class Handles implements Connector<Handle> {
   readonly system = 'sqlite'
-  readonly transactions: Transactions<SqliteDatabase>
-  readonly #Database: SqliteDriver
+  readonly driver: DriverName
+  readonly transactions: Transactions<Handle>
+  readonly #Database: SqliteDriver<unknown>
+  readonly #dialect: Dialect
   readonly #path: string
   readonly #options: Record<string, unknown>
   readonly #whole: boolean
   readonly #memory: boolean
   /** Of those that only read: what a write is told. */
   readonly #refusal: string | undefined
-  readonly #watches = new WeakMap<SqliteDatabase, Watch>()
+  readonly #watches = new WeakMap<Handle, Watch>()
   /** The one handle of ':memory:'. */
-  #kept: SqliteDatabase | undefined
+  #kept: Handle | undefined
   #closed = false
 
-  constructor (Database: SqliteDriver, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
+  constructor (Database: SqliteDriver<unknown>, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
     this.#Database = Database
+    this.#dialect = dialectOf(Database)
+    this.driver = this.#dialect.name
     this.#path = path
-    const given: Record<string, unknown> = { ...connection }
-    this.#options = { ...given, timeout: given.timeout ?? 0 }
+    this.#options = this.#dialect.options({ ...connection })
     this.#whole = reset !== 'transaction'
     this.#memory = path === ':memory:'
     this.#refusal = reads ? `this connection${name === undefined ? '' : ` of pool '${name}'`} only reads: lease role: 'primary' to write` : undefined
@@ -131,18 +108,18 @@ class Handles implements Connector<SqliteDatabase> {
     }
   }
 
-  async create (signal: AbortSignal): Promise<SqliteDatabase> {
+  async create (signal: AbortSignal): Promise<Handle> {
     signal.throwIfAborted()
     if (this.#closed) throw new Error('the SQLite connector is closed')
-    if (this.#kept?.open) {
+    if (this.#kept !== undefined && this.#dialect.isOpen(this.#kept)) {
       this.#watchOf(this.#kept).reopen()
       return this.#kept
     }
     const db = this.#open()
     try {
       // Writes to the file only where it is not so already. A reader does it as well: it may be the first.
-      if (!this.#memory && !db.readonly) await patiently(() => db.pragma('journal_mode = WAL'), signal)
-      this.#watches.set(db, new Watch(db, this.#refusal))
+      if (!this.#memory && !this.#isReadOnly(db)) await patiently(() => db.exec('PRAGMA journal_mode = WAL'), signal)
+      this.#watches.set(db, new Watch(db, this.#dialect, { refusal: this.#refusal, shared: !this.#memory }))
     } catch (error) {
       db.close()
       throw error
@@ -151,30 +128,35 @@ class Handles implements Connector<SqliteDatabase> {
     return db
   }
 
-  destroy (db: SqliteDatabase, _reason?: DestroyReason): void {
+  destroy (db: Handle, _reason?: DestroyReason): void {
     const watch = this.#watchOf(db)
-    if (this.#memory && db.open) {
+    if (this.#memory && this.#dialect.isOpen(db)) {
       watch.endLease()
       return watch.undo()
     }
     watch.close()
   }
 
-  async validate (db: SqliteDatabase): Promise<boolean> {
+  async validate (db: Handle): Promise<boolean> {
     // libsql's statements go on working on a handle that is closed.
-    if (!db.open) return false
+    if (!this.#dialect.isOpen(db)) return false
     this.#watchOf(db).ping()
     return true
   }
 
-  isBroken (db: SqliteDatabase): boolean {
-    if (!db.open) return true
+  isBroken (db: Handle): boolean {
+    const watch = this.#watchOf(db)
+    if (watch.isBroken) return true
     // The pool asks before every loan: the first time is when `onConnect` is done and no borrower was there.
-    this.#watchOf(db).settle()
+    watch.settle()
     return false
   }
 
-  reset (db: SqliteDatabase): Promise<void> | undefined {
+  obstacle (db: Handle): string | undefined {
+    return this.#watchOf(db).obstacle()
+  }
+
+  reset (db: Handle): Promise<void> | undefined {
     const watch = this.#watchOf(db)
     try {
       watch.endLease()
@@ -193,595 +175,35 @@ class Handles implements Connector<SqliteDatabase> {
     this.#kept = undefined
   }
 
-  #open (): SqliteDatabase {
+  #open (): Handle {
     try {
-      return new this.#Database(this.#path, this.#options)
+      return new this.#Database(this.#path, this.#options) as Handle
     } catch (cause) {
       if (this.#memory || existsSync(dirname(this.#path))) throw cause
       throw new Error(`the database file's directory does not exist: ${dirname(this.#path)}`, { cause })
     }
   }
 
-  #watchOf (db: SqliteDatabase): Watch {
+  /** libsql has no such handles. */
+  #isReadOnly (db: Handle): boolean {
+    return (db as { readonly?: boolean }).readonly === true || (this.driver === 'node:sqlite' && this.#options.readOnly === true)
+  }
+
+  #watchOf (db: Handle): Watch {
     const watch = this.#watches.get(db)
     if (watch === undefined) throw new TypeError('this handle is not of this connector')
     return watch
   }
 }
 
-class Writer extends Handles implements SqliteConnector {
+class Writer extends Handles {
   readonly max = 1
-  declare readonly replica?: Connector<SqliteDatabase>
+  readonly replica?: Connector<Handle>
 
-  constructor (Database: SqliteDriver, path: string, options: SqliteOptions) {
+  constructor (Database: SqliteDriver<unknown>, path: string, options: SqliteOptions) {
     super(Database, path, options, false)
     if (path !== ':memory:') this.replica = new Handles(Database, path, options, true)
   }
-}
-
-// --- Waiting --------------------------------------------------------------------------------------------------------------------------
-
-/** In ms: the longest between two attempts. */
-const longestPause = 25
-/**
- * In ms: how long a COMMIT is tried. Nothing from outside ends it, and a response waits for it. With a WAL it finds nobody in its way; without one
- * (a file system that has none) it waits for readers, whose locks are short.
- */
-const commitPatience = 1000
-
-/** Tries again while somebody else has the lock, from JS: SQLite would wait by blocking the event loop. At the signal it fails as the last attempt did. */
-async function patiently (attempt: () => unknown, signal?: AbortSignal): Promise<void> {
-  for (let ms = 1; ; ms = Math.min(ms * 2, longestPause)) {
-    try {
-      attempt()
-      return
-    } catch (error) {
-      if (!isBusy(error)) throw error
-      signal ??= AbortSignal.timeout(commitPatience)
-      try {
-        await pause(ms, undefined, { signal })
-      } catch {
-        // The signal has no more to tell than that time is up.
-        throw error
-      }
-    }
-  }
-}
-
-function codeOf (error: unknown): string {
-  const code: unknown = error instanceof Error && 'code' in error ? error.code : undefined
-  return typeof code === 'string' ? code : ''
-}
-
-/** Also SQLITE_BUSY_SNAPSHOT: it wants to write on what it read before somebody else wrote. */
-function isBusy (error: unknown): boolean {
-  return /^SQLITE_BUSY(_|$)/.test(codeOf(error))
-}
-
-// --- What is left behind --------------------------------------------------------------------------------------------------------------
-
-/** What a text may have changed. */
-const schema = 1
-const pragmas = 2
-/** Something that can't be read back. */
-const unreadable = 4
-
-/** On each statement: in which turn it was prepared. */
-const turnOf: unique symbol = Symbol('turn')
-
-interface Stamped extends SqliteStatement { [turnOf]: number }
-
-/** The turn of statements that `onConnect` prepared: they outlive all leases, but not the handle. */
-const forever = Number.MAX_SAFE_INTEGER
-
-/** An iterator that may have more rows. */
-interface Held {
-  readonly iterator: IterableIterator<unknown>
-  /** The driver's own. */
-  readonly next: () => IteratorResult<unknown>
-  readonly turn: number
-  state: 'open' | 'done' | 'ended'
-}
-
-/** The savepoint around all of a transaction. It goes where the transaction goes, so somebody else's can't be taken for it. */
-const outermost = 'fastify_pool'
-
-/**
- * Sees to it that nothing a borrower leaves on a handle is seen by the next one.
- *
- * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of the handle hide those of
- * the class, look at the text, and call them. Only after a text that can leave something is the handle compared with what it was before.
- */
-class Watch {
-  readonly #db: SqliteDatabase
-  readonly #exec: (sql: string) => unknown
-  readonly #prepare: (sql: string) => SqliteStatement
-  /** What a write is told, where the handle only reads. */
-  readonly #refusal: string | undefined
-  /** Seen since the last return. */
-  #seen = 0
-  /** Of statements that `onConnect` prepared: whoever has one can run it at any later time. */
-  #prepared = 0
-  #settled = false
-  #before: { schema: string, pragmas: string } | undefined
-  readonly #iterators = new Set<Held>()
-  #readSchema: SqliteStatement | undefined
-  #readPragmas: SqliteStatement | undefined
-  #readQueryOnly: SqliteStatement | undefined
-  #select: SqliteStatement | undefined
-
-  /** Raised at each return. */
-  #turn = 0
-  /** What new statements are stamped with. */
-  #stamp = forever
-  /** Statements of an earlier turn are refused; where it is Infinity, everything is. */
-  #floor = 0
-  #closed = false
-
-  /** One of the pool's transactions was begun, and has not been told of its end. */
-  #inside = false
-  /** The error with which SQLite ended it. */
-  #endedBy: unknown
-  /** It only reads: what `query_only` was before. */
-  #queryOnly: unknown
-
-  constructor (db: SqliteDatabase, refusal: string | undefined) {
-    this.#db = db
-    this.#refusal = refusal
-    this.#exec = db.exec.bind(db)
-    this.#prepare = db.prepare.bind(db)
-    this.#hide()
-    // As it will be when it is settled.
-    if (refusal !== undefined) this.#exec('PRAGMA query_only = ON')
-    this.#before = this.#read()
-    if (refusal !== undefined) this.#exec('PRAGMA query_only = OFF')
-  }
-
-  ping (): void {
-    this.#select ??= this.#prepare('select 1')
-    this.#select.get()
-  }
-
-  /** What was set until now is no borrower's. */
-  settle (): void {
-    if (this.#settled) return
-    this.#settled = true
-    // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
-    if (this.#refusal !== undefined) this.#exec('PRAGMA query_only = ON')
-    if (this.#seen !== 0) this.#before = this.#read()
-    this.#seen = 0
-    this.#prepared &= ~unreadable
-    this.#stamp = this.#turn
-  }
-
-  /** `onConnect` comes once more. */
-  reopen (): void {
-    this.#settled = false
-    this.#stamp = forever
-  }
-
-  /** What was prepared until now can't be run any more. */
-  endLease (): void {
-    this.#floor = this.#stamp = ++this.#turn
-  }
-
-  close (): void {
-    this.#closed = true
-    this.#floor = Infinity
-    if (!this.#db.open) return
-    try {
-      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
-      this.endWork()
-    } finally {
-      this.#db.close()
-    }
-  }
-
-  /** Ends what is under way: transaction and iterators. */
-  endWork (): void {
-    // To ask a closed handle of libsql whether it is in a transaction aborts the process.
-    if (!this.#db.open) throw new Error('the SQLite handle is closed')
-    if (this.#iterators.size > 0) this.#endIterators()
-    if (this.#db.inTransaction) this.#exec('ROLLBACK')
-    this.#leave()
-  }
-
-  /** For reset 'transaction'. */
-  endWorkOnly (): void {
-    this.endWork()
-    if (this.#refusal !== undefined && ((this.#seen | this.#prepared) & (pragmas | unreadable)) !== 0) this.#exec('PRAGMA query_only = ON')
-    this.#seen = 0
-  }
-
-  /** @throws where something is left that only a new handle is without */
-  check (): void {
-    this.endWork()
-    const changed = this.#seen | this.#prepared
-    if (changed === 0) return
-    this.#seen = 0
-    const before = this.#before!
-    const left = []
-    if ((changed & unreadable) !== 0) left.push('settings that can not be read back')
-    if ((changed & schema) !== 0 && this.#schemaNow() !== before.schema) left.push('temp objects or attached databases')
-    if ((changed & pragmas) !== 0 && this.#pragmasNow() !== before.pragmas) left.push('changed pragmas')
-    if (left.length > 0) throw new Error(`the SQLite handle was left with ${left.join(' and ')}: it is opened anew`)
-  }
-
-  /** For a handle that can't be opened anew without losing its data. */
-  undo (): void {
-    this.endWork()
-    // First, as `query_only` would forbid the rest.
-    if (((this.#seen | this.#prepared) & pragmas) !== 0) this.#undoPragmas()
-    if (((this.#seen | this.#prepared) & schema) !== 0) this.#undoSchema()
-    this.#seen = 0
-  }
-
-  // --- The pool's transactions ---
-
-  async begin ({ readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<SqliteDatabase>> {
-    if (!readOnly && this.#refusal !== undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', this.#refusal)
-    if (readOnly && this.#refusal === undefined) {
-      this.#readQueryOnly ??= this.#prepare('select query_only as state from pragma_query_only')
-      this.#queryOnly = (this.#readQueryOnly.get() as { state: unknown }).state
-      this.#exec('PRAGMA query_only = ON')
-    }
-    // Who is going to write takes the lock now: later, what was read until then may be out of date (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
-    await patiently(() => this.#exec(`BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${outermost}`), signal)
-    this.#inside = true
-    return {
-      connection: this.#db,
-      // COMMIT is one call that does not wait: whoever asks finds it done, or not done.
-      inDoubt: false,
-      commit: async () => {
-        this.#release(outermost)
-        await patiently(() => this.#exec('COMMIT'))
-        this.#leave()
-      },
-      rollback: async () => { if (this.#db.open) this.endWork() },
-      savepoint: async (name) => this.#savepoint(name),
-    }
-  }
-
-  #savepoint (name: string): Transaction<SqliteDatabase> {
-    // Where none is open, it would begin one.
-    if (!this.#isOpen()) throw this.#ended()
-    this.#exec(`SAVEPOINT ${quote(name)}`)
-    return {
-      connection: this.#db,
-      commit: async () => { this.#release(name) },
-      rollback: async () => {
-        if (!this.#isOpen()) return
-        if (this.#iterators.size > 0) this.#endIterators()
-        // An iterator that writes takes the whole transaction along.
-        if (!this.#db.inTransaction) return this.#lose(new Error('an iterator that writes was under way when a savepoint was rolled back'))
-        try {
-          this.#exec(`ROLLBACK TO ${quote(name)}; RELEASE ${quote(name)}`)
-        } catch (error) {
-          // It is not open any more: there is nothing to undo.
-          if (!isNoSavepoint(error)) throw error
-        }
-      },
-      savepoint: async (inner) => this.#savepoint(inner),
-    }
-  }
-
-  #release (name: string): void {
-    if (!this.#isOpen()) throw this.#ended()
-    try {
-      this.#exec(`RELEASE ${quote(name)}`)
-    } catch (error) {
-      throw isNoSavepoint(error) ? this.#ended() : error
-    }
-  }
-
-  #isOpen (): boolean {
-    return this.#endedBy === undefined && this.#db.open && this.#db.inTransaction
-  }
-
-  #ended (): PoolError {
-    const why = this.#endedBy === undefined ? 'by a COMMIT or ROLLBACK that is not the pool\'s' : 'by SQLite, after an error'
-    return new PoolError('FST_POOL_TRANSACTION_ENDED', `the transaction is no longer open: it was ended ${why}`, { cause: this.#endedBy })
-  }
-
-  /** What comes after would be committed statement by statement: until the pool has seen it, all is refused. */
-  #lose (error: unknown): void {
-    this.#endedBy = error
-    this.#floor = Infinity
-  }
-
-  /** The pool knows of its end. */
-  #leave (): void {
-    this.#inside = false
-    if (this.#endedBy !== undefined && !this.#closed) this.#floor = this.#turn
-    this.#endedBy = undefined
-    if (this.#queryOnly !== undefined) this.#exec(`PRAGMA query_only = ${this.#queryOnly}`)
-    this.#queryOnly = undefined
-  }
-
-  // --- What is left ---
-
-  #undoPragmas (): void {
-    const before = this.#before!.pragmas.split('|')
-    for (const [index, value] of this.#pragmasNow().split('|').entries()) {
-      if (value !== before[index]) this.#exec(`PRAGMA ${readable[index]} = ${before[index]}`)
-    }
-  }
-
-  #undoSchema (): void {
-    const before: Schema = JSON.parse(this.#before!.schema)
-    const now: Schema = JSON.parse(this.#schemaNow())
-    const known = new Set(before.temp.map((object) => JSON.stringify(object)))
-    const added = now.temp.filter((object) => !known.has(JSON.stringify(object)))
-    // A table takes its indexes and triggers along.
-    const order = ['trigger', 'view', 'table', 'index']
-    for (const [type, name] of added.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b))) {
-      this.#exec(`DROP ${type} IF EXISTS temp.${quote(name)}`)
-    }
-    for (const [name, file] of now.attached) {
-      if (!before.attached.some((known) => known[0] === name && known[1] === file)) this.#exec(`DETACH ${quote(name)}`)
-    }
-    for (const [name, file] of before.attached) {
-      if (now.attached.some((known) => known[0] === name && known[1] === file)) continue
-      this.#exec(`ATTACH '${file.replaceAll("'", "''")}' AS ${quote(name)}`)
-    }
-  }
-
-  #read (): { schema: string, pragmas: string } {
-    return { schema: this.#schemaNow(), pragmas: this.#pragmasNow() }
-  }
-
-  #schemaNow (): string {
-    this.#readSchema ??= this.#prepare(`select json_object(
-      'temp', (select json_group_array(json_array(type, name, sql)) from temp.sqlite_schema where name not like 'sqlite_%'),
-      'attached', (select json_group_array(json_array(name, file)) from pragma_database_list where name not in ('main', 'temp'))) as state`)
-    return (this.#readSchema.get() as { state: string }).state
-  }
-
-  #pragmasNow (): string {
-    this.#readPragmas ??= this.#prepare(`select ${readable.map((name) => `(select * from pragma_${name})`).join(" || '|' || ")} as state`)
-    return (this.#readPragmas.get() as { state: string }).state
-  }
-
-  // --- Iterators ---
-
-  #endIterators (): void {
-    for (const held of this.#iterators) {
-      // Only better-sqlite3 has it. There the handle does nothing else while an iterator is open.
-      if (held.iterator.return === undefined) continue
-      held.iterator.return()
-      this.#end(held, 'ended')
-    }
-    if (this.#iterators.size === 0) return
-    // libsql has no end for an iterator, not even where a loop breaks off. Left alone, it keeps its snapshot: the next borrower would read old
-    // rows and could not write. But every statement that is under way when the handle is interrupted fails at its next step, and has ended then.
-    (this.#db as { interrupt?: () => void }).interrupt?.()
-    for (const held of this.#iterators) {
-      // Rows that the driver had fetched ahead (100) come first.
-      for (let rows = 0; rows <= 200 && held.state === 'open'; rows++) {
-        try {
-          if (held.next().done) this.#end(held, 'ended')
-        } catch {
-          // That is its end.
-          this.#end(held, 'ended')
-        }
-      }
-      if (held.state === 'open') throw new Error('an iterator on the SQLite handle can not be ended')
-    }
-  }
-
-  #end (held: Held, state: 'done' | 'ended'): void {
-    held.state = state
-    this.#iterators.delete(held)
-  }
-
-  /** Remembers it until its last row, or its failure. Asked again after that, libsql's would begin anew. */
-  #follow (iterator: IterableIterator<unknown>): IterableIterator<unknown> {
-    const held: Held = { iterator, next: iterator.next.bind(iterator), turn: this.#turn, state: 'open' }
-    this.#iterators.add(held)
-    iterator.next = () => {
-      if (held.state === 'ended') throw this.#cut(held)
-      if (held.state === 'done') return { done: true, value: undefined }
-      try {
-        const result = held.next()
-        if (result.done) this.#end(held, 'done')
-        return result
-      } catch (error) {
-        this.#end(held, 'done')
-        throw this.#told(error)
-      }
-    }
-    return iterator
-  }
-
-  /** No end of the rows: whoever asks must not take those that it got for all. */
-  #cut ({ turn }: Held): PoolError {
-    if (turn === this.#turn && !this.#closed) return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the iterator was ended by a rollback')
-    return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
-  }
-
-  // --- The seam ---
-
-  /** What the borrower gets instead of the driver's error. */
-  #told (error: unknown): unknown {
-    if (this.#inside && this.#endedBy === undefined && this.#db.open && !this.#db.inTransaction) this.#lose(error)
-    const refusal = this.#queryOnly === undefined ? this.#refusal : 'this transaction only reads: begin it without readOnly to write'
-    if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
-    return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
-  }
-
-  #refused (): PoolError {
-    if (this.#closed) return new PoolError('FST_POOL_LEASE_RELEASED', 'this SQLite handle is closed: its lease has ended')
-    if (this.#floor === Infinity) return this.#ended()
-    const message = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, once for all leases of a connection'
-    return new PoolError('FST_POOL_LEASE_RELEASED', message)
-  }
-
-  #hide (): void {
-    const db = this.#db
-    const prepare = this.#prepare
-    const exec = this.#exec
-    const pragma = db.pragma.bind(db)
-    let inside = false
-    const follow = (iterator: IterableIterator<unknown>) => this.#follow(iterator)
-    const admit = (turn: number) => { if (turn < this.#floor) throw this.#refused() }
-    const told = (error: unknown) => this.#told(error)
-    // Shared by all statements of the handle, so that a prepare makes no functions.
-    const driver = Object.getPrototypeOf(prepare('select 1')) as SqliteStatement
-    function run (this: Stamped, ...params: unknown[]) {
-      admit(this[turnOf])
-      try {
-        return driver.run.apply(this, params)
-      } catch (error) {
-        throw told(error)
-      }
-    }
-    function get (this: Stamped, ...params: unknown[]) {
-      admit(this[turnOf])
-      try {
-        return driver.get.apply(this, params)
-      } catch (error) {
-        throw told(error)
-      }
-    }
-    function iterate (this: Stamped, ...params: unknown[]) {
-      // libsql's `all` calls `iterate`.
-      if (inside) return driver.iterate.apply(this, params)
-      admit(this[turnOf])
-      try {
-        return follow(driver.iterate.apply(this, params))
-      } catch (error) {
-        throw told(error)
-      }
-    }
-    function all (this: Stamped, ...params: unknown[]) {
-      admit(this[turnOf])
-      inside = true
-      try {
-        return driver.all.apply(this, params)
-      } catch (error) {
-        throw told(error)
-      } finally {
-        inside = false
-      }
-    }
-    const own: Record<string, unknown> = {
-      prepare: (sql: string) => {
-        admit(forever)
-        const statement = prepare(sql) as Stamped
-        if (mayLeave.test(sql)) {
-          const what = judge(sql)
-          this.#seen |= what
-          if (!this.#settled) this.#prepared |= what
-        }
-        statement.run = run
-        statement.get = get
-        statement.all = all
-        statement.iterate = iterate
-        statement[turnOf] = this.#stamp
-        return statement
-      },
-      exec: (sql: string) => {
-        admit(forever)
-        if (mayLeave.test(sql)) this.#seen |= judge(sql)
-        try {
-          return exec(sql)
-        } catch (error) {
-          throw told(error)
-        }
-      },
-      // Nobody gets hold of the statement, so `#prepared` stays as it is, though libsql's calls `prepare`.
-      pragma: (source: string, options?: { simple?: boolean }) => {
-        admit(forever)
-        this.#seen |= judge(`PRAGMA ${source}`)
-        const prepared = this.#prepared
-        try {
-          return options === undefined ? pragma(source) : pragma(source, options)
-        } catch (error) {
-          throw told(error)
-        } finally {
-          this.#prepared = prepared
-        }
-      },
-    }
-    // better-sqlite3's begins by itself, and not by `exec`.
-    if (this.#refusal !== undefined) {
-      const transaction = db.transaction.bind(db)
-      own.transaction = <A extends unknown[], R>(fn: (...args: A) => R) => {
-        const made = transaction(fn)
-        const telling = (run: (...args: A) => R) => function (this: unknown, ...args: A): R {
-          try {
-            return run.apply(this, args)
-          } catch (error) {
-            throw told(error)
-          }
-        }
-        const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
-        return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: db })
-      }
-    }
-    const { interrupt } = db as { interrupt?: () => void }
-    if (interrupt !== undefined) {
-      own.interrupt = () => {
-        // On a closed handle libsql's aborts the process.
-        if (db.open) interrupt.call(db)
-      }
-    }
-    for (const name of ['function', 'aggregate', 'table', 'loadExtension', 'authorizer', 'unsafeMode', 'defaultSafeIntegers']) {
-      const method: unknown = db[name as keyof SqliteDatabase]
-      if (typeof method !== 'function') continue
-      own[name] = (...args: unknown[]) => {
-        admit(forever)
-        this.#seen |= unreadable
-        return method.apply(db, args)
-      }
-    }
-    for (const [name, value] of Object.entries(own)) Object.defineProperty(db, name, { value, writable: true, configurable: true })
-  }
-}
-
-interface Schema { temp: Array<[type: string, name: string, sql: string]>, attached: Array<[name: string, file: string]> }
-
-function isNoSavepoint (error: unknown): boolean {
-  return error instanceof Error && error.message.startsWith('no such savepoint')
-}
-
-function quote (name: string): string {
-  return `"${name.replaceAll('"', '""')}"`
-}
-
-/** Most texts have none of these words, and are looked at no further. */
-const mayLeave = /\b(?:pragma|temp|temporary|attach|detach|load_extension)\b/i
-
-/** Its value can be read with others in one row, and setting it back undoes it. */
-const readable = [
-  'analysis_limit', 'automatic_index', 'busy_timeout', 'cache_size', 'cell_size_check', 'checkpoint_fullfsync', 'count_changes', 'defer_foreign_keys',
-  'empty_result_callbacks', 'foreign_keys', 'full_column_names', 'fullfsync', 'ignore_check_constraints', 'journal_mode', 'journal_size_limit',
-  'legacy_alter_table', 'locking_mode', 'max_page_count', 'query_only', 'read_uncommitted', 'recursive_triggers', 'reverse_unordered_selects',
-  'secure_delete', 'short_column_names', 'synchronous', 'temp_store', 'threads', 'trusted_schema', 'writable_schema',
-]
-const compared: ReadonlySet<string> = new Set(readable)
-
-/** With an argument they only read, or change the file and not the handle. */
-const harmless: ReadonlySet<string> = new Set([
-  'table_info', 'table_xinfo', 'table_list', 'index_list', 'index_info', 'index_xinfo', 'foreign_key_list', 'foreign_key_check', 'integrity_check',
-  'quick_check', 'user_version', 'application_id', 'wal_checkpoint', 'optimize', 'incremental_vacuum',
-])
-
-/** Stands behind the word PRAGMA. What is written in any other way (quoted, with comments) counts as unreadable. */
-const pragmaCall = /\s+(?:(?<of>\w+)\s*\.\s*)?(?<name>\w+)\s*(?:$|(?<then>[;=(]))/y
-
-function judge (sql: string): number {
-  let what = 0
-  if (/\b(?:temp|temporary|attach|detach)\b/i.test(sql)) what |= schema
-  if (/\bload_extension\b/i.test(sql)) what |= unreadable
-  for (const { index } of sql.matchAll(/\bpragma\b/gi)) {
-    pragmaCall.lastIndex = index + 'pragma'.length
-    const { of, name, then } = pragmaCall.exec(sql)?.groups ?? {}
-    if (name === undefined) what |= unreadable
-    else if (then === undefined || then === ';' || harmless.has(name.toLowerCase())) continue
-    else what |= compared.has(name.toLowerCase()) && (of ?? 'main').toLowerCase() === 'main' ? pragmas : unreadable
-  }
-  return what
 }
 
 // --- Options --------------------------------------------------------------------------------------------------------------------------
@@ -806,16 +228,15 @@ function pathOf (url: unknown): string {
   return path === ':memory:' ? path : resolve(path)
 }
 
-/** libsql first: it installs in seconds, without a compiler; better-sqlite3 may have to be compiled. */
-const drivers = ['libsql', 'better-sqlite3'] as const
+/** The strongest first. libsql installs in seconds, without a compiler; Node's own is there without any install. */
+const drivers = ['better-sqlite3', 'libsql', 'node:sqlite'] as const
 
-function driverOf (driver: SqliteOptions['driver']): SqliteDriver {
-  if (driver === 'libsql' || driver === 'better-sqlite3') return load(driver)
-  if (driver === 'node:sqlite') return builtIn()
+function driverOf (driver: SqliteOptions['driver']): SqliteDriver<unknown> {
+  if (drivers.includes(driver as DriverName)) return load(driver as DriverName)
   if (driver !== undefined) {
-    const found = facesOf(driver).find(isDriver)
+    const found = classIn(driver)
     if (found === undefined) throw badDriver(driver, "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them")
-    return found as unknown as SqliteDriver
+    return found
   }
   const causes: unknown[] = []
   for (const name of drivers) {
@@ -825,22 +246,32 @@ function driverOf (driver: SqliteOptions['driver']): SqliteDriver {
       causes.push(error)
     }
   }
-  const message = "backend 'sqlite' needs the package libsql or better-sqlite3: npm install libsql"
+  const message = "backend 'sqlite' needs the package better-sqlite3 or libsql, or Node 22.16: npm install libsql"
   throw new PoolError('FST_POOL_MISSING_DRIVER', message, { cause: new AggregateError(causes) })
 }
 
-function load (name: string): SqliteDriver {
-  return facesOf(requirePackage(name, { backend: 'sqlite' })).find(isDriver) as unknown as SqliteDriver
+function load (name: DriverName): SqliteDriver<unknown> {
+  if (name === 'node:sqlite') return builtIn()
+  const found = classIn(requirePackage(name, { backend: 'sqlite' }))
+  if (found !== undefined) return found
+  throw new PoolError('FST_POOL_MISSING_DRIVER', `backend 'sqlite' needs ${name}: what is installed under that name is something else`)
 }
 
-function isDriver ({ prototype }: { prototype?: unknown }): boolean {
-  const { prepare, pragma, transaction } = (prototype ?? {}) as Partial<SqliteDatabase>
-  return [prepare, pragma, transaction].every((method) => typeof method === 'function')
+/** A driver's class, or the one that its module exports: as `DatabaseSync` where it is Node's. */
+function classIn (driver: unknown): SqliteDriver<unknown> | undefined {
+  const candidates: unknown[] = facesOf(driver).flatMap((face) => [face, face.DatabaseSync])
+  return candidates.find(isDriver) as SqliteDriver<unknown> | undefined
 }
 
-/** Node's own, where this Node has it. */
-function builtIn (): SqliteDriver {
-  const module = process.getBuiltinModule('node:sqlite' as 'node:module') as unknown as { readonly DatabaseSync: SqliteDriver } | undefined
-  if (module !== undefined) return module.DatabaseSync
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later: this is ${process.version}`)
+function isDriver (candidate: unknown): boolean {
+  const { prepare, exec } = ((candidate as { prototype?: unknown } | undefined)?.prototype ?? {}) as Partial<SqliteDatabase>
+  return typeof prepare === 'function' && typeof exec === 'function'
+}
+
+/** @throws `FST_POOL_MISSING_DRIVER` where this Node has none, or one that does not tell of its transactions */
+function builtIn (): SqliteDriver<unknown> {
+  const module = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as { readonly DatabaseSync: SqliteDriver<unknown> } | undefined
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
+  if (module !== undefined && (major > 22 || (major === 22 && minor >= 16))) return module.DatabaseSync
+  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`)
 }

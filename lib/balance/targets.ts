@@ -486,7 +486,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     await primary.pool.open()
     // The writers came first: they make the file that the readers read.
     if (this.#parts) for (const { pool } of this.#targets) if (pool !== primary.pool) await pool.open()
-    this.#emit('open', {})
+    const { driver } = this.backend
+    this.#emit('open', { ...(driver !== undefined && { driver }) })
   }
 
   evict (options?: { idle?: boolean }): void {

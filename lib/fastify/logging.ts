@@ -49,7 +49,7 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
     if (to === undefined) return `no primary any more: it was ${from}`
     return from === undefined ? `the primary is ${to} now` : `the primary is ${to} now, and was ${from}`
   },
-  open: () => 'pool is open',
+  open: ({ driver }) => driver === undefined ? 'pool is open' : `pool is open, on ${driver}`,
   drain: () => 'pool drains',
   close: ({ took, holders }) => holders.length === 0 ? `pool closed in ${duration(took)}` : `pool closed in ${duration(took)}, with leases still out: ${tell(holders)}`,
 }

@@ -41,6 +41,9 @@ const SAMPLES = 64
 const PACED = 8
 /** What part of its deadline an acquire may be predicted to wait: the pace is a mean, and to be refused at once is better than to wait in vain. */
 const MARGIN = 0.8
+/** In ms: how long after an obstacle was met it is looked for again; doubled each time, up to the second. */
+const LOOK = 1
+const LOOK_LATER = 25
 
 const reasons: readonly DestroyReason[] = ['idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released']
 
@@ -355,6 +358,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #retryAt = 0
   #lastFailure: Error | undefined
 
+  // What is in the way of loans, outside of the pool.
+  readonly #meets: boolean
+  /** Those who wait, wait for that. */
+  #obstacle: string | undefined
+  #lookAgain = 0
+
   // Time.
   /** As of the last tick, or of the last time somebody needed it exactly. */
   #now: number
@@ -453,6 +462,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#circuit = new Circuit(this.#options.circuit)
     this.#onAcquire = this.#options.onAcquire
     this.#onRelease = this.#options.onRelease
+    this.#meets = connector.obstacle !== undefined
     this.#resets = connector.reset !== undefined && this.#options.reset !== 'none'
     this.#maxUses = this.#options.maxUses === 0 ? Infinity : this.#options.maxUses
     this.#validateAfter = connector.validate === undefined ? Infinity : this.#options.validateAfter
@@ -566,6 +576,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         this.#destroy(entry, reason, entry.broken)
         continue
       }
+      if (this.#meets && this.#isHindered(entry)) {
+        entry.state = IDLE
+        this.#idle.push(entry)
+        return null
+      }
       if (this.#onAcquire === undefined) return this.#lend(entry, holder, 0)
       const preparation = this.#prepare(entry, holder)
       if (preparation === undefined) return this.#lend(entry, holder, 0)
@@ -624,7 +639,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
     if (this.#waiters.size === 0) {
       // Of the turns of an hour ago nothing is to be learned: a line that was empty begins anew.
-      this.#turns = this.#pace = 0
+      this.#turns = this.#pace = this.#lookAgain = 0
       this.#turnAt = now
     }
     this.#waiters.add(waiter)
@@ -634,7 +649,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     this.#pump()
     if (!waiter.inLine) return
     if (this.#listeners.wait !== undefined) this.#emit('wait', { pending: this.#waiters.size, ...label(holder) })
-    if (!this.#overflowing && this.#total >= this.#max && this.#waiters.size > this.#coming + this.#validating) {
+    if (!this.#overflowing && this.#total >= this.#max && this.#idle.length === 0 && this.#waiters.size > this.#coming + this.#validating) {
       this.#overflowing = true
       if (this.#listeners.overflow !== undefined) this.#emit('overflow', { pending: this.#waiters.size })
     }
@@ -655,6 +670,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (this.#coming > SPARE) this.#cancelSpare()
     if (this.#waiters.size === 0) {
       this.#overflowing = false
+      // Those that were kept for who waited.
+      if (this.#phase !== 'open') this.#closeIdle()
       this.#settle()
     }
     return true
@@ -833,12 +850,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #offer (entry: Entry<C>, alive = false, since?: number): void {
     const reason = this.#unfit(entry) ?? (alive ? undefined : this.#dead(entry))
     if (reason !== undefined) return this.#destroy(entry, reason, entry.broken)
+    // Then somebody waits for it all the same.
+    let hindered = false
     if (this.#waiters.size > 0 && !this.#halted) {
       if (this.#place?.mustYield() === true) return this.#destroy(entry, 'idle')
       entry.freshAt = Math.floor(this.#now)
-      return this.#serve(entry)
+      if (!this.#meets || !this.#isHindered(entry)) return this.#serve(entry)
+      hindered = true
     }
-    if (this.#phase !== 'open') return this.#destroy(entry, 'closed')
+    if (this.#phase !== 'open' && !hindered) return this.#destroy(entry, 'closed')
     if (this.#place?.mustYield() === true) return this.#destroy(entry, 'idle')
     if (this.#asleep) this.#wake()
     entry.freshAt = Math.floor(this.#now)
@@ -950,6 +970,22 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     }
   }
 
+  /** Whether something outside of the pool is in the way of a loan. Then it is looked for again, for as long as somebody waits. */
+  #isHindered (entry: Entry<C>): boolean {
+    const now = this.#read()
+    try {
+      this.#obstacle = this.backend.obstacle!(entry.connection)
+    } catch (error) {
+      // What is wrong its borrower will see.
+      this.#obstacle = undefined
+      this.#report(error, 'obstacle')
+    }
+    this.#lookAgain = this.#obstacle === undefined ? 0 : Math.min(LOOK_LATER, this.#lookAgain * 2 || LOOK)
+    if (this.#obstacle === undefined) return false
+    this.#arm(now + this.#lookAgain)
+    return true
+  }
+
   /** Idle for so long that it must answer before it is lent. */
   #isStale (entry: Entry<C>): boolean {
     return this.#now - entry.freshAt >= this.#validateAfter
@@ -1000,8 +1036,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       const reason = this.#unfit(entry) ?? this.#dead(entry)
       if (reason !== undefined) this.#destroy(entry, reason, entry.broken)
       else if (this.#isStale(entry)) this.#validateForWaiter(entry)
-      else this.#offer(entry, true)
+      else this.#offer(entry, true, entry.idleSince)
+      // It is idle again, and so are all others.
+      if (this.#obstacle !== undefined) break
     }
+    // Others would meet it too.
+    if (this.#obstacle !== undefined && this.#waiters.size > 0 && this.#idle.length > 0) return
     while (!this.#halted && this.#mayCreate()) this.#create()
   }
 
@@ -1268,7 +1308,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       this.#report(new Error(`a connection was not closed within ${destroyTimeout} ms (destroyTimeout)`), 'destroy')
     } else if (doing === 'begin' || doing === 'commit' || doing === 'rollback') {
       const error = doing === 'begin'
-        ? new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${this.name}' did not begin within ${acquireTimeout} ms: its connection was destroyed`)
+        ? new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${this.name}' did not begin within ${acquireTimeout} ms: ` +
+          `${this.#meets && this.#isHindered(entry) ? `in the way is ${this.#obstacle}; ` : ''}its connection was destroyed`)
         : doing === 'commit'
           ? commitLate(this.name, commit!.timeout, commit!.inDoubt() ?? true)
           : new Error(`a transaction was not rolled back within ${resetTimeout} ms (resetTimeout)`)
@@ -1386,7 +1427,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const there = this.#count[HERE]!
     const ready = this.#openers.filter(({ target }) => there >= Math.min(target, this.#max))
     this.#openers = this.#openers.filter((opener) => !ready.includes(opener))
-    if (ready.length > 0 && this.#listeners.open !== undefined) this.#emit('open', {})
+    const { driver } = this.backend
+    if (ready.length > 0 && this.#listeners.open !== undefined) this.#emit('open', { ...(driver !== undefined && { driver }) })
     for (const { resolve } of ready) resolve()
     // Nothing is created any more, until one comes back that is late; that may be never.
     if (this.#count[LATE]! >= this.#max) this.#rejectOpeners(() => this.#connectError(this.#lastFailure))
@@ -1520,8 +1562,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #timeoutError (timeout: number): PoolError {
     if (this.#lastFailure !== undefined && this.#count[HERE] === 0) return this.#connectError(this.#lastFailure)
     const { retryAfter, holders } = (this.#crowd ??= { retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() })
-    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${this.name}' within ${Math.round(timeout)} ms (${this.#numbers()}). ` +
-      'Look for slow queries or leaks, or raise max.', { cause: this.#lastFailure, retryAfter, holders })
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${this.name}' within ${Math.round(timeout)} ms ` +
+      (this.#obstacle === undefined ? `(${this.#numbers()}). Look for slow queries or leaks, or raise max.` : `(${this.#numbers()}): in the way is ${this.#obstacle}`), { cause: this.#lastFailure, retryAfter, holders })
   }
 
   // --- Errors, events, hooks ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import type { CommandEntry } from '../doubles/mongo-wire.js'
 import { startMongo } from '../support/services.js'
 import { collide, contract } from './contract.js'
 import type { Address, Or, Rows, Subject } from './contract.js'
+import { startNeighbour } from './neighbour.js'
 
 interface Line { line: string }
 
@@ -65,6 +66,11 @@ function subjectOf (server: Address & { readonly url: string }, rows: Or<Rows<Db
     traces: nothing,
     rows,
     shared: true,
+    neighbour: {
+      start: (t) => startNeighbour(t, 'mongodb', { url: server.url, database: 'contract', collection: 'beside' }),
+      add: (db, row) => db.collection('beside').insertOne({ row }),
+      fail: (db) => db.collection<{ _id: number, row: string }>('beside').insertMany([{ _id: 1, row: 'twice' }, { _id: 1, row: 'twice' }]),
+    },
   }
 }
 

@@ -6,6 +6,7 @@ import { startMariadb } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'
 import type { Subject, Trace } from './contract.js'
+import { startNeighbour } from './neighbour.js'
 
 const server = await startMariadb(t, { own: true })
 const admin = await createConnection(server.url)
@@ -195,6 +196,11 @@ const subject: Subject<Connection> = {
       (connection, which) => connection.query(`UPDATE ${ours}.pairs SET n = n + 1 WHERE id = ${1 - which}`))(t, run),
   },
   shared: true,
+  neighbour: {
+    start: (t) => startNeighbour(t, 'mysql', { url: server.url, table: `${ours}.lines_` }),
+    add: (connection, row) => connection.query(`INSERT INTO ${ours}.lines_ VALUES (?)`, [row]),
+    fail: (connection) => connection.query(`INSERT INTO ${ours}.nowhere VALUES (1)`),
+  },
 }
 
 t.test('mysql', (t) => contract(t, subject))

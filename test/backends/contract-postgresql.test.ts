@@ -6,6 +6,7 @@ import { startPostgres } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'
 import type { Subject, Trace } from './contract.js'
+import { startNeighbour } from './neighbour.js'
 
 const server = await startPostgres(t, { own: true })
 const admin = new pg.Client(server.url)
@@ -180,6 +181,11 @@ const subject: Subject<Client> = {
       { isolation: 'serializable' })(t, run),
   },
   shared: true,
+  neighbour: {
+    start: (t) => startNeighbour(t, 'postgresql', { url: server.url, table: `${ours}_lines` }),
+    add: (connection, row) => connection.query(`INSERT INTO ${ours}_lines VALUES ($1)`, [row]),
+    fail: (connection) => connection.query('INSERT INTO nowhere VALUES (1)'),
+  },
 }
 
 t.test('postgresql', (t) => contract(t, subject))

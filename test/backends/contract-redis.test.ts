@@ -5,6 +5,7 @@ import { idOf, infoOf, isDeaf, speaksResp3 } from '../support/redis.js'
 import { startRedis } from '../support/services.js'
 import { contract } from './contract.js'
 import type { Subject, Trace } from './contract.js'
+import { startNeighbour } from './neighbour.js'
 
 const server = await startRedis(t)
 const backend = await redis({ url: server.url })
@@ -126,6 +127,11 @@ const subject: Subject<Redis> = {
   traces,
   rows: 'Redis has MULTI, which is the driver\'s own, and no transactions that read what they wrote',
   shared: true,
+  neighbour: {
+    start: (t) => startNeighbour(t, 'redis', { url: server.url, key: 'contract:lines' }),
+    add: (connection, row) => connection.rpush('contract:lines', row),
+    fail: (connection) => connection.incr('contract:lines'),
+  },
 }
 
 t.test('redis', (t) => contract(t, subject))

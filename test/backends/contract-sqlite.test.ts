@@ -1,7 +1,4 @@
-import { createRequire } from 'node:module'
 import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
-import LibSql from 'libsql'
 import t from 'tap'
 import type { Test } from 'tap'
 import { TargetPool } from '../../lib/balance/targets.js'
@@ -11,13 +8,9 @@ import type { Connector } from '../../types/connector.js'
 import { findBetterSqlite } from '../support/find.mjs'
 import { contract } from './contract.js'
 import type { Rows, Subject, Trace } from './contract.js'
-
-const better = await (async () => {
-  const folder = findBetterSqlite()
-  if (folder === undefined) return undefined
-  const file = createRequire(pathToFileURL(folder + '/')).resolve('better-sqlite3')
-  return (await import(pathToFileURL(file).href) as { default: SqliteDriver }).default
-})()
+import { startNeighbour } from './neighbour.js'
+import { eachDriver, inTransaction, isOpen } from './sqlite-drivers.js'
+import type { DriverName } from './sqlite-drivers.js'
 
 /** The one value of the one row. */
 const value = (db: SqliteDatabase, sql: string): unknown => Object.values((db.prepare(sql).all() as object[])[0] ?? {})[0]
@@ -39,7 +32,7 @@ function tracesOf ({ kind, side }: Place): Array<Trace<SqliteDatabase>> {
   const pragma = (name: string, other: number): Trace<SqliteDatabase> => ({
     name: `pragma ${name}`,
     ...anew,
-    leave: (db) => db.pragma(`${name} = ${other}`),
+    leave: (db) => db.exec(`PRAGMA ${name} = ${other}`),
     seen: (db) => value(db, `PRAGMA ${name}`) === other,
   })
   const reading: Array<Trace<SqliteDatabase>> = [
@@ -71,7 +64,7 @@ function tracesOf ({ kind, side }: Place): Array<Trace<SqliteDatabase>> {
       name: 'an open transaction',
       transaction: true,
       leave: (db) => db.exec('BEGIN'),
-      seen: (db) => db.inTransaction,
+      seen: inTransaction,
     },
   ]
   // Whoever reads can't write, in that mode too.
@@ -96,7 +89,7 @@ function tracesOf ({ kind, side }: Place): Array<Trace<SqliteDatabase>> {
       name: 'a savepoint with rows',
       transaction: true,
       leave: (db) => db.exec('CREATE TABLE IF NOT EXISTS watched (x); SAVEPOINT mine; INSERT INTO watched VALUES (1)'),
-      seen: (db) => db.inTransaction,
+      seen: inTransaction,
       alone: 'a transaction can not be begun within it',
     },
     ...reading.slice(-1),
@@ -114,7 +107,7 @@ function rowsOf ({ Driver, side }: Place): Rows<SqliteDatabase> {
     // The pool waits for the lock of its own file, so what gets in the way is the lock of another one.
     conflict: async (t: Test, run) => {
       const other = new Driver(side, { timeout: 0 })
-      t.teardown(() => { if (other.open) other.close() })
+      t.teardown(() => { if (isOpen(other)) other.close() })
       other.exec('CREATE TABLE IF NOT EXISTS things (x)')
       other.exec('BEGIN IMMEDIATE')
       let runs = 0
@@ -126,7 +119,7 @@ function rowsOf ({ Driver, side }: Place): Rows<SqliteDatabase> {
             db.exec('INSERT INTO side.things VALUES (1)')
           } finally {
             // It lets go of it, too late for this run.
-            if (other.inTransaction) other.exec('ROLLBACK')
+            if (inTransaction(other)) other.exec('ROLLBACK')
           }
         })
       } finally {
@@ -137,8 +130,9 @@ function rowsOf ({ Driver, side }: Place): Rows<SqliteDatabase> {
   }
 }
 
-function subjectOf (place: Place): Subject<SqliteDatabase> {
+function subjectOf (place: Place, driver: DriverName): Subject<SqliteDatabase> {
   const { Driver, kind, path } = place
+  const alone = kind === 'memory' ? ':memory: is one handle, which nobody else sees' : 'readers only read'
   const ids = new WeakMap<SqliteDatabase, number>()
   let last = 0
   const made = new Map<string, Set<SqliteDatabase>>()
@@ -171,7 +165,7 @@ function subjectOf (place: Place): Subject<SqliteDatabase> {
       if (!ids.has(db)) ids.set(db, ++last)
       return ids.get(db)
     },
-    count: (name) => [...made.get(name)!].filter((db) => db.open).length,
+    count: (name) => [...made.get(name)!].filter(isOpen).length,
     end: noServer,
     ask: (db) => db.prepare('SELECT 1').get(),
     block: 'SQLite\'s statements are done when they return',
@@ -182,30 +176,40 @@ function subjectOf (place: Place): Subject<SqliteDatabase> {
     renewed: kind === 'memory' ? 'the one handle of :memory: is its data, and is kept' : true,
     password: noServer,
     setting: {
-      set: (db) => db.pragma('cache_size = -500'),
-      change: (db) => db.pragma('cache_size = -600'),
+      set: (db) => db.exec('PRAGMA cache_size = -500'),
+      change: (db) => db.exec('PRAGMA cache_size = -600'),
       isSet: (db) => value(db, 'PRAGMA cache_size') === -500,
     },
     traces: tracesOf(place),
     rows: kind === 'reader among roles' ? 'readers only read' : rowsOf(place),
     shared: kind === 'memory' ? ':memory: is one handle, which nobody else sees' : true,
+    neighbour: kind === 'memory' || kind === 'reader among roles'
+      ? alone
+      : {
+          start: (t) => startNeighbour(t, 'sqlite', { driver, path, table: 'lines', from: findBetterSqlite() }),
+          add: (db, row) => db.prepare('INSERT INTO lines (text) VALUES (?)').run(row),
+          fail: async (db, neighbour) => {
+            await neighbour.exec('BEGIN IMMEDIATE')
+            try {
+              db.prepare("INSERT INTO lines (text) VALUES ('not stored')").run()
+            } finally {
+              await neighbour.exec('ROLLBACK')
+            }
+          },
+        },
   }
 }
 
-const drivers: Array<[name: string, driver: SqliteDriver | undefined]> = [['libsql', LibSql], ['better-sqlite3', better]]
-for (const [name, Driver] of drivers) {
-  const skip = Driver === undefined && 'it is not built here: `npm run pretest` does, or says how to'
-  t.test(name, { skip }, async (t) => {
-    for (const kind of ['writer', 'writer among roles', 'reader among roles', 'memory'] as const) {
-      await t.test(kind, async (t) => {
-        const folder = t.testdir()
-        const place = { Driver: Driver!, kind, path: join(folder, 'app.db'), side: join(folder, 'side.db') }
-        // The file is there: who only reads would make none.
-        const first = new Driver!(place.path)
-        first.exec('CREATE TABLE IF NOT EXISTS lines (text TEXT)')
-        first.close()
-        await contract(t, subjectOf(place))
-      })
-    }
-  })
-}
+await eachDriver(t, import.meta.url, async (t, Driver, driver) => {
+  for (const kind of ['writer', 'writer among roles', 'reader among roles', 'memory'] as const) {
+    await t.test(kind, async (t) => {
+      const folder = t.testdir()
+      const place = { Driver, kind, path: join(folder, 'app.db'), side: join(folder, 'side.db') }
+      // The file is there: who only reads would make none.
+      const first = new Driver(place.path)
+      first.exec('CREATE TABLE IF NOT EXISTS lines (text TEXT)')
+      first.close()
+      await contract(t, subjectOf(place, driver))
+    })
+  }
+})

@@ -9,6 +9,7 @@ import { VirtualClock } from '../support/clock.js'
 import { startProxy } from '../support/proxy.js'
 import { alarm } from '../support/order.js'
 import { event, until } from '../support/until.js'
+import type { Neighbour } from './neighbour.js'
 
 export type Mode = 'session' | 'transaction' | 'none'
 export interface Address { readonly host: string, readonly port: number }
@@ -101,6 +102,17 @@ export interface Subject<C> {
   readonly rows: Or<Rows<C>>
   /** Another pool sees the same data. */
   readonly shared: Or<true>
+  /** Another process that has the same data. */
+  readonly neighbour: Or<Beside<C>>
+}
+
+export interface Beside<C> {
+  /** The process is to be on the bare driver. */
+  start (t: Test): Promise<Neighbour>
+  /** A plain write, outside of any transaction, of what the neighbour counts. */
+  add (connection: C, row: string): unknown
+  /** A plain write that fails. It may be the other process that is in its way. */
+  fail (connection: C, neighbour: Neighbour): Promise<unknown>
 }
 
 /** The cases of a subject. Those that its database can't have are named, each with the reason: nothing was left out that could be tested. */
@@ -630,6 +642,53 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     t.equal(pool.stats().acquired, 200)
     t.ok(pool.stats().destroyed.released > 10 && pool.stats().destroyed.error > 10)
     if (subject.renewed === true) t.ok(opened.made.size > 20, `${opened.made.size} were made`)
+  })
+
+  // --- Two processes --------------------------------------------------------------------------------------------------------------------
+
+  /** What the other process counts is what was acknowledged: no row less, no row twice. */
+  const isStored = async (t: Test, neighbour: Neighbour, rows: readonly string[], prefix: string) => {
+    t.same((await neighbour.all()).filter((row) => row.startsWith(prefix)).sort(), [...rows].sort(), `${rows.length} acknowledged, and no other`)
+  }
+
+  await cases.test('two processes that write side by side: all that was acknowledged is there, as the other one counts', [subject.neighbour], async (t) => {
+    const { start, add } = have(subject.neighbour)
+    const { pool } = await open(t)
+    const neighbour = await start(t)
+    const prefix = `beside${process.pid}_${++names}_`
+    const theirs = neighbour.add(Array.from({ length: 100 }, (_, row) => `${prefix}theirs${row}`))
+    const mine: string[] = []
+    let last = 0
+    const work = async () => {
+      while (last < 100) {
+        const row = `${prefix}mine${++last}`
+        if (await failureOf(use(pool, async (connection) => { await add(connection, row) })) === undefined) mine.push(row)
+      }
+    }
+    await Promise.all(Array.from({ length: max * 2 }, work))
+    const acknowledged = [...mine, ...await theirs]
+    t.ok(mine.length > 0 && acknowledged.length > mine.length, `${mine.length} of mine`)
+    await isStored(t, neighbour, acknowledged, prefix)
+  })
+
+  await cases.test('behind a write that failed, every write is there, in the same lease and in later ones, as another process counts', [subject.neighbour], async (t) => {
+    const { start, add, fail } = have(subject.neighbour)
+    const { pool } = await open(t, { max: 1 })
+    const neighbour = await start(t)
+    const prefix = `behind${process.pid}_${++names}_`
+    const rows: string[] = []
+    for (let round = 0; round < 3; round++) {
+      await use(pool, async (connection) => {
+        t.ok(await failureOf(fail(connection, neighbour)) instanceof Error, 'it fails')
+        for (let row = 0; row < 3; row++) {
+          rows.push(`${prefix}${round}_${row}`)
+          await add(connection, rows.at(-1)!)
+          await isStored(t, neighbour, rows, prefix)
+        }
+      })
+    }
+    // The other one can still write, too.
+    t.equal((await neighbour.add([`${prefix}theirs`])).length, 1)
   })
 
   await cases.test('transactions', [subject.rows], async (t) => {

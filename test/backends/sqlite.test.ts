@@ -1,9 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readlinkSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
 import LibSql from 'libsql'
 import t from 'tap'
 import type { Test } from 'tap'
@@ -11,18 +9,10 @@ import { sqlite } from '../../lib/backends/sqlite.js'
 import type { SqliteConnector, SqliteDatabase, SqliteDriver, SqliteOptions, SqliteStatement } from '../../lib/backends/sqlite.js'
 import { PoolError } from '../../lib/pool/errors.js'
 import type { Connector, Transaction, TransactionOptions } from '../../types/connector.js'
-import { findBetterSqlite } from '../support/find.mjs'
 import { until } from '../support/until.js'
+import { codeOf, eachDriver, inTransaction, isChild, isOpen, thrownBy } from './sqlite-drivers.js'
+import type { DriverName } from './sqlite-drivers.js'
 
-/** better-sqlite3 has to be compiled, so it is no dependency of ours: `npm test` builds it apart, or POOL_TEST_BETTER_SQLITE3 names its folder. */
-const better = await (async () => {
-  const folder = findBetterSqlite()
-  if (folder === undefined) return undefined
-  const file = createRequire(pathToFileURL(folder + '/')).resolve('better-sqlite3')
-  return (await import(pathToFileURL(file).href) as { default: SqliteDriver }).default
-})()
-
-const drivers: Array<[name: string, driver: SqliteDriver | undefined]> = [['libsql', LibSql], ['better-sqlite3', better]]
 const later = new AbortController().signal
 
 /** Lends as a pool of one would: what comes back dirty is destroyed, and made anew. */
@@ -87,7 +77,7 @@ async function open (t: Test, Driver: SqliteDriver, { memory = false, onConnect,
 /** Another handle, as another process has it. */
 function elsewhere (t: Test, Driver: SqliteDriver, path: string): SqliteDatabase {
   const other = new Driver(path, { timeout: 0 })
-  t.teardown(() => { if (other.open) other.close() })
+  t.teardown(() => { if (isOpen(other)) other.close() })
   return other
 }
 
@@ -112,32 +102,32 @@ const value = (db: SqliteDatabase, sql: string) => Object.values(db.prepare(sql)
 const count = (db: SqliteDatabase) => value(db, 'SELECT count(*) FROM notes')
 const pragma = (db: SqliteDatabase, name: string) => value(db, `PRAGMA ${name}`)
 const temps = (db: SqliteDatabase) => value(db, 'SELECT count(*) FROM temp.sqlite_schema')
-const databases = (db: SqliteDatabase) => (db.pragma('database_list') as Array<{ name: string }>)
+const databases = (db: SqliteDatabase) => (usePragma(db, 'database_list') as Array<{ name: string }>)
   .map(({ name }) => name).filter((name) => name !== 'temp')
+
+/** By the driver's own method, where it has one: Node's has not. */
+const usePragma = (db: SqliteDatabase, source: string) => 'pragma' in db ? db.pragma(source) : (db as SqliteDatabase).prepare(`PRAGMA ${source}`).all()
+const locked = { message: 'database is locked' }
+const readonly = { message: /readonly database/ }
 
 /** The file descriptor of the listing itself is gone by then. */
 const linkOf = (path: string) => existsSync(path) ? readlinkSync(path) : undefined
 
-for (const [name, driver] of drivers) {
-  // Where it could not be compiled. A CI that has not run half of the tests must not be green.
-  const skip = driver === undefined && !process.env.CI ? `${name} is not installed: npm test builds it, or POOL_TEST_BETTER_SQLITE3 names its folder` : false
-  t.test(name, { skip }, (t) => {
-    if (driver === undefined) throw new Error(`${name} is not installed`)
-    suite(t, driver)
-    transactions(t, driver)
-    readers(t, driver)
-    t.end()
-  })
-}
+await eachDriver(t, import.meta.url, async (t, Driver, name) => {
+  suite(t, Driver, name)
+  transactions(t, Driver)
+  readers(t, Driver)
+})
 
-function suite (t: Test, Driver: SqliteDriver) {
+function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
   t.test('a borrower has the whole driver, and its committed rows stay', async (t) => {
     const { borrower } = await open(t, Driver)
     await borrower.use((db) => {
       t.type(db, Driver)
       db.prepare('INSERT INTO notes (text) VALUES (?)').run('one')
-      const add = db.transaction((...list: string[]) => { for (const text of list) db.prepare('INSERT INTO notes (text) VALUES (?)').run(text) })
-      add.immediate('two', 'three')
+      const addAll = (...list: string[]) => { for (const text of list) add(db, text) }
+      if ('transaction' in db) db.transaction(addAll).immediate('two', 'three')
+      else addAll('two', 'three')
       t.same([...db.prepare('SELECT id FROM notes').iterate() as Iterable<{ id: number }>].map(({ id }) => id), [1, 2, 3])
     })
     await borrower.use((db) => t.same(texts(db), ['one', 'two', 'three']))
@@ -148,7 +138,7 @@ function suite (t: Test, Driver: SqliteDriver) {
     const first = await borrower.use((db) => db)
     await borrower.use((db) => {
       db.exec("INSERT INTO notes (text) VALUES ('temperature is attached to nothing')")
-      db.pragma('table_info(notes)')
+      usePragma(db, 'table_info(notes)')
       db.prepare('PRAGMA foreign_keys').get()
       t.equal(db, first)
     })
@@ -164,7 +154,7 @@ function suite (t: Test, Driver: SqliteDriver) {
     await borrower.use((db) => {
       t.equal(pragma(db, 'journal_mode'), 'wal')
       t.equal(pragma(db, 'busy_timeout'), 0)
-      t.throws(() => db.exec('BEGIN IMMEDIATE'), { code: 'SQLITE_BUSY' })
+      t.throws(() => db.exec('BEGIN IMMEDIATE'), locked)
     })
   })
 
@@ -181,7 +171,7 @@ function suite (t: Test, Driver: SqliteDriver) {
     })
     await borrower.use((db) => {
       t.equal(db, first, 'the handle is kept')
-      t.notOk(db.inTransaction)
+      t.notOk(inTransaction(db))
       t.same(texts(db), [])
     })
     const other = new Driver(path, { timeout: 0 })
@@ -200,16 +190,16 @@ function suite (t: Test, Driver: SqliteDriver) {
     ['a temp view that hides a table', (db) => db.exec('create temporary view notes as select 1 as id, 2 as text'), texts, []],
     ['a temp trigger', (db) => db.exec('CREATE TEMP TRIGGER tr AFTER INSERT ON notes BEGIN DELETE FROM notes; END'), temps, 0],
     ['an attached database', (db) => db.exec("ATTACH ':memory:' AS other"), databases, ['main']],
-    ['foreign_keys', (db) => db.pragma('foreign_keys = OFF'), (db) => pragma(db, 'foreign_keys'), 1],
+    ['foreign_keys', (db) => usePragma(db, 'foreign_keys = OFF'), (db) => pragma(db, 'foreign_keys'), 1],
     ['query_only, prepared', (db) => db.prepare('PRAGMA main.query_only = ON').run(), (db) => pragma(db, 'query_only'), 0],
     ['recursive_triggers, by exec', (db) => db.exec('select 1; pragma recursive_triggers(1);'), (db) => pragma(db, 'recursive_triggers'), 0],
     ['busy_timeout', (db) => db.exec('PRAGMA busy_timeout = 5000'), (db) => pragma(db, 'busy_timeout'), 0],
-    ['ignore_check_constraints', (db) => db.pragma('ignore_check_constraints = 1'), (db) => pragma(db, 'ignore_check_constraints'), 0],
-    ['legacy_alter_table', (db) => db.pragma('legacy_alter_table = 1'), (db) => pragma(db, 'legacy_alter_table'), 0],
+    ['ignore_check_constraints', (db) => usePragma(db, 'ignore_check_constraints = 1'), (db) => pragma(db, 'ignore_check_constraints'), 0],
+    ['legacy_alter_table', (db) => usePragma(db, 'legacy_alter_table = 1'), (db) => pragma(db, 'legacy_alter_table'), 0],
     ['all at once, in an open transaction', (db) => {
-      db.pragma('reverse_unordered_selects = 1')
+      usePragma(db, 'reverse_unordered_selects = 1')
       db.exec("ATTACH ':memory:' AS other; BEGIN; CREATE TEMP TABLE a (x UNIQUE); CREATE TEMP TABLE b (x); CREATE INDEX temp.i ON b (x)")
-    }, (db) => [pragma(db, 'reverse_unordered_selects'), temps(db), db.inTransaction], [0, 0, false]],
+    }, (db) => [pragma(db, 'reverse_unordered_selects'), temps(db), inTransaction(db)], [0, 0, false]],
   ]
 
   for (const memory of [false, true]) {
@@ -272,7 +262,7 @@ function suite (t: Test, Driver: SqliteDriver) {
         rows.next()
       })
       await borrower.use((db) => {
-        t.notOk(db.inTransaction)
+        t.notOk(inTransaction(db))
         db.exec('BEGIN IMMEDIATE; DELETE FROM notes; COMMIT')
         t.equal(count(db), 0)
       })
@@ -297,7 +287,7 @@ function suite (t: Test, Driver: SqliteDriver) {
       return db
     })
     t.match(borrower.refused, { message: /temp objects or attached databases and changed pragmas/ })
-    t.notOk(first.open)
+    t.notOk(isOpen(first))
     t.not(await borrower.use((db) => db), first)
   })
 
@@ -320,7 +310,7 @@ function suite (t: Test, Driver: SqliteDriver) {
         return db
       })
       t.match(borrower.refused, /settings|pragmas/, sql)
-      t.notOk(first.open)
+      t.notOk(isOpen(first))
       await borrower.use((db) => t.same(['foreign_keys', 'query_only'].map((name) => pragma(db, name)), [1, 0]))
     }
   })
@@ -371,15 +361,15 @@ function suite (t: Test, Driver: SqliteDriver) {
     const kept = await borrower.use((db) => db)
     await borrower.evict()
     const uses = [
-      () => kept.exec('SELECT 1'), () => kept.prepare('SELECT 1'), () => kept.pragma('user_version'),
-      () => (kept as SqliteDatabase & { defaultSafeIntegers (): void }).defaultSafeIntegers(),
+      () => kept.exec('SELECT 1'), () => kept.prepare('SELECT 1'), () => usePragma(kept, 'user_version'),
+      () => (kept as SqliteDatabase & { function (name: string, fn: () => void): void }).function('f', () => {}),
     ]
     for (const use of uses) t.throws(use, { code: 'FST_POOL_LEASE_RELEASED' }, String(use))
     // libsql's own would abort the process.
     ;(kept as { interrupt?: () => void }).interrupt?.()
   })
 
-  if (Driver === LibSql) {
+  if (name === 'libsql') {
     t.test('a borrower may interrupt what is under way', async (t) => {
       const { borrower } = await open(t, Driver)
       await borrower.use((db) => {
@@ -442,7 +432,7 @@ function suite (t: Test, Driver: SqliteDriver) {
     const { borrower } = await open(t, Driver)
     await borrower.use((db) => {
       const statement = db.prepare('SELECT id FROM notes WHERE id = ?')
-      t.throws(() => statement.iterate(Symbol('no value')), { code: undefined })
+      t.not(codeOf(thrownBy(() => [...statement.iterate(Symbol('no value')) as Iterable<unknown>])), 'FST_POOL_LEASE_RELEASED')
       db.exec('DROP TABLE notes')
     })
   })
@@ -477,7 +467,7 @@ function suite (t: Test, Driver: SqliteDriver) {
     await borrower.connector.destroy(first, 'aborted')
     t.same(texts(first), ['kept'], 'made clean all the same')
     await borrower.close()
-    t.notOk(first.open)
+    t.notOk(isOpen(first))
     await t.rejects(borrower.connector.create(later), /closed/)
   })
 
@@ -506,15 +496,15 @@ function suite (t: Test, Driver: SqliteDriver) {
     const held = db.prepare('SELECT * FROM notes').iterate()
     held.next()
     await borrower.connector.destroy(db, 'aborted')
-    t.notOk(db.open)
+    t.notOk(isOpen(db))
     const other = new Driver(path, { timeout: 0 })
     other.exec('BEGIN IMMEDIATE; DELETE FROM notes; COMMIT')
-    t.match(other.pragma('wal_checkpoint(TRUNCATE)'), [{ busy: 0 }], 'no snapshot is held')
+    t.match(usePragma(other, 'wal_checkpoint(TRUNCATE)'), [{ busy: 0 }], 'no snapshot is held')
     other.close()
   })
 
   // libsql lets go of the file when the last statement that was prepared on it has been collected as garbage.
-  if (Driver === better) {
+  if (name !== 'libsql') {
     t.test('destroy of the last handle leaves no WAL behind', async (t) => {
       const { borrower, path } = await open(t, Driver)
       t.ok(existsSync(`${path}-wal`))
@@ -553,7 +543,7 @@ function suite (t: Test, Driver: SqliteDriver) {
       t.ok(existsSync(join(dir, file)), url)
     }
     const memory = await sqlite({ url: 'file::memory:', driver: Driver })
-    t.equal((await memory.create(later)).memory, true)
+    t.notOk(existsSync(join(dir, ':memory:')), String(await memory.create(later)))
     memory.close!()
   })
 
@@ -574,12 +564,12 @@ function transactions (t: Test, Driver: SqliteDriver) {
       add(db, 'two')
       await reader.use((reads) => t.same(texts(reads), [], 'nobody sees it before'))
       await first.commit()
-      t.notOk(db.inTransaction)
+      t.notOk(inTransaction(db))
       await reader.use((reads) => t.same(texts(reads), ['one', 'two']))
       const second = await begin(connector, db)
       add(db, 'three')
       await second.rollback()
-      t.notOk(db.inTransaction)
+      t.notOk(inTransaction(db))
       await second.rollback()
       t.same(texts(db), ['one', 'two'])
     })
@@ -603,7 +593,7 @@ function transactions (t: Test, Driver: SqliteDriver) {
       await undone.rollback()
       await undone.rollback()
       await kept.commit()
-      t.ok(db.inTransaction)
+      t.ok(inTransaction(db))
       t.same(texts(db), ['a', 'b'])
       await whole.commit()
       t.same(texts(db), ['a', 'b'])
@@ -649,10 +639,10 @@ function transactions (t: Test, Driver: SqliteDriver) {
       const pending = begin(connector, db, {}, controller.signal)
       controller.abort()
       const error: unknown = await pending.catch((error: unknown) => error)
-      t.match(error, { code: 'SQLITE_BUSY' })
+      t.match(error, locked)
       t.ok(connector.transactions!.isTransient(error))
-      t.notOk(db.inTransaction)
-      await t.rejects(begin(connector, db, {}, AbortSignal.abort()), { code: 'SQLITE_BUSY' })
+      t.notOk(inTransaction(db))
+      await t.rejects(begin(connector, db, {}, AbortSignal.abort()), locked)
       other.exec('ROLLBACK')
       await (await begin(connector, db)).commit()
     })
@@ -674,7 +664,7 @@ function transactions (t: Test, Driver: SqliteDriver) {
       count(db)
       other.exec("INSERT INTO notes (text) VALUES ('meanwhile')")
       const error = caught(() => add(db, 'on what is out of date'))
-      t.match(error, { code: 'SQLITE_BUSY_SNAPSHOT' })
+      t.equal(codeOf(error), 'SQLITE_BUSY_SNAPSHOT')
       t.ok(isTransient(error))
       t.notOk(isTransient(caught(() => db.exec('no sql'))))
     })
@@ -687,7 +677,7 @@ function transactions (t: Test, Driver: SqliteDriver) {
     ['a COMMIT, and a new BEGIN', (db) => db.exec('COMMIT; BEGIN IMMEDIATE')],
     ['a ROLLBACK, and a new BEGIN', (db) => { for (const sql of ['ROLLBACK', 'BEGIN']) db.prepare(sql).run() }],
     ['closing the handle', (db) => db.close()],
-    ['OR ROLLBACK', (db, t) => { t.throws(() => db.exec("INSERT OR ROLLBACK INTO notes (id, text) VALUES (1, 'again')")) }, { code: 'SQLITE_CONSTRAINT_PRIMARYKEY' }],
+    ['OR ROLLBACK', (db, t) => { t.throws(() => db.exec("INSERT OR ROLLBACK INTO notes (id, text) VALUES (1, 'again')")) }, { message: /UNIQUE constraint failed/ }],
     ['a trigger', (db, t) => { t.throws(() => db.prepare("UPDATE notes SET text = 'x'").run()) }, { message: /no updates/ }],
     ['an error at an iterator', (db, t) => {
       t.throws(() => db.prepare("UPDATE notes SET text = 'x' RETURNING id").iterate().next())
@@ -710,15 +700,15 @@ function transactions (t: Test, Driver: SqliteDriver) {
           // They would be committed one by one.
           t.throws(() => add(db, 'after'), ended)
           t.throws(() => db.exec('DELETE FROM notes'), ended)
-          t.throws(() => db.pragma('user_version = 3'), ended)
+          t.throws(() => usePragma(db, 'user_version = 3'), ended)
         }
         await t.rejects(inner.commit(), ended)
         await inner.rollback()
-        if (!db.open || !db.inTransaction) await t.rejects(transaction.savepoint!('another'), ended)
+        if (!isOpen(db) || !inTransaction(db)) await t.rejects(transaction.savepoint!('another'), ended)
         await t.rejects(transaction.commit(), ended)
         await transaction.rollback()
-        if (!db.open) return
-        t.notOk(db.inTransaction)
+        if (!isOpen(db)) return
+        t.notOk(inTransaction(db))
         t.equal(value(db, "SELECT count(*) FROM notes WHERE text = 'after'"), 0)
         const next = await begin(connector, db)
         add(db, 'next')
@@ -728,18 +718,76 @@ function transactions (t: Test, Driver: SqliteDriver) {
     })
   }
 
-  t.test("a savepoint's commit does not resolve where its borrower released it", async (t) => {
+  t.test("a savepoint's commit does not resolve where its borrower went back behind it", async (t) => {
     const { borrower, connector } = await open(t, Driver)
     await borrower.use(async (db) => {
       const transaction = await begin(connector, db)
+      add(db, 'kept')
+      db.exec('SAVEPOINT mine')
       const inner = await transaction.savepoint!('inner')
-      db.exec('RELEASE inner')
+      add(db, 'lost')
+      db.exec('ROLLBACK TO mine')
       await t.rejects(inner.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
       await inner.rollback()
-      add(db, 'kept')
       await transaction.commit()
       t.same(texts(db), ['kept'])
     })
+  })
+
+  // What the text looks like says nothing: each of these fooled a pattern, or a known name.
+  const lies = [
+    'ROLLBACK; BEGIN; SAVEPOINT fastify_pool', 'SAVEPOINT s; ROLLBACK TO s; ROLLBACK; BEGIN', "ROLLBACK; BEGIN; SELECT 'rollback to s'", 'ROLLBACK; BEGIN /* rollback to s */',
+    'ROLLBACK; BEGIN; SAVEPOINT inner; SAVEPOINT fastify_pool_1', 'COMMIT; BEGIN; SAVEPOINT fastify_pool',
+  ]
+  for (const lie of lies) {
+    t.test(`a commit does not resolve behind: ${lie}`, async (t) => {
+      const { borrower, connector, path } = await open(t, Driver)
+      await borrower.use(async (db) => {
+        const transaction = await begin(connector, db)
+        add(db, 'first')
+        db.exec(lie)
+        add(db, 'second')
+        await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+        await transaction.rollback()
+        t.notOk(inTransaction(db))
+      })
+      t.same(texts(elsewhere(t, Driver, path)), lie.startsWith('COMMIT') ? ['first'] : [])
+    })
+  }
+
+  t.test("a borrower's own savepoints, and its way back to them, hinder no commit", async (t) => {
+    const { borrower, connector, path } = await open(t, Driver)
+    await borrower.use(async (db) => {
+      const transaction = await begin(connector, db)
+      add(db, 'one')
+      db.exec('SAVEPOINT fastify_pool')
+      add(db, 'undone')
+      db.exec('ROLLBACK TO fastify_pool')
+      add(db, 'two')
+      db.prepare('RELEASE fastify_pool').run()
+      await transaction.commit()
+    })
+    t.same(texts(elsewhere(t, Driver, path)), ['one', 'two'])
+  })
+
+  t.test('a commit that is tried again does not commit what was begun in its place meanwhile', async (t) => {
+    const { borrower, connector, path } = await open(t, Driver)
+    await borrower.use(async (db) => {
+      value(db, 'PRAGMA journal_mode = DELETE')
+      const other = elsewhere(t, Driver, path)
+      other.exec('BEGIN')
+      count(other)
+      const transaction = await begin(connector, db)
+      add(db, 'mine')
+      const committed = transaction.commit()
+      // Without a WAL it waits for the reader.
+      db.exec('ROLLBACK')
+      other.exec('COMMIT')
+      db.exec("BEGIN; INSERT INTO notes (text) VALUES ('not mine')")
+      await t.rejects(committed, { code: 'FST_POOL_TRANSACTION_ENDED' })
+      await transaction.rollback()
+    })
+    t.same(texts(elsewhere(t, Driver, path)), [])
   })
 
   t.test('a commit that the database refuses rejects with its error, and can be rolled back', async (t) => {
@@ -748,7 +796,7 @@ function transactions (t: Test, Driver: SqliteDriver) {
     await borrower.use(async (db) => {
       const transaction = await begin(connector, db)
       db.exec('INSERT INTO marks VALUES (99)')
-      await t.rejects(transaction.commit(), { code: /^SQLITE_CONSTRAINT/ })
+      await t.rejects(transaction.commit(), { message: /FOREIGN KEY constraint failed/ })
       await transaction.rollback()
       t.equal(value(db, 'SELECT count(*) FROM marks'), 0)
     })
@@ -775,7 +823,7 @@ function transactions (t: Test, Driver: SqliteDriver) {
       t.equal(count(other), 1)
       const refused = await begin(connector, db)
       add(db, 'two')
-      await t.rejects(refused.commit(), { code: 'SQLITE_BUSY' })
+      await t.rejects(refused.commit(), locked)
       await refused.rollback()
       t.same(texts(db), ['one'])
     })
@@ -784,7 +832,7 @@ function transactions (t: Test, Driver: SqliteDriver) {
   t.test('a transaction that only reads refuses writes on the writer too, and leaves it as it was', async (t) => {
     for (const memory of [false, true]) {
       const { borrower, connector } = await open(t, Driver, { memory })
-      const refused = { code: 'FST_POOL_NOT_SUPPORTED', message: /this transaction only reads: begin it without readOnly/, cause: { code: 'SQLITE_READONLY' } }
+      const refused = { code: 'FST_POOL_NOT_SUPPORTED', message: /this transaction only reads: begin it without readOnly/, cause: readonly }
       await borrower.use(async (db) => {
         const reads = await begin(connector, db, { readOnly: true, isolation: 'serializable' })
         t.equal(count(db), 0)
@@ -795,10 +843,10 @@ function transactions (t: Test, Driver: SqliteDriver) {
         const again = await begin(connector, db, { readOnly: true })
         await again.rollback()
         add(db, 'two')
-        db.pragma('query_only = ON')
+        usePragma(db, 'query_only = ON')
         await (await begin(connector, db, { readOnly: true })).commit()
         t.equal(pragma(db, 'query_only'), 1, 'as the borrower had set it')
-        db.pragma('query_only = OFF')
+        usePragma(db, 'query_only = OFF')
       })
       const first = await borrower.use(async (db) => {
         await begin(connector, db, { readOnly: true })
@@ -829,23 +877,20 @@ function transactions (t: Test, Driver: SqliteDriver) {
     })
   })
 
-  if (Driver === LibSql) {
-    t.test('where a savepoint can only be undone with all of the transaction, all of it is lost, and nothing else is written', async (t) => {
-      const { borrower, connector } = await open(t, Driver)
-      await borrower.use(async (db) => {
-        fill(db)
-        const transaction = await begin(connector, db)
-        const inner = await transaction.savepoint!('inner')
-        db.prepare("UPDATE notes SET text = 'x' RETURNING id").iterate().next()
-        await inner.rollback()
-        const ended = { code: 'FST_POOL_TRANSACTION_ENDED', cause: { message: /iterator that writes/ } }
-        t.throws(() => add(db, 'alone'), ended)
-        await t.rejects(transaction.commit(), ended)
-        await transaction.rollback()
-        t.equal(value(db, "SELECT count(*) FROM notes WHERE text IN ('x', 'alone')"), 0)
-      })
+  t.test('rows of a write that nobody read to their end hinder no savepoint', async (t) => {
+    const { borrower, connector } = await open(t, Driver)
+    await borrower.use(async (db) => {
+      fill(db)
+      const transaction = await begin(connector, db)
+      const inner = await transaction.savepoint!('inner')
+      db.prepare("UPDATE notes SET text = 'x' RETURNING id").iterate().next()
+      await inner.rollback()
+      add(db, 'kept')
+      await transaction.commit()
+      t.equal(value(db, "SELECT count(*) FROM notes WHERE text = 'x'"), 0)
+      t.equal(texts(db).at(-1), 'kept')
     })
-  }
+  })
 
   t.test('a lease that ends with its transaction open leaves nothing of it', async (t) => {
     const { borrower, connector, path } = await open(t, Driver)
@@ -902,16 +947,19 @@ function readers (t: Test, Driver: SqliteDriver) {
     })
   })
 
+  const transacted: Array<[way: string, write: (db: SqliteDatabase) => unknown]> = [
+    ["the driver's transaction", (db) => db.transaction((text: string) => add(db, text))('x')],
+    ["the driver's transaction, immediate", (db) => db.transaction((text: string) => add(db, text)).immediate('x')],
+  ]
   const writes: Array<[way: string, write: (db: SqliteDatabase) => unknown]> = [
     ['exec', (db) => db.exec("INSERT INTO notes (text) VALUES ('x')")],
     ['DDL', (db) => db.exec('CREATE TABLE more (x)')],
     ['a temp table', (db) => db.exec('CREATE TEMP TABLE more (x)')],
-    ['pragma', (db) => db.pragma('user_version = 7')],
+    ['pragma', (db) => usePragma(db, 'user_version = 7')],
     ['run', (db) => add(db, 'x')],
     ...Object.entries(runs).slice(1).map(([way, run]): [string, (db: SqliteDatabase) => unknown] => [way, (db) => run(db.prepare("INSERT INTO notes (text) VALUES ('x') RETURNING id"))]),
     ['BEGIN IMMEDIATE', (db) => db.exec('BEGIN IMMEDIATE')],
-    ["the driver's transaction", (db) => db.transaction((text: string) => add(db, text))('x')],
-    ["the driver's transaction, immediate", (db) => db.transaction((text: string) => add(db, text)).immediate('x')],
+    ...'transaction' in Driver.prototype ? transacted : [],
   ]
   t.test('a write on a reader fails, and says where to write', async (t) => {
     const { reader, borrower } = await open(t, Driver, { name: 'shop' })
@@ -922,18 +970,19 @@ function readers (t: Test, Driver: SqliteDriver) {
         t.throws(() => write(db), {
           code: 'FST_POOL_NOT_SUPPORTED',
           message: "this connection of pool 'shop' only reads: lease role: 'primary' to write",
-          cause: { code: 'SQLITE_READONLY' },
+          cause: readonly,
         }, way)
       })
     }
     await borrower.use((db) => t.equal(count(db), 0))
-    await reader.use((db) => t.throws(() => db.exec('no sql'), { code: 'SQLITE_ERROR', message: /syntax/ }, 'other errors are the driver\'s own'))
+    await reader.use((db) => t.throws(() => db.exec('no sql'), { message: /syntax/ }, 'other errors are the driver\'s own'))
   })
 
   t.test("a reader has the driver's own transactions, which read", async (t) => {
     const { reader } = await open(t, Driver)
     await reader.use((db) => {
-      const read = db.transaction((plus: number) => Number(count(db)) + plus)
+      if (!('transaction' in db)) return
+      const read = (db as SqliteDatabase).transaction((plus: number) => Number(count(db)) + plus)
       t.same([read(1), read.deferred(2)], [1, 2])
     })
   })
@@ -960,7 +1009,7 @@ function readers (t: Test, Driver: SqliteDriver) {
   })
 
   const opened: Array<[how: string, open: (db: SqliteDatabase) => unknown]> = [
-    ['pragma', (db) => db.pragma('query_only = OFF')],
+    ['pragma', (db) => usePragma(db, 'query_only = OFF')],
     ['exec', (db) => db.exec('PRAGMA main.query_only = 0')],
     ['a statement', (db) => db.prepare('pragma query_only(0)').run()],
     ['odd writing', (db) => db.exec('PRAGMA/**/query_only = 0')],
@@ -1024,7 +1073,7 @@ function readers (t: Test, Driver: SqliteDriver) {
       })
       await borrower.use((db) => {
         add(db, 'more')
-        t.match(db.pragma('wal_checkpoint(TRUNCATE)'), [{ busy: 0 }], String(fn))
+        t.match(usePragma(db, 'wal_checkpoint(TRUNCATE)'), [{ busy: 0 }], String(fn))
       })
     }
   })
@@ -1046,32 +1095,34 @@ function readers (t: Test, Driver: SqliteDriver) {
   })
 }
 
-t.test('system and max are told; :memory: has no readers', async (t) => {
-  const connector = await sqlite({ url: ':memory:' })
-  t.match(connector, { system: 'sqlite', max: 1 })
-  t.equal(connector.replica, undefined)
-})
+if (!isChild) {
+  t.test('system and max are told; :memory: has no readers', async (t) => {
+    const connector = await sqlite({ url: ':memory:' })
+    t.match(connector, { system: 'sqlite', max: 1 })
+    t.equal(connector.replica, undefined)
+  })
 
-t.test('without a driver option libsql is taken where it is installed', async (t) => {
-  const connector = await sqlite({ url: ':memory:' })
-  t.type(await connector.create(later), LibSql)
-  connector.close!()
-})
+  t.test('without a driver option libsql is taken where it is installed', async (t) => {
+    const connector = await sqlite({ url: ':memory:' })
+    t.type(await connector.create(later), LibSql)
+    connector.close!()
+  })
 
-t.test("libsql's handle fits our type", async (t) => {
-  const handle: SqliteDatabase = new LibSql(':memory:')
-  t.ok(handle.open)
-  handle.close()
-})
+  t.test("libsql's handle fits our type", async (t) => {
+    const handle: SqliteDatabase = new LibSql(':memory:')
+    t.ok(handle.open)
+    handle.close()
+  })
 
-t.test('a url that is no path is refused without being shown', async (t) => {
-  const bad = [
-    undefined, '', 'libsql://user:s3cret@host', 'http://host/s3cret', 'file://host/app.db', 'file:app.db?mode=ro&key=s3cret', 'file:', 'file:%zz',
-  ]
-  for (const url of bad) {
-    const error: unknown = await sqlite({ url }).catch((error: unknown) => error)
-    t.type(error, PoolError)
-    t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message: /option url is (missing|a text): expected a path/ })
-    t.notMatch(String(error), /s3cret|%zz/)
-  }
-})
+  t.test('a url that is no path is refused without being shown', async (t) => {
+    const bad = [
+      undefined, '', 'libsql://user:s3cret@host', 'http://host/s3cret', 'file://host/app.db', 'file:app.db?mode=ro&key=s3cret', 'file:', 'file:%zz',
+    ]
+    for (const url of bad) {
+      const error: unknown = await sqlite({ url }).catch((error: unknown) => error)
+      t.type(error, PoolError)
+      t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message: /option url is (missing|a text): expected a path/ })
+      t.notMatch(String(error), /s3cret|%zz/)
+    }
+  })
+}

@@ -21,3 +21,6 @@ export function findFerretdb (): Found | undefined
 export function ferretdbBuild (): { readonly module: string, readonly folder: string, readonly file: string, readonly version: string }
 export function findBetterSqlite (): string | undefined
 export function betterSqliteBuild (): { readonly version: string, readonly folder: string }
+export function findNode24 (): string | undefined
+export function node24Build (): { readonly module: string, readonly folder: string }
+export const hasNodeSqlite: boolean

@@ -133,3 +133,24 @@ export function betterSqliteBuild () {
   const hash = createHash('sha256').update(lock).digest('hex').slice(0, 12)
   return { module, version, folder: join(root, '.cache/better-sqlite3', `${version}-${hash}-${process.platform}-${process.arch}-${process.versions.modules}`) }
 }
+
+/** The binary of a Node that has node:sqlite, where this one has not; undefined where there is none. */
+export function findNode24 () {
+  const named = process.env.POOL_TEST_NODE24
+  if (named) return named
+  const { folder } = node24Build()
+  return existsSync(folder) ? readdirSync(join(folder, 'node_modules')).map((name) => join(folder, 'node_modules', name, 'bin/node')).find(isExecutable) : undefined
+}
+
+/** What an install of it would be. Its name has the hash of its lock, so that another lock is another install. The folder is there only when it is complete. */
+export function node24Build () {
+  const module = join(root, 'test/support/node24')
+  const hash = createHash('sha256').update(readFileSync(join(module, 'package-lock.json'))).digest('hex').slice(0, 12)
+  return { module, folder: join(root, '.cache/node24', `${process.platform}-${process.arch}-${hash}`) }
+}
+
+/** Whether node:sqlite is there, and tells of its transactions. */
+export const hasNodeSqlite = (() => {
+  const [major, minor] = process.versions.node.split('.').map(Number)
+  return major > 22 || (major === 22 && minor >= 16)
+})()

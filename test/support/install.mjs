@@ -2,14 +2,15 @@
 //
 // POOL_TEST_REDIS_URL, POOL_TEST_POSTGRES_URL, POOL_TEST_MARIADB_URL, POOL_TEST_MONGO_URL   use that server instead
 // POOL_TEST_BETTER_SQLITE3                                                                  the folder to require better-sqlite3 from
+// POOL_TEST_NODE24                                                                          the binary of a Node that has node:sqlite
 // POOL_TEST_NO_INSTALL                                                                      install and build nothing
 import { execFile } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { betterSqliteBuild, ferretdbBuild, findBetterSqlite, findFerretdb, findMariadb, findMongod, findPgbouncer, findPostgres, findRedis, which } from './find.mjs'
+import { betterSqliteBuild, ferretdbBuild, findBetterSqlite, findFerretdb, findMariadb, findMongod, findNode24, findPgbouncer, findPostgres, findRedis, hasNodeSqlite, node24Build, which } from './find.mjs'
 
 const { env } = process
 const mayInstall = !env.POOL_TEST_NO_INSTALL
@@ -184,8 +185,36 @@ async function bringBetterSqlite () {
   return `built better-sqlite3 ${version} (${seconds(since)})`
 }
 
+/** What there is, or undefined. Nothing is needed where this Node has node:sqlite. */
+function node24 () {
+  if (hasNodeSqlite) return `node:sqlite of ${process.version}`
+  return findNode24() && 'a Node with node:sqlite'
+}
+
+/** What its lock says, and nothing else. */
+async function bringNode24 () {
+  const since = performance.now()
+  const { module, folder } = node24Build()
+  const npm = which('npm')
+  if (!mayInstall || npm === undefined) {
+    if (env.CI) throw new Error('The tests need a Node with node:sqlite (22.16 or later), which npm brings, or POOL_TEST_NODE24. In CI it must be there.')
+    return 'no Node with node:sqlite: no npm to bring it, or POOL_TEST_NO_INSTALL; those tests are skipped'
+  }
+  const unfinished = `${folder}.${process.pid}`
+  mkdirSync(unfinished, { recursive: true })
+  try {
+    for (const name of ['package.json', 'package-lock.json']) copyFileSync(join(module, name), join(unfinished, name))
+    await run(npm, ['ci', '--no-audit', '--no-fund', '--ignore-scripts'], { cwd: unfinished })
+    renameSync(unfinished, folder)
+  } catch (error) {
+    rmSync(unfinished, { recursive: true, force: true })
+    throw new Error(`A Node with node:sqlite can't be brought: name the binary of one in POOL_TEST_NODE24, or set POOL_TEST_NO_INSTALL.\n${error.message}`)
+  }
+  return `brought ${node24() ?? 'no Node with node:sqlite: there is none for this machine; those tests are skipped'} (${seconds(since)})`
+}
+
 async function main () {
-  let line = [...servers.map(serverOf), mongo(), betterSqlite()]
+  let line = [...servers.map(serverOf), mongo(), betterSqlite(), node24()]
   if (line.includes(undefined)) line = await locked(bring)
   console.log(`pretest: ${line.join(', ')}`)
 }
@@ -194,7 +223,7 @@ async function main () {
 async function bring () {
   const missing = servers.filter((server) => serverOf(server) === undefined)
   const there = servers.map(serverOf).filter((text) => text !== undefined)
-  const jobs = [missing.length > 0 ? installServers(missing) : [], mongo() ?? bringMongo(), betterSqlite() ?? bringBetterSqlite()]
+  const jobs = [missing.length > 0 ? installServers(missing) : [], mongo() ?? bringMongo(), betterSqlite() ?? bringBetterSqlite(), node24() ?? bringNode24()]
   // None is left running when another one fails.
   const ended = await Promise.allSettled(jobs)
   const failures = ended.filter(({ status }) => status === 'rejected')

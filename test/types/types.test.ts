@@ -69,7 +69,7 @@ export function checkTypes (app: FastifyInstance, request: FastifyRequest, conne
   // Connectors, and what only they have.
   expectTypeOf(mongodb).returns.resolves.toExtend<Connector<Db>>()
   expectTypeOf(redis).returns.resolves.toExtend<Connector<Redis>>()
-  expectTypeOf(sqlite).returns.resolves.toExtend<Connector<SqliteDatabase>>()
+  expectTypeOf(sqlite<SqliteDatabase>).returns.resolves.toExtend<Connector<SqliteDatabase>>()
   expectTypeOf((mongo: MongoConnector) => new Pool(mongo).backend.client).returns.toHaveProperty('db')
 }
 

@@ -1,0 +1,96 @@
+import type { SqliteDriver } from './handle.js'
+
+/** What every driver's prepared statements have. */
+export interface Statement {
+  run (...params: unknown[]): unknown
+  get (...params: unknown[]): unknown
+  all (...params: unknown[]): unknown[]
+  iterate (...params: unknown[]): IterableIterator<unknown>
+}
+
+/** What every driver's handles have. */
+export interface Handle {
+  prepare (sql: string, ...more: unknown[]): Statement
+  exec (sql: string): unknown
+  close (): unknown
+}
+
+export type DriverName = 'better-sqlite3' | 'libsql' | 'node:sqlite'
+
+/** Where the drivers differ. */
+export interface Dialect {
+  readonly name: DriverName
+  /**
+   * libsql resets a statement when it is run again, and not when it met a lock or when somebody has had enough of its rows. Until then it is under way: what
+   * others write on the handle is committed when it ends. (Node's own does so only with iterators, which can be told that nobody wants the rest.)
+   */
+  readonly leavesOpen: boolean
+  /** While an iterator is open the handle does nothing else, so nobody can write meanwhile. */
+  readonly oneAtATime: boolean
+  /** Methods of a handle that leave nothing on it. All others count as leaving what can't be read back. */
+  readonly leaveNothing: ReadonlySet<string>
+  /** The driver's options, of those that were given. */
+  options (given: Readonly<Record<string, unknown>>): Record<string, unknown>
+  isOpen (handle: Handle): boolean
+  inTransaction (handle: Handle): boolean
+  /** Whether it gives rows. */
+  isReader (statement: Statement): boolean
+}
+
+interface Usual extends Handle { readonly open: boolean, readonly inTransaction: boolean }
+interface UsualStatement extends Statement { readonly reader: boolean }
+
+const usual = {
+  leaveNothing: new Set([
+    'prepare', 'exec', 'pragma', 'transaction', 'close', 'interrupt', 'backup', 'serialize', 'sync', 'syncUntil', 'maxWriteReplicationIndex',
+  ]),
+  // In ms; SQLite waits by blocking the event loop.
+  options: (given: Readonly<Record<string, unknown>>) => ({ ...given, timeout: given.timeout ?? 0 }),
+  isOpen: (handle: Handle) => (handle as Usual).open,
+  inTransaction: (handle: Handle) => (handle as Usual).inTransaction,
+  isReader: (statement: Statement) => (statement as UsualStatement).reader,
+}
+
+const betterSqlite3: Dialect = { ...usual, name: 'better-sqlite3', leavesOpen: false, oneAtATime: true }
+const libsql: Dialect = { ...usual, name: 'libsql', leavesOpen: true, oneAtATime: false }
+
+interface Native extends Handle { readonly isOpen: boolean, readonly isTransaction: boolean }
+interface NativeStatement extends Statement { columns (): unknown[] }
+
+const node: Dialect = {
+  ...usual,
+  name: 'node:sqlite',
+  leavesOpen: false,
+  oneAtATime: false,
+  leaveNothing: new Set(['prepare', 'exec', 'close', 'location', 'applyChangeset', 'serialize']),
+  isOpen: (handle) => (handle as Native).isOpen,
+  inTransaction: (handle) => (handle as Native).isTransaction,
+  isReader: (statement) => (statement as NativeStatement).columns().length > 0,
+}
+
+/** Told by what its class has: it may be a subclass, or a copy that somebody instruments. */
+export function dialectOf ({ prototype }: SqliteDriver<unknown>): Dialect {
+  if (!('pragma' in prototype)) return node
+  return 'maxWriteReplicationIndex' in prototype ? libsql : betterSqlite3
+}
+
+/** The first column of a row, whichever shape a row has. */
+export function first (row: unknown): unknown {
+  return Object.values(row as object)[0]
+}
+
+/** SQLite's primary result code of a driver's error, as a name: 'SQLITE_BUSY'. */
+export function codeOf (error: unknown): string {
+  if (!(error instanceof Error)) return ''
+  const { code, errcode } = error as { readonly code?: unknown, readonly errcode?: unknown }
+  // Node's own has the extended code as a number.
+  if (code === 'ERR_SQLITE_ERROR') return nodeCodes[Number(errcode) & 0xff] ?? ''
+  return typeof code === 'string' ? code : ''
+}
+
+const nodeCodes: Readonly<Record<number, string>> = { 5: 'SQLITE_BUSY', 8: 'SQLITE_READONLY' }
+
+/** Also SQLITE_BUSY_SNAPSHOT: it wants to write on what it read before somebody else wrote. */
+export function isBusy (error: unknown): boolean {
+  return /^SQLITE_BUSY(_|$)/.test(codeOf(error))
+}

@@ -1,0 +1,168 @@
+import { isBusy } from './dialect.js'
+import type { Dialect, Handle, Statement } from './dialect.js'
+import { stop } from './iterators.js'
+import type { Iterators } from './iterators.js'
+
+/** On each statement: in which turn it was prepared. */
+export const turnOf: unique symbol = Symbol('turn')
+/** On each statement: its rows are fetched at once. */
+const eagerOf: unique symbol = Symbol('eager')
+
+export interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
+
+/**
+ * Rows of a write, and of a PRAGMA. Read one by one, such a statement is under way for as long, and what others write meanwhile is not committed; all it does is
+ * done at its first row, and kept in memory.
+ */
+const givesRowsOfWrites = /\b(?:returning|pragma)\b/i
+
+/** What statements ask of their handle. */
+export interface Site {
+  readonly db: Handle
+  readonly isOpen: boolean
+  readonly iterators: Iterators
+  /** @throws where a statement of that turn is refused */
+  admit (turn: number): void
+  /** What the borrower gets instead of the driver's error. */
+  told (error: unknown): unknown
+  /** Calls `fn` while every write fails. */
+  whileReadOnly (fn: () => void): void
+  /** A statement is under way, and nothing ends it. */
+  stuck (): void
+}
+
+/** The methods of a handle's statements: its borrowers' in place of the driver's own, shared by all, so that a prepare makes no functions. */
+export class Statements {
+  readonly #driver: Statement
+  readonly #dialect: Dialect
+  readonly #site: Site
+  readonly #own: Statement
+  #tally: Statement | undefined
+
+  /** @param driver the class' own methods */
+  constructor (driver: Statement, dialect: Dialect, site: Site) {
+    this.#driver = driver
+    this.#dialect = dialect
+    this.#site = site
+    this.#own = this.#make()
+  }
+
+  stamp (statement: Statement, sql: string, turn: number): Statement {
+    const stamped = statement as Stamped
+    stamped.run = this.#own.run
+    stamped.get = this.#own.get
+    stamped.all = this.#own.all
+    stamped.iterate = this.#own.iterate
+    stamped[turnOf] = turn
+    stamped[eagerOf] = !this.#dialect.oneAtATime && givesRowsOfWrites.test(sql)
+    return stamped
+  }
+
+  /**
+   * Sees to it that a statement which met a lock is no longer under way. libsql leaves it so, and a writer that is under way is counted: what others write on the
+   * handle is committed when the last of them ends. Run on while all writes are refused, it fails before it does anything, and a refusal ends it.
+   *
+   * @returns whether it has done its work after all, as a COMMIT may
+   */
+  reset (statement: Statement): boolean {
+    if (!this.#dialect.leavesOpen || !this.#site.isOpen) return false
+    let busy = false
+    let done = false
+    this.#site.whileReadOnly(() => {
+      try {
+        // Of libsql's methods the only one that goes on where the statement is.
+        this.#driver.get.call(statement)
+        done = !this.#dialect.isReader(statement)
+      } catch (error) {
+        busy = isBusy(error)
+      }
+    })
+    if (!busy) return done
+    // It is no write, and there still is the lock.
+    if (this.#site.iterators.size > 0) this.#site.stuck()
+    else stop(this.#site.db, this.#driver, statement)
+    return false
+  }
+
+  #make (): Statement {
+    const { iterators, admit, told } = this.#site
+    const driver = this.#driver
+    const dialect = this.#dialect
+    const admitted = (statement: Stamped) => {
+      admit(statement[turnOf])
+      // better-sqlite3 refuses it, as it does everything then.
+      if (!dialect.oneAtATime && iterators.size > 0) iterators.supersede(statement)
+    }
+    /** @param result what it gives where it has done its work after all */
+    const failed = <T>(error: unknown, statement: Statement, result: T | (() => T)): T => {
+      const done = isBusy(error) && this.reset(statement)
+      const mine = told(error)
+      if (!done) throw mine
+      return typeof result === 'function' ? (result as () => T)() : result
+    }
+    const tally = () => this.#count()
+    /** libsql's `all` calls `iterate`. */
+    let inside = false
+    /** libsql's `run` takes one step: with rows to come, it leaves the statement under way. */
+    const runAll = (statement: Stamped, params: unknown[]) => {
+      const rows = driver.iterate.apply(statement, params)
+      while (rows.next().done !== true) { /* Nobody wants it. */ }
+      return statement[eagerOf] ? tally() : { ...tally(), changes: 0 }
+    }
+    function run (this: Stamped, ...params: unknown[]) {
+      admitted(this)
+      try {
+        return dialect.leavesOpen && dialect.isReader(this) ? runAll(this, params) : driver.run.apply(this, params)
+      } catch (error) {
+        return failed(error, this, tally)
+      }
+    }
+    function get (this: Stamped, ...params: unknown[]) {
+      admitted(this)
+      try {
+        return driver.get.apply(this, params)
+      } catch (error) {
+        return failed(error, this, undefined)
+      }
+    }
+    function iterate (this: Stamped, ...params: unknown[]) {
+      if (inside) return driver.iterate.apply(this, params)
+      admitted(this)
+      try {
+        const rows = driver.iterate.apply(this, params)
+        return this[eagerOf] ? iterators.follow(allOf(rows).values(), undefined) : iterators.follow(rows, this)
+      } catch (error) {
+        return failed(error, this, [].values() as IterableIterator<unknown>)
+      }
+    }
+    function all (this: Stamped, ...params: unknown[]) {
+      admitted(this)
+      inside = true
+      try {
+        return driver.all.apply(this, params)
+      } catch (error) {
+        return failed<unknown[]>(error, this, [])
+      } finally {
+        inside = false
+      }
+    }
+    return { run, get, all, iterate }
+  }
+
+  /** As libsql's `run` gives it. */
+  #count (): { changes: unknown, lastInsertRowid: unknown } {
+    this.#tally ??= this.#site.db.prepare('select changes(), last_insert_rowid()')
+    const [changes, lastInsertRowid] = Object.values(this.#driver.get.call(this.#tally) as object)
+    return { changes, lastInsertRowid }
+  }
+}
+
+/** Where one can't be had, Node's own leaves the statement under way unless it is told that nobody wants the rest. */
+function allOf (rows: IterableIterator<unknown>): unknown[] {
+  try {
+    return [...rows]
+  } catch (error) {
+    rows.return?.()
+    throw error
+  }
+}

@@ -1,0 +1,403 @@
+import { PoolError } from '../../pool/errors.js'
+import { codeOf, first, isBusy } from './dialect.js'
+import type { Dialect, Handle, Statement } from './dialect.js'
+import { Iterators } from './iterators.js'
+import { Rivals } from './lock.js'
+import { Residue, judge, mayLeave, pragmas, unreadable } from './residue.js'
+import { Statements } from './statements.js'
+import { Transactions, ended } from './transaction.js'
+import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+
+/** The turn of statements that `onConnect` prepared: they outlive all leases, but not the handle. */
+const forever = Number.MAX_SAFE_INTEGER
+
+/** What a handle is for. */
+export interface Duty {
+  /** It only reads: what a write is told. */
+  readonly refusal?: string | undefined
+  /** Others may have the file, too. */
+  readonly shared: boolean
+}
+
+/** The methods that some drivers' handles have and others have not. */
+interface Methods {
+  pragma? (source: string, ...options: unknown[]): unknown
+  transaction? (fn: Run): Record<'default' | 'deferred' | 'immediate' | 'exclusive', Run> & Run
+  interrupt? (): void
+}
+type Run = (this: unknown, ...args: unknown[]) => unknown
+
+/**
+ * Sees to it that nothing a borrower leaves on a handle is seen by the next one, and that a write which resolved is stored.
+ *
+ * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of the handle hide those of
+ * the class, look at the text, and call them. Only after a text that can leave something is the handle compared with what it was before.
+ */
+export class Watch {
+  readonly #db: Handle
+  readonly #dialect: Dialect
+  readonly #exec: (sql: string) => unknown
+  readonly #prepare: Handle['prepare']
+  readonly #refusal: string | undefined
+  /** Whether somebody else's lock may be in the way of its borrower. */
+  readonly #writesShared: boolean
+  /** Seen since the last return. */
+  #seen = 0
+  /** Of statements that `onConnect` prepared: whoever has one can run it at any later time. */
+  #prepared = 0
+  #settled = false
+  readonly #residue: Residue
+  readonly #iterators: Iterators
+  readonly #statements: Statements
+  readonly #rivals: Rivals
+  readonly #transactions: Transactions
+  /** Queries of our own. */
+  readonly #queries = new Map<string, Statement>()
+  /** A statement is under way, and nothing ends it. */
+  #stuck = false
+
+  /** Raised at each return. */
+  #turn = 0
+  /** What new statements are stamped with. */
+  #stamp = forever
+  /** Statements of an earlier turn are refused; where it is Infinity, everything is. */
+  #floor = 0
+  #closed = false
+
+  /** One of the pool's transactions was begun, and has not been told of its end. */
+  #inside = false
+  /** The error with which SQLite ended it. */
+  #endedBy: unknown
+  /** It only reads: what `query_only` was before. */
+  #queryOnly: unknown
+
+  constructor (db: Handle, dialect: Dialect, { refusal, shared }: Duty) {
+    this.#db = db
+    this.#dialect = dialect
+    this.#refusal = refusal
+    this.#writesShared = refusal === undefined && shared
+    this.#exec = db.exec.bind(db)
+    this.#prepare = db.prepare.bind(db)
+    this.#residue = new Residue((sql) => this.#ask(sql), this.#exec)
+    this.#rivals = new Rivals(() => this.#ask('PRAGMA data_version'))
+    const driver = Object.getPrototypeOf(this.#prepare('select 1')) as Statement
+    this.#iterators = this.#makeIterators(driver)
+    this.#statements = this.#makeStatements(driver)
+    this.#transactions = this.#makeTransactions()
+    this.#hide()
+    // As it will be when it is settled.
+    if (refusal !== undefined) this.#exec('PRAGMA query_only = ON')
+    this.#residue.remember()
+    if (refusal !== undefined) this.#exec('PRAGMA query_only = OFF')
+  }
+
+  ping (): void {
+    this.#ask('select 1')
+    if (this.#writesShared) this.#rivals.look()
+  }
+
+  /** What was set until now is no borrower's. */
+  settle (): void {
+    if (this.#settled) return
+    this.#settled = true
+    // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
+    if (this.#refusal !== undefined) this.#exec('PRAGMA query_only = ON')
+    if (this.#seen !== 0) this.#residue.remember()
+    this.#seen = 0
+    this.#prepared &= ~unreadable
+    this.#stamp = this.#turn
+    if (this.#writesShared) this.#rivals.begin()
+  }
+
+  /** `onConnect` comes once more. */
+  reopen (): void {
+    this.#settled = false
+    this.#stamp = forever
+  }
+
+  /** Whether it can't be lent again. */
+  get isBroken (): boolean {
+    return this.#stuck || !this.#dialect.isOpen(this.#db)
+  }
+
+  /** What keeps its next borrower from writing now. It is only looked for where somebody else writes. */
+  obstacle (): string | undefined {
+    if (!this.#writesShared || !this.#rivals.about) return undefined
+    // Whoever has a busy timeout wants to wait by blocking the event loop.
+    if (this.#residue.pragma('busy_timeout') !== '0' || this.#dialect.inTransaction(this.#db)) return undefined
+    try {
+      this.#exec('BEGIN IMMEDIATE; ROLLBACK')
+      return undefined
+    } catch (error) {
+      this.#met(error)
+      // What else there is its borrower will see.
+      return isBusy(error) ? 'the lock of the SQLite file, which another process has to write' : undefined
+    }
+  }
+
+  /** What was prepared until now can't be run any more. */
+  endLease (): void {
+    this.#floor = this.#stamp = ++this.#turn
+  }
+
+  close (): void {
+    this.#closed = true
+    this.#floor = Infinity
+    if (!this.#dialect.isOpen(this.#db)) return
+    try {
+      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
+      this.endWork()
+    } finally {
+      this.#db.close()
+    }
+  }
+
+  /** Ends what is under way: transaction and iterators. */
+  endWork (): void {
+    // To ask a closed handle of libsql whether it is in a transaction aborts the process.
+    if (!this.#dialect.isOpen(this.#db)) throw new Error('the SQLite handle is closed')
+    if (this.#iterators.size > 0) this.#iterators.end()
+    if (this.#dialect.inTransaction(this.#db)) this.#exec('ROLLBACK')
+    this.#leave()
+  }
+
+  /** For reset 'transaction'. */
+  endWorkOnly (): void {
+    this.endWork()
+    if (this.#refusal !== undefined && ((this.#seen | this.#prepared) & (pragmas | unreadable)) !== 0) this.#exec('PRAGMA query_only = ON')
+    this.#seen = 0
+  }
+
+  /** @throws where something is left that only a new handle is without */
+  check (): void {
+    this.endWork()
+    const changed = this.#seen | this.#prepared
+    if (changed === 0) return
+    this.#seen = 0
+    const left = this.#residue.left(changed)
+    if (left.length > 0) throw new Error(`the SQLite handle was left with ${left.join(' and ')}: it is opened anew`)
+  }
+
+  /** For a handle that can't be opened anew without losing its data. */
+  undo (): void {
+    this.endWork()
+    this.#residue.undo(this.#seen | this.#prepared)
+    this.#seen = 0
+  }
+
+  // --- The pool's transactions ---
+
+  begin (options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Handle>> {
+    return this.#transactions.begin(options, signal)
+  }
+
+  #makeTransactions (): Transactions {
+    const isOpen = () => this.#dialect.isOpen(this.#db)
+    const inTransaction = () => this.#dialect.inTransaction(this.#db)
+    const endedBy = () => this.#endedBy
+    return new Transactions({
+      db: this.#db,
+      refusal: this.#refusal,
+      exec: this.#exec,
+      get isOpen () { return isOpen() },
+      get inTransaction () { return inTransaction() },
+      get endedBy () { return endedBy() },
+      endWork: () => { this.endWork() },
+      endIterators: () => { if (this.#iterators.size > 0) this.#iterators.end() },
+      readOnly: () => {
+        this.#queryOnly = this.#ask('PRAGMA query_only')
+        this.#exec('PRAGMA query_only = ON')
+      },
+      entered: () => { this.#inside = true },
+      left: () => { this.#leave() },
+      met: (error) => { this.#met(error) },
+    })
+  }
+
+  /** What comes after would be committed statement by statement: until the pool has seen it, all is refused. */
+  #lose (error: unknown): void {
+    this.#endedBy = error
+    this.#floor = Infinity
+  }
+
+  /** The pool knows of its end. */
+  #leave (): void {
+    this.#inside = false
+    if (this.#endedBy !== undefined && !this.#closed) this.#floor = this.#turn
+    this.#endedBy = undefined
+    if (this.#queryOnly !== undefined) this.#exec(`PRAGMA query_only = ${this.#queryOnly}`)
+    this.#queryOnly = undefined
+  }
+
+  // --- Queries of our own ---
+
+  /** The one value of the one row. */
+  #ask (sql: string): unknown {
+    let statement = this.#queries.get(sql)
+    if (statement === undefined) {
+      statement = this.#prepare(sql)
+      this.#queries.set(sql, statement)
+    }
+    try {
+      return first(statement.get())
+    } catch (error) {
+      if (isBusy(error)) this.#statements.reset(statement)
+      throw error
+    }
+  }
+
+  #whileReadOnly (fn: () => void): void {
+    const before = this.#ask('PRAGMA query_only')
+    this.#exec('PRAGMA query_only = ON')
+    try {
+      fn()
+    } finally {
+      this.#exec(`PRAGMA query_only = ${before}`)
+    }
+  }
+
+  // --- The seam ---
+
+  #met (error: unknown): void {
+    if (this.#writesShared && isBusy(error)) this.#rivals.met()
+  }
+
+  /** What the borrower gets instead of the driver's error. */
+  #told (error: unknown): unknown {
+    this.#met(error)
+    const { isOpen, inTransaction } = this.#dialect
+    if (this.#inside && this.#endedBy === undefined && isOpen(this.#db) && !inTransaction(this.#db)) this.#lose(error)
+    const refusal = this.#queryOnly === undefined ? this.#refusal : 'this transaction only reads: begin it without readOnly to write'
+    if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
+    return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
+  }
+
+  #admit (turn: number): void {
+    if (turn >= this.#floor) return
+    if (this.#closed) throw new PoolError('FST_POOL_LEASE_RELEASED', 'this SQLite handle is closed: its lease has ended')
+    if (this.#floor === Infinity) throw ended(this.#endedBy)
+    const message = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, once for all leases of a connection'
+    throw new PoolError('FST_POOL_LEASE_RELEASED', message)
+  }
+
+  #makeIterators (driver: Statement): Iterators {
+    const turn = () => this.#turn
+    return new Iterators(this.#db, this.#dialect, driver, {
+      get turn () { return turn() },
+      cut: (turn) => {
+        const ofThisLease = turn === this.#turn && !this.#closed
+        if (ofThisLease) return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the iterator was ended by a rollback, or its statement was run again')
+        return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
+      },
+      failed: (error, statement) => {
+        if (statement !== undefined && isBusy(error)) this.#statements.reset(statement)
+        return this.#told(error)
+      },
+    })
+  }
+
+  #makeStatements (driver: Statement): Statements {
+    const isOpen = () => this.#dialect.isOpen(this.#db)
+    return new Statements(driver, this.#dialect, {
+      db: this.#db,
+      iterators: this.#iterators,
+      get isOpen () { return isOpen() },
+      admit: (turn) => { this.#admit(turn) },
+      told: (error) => this.#told(error),
+      whileReadOnly: (fn) => { this.#whileReadOnly(fn) },
+      stuck: () => { this.#stuck = true },
+    })
+  }
+
+  #hide (): void {
+    const db = this.#db as Handle & Methods
+    const prepare = this.#prepare
+    const exec = this.#exec
+    const own: Record<string, unknown> = {
+      prepare: (sql: string, ...more: unknown[]) => {
+        this.#admit(forever)
+        const statement = prepare(sql, ...more)
+        if (mayLeave.test(sql)) {
+          const what = judge(sql)
+          this.#seen |= what
+          if (!this.#settled) this.#prepared |= what
+        }
+        return this.#statements.stamp(statement, sql, this.#stamp)
+      },
+      exec: (sql: string) => {
+        this.#admit(forever)
+        if (mayLeave.test(sql)) this.#seen |= judge(sql)
+        try {
+          return exec(sql)
+        } catch (error) {
+          throw this.#told(error)
+        }
+      },
+    }
+    if (db.pragma !== undefined) own.pragma = this.#pragmaOf(db.pragma.bind(db))
+    if (db.transaction !== undefined && this.#refusal !== undefined) own.transaction = this.#transactionOf(db.transaction.bind(db))
+    if (db.interrupt !== undefined) {
+      const interrupt = db.interrupt.bind(db)
+      own.interrupt = () => {
+        // On a closed handle libsql's aborts the process.
+        if (this.#dialect.isOpen(db)) interrupt()
+      }
+    }
+    for (const name of methodsOf(db)) {
+      if (name in own || this.#dialect.leaveNothing.has(name)) continue
+      const method = db[name as keyof Handle] as Run
+      own[name] = (...args: unknown[]) => {
+        this.#admit(forever)
+        this.#seen |= unreadable
+        return method.apply(db, args)
+      }
+    }
+    for (const [name, value] of Object.entries(own)) Object.defineProperty(db, name, { value, writable: true, configurable: true })
+  }
+
+  /** Nobody gets hold of its statement, so `#prepared` stays as it is, though libsql's calls `prepare`. */
+  #pragmaOf (pragma: NonNullable<Methods['pragma']>) {
+    return (source: string, ...options: unknown[]) => {
+      this.#admit(forever)
+      this.#seen |= judge(`PRAGMA ${source}`)
+      const prepared = this.#prepared
+      try {
+        return pragma(source, ...options)
+      } catch (error) {
+        throw this.#told(error)
+      } finally {
+        this.#prepared = prepared
+      }
+    }
+  }
+
+  /** better-sqlite3's begins by itself, and not by `exec`. */
+  #transactionOf (transaction: NonNullable<Methods['transaction']>) {
+    const telling = (run: Run): Run => {
+      const told = (error: unknown) => this.#told(error)
+      return function (this: unknown, ...args: unknown[]) {
+        try {
+          return run.apply(this, args)
+        } catch (error) {
+          throw told(error)
+        }
+      }
+    }
+    return (fn: Run) => {
+      const made = transaction(fn)
+      const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
+      return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: this.#db })
+    }
+  }
+}
+
+/** The names of all methods that its classes have. */
+function methodsOf (db: object): string[] {
+  const names = new Set<string>()
+  for (let proto = Object.getPrototypeOf(db); proto !== Object.prototype; proto = Object.getPrototypeOf(proto)) {
+    for (const [name, { value }] of Object.entries(Object.getOwnPropertyDescriptors(proto))) {
+      if (typeof value === 'function' && name !== 'constructor') names.add(name)
+    }
+  }
+  return [...names]
+}

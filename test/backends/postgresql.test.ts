@@ -1042,11 +1042,20 @@ t.test('PREPARE TRANSACTION is an end', needsOwn(server), async (t) => {
   await backend.destroy(c, 'closed')
 })
 
-t.test('a rollback whose text is not known is taken for an end', async (t) => {
-  const { c, tx } = await transact(t)
-  class Textless extends pg.Query { override submit = (connection: pg.Connection) => { connection.query('SAVEPOINT a; ROLLBACK TO a'); return null } }
-  await new Promise<void>((resolve) => { c.query(new Textless({ text: undefined as unknown as string })).on('end', () => resolve()) })
-  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+t.test('what has no text that is known is judged by what it did', async (t) => {
+  class Textless extends pg.Query {
+    constructor (readonly sent: string) { super({ text: undefined as unknown as string }) }
+    override submit = (connection: pg.Connection) => {
+      connection.query(this.sent)
+      return null
+    }
+  }
+  for (const [sql, ends] of [['SAVEPOINT a; ROLLBACK TO a', false], ['ROLLBACK; BEGIN', true]] as const) {
+    const { c, tx } = await transact(t)
+    await new Promise<void>((resolve) => { c.query(new Textless(sql)).on('end', () => resolve()) })
+    if (ends) await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    else await tx.commit()
+  }
 })
 
 t.test('a commit that answers ROLLBACK is none', async (t) => {

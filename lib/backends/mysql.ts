@@ -150,6 +150,8 @@ class MysqlBackend implements MysqlConnector {
     const guard = this.#guardOf(connection)
     // The pool asks before every loan: the first time after a reset is when `onConnect` is done, and no borrower was there.
     guard.settle()
+    // And at every return.
+    guard.forgetStatements()
     return guard.broken || guard.spoilt || (guard.misplaced && this.#role !== 'replica')
   }
 
@@ -498,8 +500,6 @@ class Guard {
   // --- Reset ---
 
   reset (): Promise<void> | undefined {
-    if (this.#outdated && this.#mode !== 'session') this.#core._statements.clear()
-    this.#outdated = false
     if (this.#mode === 'none') return undefined
     if (this.#added.length > 0) {
       for (const [emitter, event, listener] of this.#added.splice(0)) emitter.off(event, listener)
@@ -796,6 +796,14 @@ class Guard {
     if (errno === errors.unknownStatement || errno === errors.needsReprepare) this.#forget(statement)
     if (errno === errors.readOnlyTransaction) this.misplaced ||= !this.#onlyReads && this.#open?.readOnly !== true
     else if (isReadOnly(errno, () => buffer.toString('latin1', offset + 3, end))) this.misplaced = true
+  }
+
+  /** Where one was out of date: to close them has no answer, so there is nothing to wait for. */
+  forgetStatements (): void {
+    if (!this.#outdated) return
+    this.#outdated = false
+    // A session reset does so itself.
+    if (this.#mode !== 'session') this.#core._statements.clear()
   }
 
   /**

@@ -992,7 +992,6 @@ interface Core extends EventEmitter {
   readonly _commands: { readonly length: number }
   readonly _statements: { entries (): Iterable<[string, unknown]>, delete (key: string): void, clear (): void }
   readonly _paused: boolean
-  readonly _statements: { clear (): void }
   _resetSequenceId (): void
   _notifyError (error: Error): void
   addCommand (command: Command): unknown

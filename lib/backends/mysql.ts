@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
@@ -149,7 +150,9 @@ class MysqlBackend implements MysqlConnector {
     const guard = this.#guardOf(connection)
     // The pool asks before every loan: the first time after a reset is when `onConnect` is done, and no borrower was there.
     guard.settle()
-    return guard.broken || (guard.misplaced && this.#role !== 'replica')
+    // And at every return.
+    guard.forgetStatements()
+    return guard.broken || guard.spoilt || (guard.misplaced && this.#role !== 'replica')
   }
 
   /**
@@ -309,8 +312,12 @@ const resetConnection = 0x1f
  * follows. Whatever is written in another way counts for more than it is.
  */
 const plain = /^\s*(?:select|insert|update|delete|replace|with)\b/i
-/** Can change neither role nor database. */
-const harmless = /^\s*(?:(?:select|insert|update|delete|replace|with|savepoint|show)\b|(?:start\s+transaction|begin|commit|rollback)\s*;?\s*$)/i
+/**
+ * Can change neither role nor database; `bounds`, where nothing else is in the text. No part of a text can be matched
+ * in two ways: to try all of them would take minutes for a long one.
+ */
+const harmless = /^\s*(?:select|insert|update|delete|replace|with|savepoint|show)\b/i
+const bounds = /^\s*(?:start\s+transaction|begin|commit|rollback)\s*(?:;\s*)?$/i
 
 /** Explicitly, since the variable `completion_type` may say otherwise. */
 const commit = 'COMMIT AND NO CHAIN NO RELEASE'
@@ -320,6 +327,9 @@ const state = 'SELECT DATABASE(), CURRENT_ROLE()'
 
 /** A text that may make transactions read only, of those that are not harmless: by its own words, or by some that it has elsewhere. */
 const mayOnlyRead = /only|call|execute/i
+
+/** The states of an XA transaction that COM_RESET_CONNECTION undoes, in whatever language the server tells of them. */
+const resettable = /\b(?:ACTIVE|IDLE|ROLLBACK ONLY)\b/
 
 /** How long a healthy connection may take to end, in ms. */
 const quitGrace = 100
@@ -343,6 +353,10 @@ class Guard {
   #onlyReads = false
   /** The server refused a write, and not because of the borrower's own transaction. */
   misplaced = false
+  /** It is in a state that no reset undoes. */
+  spoilt = false
+  /** The server has refused to execute a prepared statement: others may be out of date too. */
+  #outdated = false
   /** It does not tell us of its replication. */
   #reticent = false
   /** This command is ours. */
@@ -498,11 +512,23 @@ class Guard {
       return undefined
     }
     const sent = this.#sent
-    return this.run([() => this.#idle ? undefined : rollback]).then(() => this.#cleaned(sent))
+    return this.#rollBack(() => this.#idle).then(() => this.#cleaned(sent))
+  }
+
+  /** @param isOver asked when its turn has come: nothing is sent then */
+  async #rollBack (isOver: () => boolean): Promise<void> {
+    await this.run([() => isOver() ? undefined : rollback]).catch((cause: unknown) => {
+      const { errno, message } = cause as Failure
+      if (errno !== errors.xaState) throw cause
+      if (this.#mode === 'session' && resettable.test(String(message))) return
+      throw new Error('the connection was left with an XA transaction, which can not be undone', { cause })
+    })
   }
 
   async #undo (): Promise<void> {
     const sent = this.#sent
+    // An XA transaction refuses it. After the reset of one that is prepared, MariaDB (10.11) would refuse all writes.
+    await this.#rollBack(() => this.status !== undefined && (this.status & inTransaction) === 0)
     await this.#resetConnection()
     for (const name of ['user', 'password', 'passwordSha1', 'database']) {
       if (this.#config[name] !== this.#before[name]) throw new Error('the connection was left with another user or database by changeUser')
@@ -579,7 +605,8 @@ class Guard {
   // --- Transactions ---
 
   async begin ({ isolation, readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<Connection>> {
-    const open: Open = { guarded: false, readOnly }
+    const open: Open = { marked: false, lost: false, readOnly }
+    let began = false
     await within(this.#core, signal, this.run([
       () => {
         const { status } = this
@@ -589,19 +616,26 @@ class Guard {
       },
       readOnly ? 'START TRANSACTION READ ONLY' : 'START TRANSACTION',
       () => {
+        began = true
         this.#open = open
         if (!this.#several && ((this.status ?? 0) & autocommit) !== 0) return undefined
-        open.guarded = true
-        return `SAVEPOINT ${guardName}`
+        open.marked = true
+        return `SAVEPOINT ${mark}`
       },
-    ]))
+    ])).catch(async (error: unknown) => {
+      if (this.#open === open) this.#open = undefined
+      if (began && !this.broken) await this.run([rollback])
+      throw error
+    })
     return this.#transaction(open)
   }
 
   /**
-   * A commit must not lie: a deadlock, DDL or somebody's own COMMIT ends a transaction, and what follows is committed by itself. As long as only plain
-   * statements were sent, and autocommit is on, the last answer's status tells. Before anything else is sent, a savepoint is made: it lives as long as the
-   * transaction does, and releasing it fails where another has begun meanwhile.
+   * A commit must not lie: a deadlock, DDL or somebody's own COMMIT ends a transaction, and what follows is committed
+   * by itself. As long as only plain statements were sent, and autocommit is on, no other can have begun, and the last
+   * answer's status tells. Before anything else is sent, a savepoint marks the transaction: it lives as long as that
+   * does, and to release it fails where another has begun meanwhile. It is older than all other savepoints: who goes
+   * back to one of those keeps it.
    */
   #transaction (open: Open): Transaction<Connection> {
     const ended = (cause?: unknown) => {
@@ -610,27 +644,34 @@ class Guard {
     }
     const end = () => { if (this.#open === open) this.#open = undefined }
     let inDoubt = false
-    const check = () => {
-      if (open.guarded) return `RELEASE SAVEPOINT ${guardName}`
+    const check = (marked: boolean) => () => {
+      if (open.lost) throw ended()
+      if (marked) return `RELEASE SAVEPOINT ${mark}`
       // An error's packet has no status.
       return this.status === undefined ? 'DO 0' : undefined
     }
-    const unlessEnded = () => {
-      if (!open.guarded && ((this.status ?? 0) & inTransaction) === 0) throw ended()
+    const unlessEnded = (marked: boolean) => () => {
+      if (!marked && ((this.status ?? 0) & inTransaction) === 0) throw ended()
       // It is written in this turn.
       inDoubt = true
       return commit
     }
     const savepoint = async (name: string): Promise<Transaction<Connection>> => {
-      await this.run([`SAVEPOINT ${quote(name)}`])
+      // One that no text of a borrower's has.
+      const own = quote(`${name}_${salt}`)
+      const first = open.marked ? [] : [`SAVEPOINT ${mark}`]
+      open.marked = true
+      await this.run([...first, `SAVEPOINT ${own}`])
       return {
         connection: this.#connection,
         savepoint,
-        commit: async () => await this.run([`RELEASE SAVEPOINT ${quote(name)}`]).catch(unlessGone(ended)),
+        commit: async () => await this.run([`RELEASE SAVEPOINT ${own}`]).catch(unlessGone(ended)),
         rollback: async () => {
-          const steps = [`ROLLBACK TO SAVEPOINT ${quote(name)}`, `RELEASE SAVEPOINT ${quote(name)}`]
-          // Gone with the whole transaction, which then can't be committed.
-          await this.run(steps).catch(unlessGone(() => undefined))
+          await this.run([`ROLLBACK TO SAVEPOINT ${own}`, `RELEASE SAVEPOINT ${own}`]).catch(unlessGone(() => {
+            // With the whole transaction, or released with another savepoint: then what was done since is still there.
+            open.lost = true
+            return undefined
+          }))
         },
       }
     }
@@ -639,7 +680,9 @@ class Guard {
       savepoint,
       get inDoubt () { return inDoubt },
       commit: async () => {
-        await this.run([check, unlessEnded]).catch((error: unknown) => {
+        // As of now: a mark for what is sent from here on would be made behind the commit.
+        const { marked } = open
+        await this.run([check(marked), unlessEnded(marked)]).catch((error: unknown) => {
           inDoubt &&= !isAnswer(error)
           return unlessGone(ended)(error)
         })
@@ -730,7 +773,7 @@ class Guard {
         this.#buffer = packet.buffer
         this.#offset = packet.offset
         this.#prepared = command.parameterCount !== undefined
-        if (packet.buffer[packet.offset] === 0xff) this.#refused(packet)
+        if (packet.buffer[packet.offset] === 0xff) this.#refused(packet, command)
       }
       handlePacket.call(core, packet)
     }
@@ -742,23 +785,44 @@ class Guard {
     if (text === undefined && command.id !== undefined) return
     this.#sent++
     const single = text !== undefined && !(this.#several && text.includes(';'))
-    if (!single || !harmless.test(text)) {
+    if (!single || !(harmless.test(text) || bounds.test(text))) {
       this.#suspect = true
       if (text === undefined || mayOnlyRead.test(text)) this.#onlyReads = true
     }
     const open = this.#open
-    if (open === undefined || open.guarded || (single && plain.test(text))) return
-    open.guarded = true
-    this.run([`SAVEPOINT ${guardName}`]).catch(() => {
+    if (open === undefined || open.marked || (single && plain.test(text))) return
+    open.marked = true
+    this.run([`SAVEPOINT ${mark}`]).catch(() => {
       // Then there is no such savepoint, which is what the commit asks for.
     })
   }
 
   /** An error came. */
-  #refused ({ buffer, offset, end }: Packet): void {
+  #refused ({ buffer, offset, end }: Packet, { statement }: Command): void {
     const errno = buffer.readUInt16LE(offset + 1)
+    if (errno === errors.illegalHandler || (errno === errors.xaState && this.#mode === 'none')) this.spoilt = true
+    if (errno === errors.unknownStatement || errno === errors.needsReprepare) this.#forget(statement)
     if (errno === errors.readOnlyTransaction) this.misplaced ||= !this.#onlyReads && this.#open?.readOnly !== true
     else if (isReadOnly(errno, () => buffer.toString('latin1', offset + 3, end))) this.misplaced = true
+  }
+
+  /** Where one was out of date: to close them has no answer, so there is nothing to wait for. */
+  forgetStatements (): void {
+    if (!this.#outdated) return
+    this.#outdated = false
+    // A session reset does so itself.
+    if (this.#mode !== 'session') this.#core._statements.clear()
+  }
+
+  /**
+   * A prepared statement can't be executed any more: the driver forgets it at once, all others when the borrower has
+   * gone, who may hold them. One by SQL PREPARE only a session reset undoes.
+   */
+  #forget (statement: Command['statement']): void {
+    this.#outdated = true
+    const { _statements: statements } = this.#core
+    for (const [key, one] of [...statements.entries()]) if (one === statement) statements.delete(key)
+    if (statement === undefined && this.#mode !== 'session') this.spoilt = true
   }
 
   readonly #onError = (error: Error): void => {
@@ -794,12 +858,16 @@ function isAnswer (error: unknown): boolean {
 
 /** An open transaction. */
 interface Open {
-  /** It has a savepoint. */
-  guarded: boolean
+  /** It has the savepoint that marks it. */
+  marked: boolean
+  /** What a transaction within it did could not be undone. */
+  lost: boolean
   readonly readOnly: boolean
 }
 
-const guardName = '`fastify-pool`'
+/** Of this process and not of each transaction, since the server's statistics (statement digests) keep each name. */
+const salt = randomBytes(8).toString('hex')
+const mark = `\`fastify_pool_${salt}\``
 
 const levels: Record<Isolation, string> = {
   'read uncommitted': 'READ UNCOMMITTED',
@@ -851,9 +919,17 @@ function lagOf (row: Replication): number {
 }
 
 const errors = {
+  /** ER_ILLEGAL_HA: of every write that comes after the reset of a prepared XA transaction. */
+  illegalHandler: 1031,
   syntax: 1064,
   accessDenied: 1227,
+  /** ER_UNKNOWN_STMT_HANDLER */
+  unknownStatement: 1243,
   optionPrevents: 1290,
+  /** ER_XAER_RMFAIL: not in the state in which an XA transaction is. */
+  xaState: 1399,
+  /** ER_NEED_REPREPARE */
+  needsReprepare: 1615,
   readOnlyTransaction: 1792,
   readOnlyMode: 1836,
 } as const
@@ -932,8 +1008,8 @@ interface Core extends EventEmitter {
   readonly _protocolError?: unknown
   readonly _command: Command | null | undefined
   readonly _commands: { readonly length: number }
+  readonly _statements: { entries (): Iterable<[string, unknown]>, delete (key: string): void, clear (): void }
   readonly _paused: boolean
-  readonly _statements: { clear (): void }
   _resetSequenceId (): void
   _notifyError (error: Error): void
   addCommand (command: Command): unknown

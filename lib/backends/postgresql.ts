@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import { randomBytes } from 'node:crypto'
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { ClientConfig, Submittable } from 'pg'
@@ -212,7 +213,7 @@ class PostgresBackend implements PostgresConnector {
 
   isBroken (connection: Client): boolean {
     const guard = guardOf(connection)
-    return guard.broken || (guard.misplaced && this.#role !== 'replica')
+    return guard.broken || guard.spoilt || (guard.misplaced && this.#role !== 'replica')
   }
 
   /**
@@ -415,14 +416,18 @@ class Guard {
   readonly client: Client
   /** 'I': no transaction. 'T': in one. 'E': in one that has failed. Of the last ReadyForQuery. */
   status = 'I'
-  /** How many transactions have ended. */
+  /** How often it was seen outside of a transaction: while one is open, this stays. */
   turn = 0
+  /** Since the last BEGIN of ours a command has completed that may have ended its transaction. */
+  doubtful = false
   /** What the server complained of last. */
   failure: Error | undefined
   /** What the connection died of. */
   error: Error | undefined
   /** The server refused a write, and not because of the borrower's own transaction. */
   misplaced = false
+  /** A statement by SQL PREPARE is of no use any more, and no reset will undo it. */
+  spoilt = false
   readonly #inside: Inside
   readonly #own: OwnQueries
   readonly #base: ClientConfig
@@ -435,6 +440,8 @@ class Guard {
   #mark = 0
   /** What the driver believes to be prepared may not be what is. */
   #prepared = false
+  /** Names that the driver has forgotten and the server may still have: closed there before they are prepared anew. */
+  readonly #stale = new Set<string>()
   #added: Array<readonly [event: string | symbol, listener: Listener]> = []
   #typed = false
   /** We ourselves add a listener. */
@@ -465,12 +472,14 @@ class Guard {
     // Before pg's own listeners, which go on with the next query from there.
     wire.on('readyForQuery', ({ status }: { status: string }) => {
       this.status = status
+      if (status === 'I') this.turn++
       if (this.#refused) this.#place()
     })
     wire.on('commandComplete', ({ text }: { text: string }) => this.#completed(text))
     wire.on('errorMessage', (error: Error & { code?: string }) => {
       this.failure = error
       if (error.code === readOnly) this.#refused = true
+      else if (outdated.has(error.code)) this.#forget(error)
     })
     wire.on('parameterStatus', ({ parameterName: name, parameterValue }: { parameterName: string, parameterValue: string }) => {
       if (name === 'in_hot_standby' || name === 'default_transaction_read_only') this.#reports[name] = parameterValue
@@ -555,8 +564,8 @@ class Guard {
     const discard = this.#prepared || isEmpty(wire.parsedStatements)
     if (discard) {
       // They go with these bytes: a name that the driver takes for prepared would fail from now on.
-      wire.parsedStatements = {}
-      wire.submittedNamedStatements = {}
+      this.#forgetNames()
+      this.#stale.clear()
     }
     if (this.status === 'I') return discard ? messages.discard : messages.fresh
     // In one message, where DISCARD ALL refuses to be.
@@ -582,13 +591,11 @@ class Guard {
 
   #completed (tag: string): void {
     switch (tag) {
+      // The tag of ROLLBACK TO a savepoint, and of ROLLBACK AND CHAIN, too.
       case 'ROLLBACK':
-        // The tag of ROLLBACK TO a savepoint too. A text that is not known is taken for the worse.
-        if (!/\brollback\s+((work|transaction)\s+)?to\b/i.test(this.#activeText)) this.turn++
-        break
       case 'COMMIT':
       case 'PREPARE TRANSACTION':
-        this.turn++
+        this.doubtful = true
         break
       case 'PREPARE':
       case 'DEALLOCATE':
@@ -598,9 +605,43 @@ class Guard {
     }
   }
 
-  get #activeText (): string {
+  // --- Prepared statements ------------------------------------------------------------------------------------------
+
+  /**
+   * A prepared statement is not what it was: a migration has changed its tables or types, or it was deallocated where
+   * no command tag tells. All that the driver has prepared is prepared anew when it is used next, so that this is met
+   * once on a connection, and not once for each name.
+   */
+  #forget ({ code, routine }: Failed): void {
     const { _activeQuery: active = this.#inside.activeQuery } = this.#inside
-    return active?.text ?? ''
+    const named = typeof active?.name === 'string' && active.name !== ''
+    if (named) {
+      this.#closeBeforeParse()
+      // 42P05: one that the server has, and the driver does not know of.
+      this.#stale.add(active.name!)
+      for (const name of Object.keys(this.#inside.connection.parsedStatements)) this.#stale.add(name)
+      this.#forgetNames()
+    } else if (code === '26000' || routine === 'RevalidateCachedQuery') {
+      if (this.#mode === 'session') this.#prepared = true
+      else this.spoilt = true
+    }
+  }
+
+  #forgetNames (): void {
+    const { connection: wire } = this.#inside
+    wire.parsedStatements = {}
+    wire.submittedNamedStatements = {}
+  }
+
+  /** The two go out together, also within a failed transaction: DEALLOCATE would be a round trip, and fail there. */
+  #closeBeforeParse (): void {
+    const { connection: wire } = this.#inside
+    if (Object.hasOwn(wire, 'parse')) return
+    const { parse } = wire
+    wire.parse = (query) => {
+      if (this.#stale.delete(query.name!)) wire.close({ type: 'S', name: query.name! })
+      parse.call(wire, query)
+    }
   }
 
   // --- Statements of ours ---------------------------------------------------------------------------------------------------------------
@@ -608,16 +649,18 @@ class Guard {
   /**
    * Behind all that is queued already.
    *
-   * @param refuse asked when its turn has come: an error means that it is not sent
+   * @param decide asked when its turn has come: what is sent, or why nothing is
+   * @param failed makes the rejection of what the server says; `first`: no command of the text had completed
    * @returns the tag of its last command
    */
-  run (text: string, refuse: () => Error | undefined): Promise<string> {
+  run (decide: () => string | Error, failed: Failing = (error) => error): Promise<string> {
     return new Promise((resolve, reject) => {
-      this.client.query(new this.#own.Step(text, refuse, (error, result) => {
-        if (error) return reject(error)
+      const step = new this.#own.Step(decide, (error, result) => {
+        if (error) return reject(failed(error, step.completed === 0))
         const [last] = [result!].flat().slice(-1)
         resolve(last!.command)
-      }))
+      })
+      this.client.query(step)
     })
   }
 
@@ -626,7 +669,7 @@ class Guard {
    * not.
    */
   async settles (): Promise<boolean> {
-    return await this.run('', () => nothingToDo).then(() => true, (error: unknown) => error === nothingToDo)
+    return await this.run(() => nothingToDo).then(() => true, (error: unknown) => error === nothingToDo)
   }
 
   // --- End ------------------------------------------------------------------------------------------------------------------------------
@@ -737,6 +780,7 @@ class Guard {
 }
 
 type Listener = (...args: unknown[]) => void
+type Failing = (error: Error, first: boolean) => Error
 
 function isEmpty (statements: object): boolean {
   for (const name in statements) if (name in statements) return false
@@ -757,8 +801,8 @@ interface Inside {
   readonly readyForQuery: boolean | undefined
   readonly _ending: boolean
   /** Its older name would warn where this one is there. */
-  readonly _activeQuery?: { readonly text?: string } | null
-  readonly activeQuery?: { readonly text?: string } | null
+  readonly _activeQuery?: { readonly name?: string } | null
+  readonly activeQuery?: { readonly name?: string } | null
   readonly connectionParameters: Record<string, unknown>
   readonly _types: { text: object, binary: object }
 }
@@ -767,6 +811,8 @@ interface Wire extends EventEmitter {
   readonly stream: Socket
   parsedStatements: object
   submittedNamedStatements?: object
+  parse (query: { readonly name?: string }): void
+  close (what: { readonly type: 'S', readonly name: string }): void
   connect (port: number | string, host?: string): void
   requestSsl (): void
   cancel (processID: number, secretKey: number): void
@@ -775,11 +821,12 @@ interface Wire extends EventEmitter {
 type Callback = (error: Error | null | undefined, result?: { command: string } | Array<{ command: string }>) => void
 
 interface Submitted {
+  text: string
   callback: Callback | undefined
   submit (wire: Wire): Error | null
   handleRowDescription (): void
   handleDataRow (): void
-  handleCommandComplete (): void
+  handleCommandComplete (message: object, wire: Wire): void
   handleReadyForQuery (): void
   handleError (error: Error): void
 }
@@ -791,7 +838,7 @@ interface Undo {
   handleError (error: Error): void
 }
 
-type Step = new (text: string, refuse: () => Error | undefined, callback: Callback) => { submit (): void }
+type Step = new (decide: () => string | Error, callback: Callback) => { readonly completed: number, submit (): void }
 
 interface OwnQueries { readonly Undo: new (guard: Guard) => Undo, readonly Step: Step }
 
@@ -859,17 +906,27 @@ function ownQueries (driver: Driver): OwnQueries {
     }
   }
 
-  /** A statement that decides when its turn comes whether it is still right. */
+  /** A text that is decided when its turn comes. */
   class StepQuery extends Query {
-    readonly #refuse: () => Error | undefined
+    /** How many of its commands have. */
+    completed = 0
+    readonly #decide: () => string | Error
 
-    constructor (text: string, refuse: () => Error | undefined, callback: Callback) {
-      super(text, undefined, callback)
-      this.#refuse = refuse
+    constructor (decide: () => string | Error, callback: Callback) {
+      super('', undefined, callback)
+      this.#decide = decide
     }
 
     override submit (wire: Wire): Error | null {
-      return this.#refuse() ?? super.submit(wire)
+      const decided = this.#decide()
+      if (decided instanceof Error) return decided
+      this.text = decided
+      return super.submit(wire)
+    }
+
+    override handleCommandComplete (message: object, wire: Wire): void {
+      this.completed++
+      super.handleCommandComplete(message, wire)
     }
   }
 
@@ -905,6 +962,16 @@ const untold: ReadonlySet<unknown> = new Set(['0A000', '42501', '42883', '42P01'
 
 const readOnly = '25006'
 
+/** What the server says of an error, besides. */
+type Failed = Error & { readonly code?: string, readonly routine?: string }
+
+/**
+ * Of a prepared statement: its result is another one now (0A000), it is not there (26000), it is there already (42P05),
+ * a type of it is not there any more (XX000, 42704). Where it is said of something else, a statement of the driver's is
+ * prepared once more than it had to be.
+ */
+const outdated: ReadonlySet<unknown> = new Set(['0A000', '26000', '42P05', 'XX000', '42704'])
+
 /** Of the server: it ends (57P01), a process of it crashed (57P02), it is not up yet (57P03). Of the socket, once it was connected. */
 const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
 
@@ -927,14 +994,45 @@ const levels: ReadonlyMap<Isolation, string> = new Map<Isolation, string>([
   ['serializable', ' ISOLATION LEVEL SERIALIZABLE'],
 ])
 
+/**
+ * What a transaction of ours is known by: a setting that ends with its transaction, and that one which somebody else
+ * began does not have. Not by SELECT set_config(), which takes the snapshot: then it is too late for SET TRANSACTION.
+ * One for all transactions of a process, since the server's statistics (pg_stat_statements) keep each different text.
+ */
+const mark = randomBytes(12).toString('hex')
+const setMark = `SET LOCAL fastify_pool.mark = '${mark}'`
+
+/**
+ * Fails (22012, 42704) where the mark is not there: what stands behind it in the same text is not done then, and
+ * nothing comes between the two. By the functions' full names: operators are looked up in the borrower's search_path.
+ */
+const isMarked = `pg_catalog.texteq(pg_catalog.current_setting('fastify_pool.mark'), '${mark}')`
+const checkMark = `SELECT pg_catalog.int4div(1, pg_catalog.int4(${isMarked}))`
+const noMark: ReadonlySet<unknown> = new Set(['22012', '42704'])
+
+/** There is no such savepoint. */
+const noSavepoint = '3B001'
+
+const hadFailed = 'the transaction had failed: nothing of it can be committed'
+const begunByHand = 'a transaction was begun on this connection by a statement of its own'
+
 async function begin (guard: Guard, { isolation, readOnly = false }: TransactionOptions): Promise<Transaction<Client>> {
   const level = isolation === undefined ? '' : levels.get(isolation)
   if (level === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `PostgreSQL has no isolation level '${isolation!}'`)
-  await guard.run(`BEGIN${level}${readOnly ? ' READ ONLY' : ''}`, () => {
-    guard.failure = undefined
-    // The server would only warn, and a commit would commit what came before it too.
-    return guard.status === 'I' ? undefined : new PoolError('FST_POOL_NOT_SUPPORTED', 'a transaction was begun on this connection by a statement of its own')
-  })
+  let began = false
+  try {
+    await guard.run(() => {
+      guard.failure = undefined
+      guard.doubtful = false
+      // The server would only warn, and a commit would commit what came before it too.
+      if (guard.status !== 'I') return new PoolError('FST_POOL_NOT_SUPPORTED', begunByHand)
+      began = true
+      return `BEGIN${level}${readOnly ? ' READ ONLY' : ''}; ${setMark}`
+    })
+  } catch (error) {
+    if (began && !guard.broken) await guard.run(() => guard.status === 'I' ? nothingToDo : 'ROLLBACK').catch(unlessDone)
+    throw error
+  }
   return new OpenTransaction(guard)
 }
 
@@ -969,18 +1067,20 @@ class OpenTransaction implements Transaction<Client> {
   }
 
   async rollback (): Promise<void> {
+    const savepoint = this.#savepoint
     // A savepoint goes with its transaction. Whatever else was begun instead of the outermost is rolled back too.
-    const isOver = () => this.#guard.status === 'I' || (this.#savepoint !== undefined && this.#guard.turn !== this.#turn)
-    const statement = this.#savepoint === undefined ? 'ROLLBACK' : `ROLLBACK TO SAVEPOINT ${this.#savepoint}; RELEASE SAVEPOINT ${this.#savepoint}`
-    try {
-      await this.#guard.run(statement, () => isOver() ? nothingToDo : undefined)
-    } catch (error) {
-      if (error !== nothingToDo) throw error
-    }
+    const isOver = () => this.#guard.status === 'I' || (savepoint !== undefined && this.#guard.turn !== this.#turn)
+    const whole = savepoint === undefined
+    const statement = whole ? 'ROLLBACK' : `ROLLBACK TO SAVEPOINT ${savepoint}; RELEASE SAVEPOINT ${savepoint}`
+    await this.#guard.run(() => isOver() ? nothingToDo : statement).catch((error: Failed) => {
+      // It went with another savepoint, or with its transaction. What is open has failed now, and can't be committed.
+      if (whole || error.code !== noSavepoint) unlessDone(error)
+    })
   }
 
   async savepoint (name: string): Promise<Transaction<Client>> {
-    const savepoint = quoted(name)
+    // One that no text of a borrower's has.
+    const savepoint = quoted(`${name}_${mark}`)
     await this.#run(`SAVEPOINT ${savepoint}`)
     return new OpenTransaction(this.#guard, this.#turn, savepoint)
   }
@@ -989,19 +1089,28 @@ class OpenTransaction implements Transaction<Client> {
   async #run (statement: string, sent: () => void = () => {}): Promise<string> {
     const guard = this.#guard
     if (guard.broken) throw this.#ended('the connection of the transaction is gone', guard.error)
-    return await guard.run(statement, () => {
-      if (guard.turn !== this.#turn || guard.status === 'I') return this.#ended('the transaction was ended by a statement of its own')
-      if (guard.status === 'E') {
-        return this.#ended('the transaction had failed: nothing of it can be committed', guard.failure)
-      }
+    const ended = (cause?: Error) => this.#ended('the transaction was ended by a statement of its own', cause)
+    const isInner = this.#savepoint !== undefined
+    let checked = false
+    return await guard.run(() => {
+      if (guard.turn !== this.#turn) return ended()
+      if (guard.status === 'E') return this.#ended(hadFailed, guard.failure)
+      checked = guard.doubtful
       sent()
-      return undefined
+      return checked ? `${checkMark}; ${statement}` : statement
+    }, (error: Failed, first) => {
+      const isGone = checked && first ? noMark.has(error.code) : isInner && error.code === noSavepoint
+      return isGone ? ended(error) : error
     })
   }
 
   #ended (message: string, cause?: Error): PoolError {
     return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
   }
+}
+
+function unlessDone (error: unknown): void {
+  if (error !== nothingToDo) throw error
 }
 
 interface Coded { readonly code?: unknown }

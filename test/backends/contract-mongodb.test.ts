@@ -27,6 +27,10 @@ function rowsOf (log: Or<readonly CommandEntry[]>): Rows<Db> {
         return String((log.findLast(({ startTransaction }) => startTransaction)?.body.readConcern as { level?: string } | undefined)?.level)
       },
     snapshot: { isolation: 'snapshot' },
+    endings: ['commitTransaction', 'abortTransaction'].map((command) => ({
+      name: command,
+      end: (db: Db) => db.admin().command({ [command]: 1 }),
+    })),
     // A write conflict.
     conflict: (t, run) => collide<Db>(
       (db) => db.collection<{ _id: string }>('pairs').findOne({ _id: 'x' }),

@@ -5,7 +5,7 @@ import { mysql } from '../../lib/backends/mysql.js'
 import { startMariadb } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'
-import type { Subject, Trace } from './contract.js'
+import type { Ending, Subject, Trace } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 
 const server = await startMariadb(t, { own: true })
@@ -147,6 +147,52 @@ const traces: Array<Trace<Connection>> = [
   },
 ]
 
+await admin.query(`CREATE PROCEDURE ${ours}.begins_another () BEGIN COMMIT; START TRANSACTION; END`)
+await admin.query(`CREATE PROCEDURE ${ours}.only_reads () SELECT 1`)
+
+/** One after the other. */
+const sent = (...statements: string[]): Pick<Ending<Connection>, 'name' | 'end'> => ({
+  name: statements.join('; '),
+  end: async (connection) => { for (const sql of statements) await connection.query(sql) },
+})
+const refusedEnd = (sql: string): Ending<Connection> => ({
+  name: `${sql}, which the server refuses`,
+  goesOn: true,
+  end: async (connection) => {
+    const error: unknown = await connection.query(sql).catch((error: unknown) => error)
+    if (!(error instanceof Error)) throw new Error(`${sql} was not refused`)
+  },
+})
+
+const endings: Array<Ending<Connection>> = [
+  sent('ROLLBACK'), sent('COMMIT'), sent('ROLLBACK', 'START TRANSACTION'), sent('COMMIT', 'BEGIN'),
+  sent('FLUSH STATUS'), sent('START TRANSACTION'), sent('COMMIT AND CHAIN'), sent('ROLLBACK AND CHAIN'),
+  sent('SAVEPOINT s', 'ROLLBACK TO s', 'ROLLBACK AND CHAIN'),
+  sent('/* select */ COMMIT AND CHAIN'), sent('/*!50000 COMMIT AND CHAIN */'), sent('(SELECT 1)', 'COMMIT AND CHAIN'),
+  sent('SET autocommit = 0', 'COMMIT', 'SET autocommit = 1', 'BEGIN'),
+  sent(`CALL ${ours}.begins_another()`), sent("EXECUTE IMMEDIATE 'COMMIT AND CHAIN'"),
+  sent('BEGIN NOT ATOMIC COMMIT; START TRANSACTION; END'),
+  sent(`CREATE TABLE IF NOT EXISTS ${ours}.lines_ (x INT)`), sent(`ANALYZE TABLE ${ours}.lines_`, 'BEGIN'),
+  sent(`LOCK TABLES ${ours}.lines_ WRITE`, 'UNLOCK TABLES', 'BEGIN'),
+  sent('ROLLBACK', "XA START 'x'", "XA END 'x'", "XA ROLLBACK 'x'", 'BEGIN'),
+  {
+    name: 'a COMMIT AND CHAIN that is prepared',
+    end: (connection) => connection.execute('COMMIT AND CHAIN'),
+  },
+  {
+    name: 'beginTransaction() of the driver',
+    end: (connection) => connection.beginTransaction(),
+  },
+  ...[
+    sent('SAVEPOINT s', 'ROLLBACK TO s'), sent('SAVEPOINT s', 'ROLLBACK TO s', 'RELEASE SAVEPOINT s'),
+    sent('SET @a = 1'), sent(`CALL ${ours}.only_reads()`), sent("SELECT 'commit; start transaction'"),
+    sent('/* commit */ DO 1'),
+    sent('CREATE TEMPORARY TABLE held (x INT)', 'DROP TEMPORARY TABLE held'), sent("EXECUTE IMMEDIATE 'DO 1'"),
+    sent("PREPARE p FROM 'DO 1'", 'EXECUTE p', 'DEALLOCATE PREPARE p'),
+  ].map((one): Ending<Connection> => ({ ...one, goesOn: true })),
+  refusedEnd('nonsense'), refusedEnd("XA START 'x'"), refusedEnd('ROLLBACK TO nowhere'),
+]
+
 const subject: Subject<Connection> = {
   address: server,
   max: 4,
@@ -190,6 +236,7 @@ const subject: Subject<Connection> = {
       return String(await value(connection, sql)).toLowerCase()
     },
     snapshot: { isolation: 'repeatable read', readOnly: true },
+    endings,
     // A deadlock.
     conflict: (t, run) => collide<Connection>(
       (connection, which) => connection.query(`UPDATE ${ours}.pairs SET n = n + 1 WHERE id = ${which}`),

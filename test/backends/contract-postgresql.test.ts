@@ -1,14 +1,18 @@
+import { Readable } from 'node:stream'
+import { finished, pipeline } from 'node:stream/promises'
 import pg from 'pg'
 import type { Client } from 'pg'
+import copy from 'pg-copy-streams'
+import QueryStream from 'pg-query-stream'
 import t from 'tap'
 import { postgresql } from '../../lib/backends/postgresql.js'
 import { startPostgres } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'
-import type { Subject, Trace } from './contract.js'
+import type { Ending, Subject, Trace } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 
-const server = await startPostgres(t, { own: true })
+const server = await startPostgres(t, { own: true, args: ['-c', 'max_prepared_transactions=5'] })
 const admin = new pg.Client(server.url)
 await admin.connect()
 t.teardown(() => admin.end())
@@ -23,6 +27,9 @@ const setting = (name: string, other: string): Trace<Client> => ({
 
 const ours = `contract_${process.pid}`
 await admin.query(`CREATE TABLE ${ours}_lines (line text); CREATE TABLE ${ours}_skew (line text); CREATE SEQUENCE ${ours}_sequence; CREATE ROLE ${ours}_role; GRANT ALL ON SEQUENCE ${ours}_sequence TO PUBLIC`)
+await admin.query(`CREATE PROCEDURE ${ours}_commits () LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;
+  CREATE FUNCTION ${ours}_function () RETURNS void LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$`)
+t.teardown(() => admin.query(`DROP PROCEDURE ${ours}_commits; DROP FUNCTION ${ours}_function`))
 t.teardown(() => admin.query(`DROP TABLE ${ours}_lines, ${ours}_skew; DROP SEQUENCE ${ours}_sequence; DROP ROLE ${ours}_role`))
 
 const traces: Array<Trace<Client>> = [
@@ -137,6 +144,109 @@ const traces: Array<Trace<Client>> = [
   },
 ]
 
+const ends = [
+  'ROLLBACK', 'COMMIT', 'END', 'ABORT', 'ROLLBACK; BEGIN', 'COMMIT; BEGIN', 'COMMIT AND CHAIN', 'ROLLBACK AND CHAIN',
+  'SAVEPOINT s; ROLLBACK TO s; ROLLBACK; BEGIN', 'ROLLBACK; BEGIN /* not a ROLLBACK TO a savepoint */',
+  "ROLLBACK; BEGIN; SELECT 'rollback to s'", 'ROLLBACK; BEGIN; SAVEPOINT s; ROLLBACK TO s',
+  'SAVEPOINT s; ROLLBACK AND CHAIN', "ROLLBACK; BEGIN; SELECT set_config('fastify_pool.mark', 'a guess', true)",
+]
+const goOn = [
+  'SAVEPOINT s; ROLLBACK TO s', 'SAVEPOINT s; rollback work to savepoint "s"; RELEASE s', "SELECT 'rollback; begin'",
+  'BEGIN',
+  'SET LOCAL search_path = pg_temp, public; SAVEPOINT s; ROLLBACK TO s',
+  "DO $$ BEGIN PERFORM set_config('app.user', 'x', true); END $$", 'SELECT 1; SELECT 2',
+  'DECLARE c CURSOR FOR SELECT 1; FETCH c; CLOSE c', '',
+]
+const read = async (stream: Readable) => {
+  stream.resume()
+  await finished(stream)
+}
+const refusedEnd = (sql: string): Ending<Client> => ({
+  name: `${sql}, which the server refuses, and ROLLBACK TO before it`,
+  goesOn: true,
+  end: async (connection) => {
+    await connection.query('SAVEPOINT s')
+    const error: unknown = await connection.query(sql).catch((error: unknown) => error)
+    if (!(error instanceof Error)) throw new Error(`${sql} was not refused`)
+    await connection.query('ROLLBACK TO s')
+  },
+})
+
+/** By a statement of its own, by a named one, by a cursor, in rows as they come. */
+const endings: Array<Ending<Client>> = [
+  ...ends.map((sql): Ending<Client> => ({ name: sql, end: (connection) => connection.query(sql) })),
+  ...goOn.map((sql): Ending<Client> => ({ name: `'${sql}'`, goesOn: true, end: (client) => client.query(sql) })),
+  {
+    name: 'ROLLBACK, then BEGIN',
+    end: async (connection) => {
+      await connection.query('ROLLBACK')
+      await connection.query('BEGIN')
+    },
+  },
+  {
+    name: 'ROLLBACK AND CHAIN as a named statement',
+    end: (connection) => connection.query({ name: 'chain', text: 'ROLLBACK AND CHAIN' }),
+  },
+  {
+    name: 'ROLLBACK TO as a named statement',
+    goesOn: true,
+    end: async (connection) => {
+      await connection.query({ name: 'savepoint', text: 'SAVEPOINT s' })
+      await connection.query({ name: 'back', text: 'ROLLBACK TO s' })
+    },
+  },
+  {
+    name: 'COMMIT AND CHAIN read as a stream',
+    end: async (connection) => {
+      await read(connection.query(new QueryStream('COMMIT AND CHAIN')))
+    },
+  },
+  {
+    name: 'PREPARE TRANSACTION',
+    end: async (connection) => {
+      for (const sql of ["PREPARE TRANSACTION 'x'", "ROLLBACK PREPARED 'x'", 'BEGIN']) await connection.query(sql)
+    },
+  },
+  {
+    name: 'a query stream, and ROLLBACK TO behind it',
+    goesOn: true,
+    end: async (connection) => {
+      await connection.query('SAVEPOINT s')
+      await read(connection.query(new QueryStream('SELECT generate_series(1, 300)')))
+      await connection.query('ROLLBACK TO s')
+    },
+  },
+  {
+    name: 'COPY in and out, and ROLLBACK TO behind it',
+    goesOn: true,
+    end: async (connection) => {
+      await connection.query('SAVEPOINT s')
+      await pipeline(Readable.from(['copied\n']), connection.query(copy.from(`COPY ${ours}_lines FROM STDIN`)))
+      await read(connection.query(copy.to(`COPY ${ours}_lines TO STDOUT`)))
+      await connection.query('ROLLBACK TO s')
+    },
+  },
+  {
+    name: 'COPY, and ROLLBACK AND CHAIN behind it',
+    end: async (connection) => {
+      await read(connection.query(copy.to(`COPY ${ours}_lines TO STDOUT`)))
+      await connection.query('ROLLBACK AND CHAIN')
+    },
+  },
+  {
+    name: 'a procedure that commits, between a ROLLBACK and a BEGIN',
+    end: async (connection) => {
+      await connection.query('ROLLBACK')
+      await connection.query(`CALL ${ours}_commits()`)
+      await connection.query('BEGIN')
+    },
+  },
+  refusedEnd(`CALL ${ours}_commits()`),
+  refusedEnd('DO $$ BEGIN COMMIT; END $$'),
+  refusedEnd(`SELECT ${ours}_function()`),
+  refusedEnd('SELECT 1 / 0'),
+]
+
 const subject: Subject<Client> = {
   address: server,
   max: 4,
@@ -174,6 +284,7 @@ const subject: Subject<Client> = {
     all: async (connection) => (await connection.query<{ line: string }>(`SELECT line FROM ${ours}_lines`)).rows.map(({ line }) => line),
     level: async (connection) => String(await value(connection, 'SHOW transaction_isolation')),
     snapshot: { isolation: 'repeatable read', readOnly: true },
+    endings,
     // Write skew: each adds what the other would have had to count.
     conflict: (t, run) => collide<Client>(
       (connection) => connection.query(`SELECT count(*) FROM ${ours}_skew`),

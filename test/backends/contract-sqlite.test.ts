@@ -103,6 +103,7 @@ function rowsOf ({ Driver, side }: Place): Rows<SqliteDatabase> {
     all: (db) => (db.prepare('SELECT text FROM lines').all() as Array<{ text: string }>).map(({ text }) => text),
     level: () => 'serializable',
     snapshot: { isolation: 'serializable', readOnly: true },
+    endings: ['COMMIT', 'ROLLBACK'].map((sql) => ({ name: sql, end: (db: SqliteDatabase) => db.exec(sql) })),
     peaceful: 1,
     // The pool waits for the lock of its own file, so what gets in the way is the lock of another one.
     conflict: async (t: Test, run) => {

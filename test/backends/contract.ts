@@ -36,6 +36,15 @@ export interface Trace<C> {
   readonly alone?: string
 }
 
+/** What a borrower does within a transaction that is the pool's to begin and to end. */
+export interface Ending<C> {
+  readonly name: string
+  /** What it rejects with is the test's failure: whoever expects an error looks for it himself. */
+  end (connection: C): unknown
+  /** It is no end: the transaction goes on, and all of it is committed. Else no commit of it may resolve. */
+  readonly goesOn?: true
+}
+
 /** Rows of one table, which other connections see when they are committed. */
 export interface Rows<C> {
   /** Makes the table where there is none: the pool's `onConnect`. */
@@ -48,6 +57,8 @@ export interface Rows<C> {
   readonly snapshot: Or<RunOptions>
   /** Two connections get in each other's way once, with `run` as the pool's `transaction`. Resolves to how often the transactions ran. */
   conflict: Or<(t: Test, run: Transact<C>) => Promise<number>>
+  /** All ways to end a transaction behind the pool's back, whatever is begun instead; and what only looks like one. */
+  readonly endings: Or<ReadonlyArray<Ending<C>>>
   /** How often the transactions of `conflict` run when none of them fails. */
   readonly peaceful?: number
 }
@@ -870,6 +881,52 @@ async function transactions<C> (cases: Cases, subject: Subject<C>, { open: openP
     t.ok(error instanceof Error, inspect(error))
     t.notOk(await there(opened.pool, row))
   })
+
+  for (const { name, end, goesOn = false } of typeof rows.endings === 'string' ? [] : rows.endings) {
+    const what = goesOn ? 'the transaction goes on, and all of it is committed' : 'no commit resolves'
+    await cases.test(`a commit never lies: ${name}: ${what}`, [], async (t) => {
+      const opened = await open(t, { max: 1 })
+      const { pool } = opened
+      const other = await elsewhere(t, opened)
+      /** @returns the rows of it */
+      const work = async (connection: C): Promise<string[]> => {
+        const [before, after] = [fresh(), fresh()]
+        await rows.add(connection, before)
+        await end(connection)
+        const error = await failureOf((async () => rows.add(connection, after))())
+        if (goesOn) t.equal(error, undefined)
+        return [before, after]
+      }
+      const check = async (transaction: Promise<string[]>, how: string) => {
+        let added: string[] = []
+        const error = await failureOf(transaction.then((those) => { added = those }))
+        if (!goesOn) return t.match(error, { code: 'FST_POOL_TRANSACTION_ENDED' }, how)
+        t.equal(error, undefined, how)
+        for (const row of added) t.ok(await there(other, row), `${how}: ${row} is committed`)
+      }
+      await check(pool.transaction(work), 'by the pool')
+      await check(pool.use((_, lease) => lease.transaction(work)), 'by the lease')
+      if (await nests(opened)) {
+        await check(pool.use((_, lease) => lease.transaction(() => lease.transaction(work))), 'within another')
+        // Told of it or not, the outer one can't be committed: the rows that it had before are gone.
+        await check(pool.use((_, lease) => lease.transaction(async (connection) => {
+          const outer = fresh()
+          await rows.add(connection, outer)
+          let added: string[] = []
+          await failureOf(lease.transaction(work).then((those) => { added = those }))
+          return [outer, ...added]
+        })), 'within another, which goes on')
+      }
+      const next = fresh()
+      await pool.transaction((connection) => rows.add(connection, next))
+      t.ok(await there(other, next), 'the next transaction is none the worse')
+      t.equal(pool.stats().destroyed.error, 0, 'the connection is kept')
+    })
+  }
+
+  if (typeof rows.endings === 'string') {
+    await cases.test('a commit never lies, whatever a borrower does', [rows.endings], async () => {})
+  }
 
   await cases.test('two that get in each other\'s way: one fails, as can be told; with retry it runs again', [rows.conflict], async (t) => {
     const { pool, connector } = await open(t)

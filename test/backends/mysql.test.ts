@@ -915,6 +915,125 @@ t.test('a password that is changed while connections are out is asked for, and t
   t.strictSame(errors, [])
 })
 
+// --- XA, and prepared statements -------------------------------------------------------------------------------------
+
+/** How often, of so many tries, and with which numbers, it failed. */
+async function tries (count: number, work: () => Promise<unknown>): Promise<unknown[]> {
+  const numbers = []
+  for (let i = 0; i < count; i++) {
+    const error = await work().then(() => undefined, (error: unknown) => error as { errno?: unknown })
+    if (error !== undefined) numbers.push(error.errno)
+  }
+  return numbers
+}
+
+/** The branch of a prepared one is there until somebody ends it, but not before its connection is gone. */
+const endBranch = () => until(async () => (await tries(1, () => admin.query("xa rollback 'x'"))).length === 0)
+
+const branches: Array<[state: string, statements: string[]]> = [
+  ['begun', ["xa start 'x'"]],
+  ['written to', ["xa start 'x'", 'update account set sum = 0 where id = 2']],
+  ['ended', ["xa start 'x'", 'update account set sum = 0 where id = 2', "xa end 'x'"]],
+  ['prepared', ["xa start 'x'", 'update account set sum = 0 where id = 2', "xa end 'x'", "xa prepare 'x'"]],
+]
+for (const reset of ['session', 'transaction', 'none'] as const) {
+  // In mode 'none' who comes next goes on with one that takes writes, and ends it.
+  for (const [state, statements] of reset === 'none' ? branches.slice(2) : branches) {
+    t.test(`${reset}: an XA transaction that was left ${state} keeps nobody from writing for long`, async (t) => {
+      await admin.query('update account set sum = 100')
+      const { pool, errors } = await poolOf(t, { reset })
+      for (const last of ['', 'nonsense']) {
+        const id = await pool.use(async (connection) => {
+          for (const sql of statements) await connection.query(sql)
+          // Then the last answer does not tell that a transaction is open.
+          if (last !== '') await t.rejects(connection.query(last))
+          return idOf(connection)
+        })
+        const write = (connection: Connection) => connection.query('update account set sum = 1 where id = 1')
+        t.same(await tries(3, () => pool.use(write)), reset === 'none' ? [1399] : [])
+        await pool.transaction(write)
+        const kept = reset === 'session' && state !== 'prepared'
+        t.equal(await pool.use(idOf) === id, kept, kept ? 'a reset is enough' : 'it is replaced')
+        if (state === 'prepared') await endBranch()
+      }
+      t.equal(await sumOf(2), 100)
+      for (const error of errors) t.match(error, { cause: { message: /XA transaction/ } })
+    })
+  }
+}
+
+t.test('a prepared XA transaction on a connection that its borrower has reset spoils it once', async (t) => {
+  const { pool } = await poolOf(t)
+  await pool.use(async (connection) => {
+    for (const sql of branches[3]![1]) await connection.query(sql)
+    await connection.reset()
+  })
+  const write = (connection: Connection) => connection.query('update account set sum = 1 where id = 1')
+  t.same(await tries(3, () => pool.use(write)), [1031])
+  await endBranch()
+})
+
+await admin.query(`create procedure outdated (number int)
+  begin if @fails then signal sqlstate 'HY000' set mysql_errno = number; end if; end`)
+const prepares = async (connection: Connection) => {
+  const [, count] = await row(connection, "show session status like 'com_stmt_prepare'")
+  return Number(count)
+}
+
+for (const reset of ['session', 'transaction', 'none'] as const) {
+  t.test(`${reset}: a prepared statement that the server does not have any more fails once`, async (t) => {
+    const { pool, errors } = await poolOf(t, { reset })
+    const ask = (connection: Connection, what = 'select 1') => connection.execute(what)
+    const failed = await pool.use(async (connection) => {
+      await ask(connection)
+      await ask(connection, 'select 2')
+      // The driver goes on to believe that they are there.
+      for (const sql of ['select 1', 'select 2']) await (await connection.prepare(sql)).close()
+      return await tries(3, () => ask(connection))
+    })
+    t.same(failed, [1243])
+    t.same(await tries(3, () => pool.use((connection) => ask(connection, 'select 2'))), [])
+    t.equal(pool.stats().created, 1)
+    t.same(errors, [])
+  })
+
+  for (const errno of [1243, 1615]) {
+    t.test(`${reset}: whose execution fails with ${errno} is prepared anew, in the same lease too`, async (t) => {
+      const { pool } = await poolOf(t, { reset })
+      const call = (connection: Connection) => connection.execute('call outdated(?)', [errno])
+      const held = await pool.acquire()
+      await held.connection.execute('select 1')
+      await call(held.connection)
+      const before = await prepares(held.connection)
+      await call(held.connection)
+      t.equal(await prepares(held.connection), before, 'it is prepared once')
+      await held.connection.query('set @fails = 1')
+      t.same(await tries(1, () => call(held.connection)), [errno])
+      await held.connection.query('set @fails = 0')
+      await call(held.connection)
+      t.equal(await prepares(held.connection), before + 1)
+      await held.connection.execute('select 1')
+      t.equal(await prepares(held.connection), before + 1, 'the others are what their borrower may hold')
+      held.release()
+      await pool.use(call)
+      t.equal(pool.stats().created, 1, 'the connection is kept')
+    })
+
+    t.test(`${reset}: one by SQL PREPARE of the app's onConnect that fails with ${errno} is made anew`, async (t) => {
+      const prepare = `prepare by_hand from 'call outdated(${errno})'`
+      const onConnect = async (connection: Connection) => { await connection.query(prepare) }
+      const { pool } = await poolOf(t, { reset, onConnect })
+      const failed = await pool.use(async (connection) => {
+        await connection.query('set @fails = 1')
+        return await tries(1, () => connection.query('execute by_hand'))
+      })
+      t.same(failed, [errno])
+      t.same(await tries(2, () => pool.use((connection) => connection.query('execute by_hand'))), [])
+      t.equal(pool.stats().created, reset === 'session' ? 1 : 2)
+    })
+  }
+}
+
 // --- Transactions ---------------------------------------------------------------------------------------------------------------------
 
 /** A transaction on a connection of its own, undone at the end. */
@@ -951,7 +1070,8 @@ t.test('plain statements need two round trips of ours, others a savepoint', asyn
   const other = await begun(t)
   before = coreOf(other.connection).stream.bytesWritten
   await other.connection.query('set @a = 1')
-  t.equal(coreOf(other.connection).stream.bytesWritten - before, 'SAVEPOINT `fastify-pool`'.length + 5 + 'set @a = 1'.length + 5)
+  const mark = 'SAVEPOINT `fastify_pool_0123456789abcdef`'
+  t.equal(coreOf(other.connection).stream.bytesWritten - before, mark.length + 5 + 'set @a = 1'.length + 5)
   await other.transaction.commit()
 })
 
@@ -1146,6 +1266,77 @@ t.test('savepoints undo their part, and are refused with their transaction', asy
   coreOf(lost.connection).stream.destroy()
   await t.rejects(savepoint.commit())
   await t.rejects(savepoint.rollback())
+})
+
+t.test('a savepoint that the borrower ended with another one: neither it nor the whole is committed', async (t) => {
+  for (const how of ['release savepoint', 'rollback to']) {
+    const { connection, transaction } = await begun(t)
+    await connection.query('savepoint mine')
+    const inner = await transaction.savepoint!('a')
+    await connection.query('update account set sum = 60 where id = 1')
+    await connection.query(`${how} mine`)
+    const gone = { code: 'FST_POOL_TRANSACTION_ENDED', cause: { errno: 1305 } }
+    if (how === 'rollback to') await t.rejects(inner.commit(), gone)
+    await inner.rollback()
+    await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await transaction.rollback()
+    t.equal(await sumOf(1), 100)
+  }
+  const { connection, transaction } = await begun(t)
+  const inner = await transaction.savepoint!('a')
+  await connection.query('update account set sum = 60 where id = 1')
+  await t.rejects(connection.query('release savepoint a'), failure(1305), 'its name is not for a borrower')
+  await inner.rollback()
+  await transaction.commit()
+  t.equal(await sumOf(1), 100)
+})
+
+t.test('what is sent behind the call of commit is no part of it', async (t) => {
+  const { connection, transaction } = await begun(t)
+  await connection.query('update account set sum = 90 where id = 1')
+  const running = connection.query('do sleep(0.01)')
+  const commit = transaction.commit()
+  const behind = connection.query('set @a = 1')
+  await Promise.all([running, commit, behind])
+  t.equal(await sumOf(1), 90)
+})
+
+t.test('a begin that fails in the middle leaves nothing open', async (t) => {
+  const { backend, connection, transaction } = await begun(t, { mysql: { connection: { multipleStatements: true } } })
+  await transaction.rollback()
+  const core = coreOf(connection) as unknown as { writePacket (packet: { buffer: Buffer }): void }
+  const { writePacket } = core
+  core.writePacket = (packet) => {
+    const at = packet.buffer.indexOf('SAVEPOINT')
+    if (at >= 0) packet.buffer.write('NONSENSE!', at)
+    writePacket.call(core, packet)
+  }
+  await t.rejects(backend.transactions.begin(connection, {}, soon()), failure(1064))
+  core.writePacket = writePacket
+  t.equal(await value(connection, 'select @@in_transaction'), 0)
+})
+
+t.test('what is looked for in a text takes as long as the text is, and not its square', async (t) => {
+  const { connection, transaction } = await begun(t)
+  /** What our own part costs: the text is not sent. */
+  const cost = (text: string) => {
+    const before = process.cpuUsage()
+    const command = connection.query(text)
+    const { user, system } = process.cpuUsage(before)
+    return command.then(() => user + system, () => user + system)
+  }
+  const hostile: Array<(n: number) => string> = [
+    (n) => `commit${' '.repeat(n)}x`, (n) => `rollback ${' '.repeat(n)};${' '.repeat(n)}x`,
+    (n) => `start${' '.repeat(n)}x`, (n) => `${' '.repeat(n)}x`, (n) => ' ;'.repeat(n),
+    (n) => `begin${'\n\t '.repeat(n)};;`, (n) => 'commit;'.repeat(n),
+    (n) => `select${'\u00a0'.repeat(n)}x`, (n) => 'start transaction '.repeat(n),
+  ]
+  for (const text of hostile) {
+    const [once, twice] = [await cost(text(60_000)), await cost(text(240_000))]
+    // Quadratic is 16 times as much, and seconds of it. What is too short to be measured is let go.
+    t.ok(twice < 8 * once + 100_000, `${JSON.stringify(text(2))}: ${once} us, ${twice} us`)
+  }
+  await transaction.rollback()
 })
 
 t.test('only what can be run again is transient', async (t) => {

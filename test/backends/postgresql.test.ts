@@ -913,6 +913,109 @@ t.test('TLS: it connects, resets, and cancels, without touching the options', ne
   }
 })
 
+// --- Prepared statements ---------------------------------------------------------------------------------------------
+
+/** How often, of so many tries, and with which codes, it failed. */
+async function tries (count: number, work: () => Promise<unknown>): Promise<unknown[]> {
+  const codes = []
+  for (let i = 0; i < count; i++) {
+    const error = await work().then(() => undefined, (error: unknown) => error as { code?: unknown })
+    if (error !== undefined) codes.push(error.code)
+  }
+  return codes
+}
+
+const mood = "CREATE TYPE mood AS ENUM ('glad', 'sad')"
+
+/** What makes statements useless that were prepared before. */
+const outdates: Array<[what: string, text: string, code: string, outdate: (c: Client) => unknown]> = [
+  ['a column is added', 'SELECT * FROM moved', '0A000', () => admin.query('ALTER TABLE moved ADD COLUMN b int')],
+  ['a type is made anew', "SELECT $1::mood = 'glad'", 'XX000', () => admin.query(`DROP TYPE mood; ${mood}`)],
+  ['DEALLOCATE ALL in a DO', 'SELECT 1', '26000', (c) => c.query("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")],
+]
+for (const reset of ['session', 'transaction', 'none'] as const) {
+  for (const [what, text, code, outdate] of outdates) {
+    t.test(`${reset}: ${what}: named statements fail once on a connection, whatever they are called`, async (t) => {
+      await admin.query(`CREATE TABLE moved (a int); ${mood}`)
+      t.teardown(() => admin.query('DROP TABLE moved; DROP TYPE mood'))
+      const { pool, errors } = await open(t, { reset })
+      const values = text.includes('$1') ? ['glad'] : []
+      const all = ['first', 'second', 'third'].map((name) => ({ name, text, values }))
+      const ask = (c: Client, which: number) => c.query(all[which]!)
+      await pool.use(async (c) => { for (const which of all.keys()) await ask(c, which) })
+      // By another client, or by who comes before in the same lease: that of the next would be reset first.
+      const first = await pool.use(async (c) => {
+        for (const which of all.keys()) await ask(c, which)
+        await outdate(c)
+        return [...await tries(2, () => ask(c, 0)), ...await tries(1, () => ask(c, 1))]
+      })
+      t.same(first, [code], 'once, in the same lease too')
+      t.same(await tries(3, () => pool.use((c) => ask(c, 1))), [])
+      t.same(await tries(3, () => pool.use((c) => ask(c, 2))), [])
+      t.same(await tries(2, () => pool.use((c) => ask(c, 0))), [])
+      t.equal(pool.stats().created, 1, 'the connection is kept')
+      t.same(errors, [])
+    })
+  }
+
+  t.test(`${reset}: a named statement that fails within a transaction fails once, and the next works on`, async (t) => {
+    await admin.query('CREATE TABLE moved (a int)')
+    t.teardown(() => admin.query('DROP TABLE moved'))
+    const { pool } = await open(t, { reset })
+    const named = { name: 'moved', text: 'SELECT * FROM moved' }
+    await pool.use((c) => c.query(named))
+    await pool.use(async (c) => {
+      await c.query(named)
+      await admin.query('ALTER TABLE moved ADD COLUMN b int')
+      await c.query('BEGIN; SAVEPOINT mine')
+      t.same(await tries(2, () => c.query(named)), ['0A000', '25P02'])
+      await c.query('ROLLBACK TO mine')
+      t.same((await c.query(named)).fields.map(({ name }) => name), ['a', 'b'])
+      await c.query('COMMIT')
+    })
+    t.same(await tries(2, () => pool.use((c) => c.query(named))), [])
+  })
+
+  t.test(`${reset}: a statement by SQL PREPARE of the app's onConnect fails once, and is prepared anew`, async (t) => {
+    await admin.query('CREATE TABLE moved (a int)')
+    t.teardown(() => admin.query('DROP TABLE moved'))
+    const prepare = async (c: Client) => { await c.query('PREPARE by_hand AS SELECT * FROM moved') }
+    const { pool } = await open(t, { reset }, { onConnect: prepare })
+    const ask = (c: Client) => c.query('EXECUTE by_hand')
+    await pool.use(ask)
+    const failed = await pool.use(async (c) => {
+      await ask(c)
+      await admin.query('ALTER TABLE moved ADD COLUMN b int')
+      return await tries(1, () => ask(c))
+    })
+    t.same(failed, ['0A000'])
+    t.same(await tries(3, () => pool.use(ask)), [])
+    t.equal(pool.stats().created, reset === 'session' ? 1 : 2, 'what no reset undoes is replaced')
+    await pool.use((c) => c.query('DEALLOCATE by_hand'))
+    t.same(await tries(3, () => pool.use(ask)), reset === 'session' ? [] : ['26000'])
+  })
+
+  t.test(`${reset}: a name that the server has and the driver does not know of fails once`, async (t) => {
+    const { pool } = await open(t, { reset })
+    const named = (name: string) => ({ name, text: 'SELECT 1 AS one' })
+    await pool.use(async (c) => {
+      await c.query(named('other'))
+      await c.query("DO $$ BEGIN EXECUTE 'PREPARE mine AS SELECT 2'; END $$")
+    })
+    t.same(await tries(3, () => pool.use((c) => c.query(named('mine')))), ['42P05'])
+    t.same((await pool.use((c) => c.query(named('mine')))).rows, [{ one: 1 }])
+    t.equal(pool.stats().created, 1)
+  })
+}
+
+t.test('what a server says of other things costs no connection', async (t) => {
+  const { pool } = await open(t, { reset: 'none' })
+  const named = { name: 'no_type', text: 'SELECT $1::no_such_type', values: ['x'] }
+  t.same(await tries(2, () => pool.use((c) => c.query(named))), ['42704', '42704'])
+  t.same(await tries(1, () => pool.use((c) => c.query('ALTER TABLE notes CLUSTER ON no_such_index'))), ['42704'])
+  t.equal(pool.stats().created, 1)
+})
+
 // --- Transactions ---------------------------------------------------------------------------------------------------------------------
 
 async function transact (t: Teardown, options?: TransactionOptions): Promise<{ backend: PostgresConnector, c: Client, tx: Transaction<Client> }> {
@@ -1042,11 +1145,20 @@ t.test('PREPARE TRANSACTION is an end', needsOwn(server), async (t) => {
   await backend.destroy(c, 'closed')
 })
 
-t.test('a rollback whose text is not known is taken for an end', async (t) => {
-  const { c, tx } = await transact(t)
-  class Textless extends pg.Query { override submit = (connection: pg.Connection) => { connection.query('SAVEPOINT a; ROLLBACK TO a'); return null } }
-  await new Promise<void>((resolve) => { c.query(new Textless({ text: undefined as unknown as string })).on('end', () => resolve()) })
-  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+t.test('what has no text that is known is judged by what it did', async (t) => {
+  class Textless extends pg.Query {
+    constructor (readonly sent: string) { super({ text: undefined as unknown as string }) }
+    override submit = (connection: pg.Connection) => {
+      connection.query(this.sent)
+      return null
+    }
+  }
+  for (const [sql, ends] of [['SAVEPOINT a; ROLLBACK TO a', false], ['ROLLBACK; BEGIN', true]] as const) {
+    const { c, tx } = await transact(t)
+    await new Promise<void>((resolve) => { c.query(new Textless(sql)).on('end', () => resolve()) })
+    if (ends) await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    else await tx.commit()
+  }
 })
 
 t.test('a commit that answers ROLLBACK is none', async (t) => {
@@ -1055,6 +1167,112 @@ t.test('a commit that answers ROLLBACK is none', async (t) => {
   const send = connection.query.bind(connection)
   connection.query = (text) => send(text === 'COMMIT' ? 'ROLLBACK' : text)
   await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+})
+
+/** The texts that go out on a connection from now on. */
+function textsOf (c: Client, change = (text: string) => text): string[] {
+  const { connection } = c as unknown as { connection: { query (text: string): void } }
+  const send = connection.query.bind(connection)
+  const texts: string[] = []
+  connection.query = (text) => {
+    texts.push(text)
+    send(change(text))
+  }
+  return texts
+}
+
+t.test('the mark goes with BEGIN, and where it is looked for with COMMIT: neither costs a round trip', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  await tx.rollback()
+  const texts = textsOf(c)
+  const plain = await backend.transactions!.begin(c, {}, soon())
+  await plain.commit()
+  t.match(texts.splice(0), [/^BEGIN; SET LOCAL fastify_pool\.mark = '\w{24}'$/, /^COMMIT$/])
+  const doubtful = await backend.transactions!.begin(c, {}, soon())
+  await c.query('SAVEPOINT mine; ROLLBACK TO mine')
+  await doubtful.commit()
+  t.match(texts.splice(0), [/^BEGIN/, /^SAVEPOINT/, /^SELECT .*fastify_pool\.mark.*; COMMIT$/])
+  const after = await backend.transactions!.begin(c, {}, soon())
+  await after.commit()
+  t.equal(texts.pop(), 'COMMIT', 'a doubt is of one transaction')
+})
+
+t.test('a marked transaction is as its borrower makes it, and its check as well', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  await tx.rollback()
+  for (const isolation of backend.transactions!.isolation) {
+    for (const readOnly of [true, false]) {
+      const tx = await backend.transactions!.begin(c, { isolation, readOnly }, soon())
+      await c.query('SAVEPOINT mine; ROLLBACK TO mine')
+      await tx.commit()
+    }
+  }
+  const own = await backend.transactions!.begin(c, {}, soon())
+  await c.query('SET TRANSACTION ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE')
+  t.equal(await value(c, 'SHOW transaction_isolation'), 'serializable', 'no snapshot was taken before')
+  await own.commit()
+  t.equal(await value(c, 'SHOW fastify_pool.mark'), '', 'no mark is left behind')
+})
+
+t.test('a borrower\'s own functions make no mark', async (t) => {
+  await admin.query(`CREATE SCHEMA mine;
+    CREATE FUNCTION mine.int4div (int, int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+    CREATE FUNCTION mine.texteq (text, text) RETURNS bool LANGUAGE sql AS 'SELECT true'`)
+  t.teardown(() => admin.query('DROP SCHEMA mine CASCADE'))
+  const { c, tx } = await transact(t)
+  await c.query('ROLLBACK; BEGIN; SET LOCAL search_path = mine, pg_catalog')
+  await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED', cause: { code: '22012' } })
+})
+
+t.test('what takes the mark away is an end where there is a doubt, and none where there is not', async (t) => {
+  for (const doubt of [false, true]) {
+    const { c, tx } = await transact(t)
+    await c.query(`RESET ALL; SAVEPOINT mine; ${doubt ? 'ROLLBACK TO' : 'RELEASE'} mine`)
+    if (doubt) await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    else await tx.commit()
+  }
+})
+
+t.test('what fails in the commit itself is the commit\'s error, behind a check too', async (t) => {
+  await admin.query(`CREATE FUNCTION divides () RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM 1 / 0; END $$;
+    CREATE CONSTRAINT TRIGGER divides AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.text = 'divides') EXECUTE FUNCTION divides()`)
+  t.teardown(() => admin.query('DROP TRIGGER divides ON notes; DROP FUNCTION divides'))
+  for (const [text, code] of [['one', '23505'], ['divides', '22012']]) {
+    const { c, tx } = await transact(t)
+    await c.query(`SAVEPOINT mine; ROLLBACK TO mine; INSERT INTO notes (text) VALUES ('${text}')`)
+    await t.rejects(tx.commit(), { code })
+    await tx.rollback()
+    t.equal(c.getTransactionStatus(), 'I')
+  }
+})
+
+t.test('a server that takes no mark begins nothing', async (t) => {
+  const { backend, c, tx } = await transact(t)
+  await tx.rollback()
+  const texts = textsOf(c, (text) => text.replace('fastify_pool.mark', 'no_such_setting'))
+  await t.rejects(backend.transactions!.begin(c, {}, soon()), { code: '42704' })
+  t.equal(c.getTransactionStatus(), 'I')
+  t.equal(texts.at(-1), 'ROLLBACK')
+})
+
+t.test('a savepoint that the borrower ended with another one: neither it nor the whole is committed', async (t) => {
+  for (const how of ['RELEASE', 'ROLLBACK TO']) {
+    const { c, tx } = await transact(t)
+    await c.query('SAVEPOINT mine')
+    const inner = await tx.savepoint!('sp_1')
+    await c.query(`INSERT INTO notes (text) VALUES ('inner'); ${how} mine`)
+    await t.rejects(inner.commit(), { code: 'FST_POOL_TRANSACTION_ENDED', cause: { code: '3B001' } })
+    await inner.rollback()
+    await t.rejects(tx.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await tx.rollback()
+  }
+  const { c, tx } = await transact(t)
+  const inner = await tx.savepoint!('sp_1')
+  await c.query('SAVEPOINT sp_1; ROLLBACK TO sp_1; RELEASE sp_1')
+  await inner.commit()
+  await tx.commit()
+  t.notOk(await has('inner'), 'a name that a borrower might have is not ours')
 })
 
 t.test('savepoints: released ones are part of the whole, rolled back ones are not', async (t) => {

@@ -1,6 +1,6 @@
 import fastifyWebsocket from '@fastify/websocket'
 import Fastify from 'fastify'
-import type { FastifyInstance, FastifyRequest, InjectOptions } from 'fastify'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
@@ -85,7 +85,7 @@ for (const { name, headers } of disguises) {
 }
 
 // Whoever takes the connection by hand gets the policy of the route: at any moment, with any method.
-interface ByHand { name: string, route?: { config: object }, method?: InjectOptions['method'], url?: string, hook?: 'onRequest' | 'preHandler' }
+interface ByHand { name: string, route?: { config: object }, method?: 'GET' | 'HEAD' | 'OPTIONS', hook?: 'onRequest' | 'preHandler' }
 const byHand: ByHand[] = [
   { name: 'in the handler' },
   { name: 'in the handler, where the route takes it by hand', route: { config: { pools: { db: { acquire: 'manual', transaction: true } } } } },

@@ -245,7 +245,7 @@ t.test("a driver's name is for SQLite, and tells what is missing", async (t) => 
   t.match((await refusal(t, { backend: 'sqlite', driver: 'sqlite3' as 'libsql' })).message, /^option driver is 'sqlite3': expected /)
   if (process.getBuiltinModule('node:sqlite' as 'node:fs') !== undefined) return
   t.match(await refusal(t, { backend: 'sqlite', url: ':memory:', driver: 'node:sqlite' }), {
-    code: 'FST_POOL_MISSING_DRIVER', message: `pool 'db': driver 'node:sqlite' needs Node 22.16 or later: this is ${process.version}`,
+    code: 'FST_POOL_MISSING_DRIVER', message: `pool 'db': driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`,
   })
 })
 

@@ -781,7 +781,8 @@ class World {
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
     if (!(error.code in this.#refusals)) return this.#violate(`${ask.holder} was refused with ${error.code}`)
     const code = error.code as Refusal
-    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' || code === 'FST_POOL_CONNECT_FAILED') this.#expiredAt = now
+    const turnedAway = code === 'FST_POOL_CIRCUIT_OPEN' && now > ask.since
+    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' || code === 'FST_POOL_CONNECT_FAILED' || turnedAway) this.#expiredAt = now
     this.#refusals[code]++
     const fits = {
       FST_POOL_ACQUIRE_TIMEOUT: now >= ask.deadline,
@@ -1635,7 +1636,8 @@ class World {
     this.#createErrorsBefore = createErrors
     if (createErrors === this.#createErrors) return
     // What an `evict()`, or a listener, made needless this moment fails without being counted: nobody can say which came first.
-    // Nor where callers' deadlines were in the same millisecond: with those who wait go the creates that were only for them.
+    // Nor where those who waited left the line in the same millisecond, by their deadlines or since the circuit opened at the first failure: with
+    // them go the creates that were only for them.
     const spared = this.#expiredAt === this.#clock.now() && createErrors < this.#createErrors
     if (this.#evictedIn !== this.#batch - 1 && this.#reactedIn !== this.#batch - 1 && !spared) {
       this.#violate(`${this.#createErrors} creates failed, stats() has ${createErrors}`)

@@ -56,7 +56,7 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
 
 /**
  * Tells Fastify's logger what the pools of a scope do: `request.log` where a request is the cause, else a child logger with the pool's name.
- * Subscribes only to levels that are enabled now, so call it when the app is ready. A payload that nobody logs is never built.
+ * Subscribes only to levels that are enabled now. A payload that nobody logs is never built.
  */
 export function logEvents (app: FastifyInstance, manager: PoolManager, levels: ResolvedPluginOptions['log']): void {
   if (levels === false) return

@@ -77,12 +77,13 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
   const setting: Setting = { outer, manager, plans: new Plans(manager), graces: { abortGrace, bodyGrace } }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
+  // Before any pool opens: what happens then is told, too.
+  logEvents(app, manager, log)
   if (outer === undefined) decorateRequests(app)
 
   app.addHook('onRoute', (route) => { checkRoute(route, manager) })
   app.addHook('onReady', (done) => {
     ready = true
-    logEvents(app, manager, log)
     done()
   })
   addRequestHooks(app, setting)

@@ -1179,7 +1179,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const error = cause instanceof HookFailed ? cause.reported : this.#report(cause, 'create')
     this.#lastFailure = error
     // Whoever opens a pool starts an app: unlike a request's client, it is told what happened.
-    this.#rejectOpeners(() => new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect: ${error.message}`, { cause: error }))
+    // An option that only a connection could show to be wrong (what `wrap` or `url()` gives) is no outage.
+    const wrong = cause instanceof PoolError && (cause.code === 'FST_POOL_BAD_OPTIONS' || cause.code === 'FST_POOL_MISSING_DRIVER')
+    this.#rejectOpeners(() => wrong
+      ? new PoolError(cause.code, `pool '${this.name}': ${error.message}`, { cause: error })
+      : new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect: ${error.message}`, { cause: error }))
     this.#tellCircuit(error)
     return error
   }

@@ -32,7 +32,7 @@ export interface DrizzleOptions<T> {
  * Drizzle's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
  * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already. So are `deferrable` and `withConsistentSnapshot`.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when a connection is made, on another backend; `FST_POOL_MISSING_DRIVER` without drizzle-orm
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend; `FST_POOL_MISSING_DRIVER` without drizzle-orm
  */
 export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<T> = {}): (connection: unknown, info: WrapInfo) => T {
   return (connection, info) => {

@@ -29,7 +29,7 @@ export type KnexOptions = Omit<Knex.Config, 'client' | 'connection' | 'pool' | '
  * Knex' own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
  * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when a connection is made, on another backend
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend
  */
 export function knex<Row extends {} = any> (options: KnexOptions = {}): (connection: unknown, info: WrapInfo) => Knex<Row> {
   return (connection, info) => {

@@ -18,7 +18,7 @@ export interface KyselyOptions extends Omit<KyselyConfig, 'dialect'> {
  * Kysely's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
  * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when a connection is made, on another backend
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend
  */
 export function kysely<DB = any> ({ cursor, ...config }: KyselyOptions = {}): (connection: unknown, info: WrapInfo) => Kysely<DB> {
   return (connection, info) => new Kysely<DB>({ ...config, dialect: new LeasedDialect(dialectOf(connection, info, cursor), info) })

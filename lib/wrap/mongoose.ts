@@ -21,7 +21,7 @@ interface Db { readonly client: object, readonly databaseName: string }
  * Transactions are Mongoose's: `request.db.transaction(fn)`. Each has a session of its own, so they may run side by side. A route's `transaction`, and
  * `request.transaction`, are refused with `FST_POOL_NOT_SUPPORTED`: Mongoose's models would write outside of it.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when a connection is made, on another backend or with another copy of the driver
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend or with another copy of the driver
  */
 export function mongoose (options: MongooseOptions = {}): (connection: unknown, info: WrapInfo) => Connection {
   const { mongoose = mongooseModule, setUp } = options
@@ -34,7 +34,7 @@ export function mongoose (options: MongooseOptions = {}): (connection: unknown, 
         `use Mongoose's own, request.${info.pool}.transaction(fn), on a route without transaction`)
     }
     if (!(client instanceof mongoose.mongo.MongoClient)) {
-      throw new PoolError('FST_POOL_BAD_OPTIONS', `wrap: mongoose() of pool '${info.pool}' needs Mongoose's own copy of the driver: give the pool driver: mongoose.mongo`)
+      throw new PoolError('FST_POOL_BAD_OPTIONS', "option wrap is mongoose(), which needs Mongoose's own copy of the driver: give the pool driver: mongoose.mongo")
     }
     let known = connections.get(client)
     if (known === undefined) connections.set(client, known = new Map())

@@ -42,6 +42,22 @@ t.test('what a request causes is logged with its id, and what the pool does by i
   t.match(ofPool().at(-1), { level: info, msg: /^pool closed in/, took: Number })
 })
 
+t.test('what happens while pools open is logged', async (t) => {
+  const { lines, ofPool } = await logged(t, {})
+  t.match(ofPool(), [{ level: debug, msg: /^connected in/ }, { level: info, msg: 'pool is open' }])
+  const failing = new FakeConnector()
+  failing.outcomes.create = 'error'
+  const log = { level: 'info', stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }
+  const app = Fastify({ logger: log })
+  await t.rejects(async () => { await app.register(fastifyPool, { connector: failing } as PluginOptions) }, { code: 'FST_POOL_CONNECT_FAILED' })
+  t.match(lines.find(({ phase }) => phase === 'create'), { level: error, pool: 'db' })
+  await app.close()
+  const embedded = Fastify({ logger: log })
+  t.teardown(() => embedded.close())
+  await embedded.register(fastifyPool, { backend: 'sqlite', url: ':memory:', driver: 'libsql' })
+  t.match(lines.at(-1), { level: info, pool: 'db', msg: 'pool is open, on libsql' })
+})
+
 t.test('who held the connections is in the log of a timeout, and not in the answer', async (t) => {
   const { app, ofPool } = await logged(t, { max: 1, acquireTimeout: 10 } as Partial<PluginOptions>)
   let finish = () => {}
@@ -189,7 +205,7 @@ t.test('a payload is built only for levels that are enabled', async (t) => {
   const pool = app.pools.get('db')
   await ask(app)
   await settle()
-  t.same(ofPool(), [])
+  t.match(ofPool(), [{ msg: 'pool is open' }])
   // A lease that somebody listens to is timed exactly; here nobody does, so the sample of 64 runs out.
   for (let i = 0; i < 100; i++) (await pool.acquire()).release()
   t.ok(pool.stats().held.count < 100)

@@ -86,7 +86,10 @@ export class Client {
     const rest = this.#heard.slice(end + 4)
     const bare = this.#methods[0] === 'HEAD' || status < 200 || status === 204 || status === 304
     const read = bare ? { body: '', size: 0 } : readBody(headers, rest)
-    if (read === undefined) return undefined
+    if (read === undefined) {
+      if (this.closed) throw new Error(`the server closed the connection, in the middle of: '${this.#heard}'`)
+      return undefined
+    }
     this.#heard = rest.slice(read.size)
     if (status >= 200) this.#methods.shift()
     return { status, headers, body: read.body }

@@ -450,6 +450,10 @@ class Guard {
   #refused = false
   /** Of the server's reports, from PostgreSQL 14 on. */
   readonly #reports = { in_hot_standby: '', default_transaction_read_only: '' }
+  /** An error came, and no ReadyForQuery since. */
+  #failing = false
+  /** Waits for which of the two it is. */
+  #settled: ((goesOn: boolean) => void) | undefined
   #dead = false
   #ended = false
   #closing: Promise<void> | undefined
@@ -473,11 +477,14 @@ class Guard {
     wire.on('readyForQuery', ({ status }: { status: string }) => {
       this.status = status
       if (status === 'I') this.turn++
+      this.#failing = false
+      this.#settled?.(true)
       if (this.#refused) this.#place()
     })
     wire.on('commandComplete', ({ text }: { text: string }) => this.#completed(text))
     wire.on('errorMessage', (error: Error & { code?: string }) => {
       this.failure = error
+      this.#failing = true
       if (error.code === readOnly) this.#refused = true
       else if (outdated.has(error.code)) this.#forget(error)
     })
@@ -486,6 +493,7 @@ class Guard {
     })
     wire.on('end', () => {
       this.#ended = true
+      this.#settled?.(false)
       this.#closed?.()
     })
   }
@@ -665,11 +673,14 @@ class Guard {
   }
 
   /**
-   * Whether the server goes on after an error. It says so behind the error, and where it ends the connection it does
-   * not.
+   * Whether the server goes on after the error that came last. It says so behind the error, and where it ends the
+   * connection it does not. What others have queued meanwhile is not waited for.
    */
-  async settles (): Promise<boolean> {
-    return await this.run(() => nothingToDo).then(() => true, (error: unknown) => error === nothingToDo)
+  settles (): Promise<boolean> {
+    return new Promise((resolve) => {
+      if (!this.#failing || this.#ended) resolve(!this.#failing)
+      else this.#settled = resolve
+    })
   }
 
   // --- End ------------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import { Bulkhead } from './bulkhead.js'
 import { logEvents } from './logging.js'
 import { Plans, checkPolicy, checkRoute, roleOf, rulesOf, setRules, stepOf, type Step } from './plan.js'
 import { PoolManager } from './pools.js'
-import { RequestHolder, RequestScope, kReply, kScope, overError } from './scope.js'
+import { RequestHolder, RequestScope, kReply, kScope, kSent, overError } from './scope.js'
 import { Sticky } from './sticky.js'
 
 /** What one scope's hooks work with. */
@@ -129,6 +129,7 @@ function closeInTime (pool: PoolFace<unknown>): NodeJS.Timeout {
 function decorateRequests (app: FastifyInstance): void {
   app.decorateRequest(kScope, null)
   app.decorateRequest(kReply, null)
+  app.decorateRequest(kSent, null)
   app.decorateRequest('lease', function (this: FastifyRequest, name: string) { return leaseOf(this, name) } as FastifyRequest['lease'])
   app.decorateRequest('transaction', function (this: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options?: RunOptions) {
     return transactionFor(this, name, fn, options)
@@ -246,8 +247,9 @@ function addEndHooks (app: FastifyInstance): void {
     // the header, and closes its sessions itself.
     if (closing && request.raw.httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
     const scope = request[kScope]
-    if (scope === null) done()
-    else scope.replying(payload, done)
+    if (scope !== null) return scope.replying(payload, done)
+    RequestScope.replying(request, payload)
+    done()
   })
 
   app.addHook('onError', (request: FastifyRequest, reply: FastifyReply, error: { code?: string }, done: () => void) => {

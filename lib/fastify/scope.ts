@@ -12,11 +12,14 @@ import type { Visit } from './sticky.js'
 /** Where a request keeps its scope, and the reply that the scope listens to. */
 export const kScope = Symbol('fastify-pool.scope')
 export const kReply = Symbol('fastify-pool.reply')
+/** What was sent before there was a scope. */
+export const kSent = Symbol('fastify-pool.sent')
 
 declare module 'fastify' {
   interface FastifyRequest {
     [kScope]: RequestScope | null
     [kReply]: FastifyReply | null
+    [kSent]: 'whole' | 'stream' | null
   }
 }
 
@@ -156,6 +159,9 @@ export class RequestScope {
     this.#reply = reply
     this.#graces = graces
     this.#holder = { holder: new RequestHolder(route, request) }
+    const { [kSent]: sent } = request
+    this.#replied = sent !== null
+    this.#streams = sent === 'stream'
     reply.raw.on('close', this.#end)
     // A pipelined response that is still queued has no socket, and never emits 'close'.
     if (reply.raw.socket === null) this.#leaveQueue = Queue.join(request.raw.socket, this.#end)
@@ -228,7 +234,8 @@ export class RequestScope {
     const taking = step.bulkhead === undefined ? step.pool.acquire(asked) : step.bulkhead.acquire(this.#reply.request, asked)
     const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
     try {
-      if (!this.#ended && step.transaction !== undefined) {
+      // Behind the reply nothing would commit it: what is written then stands by itself.
+      if (!this.#ended && !this.#replied && step.transaction !== undefined) {
         const { commitOn = 'success', ...begin } = step.transaction
         this.#held.push({ slot, transaction: await hold(lease, begin), commitOn })
       }
@@ -415,12 +422,14 @@ export class RequestScope {
 
   /** Where an error handler runs into `handlerTimeout`, Fastify calls no `onError` a second time. Its signal is there already, and knows. */
   #isTimedOut (): boolean {
-    if (!this.#timedOut && this.#failing) {
-      const request = this.#reply.request as object as Timed
-      const { handlerTimeout = 0 } = request.routeOptions
-      if (handlerTimeout > 0) this.#timedOut = isHandlerTimeout(request.signal?.reason)
-    }
+    if (!this.#timedOut && this.#failing) this.#timedOut = hasTimedOut(this.#reply.request)
     return this.#timedOut
+  }
+
+  /** A reply is about to be sent, and the request has no scope until now. */
+  static replying (request: FastifyRequest, payload: unknown): void {
+    // Then the handler goes on.
+    if (!hasTimedOut(request)) request[kSent] = isStream(payload) ? 'stream' : 'whole'
   }
 
   /** A reply is about to be sent. Also after the end, when a handler replies to a client that has gone: then it has settled. */
@@ -540,6 +549,12 @@ interface Timed {
   readonly routeOptions: { readonly handlerTimeout?: number }
   /** Made when it is asked for. */
   readonly signal?: AbortSignal
+}
+
+function hasTimedOut (request: object): boolean {
+  const timed = request as Timed
+  const { handlerTimeout = 0 } = timed.routeOptions
+  return handlerTimeout > 0 && isHandlerTimeout(timed.signal?.reason)
 }
 
 function isHandlerTimeout (error: unknown): boolean {

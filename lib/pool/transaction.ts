@@ -68,6 +68,8 @@ class Line {
 /** A transaction that is open. */
 class Level<C> extends Line {
   open = true
+  /** A function of `run` is called in it. */
+  runs = false
   #face: C | undefined
 
   /**
@@ -245,6 +247,7 @@ export class LeaseTransactions<C> {
       this.#runs--
       throw error
     })
+    level.runs = true
     running++
     try {
       return await this.#within(level, fn)
@@ -329,7 +332,7 @@ export class LeaseTransactions<C> {
       else if (!await host.wait(Math.max(1, deadline - host.now()), level.last) && !host.ended) return false
     }
     level.open = false
-    if (level !== this.#held) this.#runs--
+    if (level.runs) this.#runs--
     return true
   }
 

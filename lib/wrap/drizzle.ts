@@ -2,6 +2,7 @@ import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { requirePackage } from '../backends/driver.js'
 import { PoolError } from '../pool/errors.js'
 import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
+import { likeBetterSqlite3, type Sqlite } from './native.js'
 
 /** What Drizzle makes of a driver's connection: `drizzle` of `drizzle-orm/node-postgres`, `/mysql2`, `/sqlite-proxy`. */
 type Make<T> = (...args: never) => T
@@ -48,10 +49,13 @@ export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<
         throw new PoolError('FST_POOL_NOT_SUPPORTED', `drizzle's transaction option ${name} is not one of pool '${info.pool}': it has isolationLevel and accessMode`)
       }
       const transaction = await info.begin(optionsOf(config))
+      const end = new End(transaction)
       try {
         // Drizzle runs all of a transaction on its session's client. This one's texts of BEGIN, COMMIT and ROLLBACK are the pool's to carry out.
-        const own = Object.create(session, { client: { value: backend.client(connection, ender(transaction)) } }) as Session
-        return await own.transaction(fn)
+        const own = Object.create(session, { client: { value: backend.client(connection, end.take) } }) as Session
+        return await own.transaction(end.behind(fn))
+      } catch (error) {
+        throw end.told(error)
       } finally {
         // Where the library has ended it, that does nothing. Otherwise nothing of it may stay.
         await transaction.rollback()
@@ -63,17 +67,46 @@ export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<
 
 export default drizzle
 
-/** Carries a statement out in the pool's place of the driver, where it is one of those that begin or end a transaction. */
+/** Carries a statement out in the pool's place of the driver, where it is one of those by which the library begins or ends a transaction. */
 type Ender = (text: string) => Promise<void> | undefined
 
-function ender (transaction: WrapTransaction): Ender {
-  return (text) => {
+/** Of one transaction: its texts that are the library's, and not its user's. */
+class End {
+  readonly #transaction: WrapTransaction
+  #turn: 'begin' | 'user' | 'end' = 'begin'
+  #failure: unknown
+
+  constructor (transaction: WrapTransaction) { this.#transaction = transaction }
+
+  /** That function, which is between BEGIN and its end. */
+  behind (fn: (tx: unknown) => unknown): (tx: unknown) => Promise<unknown> {
+    return async (tx) => {
+      this.#turn = 'user'
+      try {
+        return await fn(tx)
+      } finally {
+        this.#turn = 'end'
+      }
+    }
+  }
+
+  readonly take: Ender = (text) => {
+    if (this.#turn === 'begin') return Promise.resolve()
+    if (this.#turn === 'user') return undefined
     switch (text) {
-      case 'begin': return Promise.resolve()
-      case 'commit': return transaction.commit()
-      case 'rollback': return transaction.rollback()
+      case 'commit': return this.#transaction.commit().catch((error: unknown) => {
+        this.#failure = error
+        throw error
+      })
+      case 'rollback': return this.#transaction.rollback()
       default: return undefined
     }
+  }
+
+  /** The pool's own error of a commit, where the library made one of its own around it: its code is what a caller looks at. */
+  told (error: unknown): unknown {
+    const { cause } = error as { readonly cause?: unknown }
+    return cause instanceof PoolError && cause === this.#failure ? cause : error
   }
 }
 
@@ -107,20 +140,17 @@ const backends: Readonly<Record<string, Backend>> = {
     module: 'drizzle-orm/sqlite-proxy',
     client: (connection, ender) => async (sql: string, params: unknown[], method: string) => {
       const ended = ender?.(sql)
-      if (ended === undefined) return runSqlite(connection as Sqlite, sql, params, method)
+      if (ended === undefined) return runSqlite(likeBetterSqlite3(connection), sql, params, method)
       await ended
       return { rows: [] }
     },
   },
 }
 
-interface Statement { readonly reader?: boolean, run (...params: unknown[]): unknown, raw (): { all (...params: unknown[]): unknown[] } }
-interface Sqlite { prepare (sql: string): Statement }
-
 /** One statement, in the form in which Drizzle's proxy wants its rows. */
 function runSqlite (database: Sqlite, sql: string, params: unknown[], method: string): { rows: unknown } {
   const statement = database.prepare(sql)
-  if (statement.reader !== true) {
+  if (!statement.reader) {
     statement.run(...params)
     return { rows: [] }
   }

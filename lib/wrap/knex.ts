@@ -3,6 +3,7 @@ import type { Knex } from 'knex'
 import type { Isolation } from '../../types/connector.js'
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { unknownSystem } from './begin.js'
+import { likeBetterSqlite3 } from './native.js'
 
 /** Knex's client for each backend. */
 const clients: Readonly<Record<string, string>> = { postgresql: 'pg', mysql: 'mysql2', sqlite: 'better-sqlite3' }
@@ -35,8 +36,10 @@ export function knex<Row extends {} = any> (options: KnexOptions = {}): (connect
   return (connection, info) => {
     const name = clients[info.system]
     if (name === undefined) throw unknownSystem('knex', info, ['postgresql', 'mysql', 'sqlite'])
+    let raw = connection
     // mysql2's promises are around the object that Knex works with.
-    const raw = info.system === 'mysql' ? (connection as { connection: object }).connection : connection
+    if (info.system === 'mysql') raw = (connection as { connection: unknown }).connection
+    if (info.system === 'sqlite') raw = likeBetterSqlite3(connection)
     const config = { ...(info.system === 'sqlite' && { useNullAsDefault: true }), ...options }
     const Base = createKnex({ ...config, client: name }).client.constructor as new (config: object) => Client
     return createKnex<Row>({ ...config, client: leased(Base, raw, info) as unknown as typeof Knex.Client })

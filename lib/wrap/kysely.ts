@@ -5,6 +5,7 @@ import type {
 } from 'kysely'
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { optionsOf, unknownSystem } from './begin.js'
+import { likeBetterSqlite3 } from './native.js'
 
 /** Options of Kysely itself, but for the dialect, which follows from the pool's backend. */
 export interface KyselyOptions extends Omit<KyselyConfig, 'dialect'> {
@@ -41,7 +42,7 @@ function dialectOf (connection: unknown, info: WrapInfo, cursor: KyselyOptions['
       return new MysqlDialect({ pool })
     }
     case 'sqlite':
-      return new SqliteDialect({ database: connection as Exclude<SqliteDialectConfig['database'], (...args: never) => unknown> })
+      return new SqliteDialect({ database: likeBetterSqlite3(connection) as unknown as Exclude<SqliteDialectConfig['database'], (...args: never) => unknown> })
     default:
       throw unknownSystem('kysely', info, ['postgresql', 'mysql', 'sqlite'])
   }

@@ -64,6 +64,19 @@ t.test('PostgreSQL: a connection that is terminated while it commits: nobody kno
     .then(() => undefined, (error: unknown) => error as Error & { code?: string })
   t.equal((await failed((client) => client.query('insert into late values (1, false), (1, false)')))?.code, '23505')
   t.equal(served.stats().destroyed.error, 0, 'its connection is kept')
+  const [clients, sleep] = [await served.db.acquire(), await served.db.acquire()]
+  await sleep.connection.query('select pg_advisory_lock(1)')
+  let behind: Promise<unknown> | undefined
+  const refused = clients.transaction(async (client) => {
+    await client.query('insert into late values (1, false), (1, false)')
+    // COMMIT is on its way by then.
+    setImmediate(() => { behind = client.query('select pg_advisory_xact_lock(1)') })
+  }).then(() => undefined, (error: unknown) => error as Error & { code?: string })
+  t.equal((await refused)?.code, '23505', 'whatever has been sent behind it')
+  await sleep.connection.query('select pg_advisory_unlock(1)')
+  sleep.release()
+  await behind
+  clients.release()
 
   let pid = 0
   const commit = failed(async (client) => {

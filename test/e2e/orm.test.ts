@@ -244,6 +244,33 @@ for (const { name, isolation, start } of databases) {
           t.same(await stored(), [2])
         })
 
+        await t.test('a COMMIT or ROLLBACK of its user ends it, and no write behind it is taken for a part of it', async (t) => {
+          const { app, db, stored } = await set(t, options, library)
+          app.post('/:text', named, async (request) => {
+            const { text } = request.params as { text: string }
+            const [ended, behind] = [gate(), gate()]
+            const settled = await Promise.allSettled([
+              library.transaction(db(request), async (tx) => {
+                await library.run(tx, text)
+                ended.open()
+                await new Promise((resolve) => setImmediate(resolve))
+                await library.add(tx, 1)
+                behind.open()
+              }),
+              ended.opened.then(() => library.transaction(db(request), async () => {
+                await behind.opened
+                throw new Error('back')
+              })),
+            ])
+            return settled.map((one) => one.status === 'rejected' ? (one.reason as { code?: string }).code ?? (one.reason as Error).message : 'well')
+          })
+          for (const text of ['commit', 'rollback']) {
+            t.same((await app.inject({ method: 'POST', url: `/${text}` })).json(), ['FST_POOL_TRANSACTION_ENDED', 'back'], text)
+            t.same(await stored(), [1], 'it stands by itself')
+            await app.pools.get('other').use((db) => library.run(db, 'delete from numbers'))
+          }
+        })
+
         if (isolation) {
           await t.test('its isolation level is the transaction\'s', async (t) => {
             const { app, db, stored } = await set(t, options, library)

@@ -1,6 +1,7 @@
 import t from 'tap'
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { hold } from '../../lib/pool/pool.js'
+import { hold, isBeside } from '../../lib/pool/pool.js'
+import type { WrapInfo } from '../../types/pool.js'
 import { settle } from '../support/clock.js'
 import type { FakeConnection } from '../support/fake-connector.js'
 import { failure, FakeConnector, fakePool, watch } from '../support/fake-connector.js'
@@ -172,6 +173,25 @@ t.test('a wrap that throws in a transaction fails that, and nothing else', async
   t.equal((await failure(lease.transaction(() => t.fail('it ran')))).message, 'no')
   t.same(connector.asked, ['begin #1', 'rollback #1'])
   t.equal(lease.ended, false)
+})
+
+t.test("behind a library's transaction it is still known who uses the connection beside one of ours", async (t) => {
+  let begin: WrapInfo['begin'] | undefined
+  const { pool } = fakePool({
+    max: 1,
+    wrap: (connection, info) => {
+      begin = info.begin
+      return connection
+    },
+  })
+  const lease = await pool.acquire()
+  for (const end of ['commit', 'rollback'] as const) await (await begin!())[end]()
+  let within: boolean | undefined
+  const run = lease.transaction(() => { within = isBeside(lease) })
+  t.equal(isBeside(lease), true)
+  await run
+  t.equal(within, false)
+  t.equal(isBeside(lease), false)
 })
 
 t.test('a connection whose onConnect took too long is not wrapped', async (t) => {

@@ -114,6 +114,7 @@ export interface Connector<C = unknown> {
   /**
    * No waiting. Called before every loan: `undefined`, or what is in the way of it, outside of the connection and of the pool ("the lock of the file, which
    * another process has"). Then callers wait, it is asked again up to 25 ms later, and whoever waits in vain is told. Only where somebody waits is it asked again.
+   * Also called where a transaction, or a savepoint, did not begin in time: whoever began it is told, too.
    */
   obstacle? (connection: C): string | undefined
   /**

@@ -912,7 +912,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       },
       // Unless what was waited for took so long that the connection is gone.
       callLate: async (work) => { if (entry.state === USED) await this.#run(work) },
-      fail: (error, phase) => { this.#revoke(entry, 'error', { error, phase }) },
+      // Several may be past the same deadline: with the first of them the lease has ended.
+      fail: (error, phase) => { if (entry.turn === turn) this.#revoke(entry, 'error', { error, phase }) },
       now: () => this.#read(),
       wait: async (ms, done) => {
         const alarm = this.#alarm(ms)
@@ -974,11 +975,14 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   #isHindered (entry: Entry<C>): boolean {
     const now = this.#read()
     try {
-      this.#obstacle = this.backend.obstacle!(entry.connection)
+      const obstacle = this.backend.obstacle!(entry.connection)
+      // The connector's own words: they may name an address.
+      this.#obstacle = obstacle === undefined ? undefined : scrub(obstacle, this.#secrets).message
     } catch (error) {
       // What is wrong its borrower will see.
       this.#obstacle = undefined
-      this.#report(error, 'obstacle')
+      // Behind the loan: what listeners do must not come between.
+      queueMicrotask(() => { this.#report(error, 'obstacle') })
     }
     this.#lookAgain = this.#obstacle === undefined ? 0 : Math.min(LOOK_LATER, this.#lookAgain * 2 || LOOK)
     if (this.#obstacle === undefined) return false
@@ -1028,6 +1032,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   /** The heart: after every change, brings connections to those who wait, and starts the creates that are needed. */
   #pump (): void {
     if (this.#hopeless && this.#waiters.size > 0) this.#turnAllAway(() => this.#circuitError())
+    // Unless it is met again: who waits may do so for something else by now.
+    this.#obstacle = undefined
     // Asked each time: hooks and listeners may change it.
     while (!this.#halted && this.#waiters.size > this.#validating) {
       const entry = this.#idle.pop()
@@ -1035,13 +1041,15 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       this.#move(entry, USED)
       const reason = this.#unfit(entry) ?? this.#dead(entry)
       if (reason !== undefined) this.#destroy(entry, reason, entry.broken)
-      else if (this.#isStale(entry)) this.#validateForWaiter(entry)
-      else this.#offer(entry, true, entry.idleSince)
-      // It is idle again, and so are all others.
-      if (this.#obstacle !== undefined) break
+      else if (this.#place?.mustYield() === true) this.#destroy(entry, 'idle')
+      else if (this.#meets && this.#isHindered(entry)) {
+        // Nobody has used it, or seen it alive: its times go on.
+        this.#move(entry, IDLE)
+        this.#idle.push(entry)
+        break
+      } else if (this.#isStale(entry)) this.#validateForWaiter(entry)
+      else this.#serve(entry)
     }
-    // Others would meet it too.
-    if (this.#obstacle !== undefined && this.#waiters.size > 0 && this.#idle.length > 0) return
     while (!this.#halted && this.#mayCreate()) this.#create()
   }
 
@@ -1060,7 +1068,9 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     if (this.#total >= this.#max || count[LATE]! >= this.#max || count[CREATING]! >= (this.#maxConnecting ?? this.#max)) return false
     if (this.#circuit.state !== 'closed') return this.#mayProbe()
     const missing = this.#phase === 'open' && this.#started ? this.#target() - count[HERE]! - this.#coming : 0
-    if (this.#waiters.size - this.#validating - this.#coming <= 0 && missing <= 0) return false
+    // Where something is in the way of those that are idle, another one would meet it, too.
+    const lacking = this.#idle.length > 0 ? 0 : this.#waiters.size - this.#validating - this.#coming
+    if (lacking <= 0 && missing <= 0) return false
     if (this.#failures > 0 && this.#read() < this.#retryAt) {
       this.#arm(this.#retryAt)
       return false
@@ -1555,19 +1565,24 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
 
   /** At its deadline. */
   #expire (waiter: Waiter<C>): void {
+    // Before it leaves: from a pool that drains, the idle connections go with the last who waits.
+    const obstacle = this.#obstacle
     if (!this.#leave(waiter)) return
     this.#timeouts++
     const { holder, since, deadline } = waiter
-    const error = withoutStack(() => this.#timeoutError(deadline - since))
+    const error = withoutStack(() => this.#timeoutError(deadline - since, obstacle))
     if (this.#listeners.timeout !== undefined) this.#emit('timeout', { error, wait: this.#now - since, ...label(holder) })
     waiter.reject(error)
   }
 
-  #timeoutError (timeout: number): PoolError {
+  #timeoutError (timeout: number, obstacle: string | undefined): PoolError {
     if (this.#lastFailure !== undefined && this.#count[HERE] === 0) return this.#connectError(this.#lastFailure)
     const { retryAfter, holders } = (this.#crowd ??= { retryAfter: this.#predictedWait() / 1000, holders: this.#topHolders() })
-    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${this.name}' within ${Math.round(timeout)} ms ` +
-      (this.#obstacle === undefined ? `(${this.#numbers()}). Look for slow queries or leaks, or raise max.` : `(${this.#numbers()}): in the way is ${this.#obstacle}`), { cause: this.#lastFailure, retryAfter, holders })
+    const why = obstacle !== undefined
+      ? `: in the way is ${obstacle}`
+      : '. Look for slow queries or leaks, or raise max.'
+    const message = `no connection from pool '${this.name}' within ${Math.round(timeout)} ms (${this.#numbers()})${why}`
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, { cause: this.#lastFailure, retryAfter, holders })
   }
 
   // --- Errors, events, hooks ------------------------------------------------------------------------------------------------------------

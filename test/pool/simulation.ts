@@ -47,6 +47,7 @@ const eventNames = [
 
 const behaviours = [
   'count', 'throw', 'reject', 'acquire', 'tryAcquire', 'release', 'destroy', 'evict', 'resize', 'stats', 'abort', 'suspend', 'close', 'undo',
+  'obstruct',
 ] as const
 
 export type Action =
@@ -60,13 +61,16 @@ export type Action =
   | { readonly do: 'resize', readonly min: number | undefined, readonly max: number | undefined }
   | { readonly do: 'tryAcquire' | 'suspend' | 'resume' | 'open' | 'drain' | 'health' | 'driver' }
   | { readonly do: 'close', readonly timeout: number | undefined }
+  /** Something is in the way of every loan, for so many ms; or, `throws`, nobody can say. */
+  | { readonly do: 'obstruct', readonly ms: number, readonly throws: boolean }
   | { readonly do: 'answer', readonly which: number, readonly how: 'ok' | 'error' }
   | { readonly do: 'advance', readonly ms: number }
 
 export interface Plan {
   readonly options: EngineOptions<Conn>
   /** What the connector can do besides `create` and `destroy`. */
-  readonly can: Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath' | 'transactions' | 'inDoubt', boolean>> & { readonly close: Outcome | undefined }
+  readonly can: { readonly close: Outcome | undefined } &
+    Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath' | 'obstacle' | 'transactions' | 'inDoubt', boolean>>
   /** Which hooks there are. */
   readonly hooks: readonly HookName[]
   /** What each call does; those beyond the end of the list are 'ok', or as `repeats` says. */
@@ -107,6 +111,9 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
   often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
   often(1, fc.record({ do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4) })),
+  often(4, fc.record({
+    do: just('obstruct'), ms: fc.constantFrom(0, 0, 10, 60, 400, 10_000), throws: fc.constantFrom(false, false, true),
+  })),
   often(2, fc.record({ do: just('suspend', 'resume', 'resume', 'open', 'open', 'health', 'health', 'driver') })),
   often(1, fc.oneof(fc.record({ do: just('drain') }), fc.record({ do: just('close'), timeout: fc.constantFrom(undefined, 1, 100, 2000) })))
 )
@@ -140,6 +147,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     isBroken: fc.boolean(),
     reset: fc.boolean(),
     onDeath: fc.boolean(),
+    obstacle: fc.boolean(),
     transactions: fc.constantFrom(true, true, false),
     inDoubt: fc.constantFrom(true, true, false),
     close: fc.constantFrom<Outcome | undefined>(undefined, 'sync', 'ok', 'error', 'throw', 'deaf'),
@@ -241,6 +249,8 @@ class Conn {
   toldReason: DestroyReason | undefined
   /** The transactions that are open, each within the one before. */
   open: Level[] = []
+  /** The batch in which nothing was in the way of its loan. */
+  clearIn = -1
   /** The batch in which a commit rejected. */
   refusedIn = -1
   /** Its lease may end by itself: a transaction could not be undone, or not begun in time. */
@@ -407,6 +417,14 @@ class World {
   #createErrors = 0
   #createErrorsBefore = 0
   #driver: ((event: { name: string }) => void) | undefined
+  /** What is in the way of loans. */
+  #way = { until: -Infinity, throws: false }
+  /** The pool knows of it: it was told so when it asked last. */
+  #met = false
+  #metAt = -Infinity
+  /** The last batch before which somebody waited for that, and not for a connection. */
+  #hinderedIn = -1
+  #asked = 0
 
   // The callers' books.
   #n = 0
@@ -465,6 +483,7 @@ class World {
   #resized = false
   #evictedIn = -1
   #reactedIn = -1
+  #askedBefore = 0
 
   constructor (plan: Plan) {
     this.#plan = plan
@@ -593,6 +612,9 @@ class World {
         })
         return
       }
+      case 'obstruct':
+        this.#way = { until: this.#clock.now() + action.ms, throws: action.throws }
+        return
       case 'driver':
         return this.#driver?.({ name: 'it' })
     }
@@ -632,7 +654,7 @@ class World {
       controller,
       isFull: pending >= maxPending,
       mustBeRefused: pending >= maxPending + served,
-      findsIdle: this.#rested && idle > 0 && pending === 0 && this.#suspendedIn === undefined,
+      findsIdle: this.#rested && idle > 0 && pending === 0 && this.#suspendedIn === undefined && !this.#isObstructed,
       settled: false,
       prepared: false,
       interrupted: false,
@@ -740,6 +762,10 @@ class World {
     }
     if (this.#close !== undefined && this.#close.resolved) this.#violate('a closed pool lent a connection')
     if (conn.open.length > 0) this.#violate(`connection ${conn.id} was lent to ${holder} with an open transaction`)
+    if (this.#plan.can.obstacle && conn.clearIn < this.#batch && ask?.prepared !== true) {
+      this.#violate(`connection ${conn.id} was lent to ${holder}, and something is in the way, or was not asked for`)
+    }
+    conn.clearIn = -1
     this.#leaveIdle(conn)
     if (this.#plan.can.reset && reset !== 'none' && conn.dirty !== undefined && conn.dirty !== holder) {
       this.#violate(`connection ${conn.id} was lent to ${holder} with the traces of ${String(conn.dirty)}`)
@@ -752,6 +778,7 @@ class World {
     }
     conn.dirty = holder
     conn.cleaning = undefined
+    conn.ending = undefined
     conn.preparedUntil = Infinity
     conn.evicted = false
     const held: Held = { lease, conn, n, holder, since: now, finish, live: true, leaked: false }
@@ -793,6 +820,12 @@ class World {
       FST_POOL_CLOSED: this.#close !== undefined,
       FST_POOL_ABORTED: ask.controller?.signal.aborted === true && error.cause === ask.controller.signal.reason,
     }[code]
+    // What listeners did first may have ended it.
+    const named = error.message.includes('in the way is')
+    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch &&
+      (named ? now > this.#metAt + 25 : this.#hinderedIn === this.#batch)) {
+      this.#violate(`something was ${named ? 'not ' : ''}in the way of ${ask.holder}, and it is told: ${error.message}`)
+    }
     if (!fits) this.#violate(`${ask.holder} was refused with ${code} at ${now}: ${error.message} (${inspect(ask, { depth: 0 })})`)
   }
 
@@ -1100,6 +1133,7 @@ class World {
     const end = this.#clock.now() + ms
     await settle()
     this.#rest()
+    const asked = this.#asked
     while (this.#clock.now() < end) {
       const next = Math.min(end, ...this.#calls.filter(({ outcome }) => outcome === 'late').map(({ deadline }) => deadline + 30))
       await this.#clock.advance(Math.max(0, next - this.#clock.now()), () => { this.#rest() })
@@ -1109,6 +1143,9 @@ class World {
       await settle()
       this.#rest()
     }
+    // More often at first, and where something else happens.
+    const times = this.#asked - asked
+    if (times > 40 + ms / 10) this.#violate(`what is in the way is asked ${times} times in ${ms} ms`)
   }
 
   /** Whatever happened: the pool closes, by its deadline, and nothing is left. */
@@ -1160,6 +1197,7 @@ class World {
       destroy: (conn, reason) => this.#destroy(conn, reason),
       ...(can.validate && { validate: (conn: Conn, signal: AbortSignal) => this.#validate(conn, signal) }),
       ...(can.isBroken && { isBroken: (conn: Conn) => this.#isBroken(conn) }),
+      ...(can.obstacle && { obstacle: (conn: Conn) => this.#obstacle(conn) }),
       ...(can.reset && { reset: (conn: Conn, signal: AbortSignal) => this.#reset(conn, signal) }),
       ...(can.transactions && { transactions: this.#transactions() }),
       ...(can.onDeath && { onDeath: (conn: Conn, listener: (error?: Error) => void) => { this.#onDeath(conn, listener) } }),
@@ -1267,7 +1305,10 @@ class World {
     if (this.#close?.resolved === true) this.#violate('a closed pool creates')
     const wanted = [...creating, ...making.map(({ create }) => create)].filter(({ unwanted }) => !unwanted).length
     const probe = stats.circuit !== 'closed'
-    if (!probe && stats.pending <= wanted && stats.idle + stats.used + wanted >= this.#target()) this.#violate('a create that nobody needs')
+    // Another one would meet it, too.
+    const pending = this.#met && stats.idle > 0 ? 0 : stats.pending
+    const isNeeded = pending > wanted || stats.idle + stats.used + wanted < this.#target()
+    if (!probe && !isNeeded) this.#violate('a create that nobody needs')
     this.#noteOverdue(now - 1)
     const { min = 50, max = 1000 } = backoff ?? {}
     const least = probe ? this.#openFor : Math.max(1, 0.5 * Math.min(max, min * 2 ** (this.#failures - 1)))
@@ -1386,6 +1427,34 @@ class World {
     if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) this.#mustBeFree(conn, 'asked whether it is broken')
     if (conn.isBrokenThrows) throw this.#failure('isBroken')
     return conn.broken
+  }
+
+  // As `isBroken`, it may see its caller's async context.
+  #obstacle (conn: Conn): string | undefined {
+    const { busy } = conn
+    const now = this.#clock.now()
+    // Who began a transaction is told why it did not.
+    if ((busy?.method !== 'begin' && busy?.method !== 'savepoint') || now < busy.deadline) {
+      this.#mustBeFree(conn, 'asked what is in its way')
+      const isForNobody = this.#mayBeFast === undefined && this.#pool.stats().pending === 0
+      if (isForNobody) this.#violate('what is in the way is asked for nobody')
+    }
+    conn.clearIn = this.#batch
+    // Beyond that nothing is in the way any more: else the loop would not end, and nobody be told.
+    if (++this.#asked - this.#askedBefore > 1000) this.#violate('what is in the way is asked without end')
+    else if (this.#isObstructed) {
+      conn.clearIn = -1
+      this.#met = true
+      this.#metAt = now
+      return `the gate of fake://user:${secrets.url}@host/`
+    }
+    this.#met = false
+    if (this.#way.throws && now < this.#way.until) throw this.#failure('obstacle')
+    return undefined
+  }
+
+  get #isObstructed (): boolean {
+    return this.#plan.can.obstacle && !this.#way.throws && this.#clock.now() < this.#way.until
   }
 
   #reset (conn: Conn, signal: AbortSignal): Promise<void> | undefined {
@@ -1602,6 +1671,7 @@ class World {
       case 'abort': return { do: 'abort', which: this.#budget }
       case 'suspend': return { do: this.#budget % 2 === 0 ? 'suspend' : 'resume' }
       case 'close': return { do: 'close', timeout: 500 }
+      case 'obstruct': return { do: 'obstruct', ms: this.#budget % 2 === 0 ? 60 : 0, throws: this.#budget % 3 === 0 }
     }
     return undefined
   }
@@ -1616,6 +1686,7 @@ class World {
   #rest (): void {
     this.#batch++
     this.#createsInBatch = 0
+    this.#askedBefore = this.#asked
     this.#failing = []
     const stats = this.#pool.stats()
     this.#noteOverdue(this.#clock.now())
@@ -1745,8 +1816,8 @@ class World {
     let closing = 0
     let late = 0
     let validating = 0
-    for (const { method, deadline, unwanted } of this.#calls) {
-      if (method === 'validate') validating++
+    for (const { method, conn, deadline, unwanted } of this.#calls) {
+      if (method === 'validate' && conn!.destroyedFor === undefined) validating++
       if (method !== 'create') continue
       if (closed || deadline <= now) late++
       else creating++
@@ -1792,7 +1863,9 @@ class World {
   #checkIdle (idle: readonly Conn[], there: number): void {
     const now = this.#clock.now()
     const { idleTimeout = 60_000, maxLifetime = 1_800_000, validateTimeout } = this.#options
-    if (this.#draining && idle.length > 0) this.#violate(`${idle.length} are idle while the pool drains`)
+    // What something is in the way of is kept for those who wait.
+    const kept = this.#plan.can.obstacle && this.#asks.size > 0
+    if (this.#draining && idle.length > 0 && !kept) this.#violate(`${idle.length} are idle while the pool drains`)
     if (idle.length > 0 && there > this.#max) this.#violate(`${idle.length} are idle, and there are ${there} of at most ${this.#max}`)
     for (const conn of idle) {
       if (conn.idleSince === undefined) {
@@ -1820,10 +1893,15 @@ class World {
     { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
   ): void {
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
-    if (pending > validating && idle > 0) this.#violate(`${pending} wait, and ${idle} are idle`)
+    // By then the pool asks again.
+    const hindered = this.#clock.now() <= this.#metAt + 25
+    if (pending > validating && idle > 0) {
+      if (!hindered) this.#violate(`${pending} wait, and ${idle} are idle`)
+      if (this.#met) this.#hinderedIn = this.#batch
+    }
     const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
     if (pending > 0) this.#started = true
-    const missing = Math.max(pending - validating - wanted, this.#started ? this.#target() - there : 0)
+    const missing = Math.max(hindered ? 0 : pending - validating - wanted, this.#started ? this.#target() - there : 0)
     const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
     const failing = createErrors > 0 && this.#clock.now() <= this.#lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1

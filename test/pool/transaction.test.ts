@@ -932,6 +932,19 @@ t.test('a savepoint has the commitTimeout of what it is in, and is never in doub
   t.match(nested.error, { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" })
 })
 
+t.test('where several are past the same deadline, their lease ends once', async (t) => {
+  const { pool, lease, clock, connector, seen } = await leased()
+  const inner: Array<ReturnType<typeof watch>> = []
+  const run = watch(lease.transaction(() => {
+    inner.push(watch(lease.transaction(() => { watch(lease.transaction(() => new Promise(() => {}))) })))
+  }, { commitTimeout: 300 }))
+  await clock.advance(300)
+  t.same([run, ...inner].map(({ error }) => error?.code), ['FST_POOL_COMMIT_TIMEOUT', 'FST_POOL_COMMIT_TIMEOUT'])
+  t.equal(seen('disconnect').length, 1)
+  t.match(pool.stats(), { released: 1, used: 0, destroyed: { error: 1 } })
+  t.same(connector.violations, [])
+})
+
 t.test('without a commitTimeout a commit has no deadline: 0, and jobs that do not name it', async (t) => {
   for (const options of [undefined, {}, { commitTimeout: 0 }, { commitTimeout: undefined }]) {
     const { lease, connector, clock } = await leased({ commitTimeout: 100 })

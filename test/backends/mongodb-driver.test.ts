@@ -19,7 +19,7 @@ interface Operation { commandName: string, session?: Session, options: object, b
 type Execute = (client: Client, operation: Operation, timeout?: unknown) => Promise<unknown>
 type Methods = Record<string, (...args: unknown[]) => unknown>
 interface Copy {
-  MongoClient: new (url: string) => MongoClient
+  MongoClient: new (url: string, options?: object) => MongoClient
   /** Of a class of the driver's. */
   methods (name: string, file?: string): Methods
   /** Puts another function into the place of the one by which all operations go. */
@@ -33,7 +33,7 @@ function copyOfDriver (): Copy {
   const load = <T>(file: string) => require(`mongodb/lib/${file}.js`) as T
   for (const [file] of others) delete require.cache[file]
   try {
-    const { MongoClient } = load<{ MongoClient: new (url: string) => MongoClient }>('index')
+    const { MongoClient } = load<Pick<Copy, 'MongoClient'>>('index')
     const operations = load<{ executeOperation: Execute }>('operations/execute_operation')
     const files = new Map(['index', 'bulk/common', 'operations/insert'].map((file) => [file, load<Record<string, { prototype: Methods }>>(file)]))
     return {
@@ -97,7 +97,9 @@ t.test('the check is made once for a class of clients, at the first begin, and l
     sessions++
     return startSession!.apply(this, args)
   }
-  const { connector, db, server } = await takeOver(t, (url) => new copy.MongoClient(url))
+  // Else the monitor, and the double, begin to wait at some time during the check.
+  const polled = { serverMonitoringMode: 'poll' }
+  const { connector, db, server } = await takeOver(t, (url) => new copy.MongoClient(url, polled))
   const active = () => process.getActiveResourcesInfo().sort()
   sessions = 0
   const before = active()

@@ -966,7 +966,7 @@ t.test('a prepared XA transaction on a connection that its borrower has reset sp
   const { pool } = await poolOf(t)
   await pool.use(async (connection) => {
     for (const sql of branches[3]![1]) await connection.query(sql)
-    await connection.reset()
+    await resetBy(connection)
   })
   const write = (connection: Connection) => connection.query('update account set sum = 1 where id = 1')
   t.same(await tries(3, () => pool.use(write)), [1031])

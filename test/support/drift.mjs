@@ -169,6 +169,12 @@ async function main () {
     await ask(process.execPath, ['test/support/install.mjs'], { cwd: folder })
     console.log(`ok: servers, better-sqlite3 (${took()})`)
 
+    // Some tests load what is published. Wrong types are the next step's to tell: the files are written all the same.
+    await run('npm', ['run', '--silent', 'build'], { cwd: folder })
+    const built = existsSync(join(folder, 'dist/index.js'))
+    if (!built) failed++
+    console.log(`${built ? 'ok' : 'FAILED'}: build (${took()})`)
+
     const faults = []
     const code = await run(process.execPath, [createRequire(join(folder, 'package.json')).resolve('typescript/lib/tsc.js'), '--noEmit', '--pretty', 'false'], {
       cwd: folder,

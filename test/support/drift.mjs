@@ -1,8 +1,9 @@
 // The drift lanes: `npm run test:newest` and `npm run test:oldest`, or `node test/support/drift.mjs newest|oldest [name@version ...]`.
 //
-// Copies the tree into a temporary folder, installs there the newest (oldest) version of each package that an app may bring, of those that the ranges of
-// package.json allow and this Node can run, and runs the type check, the contract, the recipes, and the tests of the backends and of the plugin. The tools
-// are those of package-lock.json. With `name@version`: that one instead, also outside of its range. Of all tests only these lanes ask the registry.
+// Copies the tree into a temporary folder, installs there the newest (oldest) version of each package that an app may
+// bring, of those that the ranges of package.json allow and this Node can run, builds, and runs the type check, the
+// contract, the recipes, and the tests of the backends and of the plugin. The tools are those of package-lock.json. With
+// `name@version`: that one instead, also outside of its range. Of all tests only these lanes ask the registry.
 //
 // Prints the versions, a line per step and how long it took, with the versions that a failed one concerns. The last line is the count, alone.
 import { spawn } from 'node:child_process'

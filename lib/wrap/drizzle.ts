@@ -105,7 +105,8 @@ class End {
 
   /** The pool's own error of a commit, where the library made one of its own around it: its code is what a caller looks at. */
   told (error: unknown): unknown {
-    const { cause } = error as { readonly cause?: unknown }
+    // Anything can be thrown, also nothing.
+    const cause = (error as { readonly cause?: unknown } | null | undefined)?.cause
     return cause instanceof PoolError && cause === this.#failure ? cause : error
   }
 }

@@ -316,3 +316,21 @@ t.test("what Drizzle's transactions can not have here is refused by name", async
   app.post('/', named, async (request) => (db(request) as Drizzle).transaction(async () => {}, { deferrable: true }))
   t.match((await app.inject({ method: 'POST', url: '/' })).json(), { code: 'FST_POOL_NOT_SUPPORTED', message: /deferrable/ })
 })
+
+t.test('whatever is thrown in a transaction of a library comes out as it is, and rolls back', async (t) => {
+  for (const [name, library] of Object.entries(libraries)) {
+    // Knex makes an error of its own of what is none.
+    if (name === 'Knex') continue
+    const { app, db, stored } = await set(t, { backend: 'sqlite', url: join(t.testdir(), 'thrown.db') }, library)
+    app.post('/', named, async (request) => {
+      const [settled] = await Promise.allSettled([library.transaction(db(request), async (tx) => {
+        await library.add(tx, 1)
+        // eslint-disable-next-line no-throw-literal
+        throw undefined
+      })])
+      return { status: settled.status, reason: (settled as { reason?: unknown }).reason === undefined }
+    })
+    t.same((await app.inject({ method: 'POST', url: '/' })).json(), { status: 'rejected', reason: true }, name)
+    t.same(await stored(), [])
+  }
+})

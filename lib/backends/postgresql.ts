@@ -1055,6 +1055,8 @@ class OpenTransaction implements Transaction<Client> {
   readonly #savepoint: string | undefined
   /** COMMIT is on its way, and there is no answer. */
   inDoubt = false
+  /** The server has refused its COMMIT, and ended it with that. */
+  #refused = false
 
   constructor (guard: Guard, turn = guard.turn, savepoint?: string) {
     this.connection = guard.client
@@ -1069,7 +1071,9 @@ class OpenTransaction implements Transaction<Client> {
       // What the server said, where something else was made of it.
       const { cause = error } = error as { readonly cause?: unknown }
       const answered = cause === this.#guard.failure && !unresolved.has((cause as Coded).code)
-      this.inDoubt &&= !(answered && await this.#guard.settles())
+      const told = answered && await this.#guard.settles()
+      this.#refused = this.inDoubt && told && this.#guard.status === 'I'
+      this.inDoubt &&= !told
       throw error
     })
     this.inDoubt = false
@@ -1078,6 +1082,8 @@ class OpenTransaction implements Transaction<Client> {
   }
 
   async rollback (): Promise<void> {
+    // It would wait behind what a borrower has queued meanwhile.
+    if (this.#refused) return
     const savepoint = this.#savepoint
     // A savepoint goes with its transaction. Whatever else was begun instead of the outermost is rolled back too.
     const isOver = () => this.#guard.status === 'I' || (savepoint !== undefined && this.#guard.turn !== this.#turn)

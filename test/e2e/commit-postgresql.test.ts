@@ -77,6 +77,7 @@ t.test('PostgreSQL: a connection that is terminated while it commits: nobody kno
   sleep.release()
   await behind
   clients.release()
+  t.equal(served.stats().destroyed.error, 0, 'its connection is kept')
 
   let pid = 0
   const commit = failed(async (client) => {

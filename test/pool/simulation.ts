@@ -806,6 +806,11 @@ class World {
     if (this.#isOwn(error)) return
     if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
+    if (ask.kind === 'use' && error.code === 'FST_POOL_LEASE_RELEASED' && this.#close !== undefined) {
+      // It was served, and close() came to its deadline before the function could be called.
+      this.#leases++
+      return
+    }
     if (!(error.code in this.#refusals)) return this.#violate(`${ask.holder} was refused with ${error.code}`)
     const code = error.code as Refusal
     const turnedAway = code === 'FST_POOL_CIRCUIT_OPEN' && now > ask.since

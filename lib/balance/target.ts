@@ -1,6 +1,6 @@
 import type { Connector, ServerState } from '../../types/connector.js'
 import type { Role } from '../../types/pool.js'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../engine/errors.js'
 import type { EngineOptions } from '../pool/options.js'
 import { inside, type Pool } from '../pool/pool.js'
 import type { Member } from './budget.js'

@@ -1,6 +1,6 @@
 import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease, Timer } from '../../types/pool.js'
-import { PoolError, badOption } from '../pool/errors.js'
+import { PoolError, badOption } from '../engine/errors.js'
 import { inside } from '../pool/pool.js'
 import { Moved, type Target } from './target.js'
 

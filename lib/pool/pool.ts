@@ -5,17 +5,18 @@ import type {
   HookInfo, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, Timer, UseOptions,
   WrapInfo,
 } from '../../types/pool.js'
-import { Circuit } from './circuit.js'
-import { systemClock } from './clock.js'
-import { PoolError, badOption, scrub, secretsOf } from './errors.js'
+import { Circuit } from '../engine/circuit.js'
+import { systemClock } from '../engine/time.js'
+import { PoolError, badOption, scrub } from '../engine/errors.js'
+import { secretsOf } from '../engine/secrets.js'
 import { checkEngineOptions, type EngineOptions, type PoolHooks, type ResolvedEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
-import { Histogram } from './stats.js'
+import { Histogram } from '../engine/books.js'
 import {
   LeaseTransactions, checkRunOptions, commitLate, commitLost, released, type Commit, type HeldTransaction, type Host,
   type Phase,
-} from './transaction.js'
-import { Waiter, Waiters } from './waiters.js'
+} from '../engine/transaction.js'
+import { Waiter, Waiters } from '../engine/line.js'
 
 // A connection's states. Its entry is in exactly one, and only `Pool.#move` changes it.
 const CREATING = 0

@@ -1,5 +1,5 @@
 import type { AcquireOptions, Lease, UseOptions } from '../../types/pool.js'
-import { badOption, isCommitUnknown } from './errors.js'
+import { badOption, isCommitUnknown } from '../engine/errors.js'
 
 /** What running again asks of a pool. */
 export interface Retrying<C> {

@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
 import Fastify from 'fastify'
-import { PoolError } from '../../lib/pool/errors.js'
+import { PoolError } from '../../lib/engine/errors.js'
 import {
   checkEngineOptions, checkPluginOptions, checkPoolOptions, isMemoryUrl, pluginOptionsSchema, poolDefaults, poolOptionsSchema, readRoutePools,
   requestProperties, type PoolOptions,

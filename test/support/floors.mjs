@@ -7,7 +7,7 @@ import ts from 'typescript'
 const root = resolve(process.argv[2] ?? fileURLToPath(new URL('../..', import.meta.url)))
 
 /** From top to bottom. A file may import from its own floor and from those below. */
-const floors = ['index.ts', 'lib/fastify', 'lib/balance', 'lib/wrap', 'lib/backends', 'lib/pool', 'types']
+const floors = ['index.ts', 'lib/fastify', 'lib/balance', 'lib/wrap', 'lib/backends', 'lib/pool', 'lib/engine', 'types']
 
 /** What a floor may import beyond that rule's reach: packages, and where it is narrower than the rule, which files. */
 const node = (name) => name.startsWith('node:')
@@ -16,14 +16,18 @@ const packages = {
   'lib/wrap': (name, file) => node(name) || file === `lib/wrap/${name}.ts`,
   'lib/backends': node,
   'lib/pool': (name, file) => node(name) ||
-    (/^typebox(\/|$)/.test(name) && file === 'lib/pool/options.ts') ||
-    (name === 'cockatiel' && file === 'lib/pool/circuit.ts'),
+    (/^typebox(\/|$)/.test(name) && file === 'lib/pool/options.ts'),
+  'lib/engine': (name, file) => node(name) || (name === 'cockatiel' && file.endsWith('/circuit.ts')),
   types: () => false,
 }
+/** One pool's machine: only what puts a face on it imports it. */
+const machine = 'lib/engine/engine.ts'
+/** All that a backend may know of a pool. */
+const vocabulary = ['lib/pool/errors.ts', 'lib/pool/options.ts', 'lib/engine/errors.ts', 'lib/engine/secrets.ts']
 const files = {
-  'lib/fastify': (file) => floorOf(file) !== 'lib/wrap',
+  'lib/fastify': (file) => floorOf(file) !== 'lib/wrap' && file !== machine,
   'lib/balance': (file) => floorOf(file) !== 'lib/wrap',
-  'lib/backends': (file) => floorOf(file) !== 'lib/pool' || ['lib/pool/errors.ts', 'lib/pool/options.ts'].includes(file),
+  'lib/backends': (file) => floorOf(file) === 'lib/backends' || floorOf(file) === 'types' || vocabulary.includes(file),
   types: () => false,
 }
 

@@ -1,0 +1,142 @@
+import type { HolderLabel, Lease } from '../../types/pool.js'
+
+const LINE = 0
+/** Out of the line, on its way to a connection. */
+const CALLED = 1
+const PREPARING = 2
+const DONE = 3
+
+/** A caller that waits for a connection. It stands in one line, and leaves it once. There may be very many: it has no field that it does not need. */
+export class Waiter<C> {
+  previous: Waiter<C> | undefined = undefined
+  next: Waiter<C> | undefined = undefined
+  /** Takes its listener off the caller's signal. */
+  unlisten: (() => void) | undefined = undefined
+  #place: typeof LINE | typeof CALLED | typeof PREPARING | typeof DONE = CALLED
+
+  constructor (
+    readonly holder: HolderLabel | undefined,
+    readonly since: number,
+    /** Absolute, and never moved. */
+    readonly deadline: number,
+    readonly resolve: (lease: Lease<C> | PromiseLike<Lease<C>>) => void
+  ) {}
+
+  /** By way of its `resolve`: to keep the promise's other function would make each a fifth larger. */
+  reject (error: Error): void {
+    this.resolve(Promise.reject(error))
+  }
+
+  /** False once it has been served, or has given up. */
+  get waiting (): boolean {
+    return this.#place !== DONE
+  }
+
+  /** It stands in the line. */
+  get inLine (): boolean {
+    return this.#place === LINE
+  }
+
+  set inLine (inLine: boolean) {
+    this.#place = inLine ? LINE : CALLED
+  }
+
+  /** It has left the line for a connection that is being prepared for it. */
+  get preparing (): boolean {
+    return this.#place === PREPARING
+  }
+
+  set preparing (preparing: boolean) {
+    this.#place = preparing ? PREPARING : CALLED
+  }
+
+  /** It waits no more. */
+  end (): void {
+    this.#place = DONE
+  }
+}
+
+/** First come, first served; anybody can leave the line in O(1). */
+export class Waiters<C> {
+  size = 0
+  #first: Waiter<C> | undefined
+  #last: Waiter<C> | undefined
+  /** Whether deadlines rise from first to last, as they do while all callers have the same timeout: then a sweep ends at the first live one. */
+  #ordered = true
+  /** No deadline in the line is later. Not the last one's: that may be about to leave. */
+  #latest = -Infinity
+
+  add (waiter: Waiter<C>): void {
+    const last = this.#last
+    if (last === undefined) {
+      this.#first = waiter
+      this.#ordered = true
+      this.#latest = waiter.deadline
+    } else {
+      if (waiter.deadline < this.#latest) this.#ordered = false
+      else this.#latest = waiter.deadline
+      last.next = waiter
+      waiter.previous = last
+    }
+    this.#last = waiter
+    waiter.inLine = true
+    this.size++
+  }
+
+  /** To the head of the line, where it came from: its connection died before it was lent. */
+  putBack (waiter: Waiter<C>): void {
+    const first = this.#first
+    if (first === undefined) return this.add(waiter)
+    if (first.deadline < waiter.deadline) this.#ordered = false
+    this.#latest = Math.max(this.#latest, waiter.deadline)
+    first.previous = waiter
+    waiter.next = first
+    this.#first = waiter
+    waiter.inLine = true
+    this.size++
+  }
+
+  first (): Waiter<C> | undefined {
+    return this.#first
+  }
+
+  * [Symbol.iterator] (): Generator<Waiter<C>, void> {
+    for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) yield waiter
+  }
+
+  /** Must stand in this line. */
+  remove (waiter: Waiter<C>): void {
+    const { previous, next } = waiter
+    if (previous === undefined) this.#first = next
+    else previous.next = next
+    if (next === undefined) this.#last = previous
+    else next.previous = previous
+    waiter.previous = waiter.next = undefined
+    waiter.inLine = false
+    this.size--
+  }
+
+  /** Calls `expired`, which must remove it, for each one whose deadline has come. Returns the next deadline. */
+  sweep (now: number, expired: (waiter: Waiter<C>) => void): number {
+    const due: Array<Waiter<C>> = []
+    let earliest = Infinity
+    let latest = -Infinity
+    let ordered = true
+    for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) {
+      const { deadline } = waiter
+      if (deadline <= now) {
+        due.push(waiter)
+        continue
+      }
+      earliest = Math.min(earliest, deadline)
+      if (this.#ordered) break
+      ordered &&= deadline >= latest
+      latest = deadline
+    }
+    if (!this.#ordered && ordered) this.#latest = latest
+    this.#ordered = ordered
+    // After the walk: `expired` tells listeners, who may change the line.
+    for (const waiter of due) if (waiter.inLine) expired(waiter)
+    return earliest
+  }
+}

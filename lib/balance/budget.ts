@@ -1,9 +1,9 @@
-import { inside, type Place, type Pool } from '../pool/pool.js'
+import type { Engine, Place } from '../engine/engine.js'
 
 /** One of the pools that share a budget. */
 export interface Member<C> {
   readonly name: string
-  readonly pool: Pool<C>
+  readonly pool: Engine<C>
   /** Its connections at most. */
   readonly max: number
   /** It is asked how it is, again and again: its last connection is not taken from it, since the next question would take one back. */
@@ -75,7 +75,7 @@ export class Budget<C> {
   /** Whoever has less, and was refused, comes first. It may be unable to use it now (its creates fail, and it waits): then it is not kept for it. */
   #offer (member: Member<C>): void {
     if (this.#offering || this.#refused.size === 0) return
-    const { total, pending, coming } = inside.load(member.pool)
+    const { total, pending, coming } = member.pool.load
     const idly = pending <= coming
     this.#offering = true
     try {
@@ -92,7 +92,7 @@ export class Budget<C> {
       if (staying > this.#max) return true
     }
     if (this.#refused.size === 0 || this.#missing === 0) return false
-    const { total, pending } = inside.load(member.pool)
+    const { total, pending } = member.pool.load
     if (pending === 0 && this.#isSpare(member)) return this.#claims.some((claim) => claim.member !== member)
     return this.#claims.some((claim) => total > claim.total + 1)
   }
@@ -107,13 +107,13 @@ export class Budget<C> {
   #ask (member: Member<C>): void {
     if (!this.hasRoom) return
     this.#refused.delete(member)
-    inside.wake(member.pool)
+    member.pool.pump()
   }
 
   /** Those with the fewest first. */
   get #claims (): Array<Claim<C>> {
     return [...this.#refused].map((member) => {
-      const { total, pending, coming, circuit } = inside.load(member.pool)
+      const { total, pending, coming, circuit } = member.pool.load
       // While the circuit is not closed one is made to see whether it can be: nobody waits for that.
       return { member, total, wants: circuit === 'closed' ? Math.min(pending - coming, member.max - total) : 1 - coming }
     }).filter(({ wants }) => wants > 0).sort((a, b) => a.total - b.total)
@@ -129,7 +129,7 @@ export class Budget<C> {
   get #sum (): { readonly total: number, readonly leaving: number, readonly staying: number } {
     const sum = { total: 0, leaving: 0, staying: 0 }
     for (const { pool, max } of this.#members) {
-      const { total, idle, used, coming } = inside.load(pool)
+      const { total, idle, used, coming } = pool.load
       const here = idle + used + coming
       sum.total += total
       sum.leaving += total - here
@@ -140,7 +140,7 @@ export class Budget<C> {
   }
 
   #isSpare ({ pool, keepsLast }: Member<C>): boolean {
-    const { idle, used } = inside.load(pool)
+    const { idle, used } = pool.load
     return !keepsLast || idle + used > 1
   }
 
@@ -148,9 +148,9 @@ export class Budget<C> {
   #shed (except?: Member<C>): boolean {
     const spare = this.#members
       .filter((member) => member !== except && (except === undefined || this.#isSpare(member)))
-      .map(({ pool }) => ({ pool, ...inside.load(pool) }))
+      .map(({ pool }) => ({ pool, ...pool.load }))
       .filter(({ idle }) => idle > 0)
       .sort((a, b) => b.total - a.total)
-    return spare.length > 0 && inside.shed(spare[0]!.pool)
+    return spare.length > 0 && spare[0]!.pool.shed()
   }
 }

@@ -1,8 +1,8 @@
 import type { Connector, ServerState } from '../../types/connector.js'
 import type { Role } from '../../types/pool.js'
+import type { Engine } from '../engine/engine.js'
 import { PoolError } from '../engine/errors.js'
 import type { EngineOptions } from '../pool/options.js'
-import { inside, type Pool } from '../pool/pool.js'
 import type { Member } from './budget.js'
 import type { Candidate } from './choice.js'
 
@@ -25,7 +25,7 @@ export interface TargetSpec<C> {
 
 /** A server, its pool, and what is known of it. */
 export class Target<C> implements Member<C>, Candidate {
-  readonly pool: Pool<C>
+  readonly pool: Engine<C>
   /** What it was given as. */
   readonly given: Role
   role: Role
@@ -56,15 +56,15 @@ export class Target<C> implements Member<C>, Candidate {
   credit = 0
   max = 0
 
-  constructor (readonly name: string, readonly spec: TargetSpec<C>, readonly weight: number, make: (target: Target<C>) => Pool<C>) {
+  constructor (readonly name: string, readonly spec: TargetSpec<C>, readonly weight: number, make: (target: Target<C>) => Engine<C>) {
     this.role = this.given = spec.role ?? 'primary'
     this.speaks = spec.fixed !== true && spec.connector.inspect !== undefined
     this.known = !this.speaks
     this.pool = make(this)
   }
 
-  get load (): ReturnType<typeof inside.load> {
-    return inside.load(this.pool)
+  get load (): Engine<C>['load'] {
+    return this.pool.load
   }
 
   get busy (): number {

@@ -4,11 +4,11 @@ import type {
   AcquireOptions, AcquireSignal, Circuit, Clock, ErrorPhase, Holder, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, Role, RunOptions, TargetStats, UseOptions,
 } from '../../types/pool.js'
 import type { PoolErrorCode } from '../../types/errors.js'
-import { systemClock } from '../engine/time.js'
+import { isDeadline, systemClock } from '../engine/time.js'
+import { Engine, durationsOf } from '../engine/engine.js'
 import { PoolError, badOption, scrub } from '../engine/errors.js'
 import { secretsOf } from '../engine/secrets.js'
-import { poolDefaults, type EngineOptions } from '../pool/options.js'
-import { Pool, durationsOf, inside } from '../pool/pool.js'
+import { checkEngineOptions, poolDefaults, type EngineOptions } from '../pool/options.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { Budget } from './budget.js'
@@ -169,7 +169,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   #join (spec: TargetSpec<C>, index: number, options: EngineOptions<C>): Target<C> {
     const { weight = 1, role = 'primary', name = `${role}-${index}`, connector } = spec
     if (!(weight > 0)) throw badOption(`targets.${index}.weight`, weight, 'a number above 0')
-    const target: Target<C> = new Target<C>(name, spec, weight, () => new Pool(connector, options, this.#clock, this.#budget.add(name, () => target)))
+    const target: Target<C> = new Target<C>(name, spec, weight, () => new Engine(connector, checkEngineOptions<C>(connector, options), this.#clock, this.#budget.add(name, () => target)))
     this.#budget.join(target)
     const { pool } = target
     pool.on('connect', () => {
@@ -420,7 +420,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // They were made, or waited for, in the belief that it is the primary.
     if (from !== undefined) {
       // This first: creates that nobody waits for any more are given up, and where it hangs that makes room for the new one.
-      inside.turnAway(from.pool, () => new Moved(this.name))
+      from.pool.turnAllAway(() => new Moved(this.name))
       from.pool.evict()
     }
     this.#review()
@@ -447,7 +447,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   /** Who waits at a replica that fails, or hangs, has nothing to wait for while another target has the role. */
   #relieve (target: Target<C>): void {
     if (target === this.#primary || target.sound || target.load.pending === 0 || !this.#eligible('replica').some((other) => other !== target)) return
-    inside.turnAway(target.pool, () => new Moved(this.name))
+    target.pool.turnAllAway(() => new Moved(this.name))
   }
 
   /** After every change: whether there is a primary, and what those who wait for one can do. */
@@ -746,8 +746,4 @@ function bothClosed (first: PoolEvents['close'], second: PoolEvents['close']): P
 function readRole ({ role = 'primary' }: Pick<AcquireOptions, 'role'>): Role {
   if (role !== 'primary' && role !== 'replica') throw badOption('role', role, "'primary' or 'replica'")
   return role
-}
-
-function isDeadline (ms: unknown): ms is number {
-  return typeof ms === 'number' && ms >= 1 && ms <= 2 ** 31 - 1
 }

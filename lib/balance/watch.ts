@@ -1,7 +1,7 @@
 import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease, Timer } from '../../types/pool.js'
 import { PoolError, badOption } from '../engine/errors.js'
-import { inside } from '../pool/pool.js'
+import { bare } from '../engine/lease.js'
 import { Moved, type Target } from './target.js'
 
 /** Who takes connections for the pool's own needs. */
@@ -105,7 +105,7 @@ export class Watch<C> {
     try {
       // The signal comes first: who is busy has not failed, and its books count no timeout.
       lease = await target.pool.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
-      const connection = inside.bare(lease)
+      const connection = bare(lease)
       const at = this.#clock.now()
       const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))
       lease.release()

@@ -29,3 +29,8 @@ export const systemClock: Clock = {
   },
   random: Math.random,
 }
+
+/** Node fires a timer of more than 2^31 - 1 ms at once (its documentation of setTimeout). */
+export function isDeadline (ms: unknown): ms is number {
+  return typeof ms === 'number' && ms >= 1 && ms <= 2 ** 31 - 1
+}

@@ -1,0 +1,142 @@
+import type { DestroyReason } from '../../types/connector.js'
+import type { HolderLabel, HoldOptions, Lease, RunOptions } from '../../types/pool.js'
+import type { Entry } from './entry.js'
+import { PoolError } from './errors.js'
+import type { HeldTransaction, LeaseTransactions } from './transaction.js'
+
+/** What a lease may do to its pool, and nobody else. */
+export interface Lender<C> {
+  readonly name: string
+  readonly options: { readonly commitTimeout: number }
+  /** Returns how long it was held, in ms. */
+  giveBack (entry: Entry<C>): number
+  throwAway (entry: Entry<C>, reason: DestroyReason, error?: Error): void
+  /** How long its lease has been out, in ms. */
+  heldSince (entry: Entry<C>): number
+  transactionsOf (entry: Entry<C>): LeaseTransactions<C>
+}
+
+export class PoolLease<C> implements Lease<C> {
+  readonly #lender: Lender<C>
+  readonly #entry: Entry<C>
+  readonly #turn: number
+  #held: number | undefined
+
+  constructor (lender: Lender<C>, entry: Entry<C>) {
+    this.#lender = lender
+    this.#entry = entry
+    this.#turn = entry.turn
+  }
+
+  get connection (): C {
+    this.#mustBeOut()
+    return this.#entry.transactions?.connection ?? this.#entry.face
+  }
+
+  get raw (): unknown {
+    this.#mustBeOut()
+    return this.#entry.transactions?.raw ?? this.#entry.connection
+  }
+
+  get pool (): string {
+    return this.#lender.name
+  }
+
+  get holder (): HolderLabel | undefined {
+    return this.#entry.turn === this.#turn ? this.#entry.holder : undefined
+  }
+
+  get ended (): boolean {
+    return this.#entry.turn !== this.#turn
+  }
+
+  get heldFor (): number {
+    if (this.#entry.turn === this.#turn) return this.#lender.heldSince(this.#entry)
+    return this.#held ?? this.#entry.revokedAfter
+  }
+
+  release (): void {
+    if (this.#entry.turn !== this.#turn) return
+    this.#held = this.#lender.giveBack(this.#entry)
+  }
+
+  destroy (error?: Error): void {
+    this.#destroy(error === undefined ? 'released' : 'error', error)
+  }
+
+  #destroy (reason: DestroyReason, error?: Error): void {
+    if (this.#entry.turn !== this.#turn) return
+    this.#held = this.#lender.heldSince(this.#entry)
+    this.#lender.throwAway(this.#entry, reason, error)
+  }
+
+  async transaction<T> (fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T> {
+    this.#mustBeOut()
+    return await this.#lender.transactionsOf(this.#entry).run(fn, options)
+  }
+
+  [Symbol.dispose] (): void {
+    this.release()
+  }
+
+  #mustBeOut (): void {
+    if (this.#entry.turn === this.#turn) return
+    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#lender.name}' has ended: acquire again, and do not keep the connection beyond the request`)
+  }
+
+  /** For the request scope: a transaction over all that its request does. */
+  static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
+    if (!(lease instanceof PoolLease)) throw new PoolError('FST_POOL_NOT_SUPPORTED', `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`)
+    lease.#mustBeOut()
+    const { commitTimeout = lease.#lender.options.commitTimeout } = options
+    return await lease.#lender.transactionsOf(lease.#entry).hold({ ...options, commitTimeout })
+  }
+
+  /** For the request scope: its commit has a deadline by itself. */
+  static async transact<C, T> (
+    lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
+  ): Promise<T> {
+    if (!(lease instanceof PoolLease)) return await lease.transaction(fn, options)
+    lease.#mustBeOut()
+    return await lease.#lender.transactionsOf(lease.#entry).run(fn, options, lease.#lender.options.commitTimeout)
+  }
+
+  /** For the request scope. */
+  static isBeside<C> (lease: Lease<C>): boolean {
+    return lease instanceof PoolLease && lease.#entry.transactions !== undefined && lease.#entry.transactions.isBeside
+  }
+
+  static bare<C> (lease: Lease<C>): C {
+    return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
+  }
+
+  /** For the request scope: its request ended abnormally and its handler may still use the connection. */
+  static abandon<C> (lease: Lease<C>): void {
+    if (lease instanceof PoolLease) lease.#destroy('aborted')
+  }
+}
+
+/** The connection itself, where `wrap` made something else of it. */
+export const bare: <C>(lease: Lease<C>) => C = PoolLease.bare
+
+/** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
+export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
+
+/**
+ * Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls
+ * it back. Its commit has the pool's `commitTimeout`, unless the options say otherwise.
+ */
+export const hold: <C>(lease: Lease<C>, options: HoldOptions) => Promise<HeldTransaction> = PoolLease.hold
+
+/**
+ * Whether code that uses the connection now gets into a transaction of the lease that it is not within, and that may be
+ * rolled back.
+ */
+export const isBeside: <C>(lease: Lease<C>) => boolean = PoolLease.isBeside
+
+/**
+ * As `lease.transaction`, for a request: its commit has the pool's `commitTimeout`, unless the options say otherwise.
+ */
+export const transact: <C, T>(
+  lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
+) => Promise<T> = PoolLease.transact

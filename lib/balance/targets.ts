@@ -5,7 +5,8 @@ import type {
 } from '../../types/pool.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import { isDeadline, systemClock } from '../engine/time.js'
-import { Engine, durationsOf } from '../engine/engine.js'
+import { Books } from '../engine/books.js'
+import { Engine } from '../engine/engine.js'
 import { PoolError, badOption, scrub } from '../engine/errors.js'
 import { secretsOf } from '../engine/secrets.js'
 import { checkEngineOptions, poolDefaults, type EngineOptions } from '../pool/options.js'
@@ -172,22 +173,22 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const target: Target<C> = new Target<C>(name, spec, weight, () => new Engine(connector, checkEngineOptions<C>(connector, options), this.#clock, this.#budget.add(name, () => target)))
     this.#budget.join(target)
     const { pool } = target
-    pool.on('connect', () => {
+    pool.events.on('connect', () => {
       target.failing = false
       if (this.#line.size > 0) this.#review()
     })
-    pool.on('error', ({ error, phase }) => { if (phase === 'create') this.#failed(target, error) })
-    pool.on('disconnect', ({ reason }) => {
+    pool.events.on('error', ({ error, phase }) => { if (phase === 'create') this.#failed(target, error) })
+    pool.events.on('disconnect', ({ reason }) => {
       // What a check itself has ended tells nothing new.
       if ((reason === 'error' || reason === 'invalid') && target.check === undefined) this.#watch.soon()
       if (this.#line.size > 0) this.#review()
     })
-    pool.on('circuit', ({ from, to }) => {
+    pool.events.on('circuit', ({ from, to }) => {
       // Not at each probe of one that stays away.
       if (from === 'closed' || to === 'closed') this.#watch.soon()
       this.#review()
     })
-    pool.on('close', (end) => { this.#ends.push(end) })
+    pool.events.on('close', (end) => { this.#ends.push(end) })
     return target
   }
 
@@ -669,7 +670,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** What concerns one target says which, in `target`; what concerns the pool as a whole is told once. */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
-    const undos = this.#targets.map(({ pool }) => pool.on(event, listener))
+    const undos = this.#targets.map(({ pool }) => pool.events.on(event, listener))
     // Only here: a target's own refusal may not be the caller's.
     if (wholes.has(event)) for (const undo of undos.splice(0)) undo()
     undos.push(this.#listeners.add(event, listener))
@@ -687,7 +688,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const whole = sumOf(targets)
     return Object.freeze<PoolStats>({
       ...whole,
-      ...durationsOf(this.#targets.map(({ pool }) => pool)),
+      ...Books.durations(this.#targets.map(({ pool }) => pool.books)),
       min: this.#min,
       max: Math.min(this.#budget.max, whole.max),
       pending: whole.pending + this.#line.size,

@@ -1,4 +1,5 @@
-import type { Durations } from '../../types/pool.js'
+import type { DestroyReason } from '../../types/connector.js'
+import type { Durations, PoolStats } from '../../types/pool.js'
 
 /** Eight buckets for each power of two, counted in microseconds: a percentile is exact to about 6 %. */
 const perPower = 8
@@ -49,4 +50,77 @@ function middle (bucket: number): number {
   if (bucket < perPower) return bucket + 0.5
   const power = Math.floor(bucket / perPower) + 2
   return (perPower + (bucket % perPower) + 0.5) * 2 ** (power - 3)
+}
+
+/** The line's pace is a mean over so many leases of each connection: with fewer, connections that come back together make it jump. */
+const PACED = 8
+
+/** How fast a line moves. */
+export class Pace {
+  /** How often a connection came to somebody in the line, since it began or was resumed. */
+  #turns = 0
+  #lastTurn = 0
+  /** The mean time between two turns, in ms. */
+  mean = 0
+
+  /** A line that was empty begins anew: the turns of an hour ago tell nothing. So does one that was suspended. */
+  begin (now: number): void {
+    this.#turns = this.mean = 0
+    this.#lastTurn = now
+  }
+
+  /** @param max how many connections serve the line */
+  turn (now: number, max: number): void {
+    this.mean += (now - this.#lastTurn - this.mean) / Math.min(++this.#turns, PACED * max)
+    this.#lastTurn = now
+  }
+
+  /** Whether the line has moved often enough to tell how fast it does. */
+  isKnown (max: number): boolean {
+    return this.#turns > 2 * max
+  }
+}
+
+const reasons: readonly DestroyReason[] = [
+  'idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released',
+]
+
+/** What a pool has done since it was made. */
+export class Books {
+  acquired = 0
+  released = 0
+  created = 0
+  createErrors = 0
+  readonly destroyed = Object.fromEntries(reasons.map((reason) => [reason, 0])) as Record<DestroyReason, number>
+  timeouts = 0
+  refused = 0
+  aborted = 0
+  leaked = 0
+  readonly waits = new Histogram()
+  readonly holds = new Histogram()
+  readonly creates = new Histogram()
+
+  get destroyedTotal (): number {
+    return Object.values(this.destroyed).reduce((sum, count) => sum + count, 0)
+  }
+
+  get counters (): Pick<
+    PoolStats, 'acquired' | 'released' | 'created' | 'createErrors' | 'destroyed' | 'timeouts' | 'refused' | 'aborted' | 'leaked'
+  > {
+    const { acquired, released, created, createErrors, destroyed, timeouts, refused, aborted, leaked } = this
+    const reasons = Object.freeze({ ...destroyed })
+    return { acquired, released, created, createErrors, destroyed: reasons, timeouts, refused, aborted, leaked }
+  }
+
+  /** How long acquires waited, leases were held and creates took, in several pools together. */
+  static durations (all: readonly Books[]): Pick<PoolStats, 'wait' | 'held' | 'create'> {
+    // Those served at once are in no histogram: they waited for nothing.
+    const acquired = all.reduce((sum, books) => sum + books.acquired, 0)
+    const waits = all.map((books) => books.waits)
+    return {
+      wait: Histogram.summary(waits, acquired - Histogram.summary(waits).count),
+      held: Histogram.summary(all.map((books) => books.holds)),
+      create: Histogram.summary(all.map((books) => books.creates)),
+    }
+  }
 }

@@ -1,20 +1,20 @@
-import { AsyncResource } from 'node:async_hooks'
 import type { Connector, DestroyReason } from '../../types/connector.js'
 import type {
   AcquireOptions, AcquireSignal, Circuit as CircuitState, Clock, ErrorPhase, Holder, HolderLabel, HookInfo, Lease,
-  PoolEventName, PoolEvents, PoolHealth, PoolListener, PoolStats, Timer, WrapInfo,
+  PoolHealth, PoolStats, WrapInfo,
 } from '../../types/pool.js'
-import { Histogram } from './books.js'
+import { Books, Pace } from './books.js'
 import { Circuit } from './circuit.js'
 import {
   CLOSING, CREATING, Creation, Entry, GONE, HERE, IDLE, LATE, Operation, USED, Watch, type State,
 } from './entry.js'
-import { PoolError, badOption, scrub } from './errors.js'
+import { PoolError, badOption } from './errors.js'
+import { Events, asPromise } from './events.js'
 import { PoolLease } from './lease.js'
 import { Waiter, Waiters } from './line.js'
 import { secretsOf } from './secrets.js'
 import type { Settings } from './settings.js'
-import { isDeadline } from './time.js'
+import { Time, isDeadline } from './time.js'
 import { LeaseTransactions, commitLate, commitLost, released, type Host } from './transaction.js'
 
 /** How coarse the clock of the fast path is, in ms. A clock read costs as much as lending a connection (47 to 55 ns of 60). */
@@ -24,17 +24,11 @@ const SPARE = 2
 /** How many leases of a tick are timed exactly. */
 const SAMPLES = 64
 
-/** The line's pace is the mean over so many leases of each connection: fewer, and connections that are given back at the same time make it jump. */
-const PACED = 8
 /** What part of its deadline an acquire may be predicted to wait: the pace is a mean, and to be refused at once is better than to wait in vain. */
 const MARGIN = 0.8
 /** In ms: how long after an obstacle was met it is looked for again; doubled each time, up to the second. */
 const LOOK = 1
 const LOOK_LATER = 25
-
-const reasons: readonly DestroyReason[] = ['idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released']
-
-const newContext = () => new AsyncResource('FASTIFY_POOL')
 
 /** Where a pool stands among several behind one name: what it asks of them. All of it is cheap; it is asked at creates, returns and ends. */
 export interface Place {
@@ -50,8 +44,6 @@ export interface Place {
   freed (): void
 }
 
-type Listeners = { [E in PoolEventName]?: ReadonlyArray<PoolListener<E>> }
-
 /** One pool's machine. Its faces are `Pool` and `TargetPool`. */
 export class Engine<C> {
   readonly name: string
@@ -61,12 +53,11 @@ export class Engine<C> {
   readonly closeTimeout: number
 
   readonly options: Settings<C>
-  hidden: { readonly of: readonly string[] | undefined, readonly secrets: readonly string[] } | undefined
-  readonly clock: Clock
+  readonly events: Events
+  readonly time: Time
+  readonly books = new Books()
   readonly place: Place | undefined
   lastId = 0
-  /** Connector, hooks, listeners and timers run here, not in the async context of whichever caller happened to set them off. */
-  readonly context = new AsyncResource('FASTIFY_POOL')
   min: number
   max: number
   maxConnecting: number | undefined
@@ -114,34 +105,14 @@ export class Engine<C> {
   lookAgain = 0
 
   // Time.
-  /** As of the last tick, or of the last time somebody needed it exactly. */
-  now: number
-  timer: Timer | undefined
-  timerAt = Infinity
-  timerRef = false
   /** No tick is due while nothing happens. */
   asleep = true
   acquiredAtTick = 0
   /** What is the same in the errors of all whose deadline comes at the same time. */
   crowd: { readonly retryAfter: number, readonly holders: readonly Holder[] } | undefined
-  readonly alarms = new Set<{ readonly at: number, readonly ring: () => void }>()
-
-  // Books.
-  acquired = 0
-  released = 0
-  created = 0
-  createErrors = 0
-  readonly destroyed = Object.fromEntries(reasons.map((reason) => [reason, 0])) as Record<DestroyReason, number>
-  timeouts = 0
-  refused = 0
-  aborted = 0
-  leaked = 0
   samples = SAMPLES
   overflowing = false
-  /** Since there is a line: how often a connection came to somebody in it, when it last did, and after how many ms it does in the mean. */
-  turns = 0
-  turnAt = 0
-  pace = 0
+  readonly pace = new Pace()
   hookWaits: boolean
   // Of the options, for the fast path.
   readonly onAcquire: Settings<C>['onAcquire']
@@ -152,20 +123,16 @@ export class Engine<C> {
   readonly maxPending: number
   readonly acquireTimeout: number
   readonly overload: boolean
-  readonly waits = new Histogram()
-  readonly holds = new Histogram()
-  readonly creates = new Histogram()
-  listeners: Listeners = {}
   registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
 
   throwAway (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
     this.endLease(entry)
-    this.destroy(entry, reason, error && scrub(error, this.secrets))
+    this.destroy(entry, reason, error && this.events.scrub(error))
   }
 
   heldSince (entry: Entry<C>): number {
     // While no tick is due the coarse clock stands still.
-    return Math.max(0, (entry.timed || this.asleep ? this.read(true) : this.now) - entry.takenAt)
+    return Math.max(0, (entry.timed || this.asleep ? this.time.read(true) : this.time.now) - entry.takenAt)
   }
 
   transactionsOf (entry: Entry<C>): LeaseTransactions<C> {
@@ -192,16 +159,16 @@ export class Engine<C> {
     this.acquireTimeout = this.options.acquireTimeout
     this.overload = this.options.overload
     this.hookWaits = this.onAcquire?.constructor.name === 'AsyncFunction'
-    this.clock = clock
     this.place = place
-    this.now = clock.now()
+    this.events = new Events(this.name, place?.target, secretsIn(options, connector))
+    this.time = new Time(clock, (fn) => this.events.run(fn), () => { this.tick() }, () => this.isAwaited)
     if (this.options.leakAfter > 0) {
       this.registry = new FinalizationRegistry(({ entry, turn }) => {
         if (entry.turn === turn) this.lose(entry)
       })
     }
-    this.run(() => connector.onDriverEvent?.((event) => {
-      if (this.listeners.driver !== undefined) this.emit('driver', event)
+    this.events.run(() => connector.onDriverEvent?.((event) => {
+      if (this.events.hears('driver')) this.events.emit('driver', event)
     }))
   }
 
@@ -243,7 +210,7 @@ export class Engine<C> {
     try {
       return this.backend.isTransient?.(error) === true
     } catch (failure) {
-      this.report(failure, 'isTransient')
+      this.events.report(failure, 'isTransient')
       return false
     }
   }
@@ -252,9 +219,9 @@ export class Engine<C> {
   async pause (ms: number): Promise<void> {
     // Nothing would end its timer.
     if (this.phase === 'closed') return
-    const alarm = this.alarm(ms)
-    await alarm.rung
-    this.keepAlive()
+    const alarm = this.time.sleep(ms)
+    await alarm.over
+    this.time.keepAlive()
   }
 
   /** The fast path: no promise, no clock, no timer. */
@@ -280,7 +247,7 @@ export class Engine<C> {
       if (this.onAcquire === undefined) return this.lend(entry, holder, 0)
       const preparation = this.prepare(entry, holder)
       if (preparation === undefined) return this.lend(entry, holder, 0)
-      this.clean(entry, preparation.then(() => this.resetOf(entry), (error: unknown) => { throw new HookFailed(this.report(error, 'onAcquire')) }))
+      this.clean(entry, preparation.then(() => this.resetOf(entry), (error: unknown) => { throw new HookFailed(this.events.report(error, 'onAcquire')) }))
       return null
     }
   }
@@ -289,26 +256,26 @@ export class Engine<C> {
     entry.turn++
     if (entry.uses >= this.maxUses) entry.doomed ??= 'uses'
     entry.holder = holder
-    this.acquired++
-    entry.timed = this.samples > 0 || this.listeners.release !== undefined
+    this.books.acquired++
+    entry.timed = this.samples > 0 || this.events.hears('release')
     if (entry.timed) this.samples--
-    entry.takenAt = entry.timed ? this.read(true) : this.now
+    entry.takenAt = entry.timed ? this.time.read(true) : this.time.now
     const lease = new PoolLease<C>(this, entry)
     if (this.registry !== undefined) {
       this.registry.register(lease, { entry, turn: entry.turn })
       // Stacks cost 3 us each: they are taken once something has leaked.
-      entry.watch = new Watch(this.leaked > 0 ? new Error('acquired').stack : undefined)
+      entry.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
     }
-    if (this.listeners.acquire !== undefined) this.emit('acquire', { id: entry.id, wait, ...label(holder) })
+    if (this.events.hears('acquire')) this.events.emit('acquire', { id: entry.id, wait, ...label(holder) })
     return lease
   }
 
   wait (options: AcquireOptions | undefined, resolve: Waiter<C>['resolve'], reject: (error: Error) => void): void {
     const signal = options?.signal
     const holder = options?.holder
-    const now = this.read()
+    const now = this.time.read()
     if (signal?.aborted === true) {
-      this.aborted++
+      this.books.aborted++
       return reject(this.abortError(signal))
     }
     this.started = true
@@ -327,27 +294,26 @@ export class Engine<C> {
     if (signal !== undefined) {
       const leave = () => {
         this.leave(waiter)
-        this.aborted++
+        this.books.aborted++
         reject(this.abortError(signal))
       }
       signal.addEventListener('abort', leave, { once: true })
       waiter.unlisten = () => { signal.removeEventListener('abort', leave) }
     }
     if (this.waiters.size === 0) {
-      // Of the turns of an hour ago nothing is to be learned: a line that was empty begins anew.
-      this.turns = this.pace = this.lookAgain = 0
-      this.turnAt = now
+      this.pace.begin(now)
+      this.lookAgain = 0
     }
     this.waiters.add(waiter)
-    this.arm(waiter.deadline)
+    this.time.arm(waiter.deadline)
     if (this.asleep) this.wake()
-    this.keepAlive()
+    this.time.keepAlive()
     this.pump()
     if (!waiter.inLine) return
-    if (this.listeners.wait !== undefined) this.emit('wait', { pending: this.waiters.size, ...label(holder) })
+    if (this.events.hears('wait')) this.events.emit('wait', { pending: this.waiters.size, ...label(holder) })
     if (!this.overflowing && this.total >= this.max && this.idle.length === 0 && this.waiters.size > this.coming + this.validating) {
       this.overflowing = true
-      if (this.listeners.overflow !== undefined) this.emit('overflow', { pending: this.waiters.size })
+      if (this.events.hears('overflow')) this.events.emit('overflow', { pending: this.waiters.size })
     }
   }
 
@@ -383,7 +349,7 @@ export class Engine<C> {
     if (waiter.preparing === preparing) return
     waiter.preparing = preparing
     this.preparing += preparing ? 1 : -1
-    this.keepAlive()
+    this.time.keepAlive()
   }
 
   /** Lends a connection that is ready to the first in line; there is one. */
@@ -409,11 +375,11 @@ export class Engine<C> {
       const reason = waiter.waiting ? this.dead(entry) : undefined
       if (reason === undefined) return this.prepared(entry, waiter)
       this.waiters.putBack(waiter)
-      this.arm(waiter.deadline)
-      this.keepAlive()
+      this.time.arm(waiter.deadline)
+      this.time.keepAlive()
       this.destroy(entry, reason, entry.broken)
     }, (error: unknown) => {
-      const reported = this.report(error, 'onAcquire')
+      const reported = this.events.report(error, 'onAcquire')
       if (this.leave(waiter)) waiter.reject(error as Error)
       if (entry.state === USED) this.destroy(entry, 'error', reported)
     })
@@ -428,11 +394,10 @@ export class Engine<C> {
   handOver (entry: Entry<C>, waiter: Waiter<C>): void {
     // A long `onAcquire` may have seen the last tick.
     if (this.asleep) this.wake()
-    const now = this.read()
+    const now = this.time.read()
     const wait = now - waiter.since
-    this.waits.record(wait)
-    this.pace += (now - this.turnAt - this.pace) / Math.min(++this.turns, PACED * this.max)
-    this.turnAt = now
+    this.books.waits.record(wait)
+    this.pace.turn(now, this.max)
     const { resolve, holder } = waiter
     this.leave(waiter)
     resolve(this.lend(entry, holder, wait))
@@ -441,12 +406,12 @@ export class Engine<C> {
   /** Runs `onAcquire`: undefined when it is done. Where it throws, the connection is destroyed and the caller of ours told. */
   prepare (entry: Entry<C>, holder: HolderLabel | undefined): Promise<unknown> | undefined {
     try {
-      const preparation = asPromise(this.run(() => this.onAcquire!(entry.connection, this.info(entry, { holder, uses: entry.uses + 1 }))))
+      const preparation = asPromise(this.events.run(() => this.onAcquire!(entry.connection, this.info(entry, { holder, uses: entry.uses + 1 }))))
       // This hook returns promises: from now on everybody takes the way that can wait.
       if (preparation !== undefined) this.hookWaits = true
       return preparation
     } catch (error) {
-      this.destroy(entry, 'error', this.report(error, 'onAcquire'))
+      this.destroy(entry, 'error', this.events.report(error, 'onAcquire'))
       throw error
     }
   }
@@ -483,14 +448,14 @@ export class Engine<C> {
     entry.holder = undefined
     entry.watch = undefined
     entry.transactions = undefined
-    this.released++
+    this.books.released++
     // While no tick is due the coarse clock stands still.
-    const exactly = entry.timed || this.asleep || this.listeners.release !== undefined || watch?.reported === true
-    const held = Math.max(0, (exactly ? this.read(true) : this.now) - entry.takenAt)
+    const exactly = entry.timed || this.asleep || this.events.hears('release') || watch?.reported === true
+    const held = Math.max(0, (exactly ? this.time.read(true) : this.time.now) - entry.takenAt)
     if (!exactly) return held
-    if (entry.timed) this.holds.record(held)
-    if (this.listeners.release !== undefined) this.emit('release', { id: entry.id, held, ...label(holder) })
-    if (watch?.reported === true && this.listeners.unleak !== undefined) this.emit('unleak', { id: entry.id, held, ...label(holder), ...stackOf(watch) })
+    if (entry.timed) this.books.holds.record(held)
+    if (this.events.hears('release')) this.events.emit('release', { id: entry.id, held, ...label(holder) })
+    if (watch?.reported === true && this.events.hears('unleak')) this.events.emit('unleak', { id: entry.id, held, ...label(holder), ...stackOf(watch) })
     return held
   }
 
@@ -502,7 +467,7 @@ export class Engine<C> {
       // To make one costs more than all the rest of a return: only for a reset that takes it, and one that was not needed is there for the next.
       const controller = backend.reset!.length < 2 ? undefined : (this.spare ??= new AbortController())
       // No copy: on the way of every return it would cost more than all the rest.
-      const reset = asPromise(this.context.runInAsyncScope(() => backend.reset!(entry.connection, controller?.signal as AbortSignal)))
+      const reset = asPromise(this.events.runWithoutCopy(() => backend.reset!(entry.connection, controller?.signal as AbortSignal)))
       if (reset === undefined) return undefined
       this.spare = undefined
       if (controller !== undefined) (entry.operation ??= new Operation()).controller = controller
@@ -519,7 +484,7 @@ export class Engine<C> {
   /** Waits, not for ever, until a connection is clean, and offers it. A failure destroys it. */
   clean (entry: Entry<C>, cleaning: Promise<unknown> | undefined): void {
     if (cleaning === undefined) return this.offer(entry)
-    this.begin(entry, 'reset', this.read() + this.options.resetTimeout)
+    this.begin(entry, 'reset', this.time.read() + this.options.resetTimeout)
     cleaning.then(() => {
       if (entry.state !== USED) return
       this.finish(entry)
@@ -533,8 +498,8 @@ export class Engine<C> {
     // A hook's own error was reported where it happened.
     if (cause instanceof HookFailed) return this.destroy(entry, 'error', cause.reported)
     const message = `the reset of a connection of pool '${this.name}' failed; the connection was destroyed`
-    const error = new PoolError('FST_POOL_RESET_FAILED', message, { cause: scrub(cause, this.secrets) })
-    this.destroy(entry, 'error', this.report(error, 'reset'))
+    const error = new PoolError('FST_POOL_RESET_FAILED', message, { cause: this.events.scrub(cause) })
+    this.destroy(entry, 'error', this.events.report(error, 'reset'))
   }
 
   /**
@@ -550,14 +515,14 @@ export class Engine<C> {
     let hindered = false
     if (this.waiters.size > 0 && !this.halted) {
       if (this.place?.mustYield() === true) return this.destroy(entry, 'idle')
-      entry.freshAt = Math.floor(this.now)
+      entry.freshAt = Math.floor(this.time.now)
       if (!this.meets || !this.isHindered(entry)) return this.serve(entry)
       hindered = true
     }
     if (this.phase !== 'open' && !hindered) return this.destroy(entry, 'closed')
     if (this.place?.mustYield() === true) return this.destroy(entry, 'idle')
     if (this.asleep) this.wake()
-    entry.freshAt = Math.floor(this.now)
+    entry.freshAt = Math.floor(this.time.now)
     entry.idleSince = since ?? entry.freshAt
     entry.state = IDLE
     // In the order of their last use, which being asked does not change.
@@ -581,7 +546,7 @@ export class Engine<C> {
       call: async (phase, work, commit) => {
         const { acquireTimeout, resetTimeout } = this.options
         const timeout = phase === 'begin' ? acquireTimeout : resetTimeout
-        const operation = this.begin(entry, phase, commit?.deadline ?? this.read() + timeout)
+        const operation = this.begin(entry, phase, commit?.deadline ?? this.time.read() + timeout)
         operation.commit = commit
         const { signal } = operation
         const cut = new Promise<never>((_resolve, reject) => {
@@ -594,12 +559,12 @@ export class Engine<C> {
         })
         cut.catch(() => { /* Where the connector was faster, it is asked for below. */ })
         try {
-          return await Promise.race([this.run(() => work(signal)), cut])
+          return await Promise.race([this.events.run(() => work(signal)), cut])
         } catch (error) {
           // Then the connector's own error tells only that it gave up.
           if (signal.aborted) return await cut
           if (commit !== undefined && (commit.inDoubt() ?? this.dead(entry) !== undefined)) {
-            throw commitLost(this.name, scrub(error, this.secrets))
+            throw commitLost(this.name, this.events.scrub(error))
           }
           throw error
         } finally {
@@ -607,20 +572,20 @@ export class Engine<C> {
         }
       },
       // Unless what was waited for took so long that the connection is gone.
-      callLate: async (work) => { if (entry.state === USED) await this.run(work) },
+      callLate: async (work) => { if (entry.state === USED) await this.events.run(work) },
       // Several may be past the same deadline: with the first of them the lease has ended.
       fail: (error, phase) => { if (entry.turn === turn) this.revoke(entry, 'error', { error, phase }) },
-      now: () => this.read(),
+      now: () => this.time.read(),
       wait: async (ms, done) => {
-        const alarm = this.alarm(ms)
+        const alarm = this.time.sleep(ms)
         try {
-          return await Promise.race([alarm.rung.then(() => false), ...(done === undefined ? [] : [done.then(() => true)])])
+          return await Promise.race([alarm.over.then(() => false), ...(done === undefined ? [] : [done.then(() => true)])])
         } finally {
           alarm.cancel()
-          this.keepAlive()
+          this.time.keepAlive()
         }
       },
-      random: () => this.clock.random(),
+      random: () => this.time.random(),
     }
   }
 
@@ -637,7 +602,7 @@ export class Engine<C> {
         return await this.transactionsOf(entry).begin(options, this.options.commitTimeout)
       },
     }
-    return this.run(() => wrap(connection, info)) as C
+    return this.events.run(() => wrap(connection, info)) as C
   }
 
   // --- Judging --------------------------------------------------------------------------------------------------------------------------
@@ -645,7 +610,7 @@ export class Engine<C> {
   /** The pool's own reasons against lending it again. */
   unfit (entry: Entry<C>): DestroyReason | undefined {
     if (entry.doomed !== undefined) return entry.doomed
-    if (entry.expiresAt !== 0 && entry.expiresAt <= this.now) return 'lifetime'
+    if (entry.expiresAt !== 0 && entry.expiresAt <= this.time.now) return 'lifetime'
     return this.shrunk ? this.tooMany() : undefined
   }
 
@@ -662,49 +627,49 @@ export class Engine<C> {
     try {
       return this.backend.isBroken(entry.connection) ? 'error' : undefined
     } catch (error) {
-      entry.broken = this.report(error, 'isBroken')
+      entry.broken = this.events.report(error, 'isBroken')
       return 'error'
     }
   }
 
   /** Whether something outside of the pool is in the way of a loan. Then it is looked for again, for as long as somebody waits. */
   isHindered (entry: Entry<C>): boolean {
-    const now = this.read()
+    const now = this.time.read()
     try {
       const obstacle = this.backend.obstacle!(entry.connection)
       // The connector's own words: they may name an address.
-      this.obstacle = obstacle === undefined ? undefined : scrub(obstacle, this.secrets).message
+      this.obstacle = obstacle === undefined ? undefined : this.events.scrub(obstacle).message
     } catch (error) {
       // What is wrong its borrower will see.
       this.obstacle = undefined
       // Behind the loan: what listeners do must not come between.
-      queueMicrotask(() => { this.report(error, 'obstacle') })
+      queueMicrotask(() => { this.events.report(error, 'obstacle') })
     }
     this.lookAgain = this.obstacle === undefined ? 0 : Math.min(LOOK_LATER, this.lookAgain * 2 || LOOK)
     if (this.obstacle === undefined) return false
-    this.arm(now + this.lookAgain)
+    this.time.arm(now + this.lookAgain)
     return true
   }
 
   /** Idle for so long that it must answer before it is lent. */
   isStale (entry: Entry<C>): boolean {
-    return this.now - entry.freshAt >= this.validateAfter
+    return this.time.now - entry.freshAt >= this.validateAfter
   }
 
   /** Asks a used connection, and offers it where it is alive; nobody has used it meanwhile. Resolves to the round trip's ms; undefined: it is gone. */
   async validate (entry: Entry<C>, awaited = false): Promise<number | undefined> {
-    const began = this.read(true)
+    const began = this.time.read(true)
     const operation = this.begin(entry, 'validate', began + this.options.validateTimeout)
     const { signal } = operation
     operation.awaited = awaited
     let valid = false
     let failure: Error | undefined
     try {
-      const answer = this.run(() => this.backend.validate!(entry.connection, signal))
+      const answer = this.events.run(() => this.backend.validate!(entry.connection, signal))
       // At its deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores the signal.
       valid = await Promise.race([answer, new Promise<false>((resolve) => { signal.addEventListener('abort', () => { resolve(false) }) })])
     } catch (error) {
-      if (entry.operation === operation) failure = this.report(error, 'validate')
+      if (entry.operation === operation) failure = this.events.report(error, 'validate')
     }
     if (entry.operation !== operation) return undefined
     this.finish(entry)
@@ -712,7 +677,7 @@ export class Engine<C> {
       this.destroy(entry, 'invalid', failure)
       return undefined
     }
-    const latency = this.read(true) - began
+    const latency = this.time.read(true) - began
     this.offer(entry, false, entry.idleSince)
     return latency
   }
@@ -767,8 +732,8 @@ export class Engine<C> {
     // Where something is in the way of those that are idle, another one would meet it, too.
     const lacking = this.idle.length > 0 ? 0 : this.waiters.size - this.validating - this.coming
     if (lacking <= 0 && missing <= 0) return false
-    if (this.failures > 0 && this.read() < this.retryAt) {
-      this.arm(this.retryAt)
+    if (this.failures > 0 && this.time.read() < this.retryAt) {
+      this.time.arm(this.retryAt)
       return false
     }
     return this.place?.mayCreate() ?? true
@@ -777,8 +742,8 @@ export class Engine<C> {
   /** While the circuit is not closed: one create at a time, also where nobody waits for it. Those begun before hold it up no more than they do others. */
   mayProbe (): boolean {
     if ((this.circuit.state === 'half-open' && this.count[CREATING]! > 0) || (this.phase !== 'open' && this.waiters.size === 0)) return false
-    if (this.read() < this.circuit.retryAt) {
-      this.arm(this.circuit.retryAt)
+    if (this.time.read() < this.circuit.retryAt) {
+      this.time.arm(this.circuit.retryAt)
       return false
     }
     return this.place?.mayCreate() ?? true
@@ -788,7 +753,7 @@ export class Engine<C> {
   get hopeless (): boolean {
     if (this.circuit.state === 'closed' || this.count[HERE]! > 0 || this.suspended) return false
     // A pool that drains creates nothing for itself: somebody who waits must be there when it is time to try.
-    return this.phase === 'open' || (this.circuit.state === 'open' && this.read() < this.circuit.retryAt)
+    return this.phase === 'open' || (this.circuit.state === 'open' && this.time.read() < this.circuit.retryAt)
   }
 
   /** How many connections there should be even when nobody waits. */
@@ -797,7 +762,7 @@ export class Engine<C> {
   }
 
   create (): void {
-    const now = this.read(true)
+    const now = this.time.read(true)
     const entry = new Entry<C>(this.place?.nextId() ?? ++this.lastId, Math.floor(now))
     const creation = (entry.creation = new Creation(now, this.failures))
     this.entries.add(entry)
@@ -806,7 +771,7 @@ export class Engine<C> {
     // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
     if (this.failures > 0) this.backOff(now)
     this.circuit.begin()
-    this.run(() => this.make(entry, creation, signal))
+    this.events.run(() => this.make(entry, creation, signal))
     this.tellCircuit()
   }
 
@@ -815,7 +780,7 @@ export class Engine<C> {
     try {
       entry.connection = await this.backend.create(signal)
       creation.delivered = true
-      entry.freshAt = Math.floor(this.clock.now())
+      entry.freshAt = Math.floor(this.time.clock.now())
       if (entry.state === LATE) return this.destroyLate(entry)
       this.backend.onDeath?.(entry.connection, (error) => { this.died(entry, error) })
       if (creation.unwanted === undefined) {
@@ -830,18 +795,18 @@ export class Engine<C> {
     }
     // Its deadline passed while `onConnect` ran.
     if (entry.state !== CREATING) return
-    const now = this.read(true)
+    const now = this.time.read(true)
     this.finish(entry)
-    this.created++
-    this.creates.record(now - creation.began)
+    this.books.created++
+    this.books.creates.record(now - creation.began)
     this.failures = 0
     this.lastFailure = undefined
     this.circuit.succeeded()
     const { maxLifetime } = this.options
     // Up to a tenth less: connections that were made together do not end together.
-    if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.clock.random())))
+    if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.time.random())))
     this.move(entry, USED)
-    if (this.listeners.connect !== undefined) this.emit('connect', { id: entry.id, took: now - creation.began })
+    if (this.events.hears('connect')) this.events.emit('connect', { id: entry.id, took: now - creation.began })
     entry.createdAt = Math.floor(now)
     entry.creation = undefined
     this.tellCircuit()
@@ -872,17 +837,17 @@ export class Engine<C> {
   }
 
   countFailure ({ failures }: Creation): void {
-    this.createErrors++
-    this.circuit.failed(this.read(), this.clock.random())
+    this.books.createErrors++
+    this.circuit.failed(this.time.read(), this.time.random())
     // Creates that were under way together fail together: that is one failure. (One from before the last success may know of more failures.)
     if (failures < this.failures) return
     this.failures++
-    this.backOff(this.read())
+    this.backOff(this.time.read())
   }
 
   /** Behind the count: what listeners do must not begin another create at once. */
   tellFailure (cause: unknown): Error {
-    const error = cause instanceof HookFailed ? cause.reported : this.report(cause, 'create')
+    const error = cause instanceof HookFailed ? cause.reported : this.events.report(cause, 'create')
     this.lastFailure = error
     // Whoever opens a pool starts an app: unlike a request's client, it is told what happened.
     // An option that only a connection could show to be wrong (what `wrap` or `url()` gives) is no outage.
@@ -912,13 +877,13 @@ export class Engine<C> {
     const to = this.circuit.state
     if (from === to) return
     this.circuitTold = to
-    if (this.listeners.circuit !== undefined) this.emit('circuit', { from, to, ...(error && { error }) })
+    if (this.events.hears('circuit')) this.events.emit('circuit', { from, to, ...(error && { error }) })
   }
 
   /** Doubling, with full jitter. */
   backOff (now: number): void {
     const { min, max } = this.options.backoff
-    this.retryAt = now + Math.max(1, this.clock.random() * Math.min(max, min * 2 ** (this.failures - 1)))
+    this.retryAt = now + Math.max(1, this.time.random() * Math.min(max, min * 2 ** (this.failures - 1)))
   }
 
   /** All creates but the first `kept` are not needed any more: they are told so, and what they still deliver is destroyed. */
@@ -939,7 +904,7 @@ export class Engine<C> {
     if (entry.broken !== undefined || entry.state >= CLOSING) return
     // First of all: nobody gets it, whatever listeners do.
     entry.broken = new Error('the connection was closed')
-    if (cause !== undefined) entry.broken = this.report(cause, 'death')
+    if (cause !== undefined) entry.broken = this.events.report(cause, 'death')
     if (entry.state !== IDLE) return
     this.takeIdle(entry)
     this.destroy(entry, 'error', entry.broken)
@@ -954,11 +919,11 @@ export class Engine<C> {
     if (doing === 'begin' || doing === 'commit' || doing === 'rollback') this.abort(entry, 'the connection is destroyed')
     this.finish(entry)
     this.move(entry, CLOSING)
-    const now = this.read()
+    const now = this.time.read()
     this.begin(entry, undefined, now + this.options.destroyTimeout)
-    this.destroyed[reason]++
+    this.books.destroyed[reason]++
     const { id, uses } = entry
-    if (this.listeners.disconnect !== undefined) this.emit('disconnect', { id, reason, age: now - entry.createdAt, uses, ...(error && { error }) })
+    if (this.events.hears('disconnect')) this.events.emit('disconnect', { id, reason, age: now - entry.createdAt, uses, ...(error && { error }) })
     this.hook('onDisconnect', entry, { reason })?.catch(() => { /* It was reported, and changes nothing. */ })
     this.end(entry, reason)
     this.settle()
@@ -968,20 +933,20 @@ export class Engine<C> {
 
   /** What came after its deadline: nobody was told of it, so it goes without an event. */
   destroyLate (entry: Entry<C>): void {
-    this.destroyed.released++
+    this.books.destroyed.released++
     this.end(entry, 'released')
   }
 
   end (entry: Entry<C>, reason: DestroyReason): void {
     let ending: Promise<unknown> | undefined
     try {
-      ending = asPromise(this.run(() => this.backend.destroy(entry.connection, reason)))
+      ending = asPromise(this.events.run(() => this.backend.destroy(entry.connection, reason)))
     } catch (error) {
-      this.report(error, 'destroy')
+      this.events.report(error, 'destroy')
     }
     if (ending === undefined) return this.gone(entry)
     ending.then(() => { this.gone(entry) }, (error: unknown) => {
-      this.report(error, 'destroy')
+      this.events.report(error, 'destroy')
       this.gone(entry)
     })
   }
@@ -1015,7 +980,7 @@ export class Engine<C> {
     } else if (entry.state === CLOSING) {
       this.finish(entry)
       this.move(entry, LATE)
-      this.report(new Error(`a connection was not closed within ${destroyTimeout} ms (destroyTimeout)`), 'destroy')
+      this.events.report(new Error(`a connection was not closed within ${destroyTimeout} ms (destroyTimeout)`), 'destroy')
     } else if (doing === 'begin' || doing === 'commit' || doing === 'rollback') {
       const error = doing === 'begin'
         ? new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${this.name}' did not begin within ${acquireTimeout} ms: ` +
@@ -1030,11 +995,11 @@ export class Engine<C> {
       this.finish(entry)
       if (doing === 'prepare') {
         this.expire(prepared!)
-        this.destroy(entry, 'error', this.report(new Error('onAcquire was not done at the deadline of its acquire'), 'onAcquire'))
+        this.destroy(entry, 'error', this.events.report(new Error('onAcquire was not done at the deadline of its acquire'), 'onAcquire'))
       } else if (doing === 'reset') {
         this.unclean(entry, new Error(`not clean within ${resetTimeout} ms (resetTimeout)`))
       } else {
-        this.destroy(entry, 'invalid', this.report(new Error(`no answer within ${validateTimeout} ms (validateTimeout)`), 'validate'))
+        this.destroy(entry, 'invalid', this.events.report(new Error(`no answer within ${validateTimeout} ms (validateTimeout)`), 'validate'))
       }
     }
     this.settle()
@@ -1051,10 +1016,10 @@ export class Engine<C> {
 
   /** The pool itself ends a lease. @param failed what is to be reported */
   revoke (entry: Entry<C>, reason: DestroyReason, failed?: { readonly error: unknown, readonly phase: ErrorPhase }): void {
-    entry.revokedAfter = this.read() - entry.takenAt
+    entry.revokedAfter = this.time.read() - entry.takenAt
     // Before the report: who listens to it may end the lease, too.
     this.endLease(entry)
-    this.destroy(entry, reason, failed && this.report(failed.error, failed.phase))
+    this.destroy(entry, reason, failed && this.events.report(failed.error, failed.phase))
   }
 
   // --- Books ----------------------------------------------------------------------------------------------------------------------------
@@ -1065,16 +1030,6 @@ export class Engine<C> {
     this.count[entry.state === IDLE ? HERE : entry.state]!--
     this.count[state === IDLE ? HERE : state]!++
     entry.state = state
-  }
-
-  /** What no error may show. A connector whose addresses change has others from time to time. */
-  get secrets (): readonly string[] {
-    const { secrets } = this.backend
-    if (this.hidden === undefined || this.hidden.of !== secrets) {
-      const { url, connection } = this.options
-      this.hidden = { of: secrets, secrets: secretsOf({ url, connection: [connection, { secrets }] }) }
-    }
-    return this.hidden.secrets
   }
 
   get used (): number {
@@ -1122,7 +1077,7 @@ export class Engine<C> {
     const operation = (entry.operation ??= new Operation())
     operation.doing = doing
     operation.deadline = deadline
-    this.arm(deadline)
+    this.time.arm(deadline)
     return operation
   }
 
@@ -1135,7 +1090,7 @@ export class Engine<C> {
   }
 
   abort (entry: Entry<C>, why: string | Error): void {
-    this.run(() => entry.operation?.controller?.abort(typeof why === 'string' ? new Error(why) : why))
+    this.events.run(() => entry.operation?.controller?.abort(typeof why === 'string' ? new Error(why) : why))
   }
 
   /** Wakes those who wait for the pool as a whole. */
@@ -1154,79 +1109,51 @@ export class Engine<C> {
     const ready = this.openers.filter(({ target }) => there >= Math.min(target, this.max))
     this.openers = this.openers.filter((opener) => !ready.includes(opener))
     const { driver } = this.backend
-    if (ready.length > 0 && this.listeners.open !== undefined) this.emit('open', { ...(driver !== undefined && { driver }) })
+    if (ready.length > 0 && this.events.hears('open')) this.events.emit('open', { ...(driver !== undefined && { driver }) })
     for (const { resolve } of ready) resolve()
     // Nothing is created any more, until one comes back that is late; that may be never.
     if (this.count[LATE]! >= this.max) this.rejectOpeners(() => this.connectError(this.lastFailure))
-    else this.keepAlive()
+    else this.time.keepAlive()
   }
 
   rejectOpeners (why: () => PoolError): void {
     for (const { reject } of this.openers.splice(0)) reject(why())
-    this.keepAlive()
+    this.time.keepAlive()
   }
 
   // --- Time -----------------------------------------------------------------------------------------------------------------------------
 
-  read (exactly?: boolean): number {
-    return (this.now = this.clock.now(exactly))
-  }
-
-  /** One timer serves all: it is set to whatever comes first. */
-  arm (at: number): void {
-    if (at >= this.timerAt || at === Infinity) return
-    this.timer?.cancel()
-    this.timerAt = at
-    this.timerRef = false
-    this.timer = this.run(() => this.clock.setTimer(() => { this.run(() => { this.tick() }) }, Math.max(1, Math.ceil(at - this.read()))))
-    this.keepAlive()
-  }
-
-  disarm (): void {
-    this.timer?.cancel()
-    this.timer = undefined
-    this.timerAt = Infinity
-  }
-
-  /** The process stays alive for those who wait, and for nothing else. */
-  keepAlive (): void {
-    const wanted = this.waiters.size + this.preparing + this.openers.length + this.alarms.size > 0
-    if (wanted === this.timerRef || this.timer === undefined) return
-    this.timerRef = wanted
-    if (wanted) this.timer.ref()
-    else this.timer.unref()
+  /** Somebody waits: the process stays alive for them, and for nothing else. */
+  get isAwaited (): boolean {
+    return this.waiters.size + this.preparing + this.openers.length > 0
   }
 
   wake (): void {
     this.asleep = false
     this.samples = SAMPLES
-    this.arm(this.read() + TICK)
+    this.time.arm(this.time.read() + TICK)
   }
 
   /** Housekeeping. */
   tick (): void {
-    this.disarm()
-    const now = this.read()
+    const now = this.time.read()
     this.samples = SAMPLES
-    this.arm(this.waiters.sweep(now, (waiter) => { this.expire(waiter) }))
-    for (const alarm of this.alarms) {
-      if (alarm.at > now) this.arm(alarm.at)
-      else if (this.alarms.delete(alarm)) alarm.ring()
-    }
+    this.time.arm(this.waiters.sweep(now, (waiter) => { this.expire(waiter) }))
+    this.time.wakeSleepers(now)
     for (const entry of this.entries) {
       const deadline = entry.operation?.deadline ?? Infinity
       if (deadline <= now) this.overdue(entry)
-      else if (entry.state === IDLE) this.arm(this.keep(entry, now))
-      else if (entry.lent && this.options.leakAfter > 0) this.arm(this.watch(entry, now))
-      if (entry.operation !== undefined) this.arm(entry.operation.deadline)
+      else if (entry.state === IDLE) this.time.arm(this.keep(entry, now))
+      else if (entry.lent && this.options.leakAfter > 0) this.time.arm(this.watch(entry, now))
+      if (entry.operation !== undefined) this.time.arm(entry.operation.deadline)
     }
     this.crowd = undefined
     this.pump()
     // The coarse clock ticks only while connections are lent or waited for; the first to come wakes it.
-    this.asleep = this.acquired === this.acquiredAtTick && this.waiters.size === 0
-    this.acquiredAtTick = this.acquired
-    if (!this.asleep) this.arm(now + TICK)
-    this.keepAlive()
+    this.asleep = this.books.acquired === this.acquiredAtTick && this.waiters.size === 0
+    this.acquiredAtTick = this.books.acquired
+    if (!this.asleep) this.time.arm(now + TICK)
+    this.time.keepAlive()
   }
 
   /** Whether an idle connection is kept. Returns when to look again. */
@@ -1253,26 +1180,13 @@ export class Engine<C> {
     if (leakAt > now) return leakAt
     const watch = entry.watch!
     if (watch.reported) return Infinity
-    this.leaked++
+    this.books.leaked++
     watch.reported = true
-    if (this.listeners.leak !== undefined) {
-      this.emit('leak', { id: entry.id, held: now - entry.takenAt, ...label(entry.holder), ...stackOf(watch) })
+    if (this.events.hears('leak')) {
+      this.events.emit('leak', { id: entry.id, held: now - entry.takenAt, ...label(entry.holder), ...stackOf(watch) })
     }
     if (watch.lost) this.revoke(entry, 'leaked')
     return Infinity
-  }
-
-  /** Resolves at `ms` from now, and keeps the process alive until then, or until `cancel`. */
-  alarm (ms: number): { readonly rung: Promise<void>, cancel: () => void } {
-    let cancel = () => {}
-    const rung = new Promise<void>((resolve) => {
-      const alarm = { at: this.read() + ms, ring: resolve }
-      cancel = () => { this.alarms.delete(alarm) }
-      this.alarms.add(alarm)
-      this.arm(alarm.at)
-      this.keepAlive()
-    })
-    return { rung, cancel }
   }
 
   /** At its deadline. */
@@ -1280,10 +1194,10 @@ export class Engine<C> {
     // Before it leaves: from a pool that drains, the idle connections go with the last who waits.
     const obstacle = this.obstacle
     if (!this.leave(waiter)) return
-    this.timeouts++
+    this.books.timeouts++
     const { holder, since, deadline } = waiter
     const error = withoutStack(() => this.timeoutError(deadline - since, obstacle))
-    if (this.listeners.timeout !== undefined) this.emit('timeout', { error, wait: this.now - since, ...label(holder) })
+    if (this.events.hears('timeout')) this.events.emit('timeout', { error, wait: this.time.now - since, ...label(holder) })
     waiter.reject(error)
   }
 
@@ -1307,13 +1221,13 @@ export class Engine<C> {
   /** Whether the line has moved often enough to tell how fast it does. */
   get isPaced (): boolean {
     // Of a line that was, nothing is to be learned; in one that is stopped, everybody waits.
-    return this.waiters.size > 0 && !this.suspended && this.turns > 2 * this.max
+    return this.waiters.size > 0 && !this.suspended && this.pace.isKnown(this.max)
   }
 
   /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
   predictedWait (): number {
-    if (this.isPaced) return (this.waiters.size + 1) * this.pace
-    const { count, p50 } = this.holds.summary()
+    if (this.isPaced) return (this.waiters.size + 1) * this.pace.mean
+    const { count, p50 } = this.books.holds.summary()
     return count === 0 ? 1000 : (this.waiters.size + 1) * p50 / this.max
   }
 
@@ -1323,13 +1237,13 @@ export class Engine<C> {
 
   connectError (cause: Error | undefined): PoolError {
     return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${this.name}' can't connect (${this.numbers()}). Is its server up, and are its address and login right?`,
-      { cause, retryAfter: (this.retryAt - this.now) / 1000 })
+      { cause, retryAfter: (this.retryAt - this.time.now) / 1000 })
   }
 
   circuitError (): PoolError {
     return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.name}' has no connection, and creates keep failing: one is tried every ` +
       `${(this.options.circuit as { openFor: number }).openFor} ms (circuit). Is its server up, and are its address and login right?`,
-    { cause: this.lastFailure, retryAfter: (this.circuit.retryAt - this.now) / 1000 })
+    { cause: this.lastFailure, retryAfter: (this.circuit.retryAt - this.time.now) / 1000 })
   }
 
   overloadError (timeout: number): PoolError {
@@ -1371,39 +1285,9 @@ export class Engine<C> {
   }
 
   refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
-    this.refused++
-    if (this.listeners.refuse !== undefined) this.emit('refuse', { error, wait, ...label(holder) })
+    this.books.refused++
+    if (this.events.hears('refuse')) this.events.emit('refuse', { error, wait, ...label(holder) })
     return error
-  }
-
-  /** Something failed that no caller is told of: to the listeners of `error`. Returns the scrubbed copy. */
-  report (error: unknown, phase: ErrorPhase): Error {
-    const copy = scrub(error, this.secrets)
-    if (this.listeners.error !== undefined) this.emit('error', { error: copy, phase })
-    return copy
-  }
-
-  emit<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
-    const target = this.place?.target
-    const event = Object.freeze({ ...details, pool: this.name, ...(target !== undefined && { target }), time: Date.now() }) as unknown as PoolEvents[E]
-    for (const listener of this.listeners[name] as ReadonlyArray<PoolListener<E>>) {
-      const failed = (error: unknown) => {
-        // What the error listener throws can't go to the error listener.
-        if (name === 'error') process.emitWarning(scrub(error, this.secrets))
-        else this.report(error, 'listener')
-      }
-      try {
-        const result: unknown = this.run(() => listener(event))
-        asPromise(result)?.then(undefined, failed)
-      } catch (error) {
-        failed(error)
-      }
-    }
-  }
-
-  /** Each time in a new copy of the context: what foreign code stores (`enterWith`; `run` around a call of ours) would stay in it. */
-  run<T> (fn: () => T): T {
-    return this.context.runInAsyncScope(newContext).runInAsyncScope(fn)
   }
 
   info (entry: Entry<C>, more: Partial<HookInfo> = {}): HookInfo {
@@ -1414,31 +1298,11 @@ export class Engine<C> {
   hook (name: 'onConnect' | 'onRelease' | 'onDisconnect', entry: Entry<C>, more?: Partial<HookInfo>): Promise<unknown> | undefined {
     const hook = this.options[name]
     if (hook === undefined) return undefined
-    const failed = (error: unknown) => { throw new HookFailed(this.report(error, name)) }
+    const failed = (error: unknown) => { throw new HookFailed(this.events.report(error, name)) }
     try {
-      return asPromise(this.run(() => hook(entry.connection, this.info(entry, more))))?.then(undefined, failed)
+      return asPromise(this.events.run(() => hook(entry.connection, this.info(entry, more))))?.then(undefined, failed)
     } catch (error) {
       return Promise.reject(error).catch(failed)
-    }
-  }
-
-  /**
-   * Listens to an event. What a listener throws goes to the listeners of `error`.
-   *
-   * @returns its own undo
-   * @throws `FST_POOL_BAD_OPTIONS` for an event that there is not
-   */
-  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
-    if (!eventNames.has(event)) throw badOption('event', event, `one of ${[...eventNames].join(', ')}`)
-    if (typeof listener !== 'function') throw badOption('listener', listener, 'a function')
-    // A new list each time: one that is being walked does not change.
-    const listeners = this.listeners as Record<PoolEventName, readonly unknown[] | undefined>
-    // Its own function, so that the same listener may be added, and taken off, twice.
-    const own = (payload: PoolEvents[E]) => listener(payload)
-    listeners[event] = [...listeners[event] ?? [], own]
-    return () => {
-      const rest = listeners[event]?.filter((other) => other !== own)
-      listeners[event] = rest === undefined || rest.length === 0 ? undefined : rest
     }
   }
 
@@ -1457,7 +1321,7 @@ export class Engine<C> {
       this.openers.push({ target, resolve, reject })
       this.settleOpeners()
       this.pump()
-      this.keepAlive()
+      this.time.keepAlive()
     })
   }
 
@@ -1507,9 +1371,7 @@ export class Engine<C> {
 
   resume (): void {
     this.suspended = false
-    // How long it stood still is not its pace.
-    this.turns = this.pace = 0
-    this.turnAt = this.read()
+    this.pace.begin(this.time.read())
     this.pump()
   }
 
@@ -1517,8 +1379,8 @@ export class Engine<C> {
   drain (): Promise<void> {
     if (this.phase === 'open') {
       this.phase = 'draining'
-      this.destroyedBefore = this.destroyedTotal()
-      if (this.listeners.drain !== undefined) this.emit('drain', {})
+      this.destroyedBefore = this.books.destroyedTotal
+      if (this.events.hears('drain')) this.events.emit('drain', {})
       this.rejectOpeners(() => this.closedError())
       this.closeIdle()
     }
@@ -1541,17 +1403,17 @@ export class Engine<C> {
     let settle: (closed: Promise<void>) => void = () => {}
     // First of all: what listeners do meanwhile is done to a pool that closes.
     this.closed = new Promise((resolve) => { settle = resolve })
-    settle(this.run(() => this.shut(timeout)))
+    settle(this.events.run(() => this.shut(timeout)))
     return this.closed
   }
 
   async shut (timeout: number): Promise<void> {
-    const began = this.read(true)
+    const began = this.time.read(true)
     const drained = this.drain()
     this.phase = 'closing'
-    const deadline = this.alarm(timeout)
-    const grace = this.alarm(timeout - Math.min(this.options.destroyTimeout, timeout / 4))
-    await Promise.race([drained, grace.rung])
+    const deadline = this.time.sleep(timeout)
+    const grace = this.time.sleep(timeout - Math.min(this.options.destroyTimeout, timeout / 4))
+    await Promise.race([drained, grace.over])
     grace.cancel()
 
     const holders = this.holders()
@@ -1573,25 +1435,23 @@ export class Engine<C> {
     await Promise.race([new Promise<void>((resolve) => {
       this.empty.push(resolve)
       this.settle()
-    }), deadline.rung])
+    }), deadline.over])
     if (this.backend.close !== undefined) {
-      const closing = Promise.resolve().then(() => this.backend.close!()).catch((error: unknown) => { this.report(error, 'close') })
+      const closing = Promise.resolve().then(() => this.backend.close!()).catch((error: unknown) => { this.events.report(error, 'close') })
       // What is shared gets its chance even where connections took all the time.
-      const last = this.alarm(Math.max(100, began + timeout - this.read()))
-      await Promise.race([closing, last.rung])
+      const last = this.time.sleep(Math.max(100, began + timeout - this.time.read()))
+      await Promise.race([closing, last.over])
       last.cancel()
     }
     deadline.cancel()
     // Whatever has not come back by now is late, and its answer is still owned.
     for (const entry of this.entries) if (entry.state !== LATE) this.move(entry, LATE)
-    if (this.listeners.close !== undefined) {
-      this.emit('close', { took: this.read(true) - began, destroyed: this.destroyedTotal() - this.destroyedBefore, holders })
+    if (this.events.hears('close')) {
+      this.events.emit('close', { took: this.time.read(true) - began, destroyed: this.books.destroyedTotal - this.destroyedBefore, holders })
     }
     // Whoever still waits for one (a transaction's turn) finds its lease ended.
-    for (const { ring } of this.alarms) ring()
-    this.alarms.clear()
-    this.disarm()
-    this.listeners = {}
+    this.time.end()
+    this.events.clear()
   }
 
   turnAllAway (why: () => PoolError): void {
@@ -1600,7 +1460,7 @@ export class Engine<C> {
   }
 
   turnAway (waiter: Waiter<C>, error: PoolError): void {
-    if (this.leave(waiter)) waiter.reject(this.refuse(error, waiter.holder, this.now - waiter.since))
+    if (this.leave(waiter)) waiter.reject(this.refuse(error, waiter.holder, this.time.now - waiter.since))
   }
 
   closeIdle (): void {
@@ -1627,26 +1487,14 @@ export class Engine<C> {
       pending: this.waiters.size,
       late: count[LATE]!,
       circuit: this.circuit.state,
-      acquired: this.acquired,
-      released: this.released,
-      created: this.created,
-      createErrors: this.createErrors,
-      destroyed: Object.freeze({ ...this.destroyed }),
-      timeouts: this.timeouts,
-      refused: this.refused,
-      aborted: this.aborted,
-      leaked: this.leaked,
-      ...durationsOf([this]),
+      ...this.books.counters,
+      ...Books.durations([this.books]),
     })
-  }
-
-  destroyedTotal (): number {
-    return Object.values(this.destroyed).reduce((sum, count) => sum + count, 0)
   }
 
   /** The leases that are out now, the longest held first. */
   holders (): Holder[] {
-    const now = this.read()
+    const now = this.time.read()
     return [...this.entries]
       .filter(({ lent }) => lent)
       .map(({ id, holder, takenAt }) => ({ pool: this.name, holder, id, heldFor: Math.max(0, now - takenAt) }))
@@ -1668,15 +1516,16 @@ export class Engine<C> {
   }
 }
 
-/** How long acquires waited, leases were held and creates took, in several pools together. */
-export function durationsOf<C> (engines: ReadonlyArray<Engine<C>>): Pick<PoolStats, 'wait' | 'held' | 'create'> {
-  // Those served at once are in no histogram: they waited for nothing.
-  const acquired = engines.reduce((sum, engine) => sum + engine.acquired, 0)
-  const waits = engines.map((engine) => engine.waits)
-  return {
-    wait: Histogram.summary(waits, acquired - Histogram.summary(waits).count),
-    held: Histogram.summary(engines.map((engine) => engine.holds)),
-    create: Histogram.summary(engines.map((engine) => engine.creates)),
+/** What no error may show. A connector whose addresses change has other secrets from time to time. */
+function secretsIn ({ url, connection }: { url?: unknown, connection?: unknown }, connector: Pick<Connector<never>, 'secrets'>): () => readonly string[] {
+  let of: readonly string[] | undefined
+  let secrets: readonly string[] | undefined
+  return () => {
+    if (secrets === undefined || of !== connector.secrets) {
+      of = connector.secrets
+      secrets = secretsOf({ url, connection: [connection, { secrets: of }] })
+    }
+    return secrets
   }
 }
 
@@ -1686,10 +1535,6 @@ class HookFailed extends Error {
     super(reported.message)
   }
 }
-
-export const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'circuit', 'failover', 'driver', 'open', 'drain', 'close',
-])
 
 function stackOf ({ stack }: Watch): { stack?: string } {
   return stack === undefined ? {} : { stack }
@@ -1702,12 +1547,6 @@ function whoIs (holder: HolderLabel | undefined): object | undefined {
 
 function label (holder: HolderLabel | undefined): { holder?: HolderLabel } {
   return holder === undefined ? {} : { holder }
-}
-
-/** Foreign: it may be no promise, or one that keeps none of the rules. */
-function asPromise (value: unknown): Promise<unknown> | undefined {
-  const pending = typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
-  return pending ? Promise.resolve(value) : undefined
 }
 
 /** An error of the pool's own timer: where it was made tells nothing, and to find that out costs eight times as much as all the rest. */

@@ -74,8 +74,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       acquire: (acquire) => engine.acquire(acquire),
       isTransient: (error) => engine.isTransient(error),
       wait: (ms) => engine.pause(ms),
-      now: () => engine.read(),
-      random: () => engine.clock.random(),
+      now: () => engine.time.read(),
+      random: () => engine.time.random(),
       acquireTimeout,
       backoff,
     }, fn, options)
@@ -166,7 +166,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    * @throws `FST_POOL_BAD_OPTIONS` for an event that there is not
    */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
-    return this.#engine.on(event, listener)
+    return this.#engine.events.on(event, listener)
   }
 
   stats (): PoolStats {

@@ -1,4 +1,6 @@
-import type { Engine, Place } from '../engine/engine.js'
+import type { Circuit } from '../../types/pool.js'
+import type { Engine } from '../engine/engine.js'
+import type { Owner } from '../engine/parts.js'
 
 /** One of the pools that share a budget. */
 export interface Member<C> {
@@ -8,6 +10,23 @@ export interface Member<C> {
   readonly max: number
   /** It is asked how it is, again and again: its last connection is not taken from it, since the next question would take one back. */
   readonly keepsLast: boolean
+}
+
+export interface Load {
+  /** What counts against `max`. */
+  readonly total: number
+  readonly idle: number
+  readonly used: number
+  readonly pending: number
+  /** Creates whose connection will be kept. */
+  readonly coming: number
+  readonly circuit: Circuit
+}
+
+/** Numbers of now, without a copy of the books. */
+export function loadOf<C> ({ entries, line, supply }: Engine<C>): Load {
+  const { total, idle, used, coming } = entries
+  return { total, idle: idle.length, used, pending: line.size, coming, circuit: supply.creator.circuit.state }
 }
 
 /** What one of them would have if it could. */
@@ -28,7 +47,7 @@ export class Budget<C> {
   #shrunk = false
 
   /** @param get one that is not asked before it has a pool */
-  add (target: string, get: () => Member<C>): Place {
+  add (target: string, get: () => Member<C>): Owner {
     return {
       target,
       nextId: () => ++this.#lastId,
@@ -75,7 +94,7 @@ export class Budget<C> {
   /** Whoever has less, and was refused, comes first. It may be unable to use it now (its creates fail, and it waits): then it is not kept for it. */
   #offer (member: Member<C>): void {
     if (this.#offering || this.#refused.size === 0) return
-    const { total, pending, coming } = member.pool.load
+    const { total, pending, coming } = loadOf(member.pool)
     const idly = pending <= coming
     this.#offering = true
     try {
@@ -92,7 +111,7 @@ export class Budget<C> {
       if (staying > this.#max) return true
     }
     if (this.#refused.size === 0 || this.#missing === 0) return false
-    const { total, pending } = member.pool.load
+    const { total, pending } = loadOf(member.pool)
     if (pending === 0 && this.#isSpare(member)) return this.#claims.some((claim) => claim.member !== member)
     return this.#claims.some((claim) => total > claim.total + 1)
   }
@@ -113,7 +132,7 @@ export class Budget<C> {
   /** Those with the fewest first. */
   get #claims (): Array<Claim<C>> {
     return [...this.#refused].map((member) => {
-      const { total, pending, coming, circuit } = member.pool.load
+      const { total, pending, coming, circuit } = loadOf(member.pool)
       // While the circuit is not closed one is made to see whether it can be: nobody waits for that.
       return { member, total, wants: circuit === 'closed' ? Math.min(pending - coming, member.max - total) : 1 - coming }
     }).filter(({ wants }) => wants > 0).sort((a, b) => a.total - b.total)
@@ -129,7 +148,7 @@ export class Budget<C> {
   get #sum (): { readonly total: number, readonly leaving: number, readonly staying: number } {
     const sum = { total: 0, leaving: 0, staying: 0 }
     for (const { pool, max } of this.#members) {
-      const { total, idle, used, coming } = pool.load
+      const { total, idle, used, coming } = loadOf(pool)
       const here = idle + used + coming
       sum.total += total
       sum.leaving += total - here
@@ -140,7 +159,7 @@ export class Budget<C> {
   }
 
   #isSpare ({ pool, keepsLast }: Member<C>): boolean {
-    const { idle, used } = pool.load
+    const { idle, used } = loadOf(pool)
     return !keepsLast || idle + used > 1
   }
 
@@ -148,7 +167,7 @@ export class Budget<C> {
   #shed (except?: Member<C>): boolean {
     const spare = this.#members
       .filter((member) => member !== except && (except === undefined || this.#isSpare(member)))
-      .map(({ pool }) => ({ pool, ...pool.load }))
+      .map(({ pool }) => ({ pool, ...loadOf(pool) }))
       .filter(({ idle }) => idle > 0)
       .sort((a, b) => b.total - a.total)
     return spare.length > 0 && spare[0]!.pool.shed()

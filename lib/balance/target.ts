@@ -3,7 +3,7 @@ import type { Role } from '../../types/pool.js'
 import type { Engine } from '../engine/engine.js'
 import { PoolError } from '../engine/errors.js'
 import type { EngineOptions } from '../pool/options.js'
-import type { Member } from './budget.js'
+import { loadOf, type Load, type Member } from './budget.js'
 import type { Candidate } from './choice.js'
 
 /** One server of a pool over several. */
@@ -63,8 +63,8 @@ export class Target<C> implements Member<C>, Candidate {
     this.pool = make(this)
   }
 
-  get load (): Engine<C>['load'] {
-    return this.pool.load
+  get load (): Load {
+    return loadOf(this.pool)
   }
 
   get busy (): number {

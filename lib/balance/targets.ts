@@ -133,7 +133,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#primary = this.#targets.find(({ known, role }) => known && role === 'primary')
     this.#told = this.#primary
     this.#settled = this.#primary !== undefined
-    this.closeTimeout = this.#targets[0]!.pool.closeTimeout
+    this.closeTimeout = this.#targets[0]!.pool.options.closeTimeout
 
     const { min = poolDefaults.min, max = poolDefaults.max, backoff } = options
     this.#acquireTimeout = options.acquireTimeout ?? poolDefaults.acquireTimeout
@@ -230,13 +230,13 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // Who stands in the line is served when there is what it waits for, before anybody else.
     if (this.#line.size > 0) return null
     const eligible = this.#eligible(role)
-    if (eligible.length === 1) return eligible[0]!.pool.tryAcquire(options)
+    if (eligible.length === 1) return eligible[0]!.pool.take(options.holder)
     const ready = eligible.filter((target) => target.ready)
     if (ready.length === 0) return null
     const best = this.#choice.next(eligible)
     while (ready.length > 0) {
       const target = ready.includes(best) ? best : this.#choice.next(ready)
-      const lease = target.pool.tryAcquire(options)
+      const lease = target.pool.take(options.holder)
       if (lease !== null) {
         this.#took(target, eligible, best)
         return lease
@@ -421,7 +421,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // They were made, or waited for, in the belief that it is the primary.
     if (from !== undefined) {
       // This first: creates that nobody waits for any more are given up, and where it hangs that makes room for the new one.
-      from.pool.turnAllAway(() => new Moved(this.name))
+      from.pool.waiting.turnAllAway(() => new Moved(this.name))
       from.pool.evict()
     }
     this.#review()
@@ -448,7 +448,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   /** Who waits at a replica that fails, or hangs, has nothing to wait for while another target has the role. */
   #relieve (target: Target<C>): void {
     if (target === this.#primary || target.sound || target.load.pending === 0 || !this.#eligible('replica').some((other) => other !== target)) return
-    target.pool.turnAllAway(() => new Moved(this.name))
+    target.pool.waiting.turnAllAway(() => new Moved(this.name))
   }
 
   /** After every change: whether there is a primary, and what those who wait for one can do. */
@@ -545,7 +545,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   async drain (): Promise<void> {
     this.#beginDrain()
     while (true) {
-      await Promise.all(this.#targets.map(({ pool }) => pool.drain()))
+      await Promise.all(this.#targets.map(({ pool }) => pool.closing.drain()))
       // Who went from one target to another was in no pool's line meanwhile.
       if (this.#unsettled > 0) await new Promise<void>((resolve) => { this.#quiet.push(resolve) })
       else if (this.#targets.every(({ busy }) => busy === 0)) return
@@ -566,7 +566,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    */
   close (options?: { timeout?: number }): Promise<void> {
     // Called again, they check their option and give what they gave the first time.
-    const all = this.#targets.map(({ pool }) => pool.close(options))
+    const all = this.#targets.map(({ pool }) => pool.closing.close(options?.timeout))
     this.#closed ??= this.#shut(all)
     return this.#closed
   }
@@ -682,7 +682,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   /** The sum of all, and each in `targets`; `refused` counts whom no target served in the end. */
   stats (): PoolStats {
     const targets = this.#targets.map((target) => {
-      const stats = target.pool.stats()
+      const stats = target.pool.report.stats
       return Object.freeze<TargetStats>({ target: target.name, role: target.role, lag: this.#lagOf(target), ...stats, aborted: stats.aborted - target.gaveUp })
     })
     const whole = sumOf(targets)
@@ -701,12 +701,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   holders (): Holder[] {
-    return this.#targets.flatMap(({ pool }) => pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
+    return this.#targets.flatMap(({ pool }) => pool.report.holders).sort((a, b) => b.heldFor - a.heldFor)
   }
 
   /** As the primary is; `degraded` where another target is not up, or an old primary does not know that it is one no more, `down` where there is no primary. */
   async health (): Promise<PoolHealth> {
-    const all = await Promise.all(this.#targets.map(async (target) => ({ target, ...await target.pool.health() })))
+    const all = await Promise.all(this.#targets.map(async (target) => ({ target, ...await target.pool.report.health() })))
     const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
     const stats = this.stats()
     const rest = { latency: latencies.length === 0 ? null : Math.max(...latencies), circuit: stats.circuit, stats }

@@ -1,5 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
-import type { ErrorPhase, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
+import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { badOption, scrub } from './errors.js'
 
 export const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
@@ -112,4 +112,9 @@ export class Events {
 export function asPromise (value: unknown): Promise<unknown> | undefined {
   const pending = typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
   return pending ? Promise.resolve(value) : undefined
+}
+
+/** Who holds or waits, as events tell it. */
+export function label (holder: HolderLabel | undefined): { readonly holder?: HolderLabel } {
+  return holder === undefined ? {} : { holder }
 }

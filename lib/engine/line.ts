@@ -1,4 +1,4 @@
-import type { HolderLabel, Lease } from '../../types/pool.js'
+import type { AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
 
 const LINE = 0
 /** Out of the line, on its way to a connection. */
@@ -50,8 +50,15 @@ export class Waiter<C> {
     this.#place = preparing ? PREPARING : CALLED
   }
 
+  /** Calls `leave` when the signal aborts while it waits. */
+  leaveOn (signal: AcquireSignal, leave: () => void): void {
+    signal.addEventListener('abort', leave, { once: true })
+    this.unlisten = () => { signal.removeEventListener('abort', leave) }
+  }
+
   /** It waits no more. */
   end (): void {
+    this.unlisten?.()
     this.#place = DONE
   }
 }

@@ -43,6 +43,25 @@ export function secretsOf (options: { url?: unknown, connection?: unknown }): st
   return [...found].sort((a, b) => b.length - a.length)
 }
 
+/**
+ * What no error of a pool may show, as of the moment when it is asked.
+ *
+ * @param connector its own secrets; one whose addresses change has others from time to time
+ */
+export function secretsIn (
+  { url, connection }: { url?: unknown, connection?: unknown }, connector: { readonly secrets?: readonly string[] }
+): () => readonly string[] {
+  let of: readonly string[] | undefined
+  let secrets: readonly string[] | undefined
+  return () => {
+    if (secrets === undefined || of !== connector.secrets) {
+      of = connector.secrets
+      secrets = secretsOf({ url, connection: [connection, { secrets: of }] })
+    }
+    return secrets
+  }
+}
+
 function isSecret (key: string, within: boolean): boolean {
   return secretKey.test(key) || (within && !publicKey.test(key))
 }

@@ -72,8 +72,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const { acquireTimeout, backoff } = engine.options
     return await useWithRetry({
       acquire: (acquire) => engine.acquire(acquire),
-      isTransient: (error) => engine.isTransient(error),
-      wait: (ms) => engine.pause(ms),
+      isTransient: (error) => {
+        try {
+          return this.backend.isTransient?.(error) === true
+        } catch (failure) {
+          engine.events.report(failure, 'isTransient')
+          return false
+        }
+      },
+      // Nothing would end the timer of a pool that has closed.
+      wait: async (ms) => { if (engine.phase !== 'closed') await engine.time.sleep(ms).over },
       now: () => engine.time.read(),
       random: () => engine.time.random(),
       acquireTimeout,
@@ -141,7 +149,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    * none is used.
    */
   drain (): Promise<void> {
-    return this.#engine.drain()
+    return this.#engine.closing.drain()
   }
 
   /**
@@ -152,7 +160,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
    */
   close (options?: { timeout?: number }): Promise<void> {
-    return this.#engine.close(options)
+    return this.#engine.closing.close(options?.timeout)
   }
 
   async [Symbol.asyncDispose] (): Promise<void> {
@@ -170,12 +178,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   stats (): PoolStats {
-    return this.#engine.stats()
+    return this.#engine.report.stats
   }
 
   /** The leases that are out now, the longest held first. */
   holders (): Holder[] {
-    return this.#engine.holders()
+    return this.#engine.report.holders
   }
 
   /**
@@ -183,6 +191,6 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    * never opens one.
    */
   async health (): Promise<PoolHealth> {
-    return await this.#engine.health()
+    return await this.#engine.report.health()
   }
 }

@@ -1,0 +1,189 @@
+import type { Circuit as CircuitState } from '../../types/pool.js'
+import { Backoff } from './backoff.js'
+import { Circuit } from './circuit.js'
+import type { Checks } from './checks.js'
+import { CREATING, Creation, Entry, LATE, VALIDATING } from './entry.js'
+import type { Hooks } from './hooks.js'
+import { wrap, type Site as HostSite } from './host.js'
+
+/** What the making of connections asks of the engine. */
+export interface Site<C> extends HostSite<C> {
+  readonly hooks: Hooks<C>
+  readonly checks: Checks<C>
+  /** The driver tells of a connection's death. */
+  died (entry: Entry<C>, cause: Error | undefined): void
+  /** The connection is ready: for whoever waits, or idle. */
+  offer (entry: Entry<C>): void
+  destroy (entry: Entry<C>, reason: NonNullable<Creation['unwanted']>, error?: Error): void
+  /** Destroys a connection that came after its deadline. */
+  destroyLate (entry: Entry<C>): void
+  gone (entry: Entry<C>): void
+  pump (): void
+}
+
+/** What the making of connections tells. */
+export interface Told {
+  /** A connection was made, and has been offered. */
+  made (): void
+  /** @param cause as it was thrown; `error` is its scrubbed copy */
+  failed (cause: unknown, error: Error): void
+}
+
+/** Makes connections. A create belongs to the pool: no caller's end ends it. */
+export class Creator<C> {
+  readonly #site: Site<C>
+  readonly #told: Told
+  readonly circuit: Circuit
+  /** As the listeners know it. */
+  #circuitTold: CircuitState = 'closed'
+  readonly backoff: Backoff
+  /** Why the last create failed; undefined: it did not. */
+  lastFailure: Error | undefined
+  #lastId = 0
+
+  constructor (site: Site<C>, told: Told) {
+    this.#site = site
+    this.#told = told
+    this.circuit = new Circuit(site.options.circuit)
+    this.backoff = new Backoff(site.options.backoff, () => site.time.random())
+  }
+
+  begin (): void {
+    const { entries, events, options, owner, time, work } = this.#site
+    const now = time.read(true)
+    const entry = new Entry<C>(owner?.nextId() ?? ++this.#lastId, Math.floor(now))
+    const creation = (entry.creation = new Creation(now, this.backoff.failures))
+    entries.add(entry)
+    const { signal } = work.begin(entry, now + options.connectTimeout)
+    // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
+    if (this.backoff.failures > 0) this.backoff.pause(now)
+    this.circuit.begin()
+    events.run(() => this.#make(entry, creation, signal))
+    this.#tellCircuit()
+  }
+
+  async #make (entry: Entry<C>, creation: Creation, signal: AbortSignal): Promise<void> {
+    const site = this.#site
+    const { backend, hooks, time } = site
+    try {
+      entry.connection = await backend.create(signal)
+      creation.delivered = true
+      entry.freshAt = Math.floor(time.clock.now())
+      if (entry.state === LATE) return site.destroyLate(entry)
+      backend.onDeath?.(entry.connection, (error) => { site.died(entry, error) })
+      if (creation.unwanted === undefined) {
+        const failed = await hooks.call('onConnect', entry)
+        if (failed !== undefined) return this.#notMade(entry, creation, failed, failed)
+        // Else its deadline passed while `onConnect` ran.
+        if (entry.state === CREATING) entry.face = wrap(site, entry, entry.connection)
+      }
+      // A failure, so that a server which hangs up on everybody is not called without a pause.
+      if (entry.state === CREATING && site.checks.isDead(entry)) {
+        throw entry.broken ?? new Error('the connection was dead at once')
+      }
+    } catch (error) {
+      return this.#notMade(entry, creation, error)
+    }
+    // Else its deadline passed while `onConnect` ran.
+    if (entry.state === CREATING) this.#made(entry, creation)
+  }
+
+  #made (entry: Entry<C>, creation: Creation): void {
+    const { books, entries, events, options, time, work } = this.#site
+    const now = time.read(true)
+    const took = now - creation.began
+    work.finish(entry)
+    books.created++
+    books.creates.record(took)
+    this.backoff.succeeded()
+    this.lastFailure = undefined
+    this.circuit.succeeded()
+    const { maxLifetime } = options
+    // Up to a tenth less: connections that were made together do not end together.
+    if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * time.random())))
+    entries.move(entry, VALIDATING)
+    if (events.hears('connect')) events.emit('connect', { id: entry.id, took })
+    entry.createdAt = Math.floor(now)
+    entry.creation = undefined
+    this.#tellCircuit()
+    if (creation.unwanted !== undefined) this.#site.destroy(entry, creation.unwanted)
+    else this.#site.offer(entry)
+    this.#told.made()
+    this.#site.pump()
+  }
+
+  /** @param reported the scrubbed copy of the cause, where listeners know it already */
+  #notMade (entry: Entry<C>, creation: Creation, cause: unknown, reported?: Error): void {
+    const { state } = entry
+    const { delivered, unwanted } = creation
+    if (state === LATE && !delivered) {
+      creation.explain?.(cause)
+      return this.#site.gone(entry)
+    }
+    if (state !== CREATING) return
+    const error = unwanted === undefined ? this.#failed(creation, cause, reported) : undefined
+    if (delivered) this.#site.destroy(entry, unwanted ?? 'error', error)
+    else this.#site.gone(entry)
+  }
+
+  /** The create is past its deadline. */
+  overdue (entry: Entry<C>): void {
+    const { entries, options, work } = this.#site
+    const creation = entry.creation!
+    const { delivered, unwanted } = creation
+    const error = new Error(`no connection within ${options.connectTimeout} ms (connectTimeout)`)
+    work.abort(entry, error)
+    work.finish(entry)
+    if (delivered) {
+      // The connection is there, and `onConnect` is what takes so long.
+      entries.move(entry, VALIDATING)
+      if (unwanted === undefined) this.#failed(creation, error)
+      return this.#site.destroy(entry, unwanted ?? 'error', error)
+    }
+    entries.move(entry, LATE)
+    if (unwanted === undefined) this.#failedLate(creation, error)
+  }
+
+  /** Returns the scrubbed copy of the cause. */
+  #failed (creation: Creation, cause: unknown, reported?: Error): Error {
+    this.#count(creation)
+    return this.#tell(cause, reported)
+  }
+
+  /** The signal has aborted: a connector that heeds it says in this turn why it took so long, or never. */
+  #failedLate (creation: Creation, error: Error): void {
+    this.#count(creation)
+    this.lastFailure = error
+    creation.explain = (cause) => {
+      creation.explain = undefined
+      this.#tell(cause === undefined || cause === error ? error : new Error(error.message, { cause }))
+    }
+    // Behind all promises that are about to settle now.
+    queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
+  }
+
+  #count ({ failures }: Creation): void {
+    const { books, time } = this.#site
+    books.createErrors++
+    this.circuit.failed(time.read(), time.random())
+    this.backoff.failed(failures, time.read())
+  }
+
+  /** After `#count`: what listeners do must not begin another create at once. */
+  #tell (cause: unknown, reported?: Error): Error {
+    const error = reported ?? this.#site.events.report(cause, 'create')
+    this.lastFailure = error
+    this.#told.failed(cause, error)
+    this.#tellCircuit(error)
+    return error
+  }
+
+  #tellCircuit (error?: Error): void {
+    const from = this.#circuitTold
+    const to = this.circuit.state
+    if (from === to) return
+    this.#circuitTold = to
+    const { events } = this.#site
+    if (events.hears('circuit')) events.emit('circuit', { from, to, ...(error && { error }) })
+  }
+}

@@ -1,0 +1,90 @@
+import type { Holder, PoolHealth, PoolStats } from '../../types/pool.js'
+import { Books } from './books.js'
+import type { Checks } from './checks.js'
+import { LENT } from './entry.js'
+import type { Situation } from './faults.js'
+import type { Parts, Phase } from './parts.js'
+import type { Supply } from './supply.js'
+
+/** What is told of the engine's state. */
+export interface Site<C> extends Parts<C> {
+  readonly phase: Phase
+  readonly checks: Checks<C>
+  readonly supply: Supply<C>
+}
+
+/** What an engine tells of itself. */
+export class Report<C> {
+  readonly #site: Site<C>
+
+  constructor (site: Site<C>) {
+    this.#site = site
+  }
+
+  get situation (): Situation {
+    const { name, entries: { max, used, idle, creating }, line } = this.#site
+    return { name, max, used, idle: idle.length, creating, pending: line.size }
+  }
+
+  get stats (): PoolStats {
+    const { name, backend, books, line, supply } = this.#site
+    const { min, max, creating, idle, used, closing, late } = this.#site.entries
+    return Object.freeze({
+      name,
+      system: backend.system,
+      min,
+      max,
+      creating,
+      idle: idle.length,
+      used,
+      closing,
+      pending: line.size,
+      late,
+      circuit: supply.creator.circuit.state,
+      ...books.counters,
+      ...Books.durations([books]),
+    })
+  }
+
+  /** The leases that are out now, the longest held first. */
+  get holders (): Holder[] {
+    const { name, entries, time } = this.#site
+    const now = time.read()
+    return [...entries]
+      .filter(({ state }) => state === LENT)
+      .map(({ id, holder, takenAt }) => ({ pool: name, holder, id, heldFor: Math.max(0, now - takenAt) }))
+      .sort((a, b) => b.heldFor - a.heldFor)
+  }
+
+  /** For errors. */
+  get topHolders (): readonly Holder[] {
+    return this.holders.slice(0, 10)
+  }
+
+  /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
+  async health (): Promise<PoolHealth> {
+    const { backend, checks, entries } = this.#site
+    const entry = entries.idle.at(-1)
+    const ping = entry === undefined || backend.validate === undefined ? undefined : checks.ping(entry)
+    return this.#judge(await ping ?? null)
+  }
+
+  #judge (latency: number | null): PoolHealth {
+    const { phase, supply: { creator: { lastFailure } } } = this.#site
+    const { stats } = this
+    const { circuit, idle, used, pending } = stats
+    const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>
+      ({ status, ...(reason !== undefined && { reason }), latency, circuit, stats })
+    const isThere = idle + used > 0
+    if (phase !== 'open') return judged('draining', `the pool is ${phase}`)
+    if (circuit !== 'closed') {
+      return judged(isThere ? 'degraded' : 'down', `the circuit is ${circuit}: creates keep failing`)
+    }
+    if (lastFailure !== undefined) {
+      return isThere
+        ? judged('degraded', 'the last create failed')
+        : judged('down', 'no connection, and the last create failed')
+    }
+    return pending > 0 ? judged('degraded', `${pending} wait for a connection`) : judged('up')
+  }
+}

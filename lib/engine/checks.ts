@@ -1,6 +1,7 @@
 import { VALIDATING, type Entry } from './entry.js'
 import type { DestroyReason } from '../../types/connector.js'
 import type { Parts } from './parts.js'
+import { Room } from './room.js'
 
 /** What the checks ask of the engine. */
 export interface Site<C> extends Parts<C> {
@@ -14,8 +15,8 @@ const LOOK = 1
 const LOOK_LATER = 25
 
 /** Whether a connection is alive, and whether something outside of the pool is in the way of loans. */
-export class Checks<C> {
-  readonly #site: Site<C>
+export class Checks<C> extends Room<C, Site<C>> {
+  readonly #asks: boolean
   /** The connector can tell of obstacles. */
   readonly meets: boolean
   /** What is in the way of those who wait. */
@@ -23,21 +24,23 @@ export class Checks<C> {
   #lookAgain = 0
 
   constructor (site: Site<C>) {
-    this.#site = site
+    super(site)
+    this.#asks = site.backend.isBroken !== undefined
     this.meets = site.backend.obstacle !== undefined
   }
 
   /** What the driver knows without asking the server. */
   isDead (entry: Entry<C>): boolean {
-    if (entry.broken !== undefined) return true
-    const { backend } = this.#site
-    if (backend.isBroken === undefined) return false
+    return entry.broken !== undefined || (this.#asks && this.#isBroken(entry))
+  }
+
+  #isBroken (entry: Entry<C>): boolean {
     try {
-      return backend.isBroken(entry.connection)
+      return this.backend.isBroken!(entry.connection)
     } catch (error) {
       // Before the report: what listeners do must find it broken.
-      entry.broken = this.#site.events.scrub(error)
-      this.#site.events.report(error, 'isBroken')
+      entry.broken = this.events.scrub(error)
+      this.events.report(error, 'isBroken')
       return true
     }
   }
@@ -50,27 +53,26 @@ export class Checks<C> {
   /** Whether something outside of the pool is in the way of a loan. Then it is looked for again while somebody waits. */
   isHindered (entry: Entry<C>): boolean {
     if (!this.meets) return false
-    const { backend, events, time } = this.#site
-    const now = time.read()
+    const now = this.time.read()
     try {
-      const obstacle = backend.obstacle!(entry.connection)
+      const obstacle = this.backend.obstacle!(entry.connection)
       // The connector's own words: they may name an address.
-      this.obstacle = obstacle === undefined ? undefined : events.scrub(obstacle).message
+      this.obstacle = obstacle === undefined ? undefined : this.events.scrub(obstacle).message
     } catch (error) {
       // The borrower will see what is wrong.
       this.obstacle = undefined
       // Behind the loan: what listeners do must not come between.
-      queueMicrotask(() => { events.report(error, 'obstacle') })
+      queueMicrotask(() => { this.events.report(error, 'obstacle') })
     }
     this.#lookAgain = this.obstacle === undefined ? 0 : Math.min(LOOK_LATER, this.#lookAgain * 2 || LOOK)
     if (this.obstacle === undefined) return false
-    time.arm(now + this.#lookAgain)
+    this.time.arm(now + this.#lookAgain)
     return true
   }
 
   /** Asks an idle connection, for its own sake: nobody gets it meanwhile. Resolves as `validate`. */
   ping (entry: Entry<C>): Promise<number | undefined> {
-    this.#site.entries.move(entry, VALIDATING)
+    this.entries.move(entry, VALIDATING)
     return this.validate(entry)
   }
 
@@ -81,39 +83,37 @@ export class Checks<C> {
    * @param awaited somebody waits for it
    */
   async validate (entry: Entry<C>, awaited = false): Promise<number | undefined> {
-    const { backend, events, options, time, work } = this.#site
-    const began = time.read(true)
-    const deadline = began + options.validateTimeout
-    const operation = awaited ? work.beginAwaited(entry, deadline) : work.begin(entry, deadline)
+    const began = this.time.read(true)
+    const deadline = began + this.options.validateTimeout
+    const operation = awaited ? this.work.beginAwaited(entry, deadline) : this.work.begin(entry, deadline)
     const { signal } = operation
     let valid = false
     let failure: Error | undefined
     try {
-      const answer = events.run(() => backend.validate!(entry.connection, signal))
+      const answer = this.events.run(() => this.backend.validate!(entry.connection, signal))
       // At the deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores the
       // signal.
       const late = new Promise<false>((resolve) => { signal.addEventListener('abort', () => { resolve(false) }) })
       valid = await Promise.race([answer, late])
     } catch (error) {
-      if (entry.operation === operation) failure = events.report(error, 'validate')
+      if (entry.operation === operation) failure = this.events.report(error, 'validate')
     }
     if (entry.operation !== operation) return undefined
-    work.finish(entry)
+    this.work.finish(entry)
     if (!valid) {
-      this.#site.destroy(entry, 'invalid', failure)
+      this.site.destroy(entry, 'invalid', failure)
       return undefined
     }
-    const latency = time.read(true) - began
-    this.#site.offer(entry, false, entry.idleSince)
+    const latency = this.time.read(true) - began
+    this.site.offer(entry, false, entry.idleSince)
     return latency
   }
 
   /** The validation is past its deadline. */
   overdue (entry: Entry<C>): void {
-    const { events, options, work } = this.#site
-    work.abort(entry, 'past its deadline')
-    work.finish(entry)
-    const error = new Error(`no answer within ${options.validateTimeout} ms (validateTimeout)`)
-    this.#site.destroy(entry, 'invalid', events.report(error, 'validate'))
+    this.work.abort(entry, 'past its deadline')
+    this.work.finish(entry)
+    const error = new Error(`no answer within ${this.options.validateTimeout} ms (validateTimeout)`)
+    this.site.destroy(entry, 'invalid', this.events.report(error, 'validate'))
   }
 }

@@ -3,6 +3,7 @@ import { CREATING, LATE, LENT, VALIDATING, type Entry } from './entry.js'
 import { badOption } from './errors.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
+import { Room } from './room.js'
 import type { Supply } from './supply.js'
 import { isDeadline } from './time.js'
 import type { Waiting } from './waiting.js'
@@ -12,16 +13,14 @@ export interface Site<C> extends Parts<C> {
   readonly supply: Supply<C>
   readonly waiting: Waiting<C>
   readonly report: Report<C>
-  /** Nobody is taken any more. */
-  shut (): void
+  phaseChanged (): void
   /** The pool itself ends a lease. */
   revoke (entry: Entry<C>, reason: DestroyReason): void
   destroy (entry: Entry<C>, reason: DestroyReason): void
 }
 
 /** The way of a pool to its end. */
-export class Closing<C> {
-  readonly #site: Site<C>
+export class Closing<C> extends Room<C, Site<C>> {
   phase: Phase = 'open'
   #closed: Promise<void> | undefined
   /** Connections that had been destroyed when the pool began to drain. */
@@ -31,10 +30,6 @@ export class Closing<C> {
   /** Those who wait until there is no connection. */
   #empty: Array<() => void> = []
 
-  constructor (site: Site<C>) {
-    this.#site = site
-  }
-
   /** `close` was called. */
   get isClosed (): boolean {
     return this.#closed !== undefined
@@ -42,10 +37,11 @@ export class Closing<C> {
 
   drain (): Promise<void> {
     if (this.phase === 'open') {
-      const { books, events, supply, waiting } = this.#site
+      const { supply, waiting } = this.site
       this.phase = 'draining'
-      this.#destroyedBefore = books.destroyedTotal
-      if (events.hears('drain')) events.emit('drain', {})
+      this.site.phaseChanged()
+      this.#destroyedBefore = this.books.destroyedTotal
+      if (this.events.heard.drain) this.events.emit('drain', {})
       supply.rejectOpeners(() => waiting.closedError)
       this.closeIdle()
     }
@@ -56,93 +52,90 @@ export class Closing<C> {
   }
 
   /** @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed) */
-  close (timeout = this.#site.options.closeTimeout): Promise<void> {
+  close (timeout = this.options.closeTimeout): Promise<void> {
     if (!isDeadline(timeout)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
     if (this.#closed !== undefined) return this.#closed
     let settle: (closed: Promise<void>) => void = () => {}
     // First of all: what listeners do meanwhile is done to a pool that closes.
     this.#closed = new Promise((resolve) => { settle = resolve })
-    this.#site.shut()
-    settle(this.#site.events.run(() => this.#shut(timeout)))
+    this.site.phaseChanged()
+    settle(this.events.run(() => this.#shut(timeout)))
     return this.#closed
   }
 
   async #shut (timeout: number): Promise<void> {
-    const { books, events, options, time } = this.#site
-    const began = time.read(true)
+    const began = this.time.read(true)
     const drained = this.drain()
     this.phase = 'closing'
-    const deadline = time.sleep(timeout)
-    const grace = time.sleep(timeout - Math.min(options.destroyTimeout, timeout / 4))
+    const deadline = this.time.sleep(timeout)
+    const grace = this.time.sleep(timeout - Math.min(this.options.destroyTimeout, timeout / 4))
     await Promise.race([drained, grace.over])
     grace.cancel()
 
-    const holders = this.#site.report.holders
+    const holders = this.site.report.holders
     this.phase = 'closed'
+    this.site.phaseChanged()
     this.#endAll()
     const emptied = new Promise<void>((resolve) => { this.#empty.push(resolve) })
     this.settle()
     await Promise.race([emptied, deadline.over])
     // What connections share gets its chance even where they took all the time.
-    await this.#closeShared(Math.max(100, began + timeout - time.read()))
+    await this.#closeShared(Math.max(100, began + timeout - this.time.read()))
     deadline.cancel()
-    const { entries } = this.#site
     // Whatever has not come back by now is late, and its answer still has an owner.
-    for (const entry of entries) if (entry.state !== LATE) entries.move(entry, LATE)
-    if (events.hears('close')) {
-      const destroyed = books.destroyedTotal - this.#destroyedBefore
-      events.emit('close', { took: time.read(true) - began, destroyed, holders })
+    for (const entry of this.entries) if (entry.state !== LATE) this.entries.move(entry, LATE)
+    if (this.events.heard.close) {
+      const destroyed = this.books.destroyedTotal - this.#destroyedBefore
+      this.events.emit('close', { took: this.time.read(true) - began, destroyed, holders })
     }
     // Whoever still sleeps (a transaction waits for its turn) finds its lease ended.
-    time.end()
-    events.clear()
+    this.time.end()
+    this.events.clear()
   }
 
   /** Sends all away who wait, and destroys every connection. */
   #endAll (): void {
-    const { entries, name, supply, waiting, work } = this.#site
-    const why = `pool '${name}' closes`
+    const { supply, waiting } = this.site
+    const why = `pool '${this.name}' closes`
     waiting.turnAllAway(() => waiting.closedError)
     supply.cancel(0, 'closed')
-    for (const entry of entries) {
+    for (const entry of this.entries) {
       // The connection is there, and `onConnect` is what takes so long.
-      if (entry.state === CREATING && entry.creation!.delivered) entries.move(entry, VALIDATING)
+      if (entry.state === CREATING && entry.creation!.delivered) this.entries.move(entry, VALIDATING)
       // One that was evicted goes on until now.
-      if (entry.state === CREATING) work.abort(entry, why)
+      if (entry.state === CREATING) this.work.abort(entry, why)
       if (!entry.isHere) continue
       const prepared = entry.operation?.prepared
       if (prepared !== undefined) waiting.turnAway(prepared, waiting.closedError)
-      work.abort(entry, why)
-      if (entry.state === LENT) this.#site.revoke(entry, 'closed')
-      else this.#site.destroy(entry, 'closed')
+      this.work.abort(entry, why)
+      if (entry.state === LENT) this.site.revoke(entry, 'closed')
+      else this.site.destroy(entry, 'closed')
     }
   }
 
   /** Closes what the connector's connections share. */
   async #closeShared (timeout: number): Promise<void> {
-    const { backend, events, time } = this.#site
-    if (backend.close === undefined) return
-    const closing = Promise.resolve().then(() => backend.close!())
-      .catch((error: unknown) => { events.report(error, 'close') })
-    const last = time.sleep(timeout)
+    if (this.backend.close === undefined) return
+    const closing = Promise.resolve().then(() => this.backend.close!())
+      .catch((error: unknown) => { this.events.report(error, 'close') })
+    const last = this.time.sleep(timeout)
     await Promise.race([closing, last.over])
     last.cancel()
   }
 
   /** Nothing is kept any more but for those who wait. */
   closeIdle (): void {
-    const { entries: { idle }, line, supply } = this.#site
-    for (let entry = idle.at(-1); entry !== undefined; entry = idle.at(-1)) this.#site.destroy(entry, 'closed')
-    supply.cancel(line.size, 'closed')
+    const { entries: { idle }, supply } = this.site
+    for (let entry = idle.at(-1); entry !== undefined; entry = idle.at(-1)) this.site.destroy(entry, 'closed')
+    supply.cancel(this.line.size, 'closed')
   }
 
   /** Wakes those who wait for the pool as a whole. */
   settle (): void {
-    const { entries, line } = this.#site
-    if (this.#quiet.length > 0 && entries.used === 0 && line.size === 0) {
+    if (this.#quiet.length > 0 && this.entries.used === 0 && this.line.size === 0) {
       for (const resolve of this.#quiet.splice(0)) resolve()
     }
-    if (this.#empty.length > 0 && entries.total === 0) {
+    if (this.#empty.length > 0 && this.entries.total === 0) {
       for (const resolve of this.#empty.splice(0)) resolve()
     }
   }

@@ -5,6 +5,7 @@ import type { Checks } from './checks.js'
 import { CREATING, Creation, Entry, LATE, VALIDATING } from './entry.js'
 import type { Hooks } from './hooks.js'
 import { wrap, type Site as HostSite } from './host.js'
+import { Room } from './room.js'
 
 /** What the making of connections asks of the engine. */
 export interface Site<C> extends HostSite<C> {
@@ -30,8 +31,7 @@ export interface Told {
 }
 
 /** Makes connections. A create belongs to the pool: no caller's end ends it. */
-export class Creator<C> {
-  readonly #site: Site<C>
+export class Creator<C> extends Room<C, Site<C>> {
   readonly #told: Told
   readonly circuit: Circuit
   /** As the listeners know it. */
@@ -42,28 +42,27 @@ export class Creator<C> {
   #lastId = 0
 
   constructor (site: Site<C>, told: Told) {
-    this.#site = site
+    super(site)
     this.#told = told
     this.circuit = new Circuit(site.options.circuit)
     this.backoff = new Backoff(site.options.backoff, () => site.time.random())
   }
 
   begin (): void {
-    const { entries, events, options, owner, time, work } = this.#site
-    const now = time.read(true)
-    const entry = new Entry<C>(owner?.nextId() ?? ++this.#lastId, Math.floor(now))
+    const now = this.time.read(true)
+    const entry = new Entry<C>(this.owner?.nextId() ?? ++this.#lastId, Math.floor(now))
     const creation = (entry.creation = new Creation(now, this.backoff.failures))
-    entries.add(entry)
-    const { signal } = work.begin(entry, now + options.connectTimeout)
+    this.entries.add(entry)
+    const { signal } = this.work.begin(entry, now + this.options.connectTimeout)
     // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
     if (this.backoff.failures > 0) this.backoff.pause(now)
     this.circuit.begin()
-    events.run(() => this.#make(entry, creation, signal))
+    this.events.run(() => this.#make(entry, creation, signal))
     this.#tellCircuit()
   }
 
   async #make (entry: Entry<C>, creation: Creation, signal: AbortSignal): Promise<void> {
-    const site = this.#site
+    const site = this.site
     const { backend, hooks, time } = site
     try {
       entry.connection = await backend.create(signal)
@@ -89,27 +88,26 @@ export class Creator<C> {
   }
 
   #made (entry: Entry<C>, creation: Creation): void {
-    const { books, entries, events, options, time, work } = this.#site
-    const now = time.read(true)
+    const now = this.time.read(true)
     const took = now - creation.began
-    work.finish(entry)
-    books.created++
-    books.creates.record(took)
+    this.work.finish(entry)
+    this.books.created++
+    this.books.creates.record(took)
     this.backoff.succeeded()
     this.lastFailure = undefined
     this.circuit.succeeded()
-    const { maxLifetime } = options
+    const { maxLifetime } = this.options
     // Up to a tenth less: connections that were made together do not end together.
-    if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * time.random())))
-    entries.move(entry, VALIDATING)
-    if (events.hears('connect')) events.emit('connect', { id: entry.id, took })
+    if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.time.random())))
+    this.entries.move(entry, VALIDATING)
+    if (this.events.heard.connect) this.events.emit('connect', { id: entry.id, took })
     entry.createdAt = Math.floor(now)
     entry.creation = undefined
     this.#tellCircuit()
-    if (creation.unwanted !== undefined) this.#site.destroy(entry, creation.unwanted)
-    else this.#site.offer(entry)
+    if (creation.unwanted !== undefined) this.site.destroy(entry, creation.unwanted)
+    else this.site.offer(entry)
     this.#told.made()
-    this.#site.pump()
+    this.site.pump()
   }
 
   /** @param reported the scrubbed copy of the cause, where listeners know it already */
@@ -118,29 +116,28 @@ export class Creator<C> {
     const { delivered, unwanted } = creation
     if (state === LATE && !delivered) {
       creation.explain?.(cause)
-      return this.#site.gone(entry)
+      return this.site.gone(entry)
     }
     if (state !== CREATING) return
     const error = unwanted === undefined ? this.#failed(creation, cause, reported) : undefined
-    if (delivered) this.#site.destroy(entry, unwanted ?? 'error', error)
-    else this.#site.gone(entry)
+    if (delivered) this.site.destroy(entry, unwanted ?? 'error', error)
+    else this.site.gone(entry)
   }
 
   /** The create is past its deadline. */
   overdue (entry: Entry<C>): void {
-    const { entries, options, work } = this.#site
     const creation = entry.creation!
     const { delivered, unwanted } = creation
-    const error = new Error(`no connection within ${options.connectTimeout} ms (connectTimeout)`)
-    work.abort(entry, error)
-    work.finish(entry)
+    const error = new Error(`no connection within ${this.options.connectTimeout} ms (connectTimeout)`)
+    this.work.abort(entry, error)
+    this.work.finish(entry)
     if (delivered) {
       // The connection is there, and `onConnect` is what takes so long.
-      entries.move(entry, VALIDATING)
+      this.entries.move(entry, VALIDATING)
       if (unwanted === undefined) this.#failed(creation, error)
-      return this.#site.destroy(entry, unwanted ?? 'error', error)
+      return this.site.destroy(entry, unwanted ?? 'error', error)
     }
-    entries.move(entry, LATE)
+    this.entries.move(entry, LATE)
     if (unwanted === undefined) this.#failedLate(creation, error)
   }
 
@@ -163,15 +160,14 @@ export class Creator<C> {
   }
 
   #count ({ failures }: Creation): void {
-    const { books, time } = this.#site
-    books.createErrors++
-    this.circuit.failed(time.read(), time.random())
-    this.backoff.failed(failures, time.read())
+    this.books.createErrors++
+    this.circuit.failed(this.time.read(), this.time.random())
+    this.backoff.failed(failures, this.time.read())
   }
 
   /** After `#count`: what listeners do must not begin another create at once. */
   #tell (cause: unknown, reported?: Error): Error {
-    const error = reported ?? this.#site.events.report(cause, 'create')
+    const error = reported ?? this.events.report(cause, 'create')
     this.lastFailure = error
     this.#told.failed(cause, error)
     this.#tellCircuit(error)
@@ -183,7 +179,6 @@ export class Creator<C> {
     const to = this.circuit.state
     if (from === to) return
     this.#circuitTold = to
-    const { events } = this.#site
-    if (events.hears('circuit')) events.emit('circuit', { from, to, ...(error && { error }) })
+    if (this.events.heard.circuit) this.events.emit('circuit', { from, to, ...(error && { error }) })
   }
 }

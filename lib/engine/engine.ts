@@ -4,7 +4,7 @@ import { Books } from './books.js'
 import { Checks } from './checks.js'
 import { Cleaning } from './cleaning.js'
 import { Closing } from './closing.js'
-import { CLOSING, CREATING, Entries, GONE, IDLE, LENT, PREPARING, RESETTING, VALIDATING, type Entry } from './entry.js'
+import { CLOSING, CREATING, Entries, GONE, IDLE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch } from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
 import { Hooks } from './hooks.js'
@@ -52,6 +52,10 @@ const SAMPLED = 64
 const HINDERED = 128
 /** Leaks are looked for. */
 const WATCHED = 256
+/** The pool drains, or closes: nothing is kept. */
+const DRAINING = 512
+/** The pool is closed: nobody is served any more. */
+const ENDED = 1024
 
 /** How many leases of a tick are timed exactly. */
 const SAMPLES = 64
@@ -98,7 +102,7 @@ export class Engine<C> implements Parts<C> {
     this.entries = new Entries(Math.min(options.min, max), max)
     this.#idle = this.entries.idle
     this.events = new Events(this.name, owner?.target, secretsIn(options, backend), () => {
-      this.#setGate(HEARD, this.events.hears('acquire') || this.events.hears('release'))
+      this.#setGate(HEARD, this.events.heard.acquire || this.events.heard.release)
     })
     this.time = new Time(clock, (fn) => this.events.run(fn), () => { this.upkeep.tick() },
       () => this.waiting.isAwaited || this.supply.isAwaited)
@@ -119,7 +123,7 @@ export class Engine<C> implements Parts<C> {
     this.#setGate(HINDERED, this.checks.meets)
     this.#setGate(WATCHED, this.upkeep.watches)
     this.events.run(() => backend.onDriverEvent?.((event) => {
-      if (this.events.hears('driver')) this.events.emit('driver', event)
+      if (this.events.heard.driver) this.events.emit('driver', event)
     }))
   }
 
@@ -152,6 +156,10 @@ export class Engine<C> implements Parts<C> {
     if (entry === undefined) return null
     if (this.time.now >= entry.goodUntil || this.checks.isDead(entry)) return this.#takeTheLongWay(holder)
     this.#idle.pop()
+    return this.#lend(entry, holder)
+  }
+
+  #lend (entry: Entry<C>, holder: HolderLabel | undefined): Lease<C> {
     entry.state = LENT
     entry.turn++
     entry.holder = holder
@@ -173,7 +181,7 @@ export class Engine<C> implements Parts<C> {
       this.entries.move(entry, VALIDATING)
       const reason = this.#unfit(entry)
       if (reason !== undefined) this.destroy(entry, reason, entry.broken)
-      else if (this.checks.isHindered(entry)) {
+      else if (this.#isHindered(entry)) {
         this.entries.rest(entry, entry.idleSince)
         return null
       } else return this.options.onAcquire === undefined ? this.lend(entry, holder, 0) : this.#prepare(entry, holder)
@@ -196,20 +204,20 @@ export class Engine<C> implements Parts<C> {
     return null
   }
 
-  /** @param wait how long the borrower has waited, in ms */
+  /** As `#lend`, with all that the gate says. @param wait how long the borrower has waited, in ms */
   lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C> {
-    const { events, time } = this
-    entry.state = LENT
-    entry.turn++
-    entry.holder = holder
-    this.books.acquired++
-    entry.timed = this.#samples > 0 || events.hears('release')
-    if (entry.timed && --this.#samples <= 0) this.#setGate(SAMPLED, false)
-    entry.takenAt = entry.timed ? time.read(true) : time.now
-    const lease = new PoolLease<C>(this, entry)
-    this.upkeep.watchOver(lease, entry)
-    if (events.hears('acquire')) events.emit('acquire', { id: entry.id, wait, ...label(holder) })
+    const lease = this.#lend(entry, holder)
+    if ((this.#gate & (SAMPLED | HEARD | WATCHED)) !== 0) this.#tellLoan(lease, entry, wait)
     return lease
+  }
+
+  #tellLoan (lease: Lease<C>, entry: Entry<C>, wait: number): void {
+    const { events } = this
+    entry.timed = this.#samples > 0 || events.heard.release
+    if (entry.timed) entry.takenAt = this.time.read(true)
+    if (--this.#samples <= 0) this.#setGate(SAMPLED, false)
+    this.upkeep.watchOver(lease, entry)
+    if (events.heard.acquire) events.emit('acquire', { id: entry.id, wait, ...label(entry.holder) })
   }
 
   // --- Giving back ----------------------------------------------------------------------------------------------------
@@ -239,7 +247,6 @@ export class Engine<C> implements Parts<C> {
   }
 
   #endLease (entry: Entry<C>): number {
-    const { events } = this
     const { holder, watch } = entry
     entry.state = RESETTING
     entry.turn++
@@ -249,12 +256,16 @@ export class Engine<C> implements Parts<C> {
     this.books.released++
     // While no tick is due the coarse clock stands still.
     const exactly = entry.timed || (this.#gate & (ASLEEP | HEARD)) !== 0 || watch?.reported === true
-    const held = Math.max(0, (exactly ? this.time.read(true) : this.time.now) - entry.takenAt)
-    if (!exactly) return held
-    if (entry.timed) this.books.holds.record(held)
-    const { id } = entry
-    if (events.hears('release')) events.emit('release', { id, held, ...label(holder) })
-    if (watch?.reported === true && events.hears('unleak')) {
+    return exactly ? this.#tellReturn(entry, holder, watch) : Math.max(0, this.time.now - entry.takenAt)
+  }
+
+  #tellReturn (entry: Entry<C>, holder: HolderLabel | undefined, watch: Watch | undefined): number {
+    const { events } = this
+    const { id, takenAt, timed } = entry
+    const held = Math.max(0, this.time.read(true) - takenAt)
+    if (timed) this.books.holds.record(held)
+    if (events.heard.release) events.emit('release', { id, held, ...label(holder) })
+    if (watch?.reported === true && events.heard.unleak) {
       events.emit('unleak', { id, held, ...label(holder), ...watch.told })
     }
     return held
@@ -280,15 +291,26 @@ export class Engine<C> implements Parts<C> {
   offer (entry: Entry<C>, alive = false, since?: number): void {
     const reason = this.#unfit(entry, alive)
     if (reason !== undefined) return this.destroy(entry, reason, entry.broken)
-    const isCalled = this.line.size > 0 && !this.#isHalted
-    if (!isCalled && this.closing.phase !== 'open') return this.destroy(entry, 'closed')
-    if (this.owner?.mustYield() === true) return this.destroy(entry, 'idle')
-    this.wake()
+    if ((this.#gate !== 0 || this.owner !== undefined) && this.#isTaken(entry)) return
     entry.freshAt = Math.floor(this.time.now)
-    if (isCalled && !this.checks.isHindered(entry)) return this.waiting.serve(entry)
     entry.goodUntil = Math.min(entry.freshAt + this.#validateAfter, entry.expiresAt || Infinity)
     this.entries.rest(entry, entry.freshAt, since)
-    this.supply.settleOpeners()
+    if (this.supply.isAwaited) this.supply.settleOpeners()
+  }
+
+  /** Whether a connection that is ready does not become idle. */
+  #isTaken (entry: Entry<C>): boolean {
+    const isCalled = this.line.size > 0 && !this.isHalted
+    const isKept = isCalled || (this.#gate & DRAINING) === 0
+    if (!isKept || this.owner?.mustYield() === true) {
+      this.destroy(entry, isKept ? 'idle' : 'closed')
+      return true
+    }
+    this.wake()
+    if (!isCalled || this.#isHindered(entry)) return false
+    entry.freshAt = Math.floor(this.time.now)
+    this.waiting.serve(entry)
+    return true
   }
 
   /** Idle for so long that it must answer before it is lent. */
@@ -309,33 +331,41 @@ export class Engine<C> implements Parts<C> {
     return alive || !this.checks.isDead(entry) ? undefined : 'error'
   }
 
+  #isHindered (entry: Entry<C>): boolean {
+    return (this.#gate & HINDERED) !== 0 && this.checks.isHindered(entry)
+  }
+
   /** The heart: after every change, brings connections to those who wait, and starts the creates that are needed. */
   pump (): void {
-    const { checks, entries, line, supply, waiting, work } = this
+    const { entries, line, supply, waiting, work } = this
     if (line.size > 0 && supply.isHopeless) waiting.turnAllAway(() => supply.circuitError)
     // Unless it is met again: who waits may do so for something else by now.
-    checks.obstacle = undefined
+    this.checks.obstacle = undefined
     // Asked each time: hooks and listeners may change it.
-    while (!this.#isHalted && line.size > work.awaited) {
-      const entry = this.#idle.at(-1)
-      if (entry === undefined) break
-      entries.move(entry, VALIDATING)
-      const reason = this.#unfit(entry)
-      if (reason !== undefined) this.destroy(entry, reason, entry.broken)
-      else if (this.owner?.mustYield() === true) this.destroy(entry, 'idle')
-      else if (checks.isHindered(entry)) {
-        // Nobody has used it, or seen it alive: its times go on.
-        entries.rest(entry, entry.idleSince)
-        break
-      } else if (this.#isStale(entry)) checks.validate(entry, true)
-      else waiting.serve(entry)
+    while (this.#idle.length > 0 && line.size > work.awaited && !this.isHalted) {
+      if (!this.#bring(this.#idle.at(-1)!)) break
     }
-    supply.feed()
+    if (entries.total < entries.max) supply.feed()
+  }
+
+  /** Brings an idle connection to the first in line. False: something is in the way of all. */
+  #bring (entry: Entry<C>): boolean {
+    this.entries.move(entry, VALIDATING)
+    const reason = this.#unfit(entry)
+    if (reason !== undefined) this.destroy(entry, reason, entry.broken)
+    else if (this.owner?.mustYield() === true) this.destroy(entry, 'idle')
+    else if (this.#isHindered(entry)) {
+      // Nobody has used it, or seen it alive: its times go on.
+      this.entries.rest(entry, entry.idleSince)
+      return false
+    } else if (this.#isStale(entry)) this.checks.validate(entry, true)
+    else this.waiting.serve(entry)
+    return true
   }
 
   /** Nothing is lent to those who wait. */
-  get #isHalted (): boolean {
-    return this.isSuspended || this.closing.phase === 'closed'
+  get isHalted (): boolean {
+    return (this.#gate & (SUSPENDED | ENDED)) !== 0
   }
 
   // --- Ending connections ---------------------------------------------------------------------------------------------
@@ -351,7 +381,7 @@ export class Engine<C> implements Parts<C> {
     work.begin(entry, now + this.options.destroyTimeout)
     books.destroyed[reason]++
     const { id, uses, createdAt } = entry
-    if (events.hears('disconnect')) {
+    if (events.heard.disconnect) {
       events.emit('disconnect', { id, reason, age: now - createdAt, uses, ...(error && { error }) })
     }
     hooks.call('onDisconnect', entry, { reason })
@@ -410,9 +440,11 @@ export class Engine<C> implements Parts<C> {
     return this.closing.isClosed
   }
 
-  /** For `Closing`: nobody is taken any more. */
-  shut (): void {
-    this.#setGate(CLOSED, true)
+  /** For `Closing`. */
+  phaseChanged (): void {
+    this.#setGate(DRAINING, this.phase !== 'open')
+    this.#setGate(ENDED, this.phase === 'closed')
+    this.#setGate(CLOSED, this.isClosed)
   }
 
   /** For `Waiting`. */

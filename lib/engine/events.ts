@@ -20,6 +20,8 @@ export class Events {
   /** Of no caller: whoever sets off a call must not be seen in what it calls. */
   readonly #context = newContext()
   readonly #lists = new Map<PoolEventName, readonly Own[]>()
+  /** Whether somebody listens: ask before a payload is built. */
+  readonly heard = Object.fromEntries([...eventNames].map((name) => [name, false])) as Record<PoolEventName, boolean>
 
   /**
    * @param target which of several targets all events are of; undefined: they say no target
@@ -45,14 +47,7 @@ export class Events {
     return this.#context.runInAsyncScope(fn)
   }
 
-  /** Whether somebody listens: ask before a payload is built. */
-  hears (name: PoolEventName): boolean {
-    return this.#lists.has(name)
-  }
-
   emit<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
-    const listeners = this.#lists.get(name)
-    if (listeners === undefined) return
     const target = this.#target
     const event = Object.freeze({
       ...details, pool: this.#pool, ...(target !== undefined && { target }), time: Date.now(),
@@ -62,7 +57,7 @@ export class Events {
       if (name === 'error') process.emitWarning(this.scrub(error))
       else this.report(error, 'listener')
     }
-    for (const listener of listeners) {
+    for (const listener of this.#lists.get(name) ?? []) {
       try {
         asPromise(this.run(() => listener(event)))?.then(undefined, failed)
       } catch (error) {
@@ -74,7 +69,7 @@ export class Events {
   /** Tells the listeners of `error` of what no caller is told. Returns the scrubbed copy. */
   report (error: unknown, phase: ErrorPhase): Error {
     const copy = this.scrub(error)
-    if (this.hears('error')) this.emit('error', { error: copy, phase })
+    if (this.heard.error) this.emit('error', { error: copy, phase })
     return copy
   }
 
@@ -92,18 +87,17 @@ export class Events {
     // A function of its own, so that the same listener may be added, and taken off, twice.
     const own: Own = (payload) => listener(payload)
     // A new list each time: one that is being walked does not change.
-    this.#lists.set(event, [...this.#lists.get(event) ?? [], own])
-    this.#changed()
-    return () => {
-      const rest = this.#lists.get(event)?.filter((other) => other !== own) ?? []
-      if (rest.length > 0) this.#lists.set(event, rest)
-      else this.#lists.delete(event)
-      this.#changed()
-    }
+    this.#setList(event, [...this.#lists.get(event) ?? [], own])
+    return () => { this.#setList(event, (this.#lists.get(event) ?? []).filter((other) => other !== own)) }
   }
 
   clear (): void {
-    this.#lists.clear()
+    for (const event of this.#lists.keys()) this.#setList(event, [])
+  }
+
+  #setList (event: PoolEventName, listeners: readonly Own[]): void {
+    this.#lists.set(event, listeners)
+    this.heard[event] = listeners.length > 0
     this.#changed()
   }
 }

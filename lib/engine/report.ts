@@ -4,6 +4,7 @@ import type { Checks } from './checks.js'
 import { LENT } from './entry.js'
 import type { Situation } from './faults.js'
 import type { Parts, Phase } from './parts.js'
+import { Room } from './room.js'
 import type { Supply } from './supply.js'
 
 /** What is told of the engine's state. */
@@ -14,45 +15,37 @@ export interface Site<C> extends Parts<C> {
 }
 
 /** What an engine tells of itself. */
-export class Report<C> {
-  readonly #site: Site<C>
-
-  constructor (site: Site<C>) {
-    this.#site = site
-  }
-
+export class Report<C> extends Room<C, Site<C>> {
   get situation (): Situation {
-    const { name, entries: { max, used, idle, creating }, line } = this.#site
-    return { name, max, used, idle: idle.length, creating, pending: line.size }
+    const { entries: { max, used, idle, creating } } = this.site
+    return { name: this.name, max, used, idle: idle.length, creating, pending: this.line.size }
   }
 
   get stats (): PoolStats {
-    const { name, backend, books, line, supply } = this.#site
-    const { min, max, creating, idle, used, closing, late } = this.#site.entries
+    const { min, max, creating, idle, used, closing, late } = this.entries
     return Object.freeze({
-      name,
-      system: backend.system,
+      name: this.name,
+      system: this.backend.system,
       min,
       max,
       creating,
       idle: idle.length,
       used,
       closing,
-      pending: line.size,
+      pending: this.line.size,
       late,
-      circuit: supply.creator.circuit.state,
-      ...books.counters,
-      ...Books.durations([books]),
+      circuit: this.site.supply.creator.circuit.state,
+      ...this.books.counters,
+      ...Books.durations([this.books]),
     })
   }
 
   /** The leases that are out now, the longest held first. */
   get holders (): Holder[] {
-    const { name, entries, time } = this.#site
-    const now = time.read()
-    return [...entries]
+    const now = this.time.read()
+    return [...this.entries]
       .filter(({ state }) => state === LENT)
-      .map(({ id, holder, takenAt }) => ({ pool: name, holder, id, heldFor: Math.max(0, now - takenAt) }))
+      .map(({ id, holder, takenAt }) => ({ pool: this.name, holder, id, heldFor: Math.max(0, now - takenAt) }))
       .sort((a, b) => b.heldFor - a.heldFor)
   }
 
@@ -63,14 +56,13 @@ export class Report<C> {
 
   /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
   async health (): Promise<PoolHealth> {
-    const { backend, checks, entries } = this.#site
-    const entry = entries.idle.at(-1)
-    const ping = entry === undefined || backend.validate === undefined ? undefined : checks.ping(entry)
+    const entry = this.entries.idle.at(-1)
+    const ping = entry === undefined || this.backend.validate === undefined ? undefined : this.site.checks.ping(entry)
     return this.#judge(await ping ?? null)
   }
 
   #judge (latency: number | null): PoolHealth {
-    const { phase, supply: { creator: { lastFailure } } } = this.#site
+    const { phase, supply: { creator: { lastFailure } } } = this.site
     const { stats } = this
     const { circuit, idle, used, pending } = stats
     const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>

@@ -7,6 +7,7 @@ import { CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, 
 import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Parts } from './parts.js'
+import { Room } from './room.js'
 import type { Supply } from './supply.js'
 import { commitLate } from './transaction.js'
 import type { Waiting } from './waiting.js'
@@ -32,13 +33,12 @@ export interface Site<C> extends Parts<C> {
 export const TICK = 100
 
 /** The periodic task: deadlines, idle connections, leaks. */
-export class Upkeep<C> {
-  readonly #site: Site<C>
+export class Upkeep<C> extends Room<C, Site<C>> {
   readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
   #acquiredAtTick = 0
 
   constructor (site: Site<C>) {
-    this.#site = site
+    super(site)
     if (site.options.leakAfter === 0) return
     this.#registry = new FinalizationRegistry(({ entry, turn }) => {
       if (entry.turn === turn) this.#lose(entry)
@@ -46,31 +46,30 @@ export class Upkeep<C> {
   }
 
   tick (): void {
-    const { books, entries, line, time, waiting } = this.#site
-    const now = time.read()
-    this.#site.sample()
-    time.arm(line.sweep(now, (waiter) => { waiting.expire(waiter) }))
-    time.wakeSleepers(now)
-    for (const entry of entries) {
+    const now = this.time.read()
+    this.site.sample()
+    this.time.arm(this.line.sweep(now, (waiter) => { this.site.waiting.expire(waiter) }))
+    this.time.wakeSleepers(now)
+    for (const entry of this.entries) {
       const deadline = entry.operation?.deadline ?? Infinity
       if (deadline <= now) this.#overdue(entry)
-      else if (entry.state === IDLE) time.arm(this.#keep(entry, now))
-      else if (entry.state === LENT && this.#registry !== undefined) time.arm(this.#watch(entry, now))
-      if (entry.operation !== undefined) time.arm(entry.operation.deadline)
+      else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
+      else if (entry.state === LENT && this.#registry !== undefined) this.time.arm(this.#watch(entry, now))
+      if (entry.operation !== undefined) this.time.arm(entry.operation.deadline)
     }
-    waiting.endTick()
-    this.#site.pump()
+    this.site.waiting.endTick()
+    this.site.pump()
     // The coarse clock ticks only while connections are lent or waited for; the first to come wakes it.
-    const quiet = books.acquired === this.#acquiredAtTick && line.size === 0
-    this.#acquiredAtTick = books.acquired
-    if (quiet) this.#site.fallAsleep()
-    else time.arm(now + TICK)
-    time.keepAlive()
+    const quiet = this.books.acquired === this.#acquiredAtTick && this.line.size === 0
+    this.#acquiredAtTick = this.books.acquired
+    if (quiet) this.site.fallAsleep()
+    else this.time.arm(now + TICK)
+    this.time.keepAlive()
   }
 
   /** What is under way on the connection is past its deadline: the room that owns it decides. */
   #overdue (entry: Entry<C>): void {
-    const { checks, cleaning, owner, supply, waiting } = this.#site
+    const { checks, cleaning, supply, waiting } = this.site
     switch (entry.state) {
       case CREATING: supply.creator.overdue(entry); break
       case LENT: this.#transactionOverdue(entry); break
@@ -79,40 +78,38 @@ export class Upkeep<C> {
       case RESETTING: cleaning.overdue(entry); break
       case CLOSING: this.#closingOverdue(entry); break
     }
-    this.#site.closing.settle()
+    this.site.closing.settle()
     supply.settleOpeners()
-    if (entry.state === LATE) owner?.freed()
+    if (entry.state === LATE) this.owner?.freed()
   }
 
   #transactionOverdue (entry: Entry<C>): void {
-    const { checks, name, options, work } = this.#site
     const { commit, phase } = entry.operation!
     const error = phase === 'begin'
-      ? faults.beginTimedOut(name, options.acquireTimeout, checks.isHindered(entry) ? checks.obstacle : undefined)
+      ? faults.beginTimedOut(this.name, this.options.acquireTimeout, this.site.checks.isHindered(entry) ? this.site.checks.obstacle : undefined)
       : phase === 'commit'
-        ? commitLate(name, commit!.timeout, commit!.inDoubt() ?? true)
-        : new Error(`a transaction was not rolled back within ${options.resetTimeout} ms (resetTimeout)`)
-    work.abort(entry, error)
-    this.#site.revoke(entry, 'error', { error, phase: phase! })
+        ? commitLate(this.name, commit!.timeout, commit!.inDoubt() ?? true)
+        : new Error(`a transaction was not rolled back within ${this.options.resetTimeout} ms (resetTimeout)`)
+    this.work.abort(entry, error)
+    this.site.revoke(entry, 'error', { error, phase: phase! })
   }
 
   #closingOverdue (entry: Entry<C>): void {
-    const { entries, events, options, work } = this.#site
-    work.finish(entry)
-    entries.move(entry, LATE)
-    const error = new Error(`a connection was not closed within ${options.destroyTimeout} ms (destroyTimeout)`)
-    events.report(error, 'destroy')
+    this.work.finish(entry)
+    this.entries.move(entry, LATE)
+    const error = new Error(`a connection was not closed within ${this.options.destroyTimeout} ms (destroyTimeout)`)
+    this.events.report(error, 'destroy')
   }
 
   /** Whether an idle connection is kept. Returns when to look again. */
   #keep (entry: Entry<C>, now: number): number {
-    const { backend, checks, entries: { here, coming, min }, options: { idleTimeout, keepalive } } = this.#site
+    const { checks, entries: { here, coming, min }, options: { idleTimeout, keepalive } } = this.site
     const idleAt = idleTimeout > 0 && here + coming > min ? entry.idleSince + idleTimeout : Infinity
-    const pingAt = keepalive > 0 && backend.validate !== undefined ? entry.freshAt + keepalive : Infinity
+    const pingAt = keepalive > 0 && this.backend.validate !== undefined ? entry.freshAt + keepalive : Infinity
     const expiresAt = entry.expiresAt || Infinity
     const reason = expiresAt <= now ? 'lifetime' : idleAt <= now ? 'idle' : undefined
     if (reason !== undefined) {
-      this.#site.destroy(entry, reason)
+      this.site.destroy(entry, reason)
       return Infinity
     }
     if (pingAt > now) return Math.min(expiresAt, idleAt, pingAt)
@@ -131,21 +128,20 @@ export class Upkeep<C> {
     if (this.#registry === undefined) return
     this.#registry.register(lease, { entry, turn: entry.turn })
     // Stacks cost 3 us each: they are taken once something has leaked.
-    entry.watch = new Watch(this.#site.books.leaked > 0 ? new Error('acquired').stack : undefined)
+    entry.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
   }
 
   /** Reports a lease that has been out for too long. Returns when to look again. */
   #watch (entry: Entry<C>, now: number): number {
-    const { books, events, options } = this.#site
-    const leakAt = entry.takenAt + options.leakAfter
+    const leakAt = entry.takenAt + this.options.leakAfter
     if (leakAt > now) return leakAt
     const watch = entry.watch!
     if (watch.reported) return Infinity
-    books.leaked++
+    this.books.leaked++
     watch.reported = true
     const { id, holder } = entry
-    if (events.hears('leak')) events.emit('leak', { id, held: now - entry.takenAt, ...label(holder), ...watch.told })
-    if (watch.lost) this.#site.revoke(entry, 'leaked')
+    if (this.events.heard.leak) this.events.emit('leak', { id, held: now - entry.takenAt, ...label(holder), ...watch.told })
+    if (watch.lost) this.site.revoke(entry, 'leaked')
     return Infinity
   }
 
@@ -153,6 +149,6 @@ export class Upkeep<C> {
   #lose (entry: Entry<C>): void {
     const watch = entry.watch!
     watch.lost = true
-    if (watch.reported) this.#site.revoke(entry, 'leaked')
+    if (watch.reported) this.site.revoke(entry, 'leaked')
   }
 }

@@ -1,5 +1,5 @@
 import type { DestroyReason } from '../../types/connector.js'
-import type { AcquireOptions, Holder, HolderLabel, Lease } from '../../types/pool.js'
+import type { AcquireOptions, AcquireSignal, Holder, HolderLabel, Lease } from '../../types/pool.js'
 import { Pace } from './books.js'
 import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
@@ -11,6 +11,7 @@ import type { Hooks } from './hooks.js'
 import { Waiter } from './line.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
+import { Room } from './room.js'
 import type { Supply } from './supply.js'
 
 /** What the waiting room asks of the engine. */
@@ -39,8 +40,7 @@ export interface Site<C> extends Parts<C> {
 const MARGIN = 0.8
 
 /** Those who wait for a connection: who may, who is served, who is sent away. */
-export class Waiting<C> {
-  readonly #site: Site<C>
+export class Waiting<C> extends Room<C, Site<C>> {
   readonly pace = new Pace()
   /** How many have left the line for a connection that is being prepared for them. */
   #preparing = 0
@@ -49,131 +49,135 @@ export class Waiting<C> {
   /** What is the same in the errors of all whose deadline comes in one tick. */
   #crowd: { readonly retryAfter: number, readonly holders: readonly Holder[] } | undefined
 
-  constructor (site: Site<C>) {
-    this.#site = site
-  }
-
   get isAwaited (): boolean {
-    return this.#site.line.size + this.#preparing > 0
+    return this.line.size + this.#preparing > 0
   }
 
   // --- Coming ---------------------------------------------------------------------------------------------------------
 
-  join (options: AcquireOptions = {}, resolve: Waiter<C>['resolve'], reject: (error: Error) => void): void {
-    const { name, books, checks, events, line, options: settings, supply, time } = this.#site
-    const { signal, holder, timeout = settings.acquireTimeout } = options
-    const now = time.read()
+  join (options: AcquireOptions | undefined, resolve: Waiter<C>['resolve'], reject: (error: Error) => void): void {
+    // No default of `{}`: this is on the way of everybody who waits.
+    const signal = options?.signal
+    const holder = options?.holder
+    const timeout = options?.timeout ?? this.options.acquireTimeout
+    const now = this.time.read()
     if (signal?.aborted === true) {
-      books.aborted++
-      return reject(faults.aborted(name, signal))
+      this.books.aborted++
+      return reject(faults.aborted(this.name, signal))
     }
-    supply.start()
+    this.site.supply.start()
     const refusal = this.#refusal(timeout, holder)
     if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))
 
     const waiter = new Waiter<C>(holder, now, now + timeout, resolve)
-    if (signal !== undefined) {
-      waiter.leaveOn(signal, () => {
-        this.leave(waiter)
-        books.aborted++
-        reject(faults.aborted(name, signal))
-      })
-    }
-    if (line.size === 0) {
-      this.pace.begin(now)
-      checks.begin()
-    }
-    this.#enter(waiter, false)
-    this.#site.wake()
-    this.#site.pump()
-    if (!waiter.inLine) return
-    if (events.hears('wait')) events.emit('wait', { pending: line.size, ...label(holder) })
+    if (signal !== undefined) this.#listen(waiter, signal)
+    if (this.line.size === 0) this.pace.begin(now)
+    if (this.line.size === 0) this.site.checks.begin()
+    this.line.add(waiter)
+    this.#entered(waiter)
+    this.site.pump()
+    if (waiter.inLine) this.#tell(holder)
+  }
+
+  #listen (waiter: Waiter<C>, signal: AcquireSignal): void {
+    waiter.leaveOn(signal, () => {
+      this.leave(waiter)
+      this.books.aborted++
+      waiter.reject(faults.aborted(this.name, signal))
+    })
+  }
+
+  #tell (holder: HolderLabel | undefined): void {
+    if (this.events.heard.wait) this.events.emit('wait', { pending: this.line.size, ...label(holder) })
     if (!this.#overflowing && this.#isOverflow) {
       this.#overflowing = true
-      if (events.hears('overflow')) events.emit('overflow', { pending: line.size })
+      if (this.events.heard.overflow) this.events.emit('overflow', { pending: this.line.size })
     }
   }
 
   /** Why an acquire may not even wait. */
   #refusal (timeout: number, holder: HolderLabel | undefined): PoolError | undefined {
-    const { options, report: { situation }, supply } = this.#site
-    if (this.#site.isClosed) return this.closedError
-    if (this.#isFull) return faults.queueFull(situation, { retryAfter: this.#wait / 1000, holders: this.#holders })
-    if (supply.isHopeless) return supply.circuitError
-    if (options.overload && this.#isPaced && this.#wait > MARGIN * timeout) {
-      return faults.overloaded(situation, this.#wait, timeout, this.#holders)
+    const { report, supply } = this.site
+    if (this.site.isClosed) return this.closedError
+    if (this.#isFull) {
+      return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holders: report.topHolders })
     }
-    return holder !== undefined && this.#isDeadlock(holder) ? faults.deadlocked(situation, this.#holders) : undefined
+    if (supply.isHopeless) return supply.circuitError
+    if (this.options.overload && this.#isPaced && this.#wait > MARGIN * timeout) {
+      return faults.overloaded(report.situation, this.#wait, timeout, report.topHolders)
+    }
+    if (holder === undefined || !this.#isDeadlock(holder)) return undefined
+    return faults.deadlocked(report.situation, report.topHolders)
   }
 
   /** Whoever gets an idle connection, or one of its own made, does not wait for capacity and needs no place in the line. */
   get #isFull (): boolean {
-    const { entries, line, options: { maxPending }, work } = this.#site
-    if (line.size < maxPending) return false
-    const { idle, coming, max, total } = entries
-    return line.size >= maxPending + idle.length + coming + work.awaited + Math.max(0, max - total)
+    const { options: { maxPending } } = this.site
+    if (this.line.size < maxPending) return false
+    const { idle, coming, max, total } = this.entries
+    return this.line.size >= maxPending + idle.length + coming + this.work.awaited + Math.max(0, max - total)
   }
 
   get #isOverflow (): boolean {
-    const { entries, line, work } = this.#site
-    const { idle, coming, max, total } = entries
-    return total >= max && idle.length === 0 && line.size > coming + work.awaited
+    const { idle, coming, max, total } = this.entries
+    return total >= max && idle.length === 0 && this.line.size > coming + this.work.awaited
   }
 
   /** Whether all who hold connections wait for another one, this caller included. */
   #isDeadlock (holder: HolderLabel): boolean {
-    const { entries, line } = this.#site
-    if (typeof holder === 'string' || entries.idle.length > 0 || entries.here < entries.max) return false
+    if (typeof holder === 'string' || this.entries.idle.length > 0 || this.entries.here < this.entries.max) return false
     // Nearly everybody who waits holds none, and is done here.
     let holds = false
-    for (const { holder: other } of entries) holds ||= other === holder
+    for (const { holder: other } of this.entries) holds ||= other === holder
     if (!holds) return false
     const others = new Set<object>()
-    for (const entry of entries) {
+    for (const entry of this.entries) {
       if (!entry.isHere) continue
       if (entry.state !== LENT || typeof entry.holder !== 'object') return false
       if (entry.holder !== holder) others.add(entry.holder)
     }
-    if (others.size > line.size) return false
+    if (others.size > this.line.size) return false
     // By the very object: a text is only a label, and an id may be its client's choice.
-    for (const waiter of line) if (typeof waiter.holder === 'object') others.delete(waiter.holder)
+    for (const waiter of this.line) if (typeof waiter.holder === 'object') others.delete(waiter.holder)
     return others.size === 0
   }
 
-  #enter (waiter: Waiter<C>, first: boolean): void {
-    const { line, time } = this.#site
-    if (first) line.putBack(waiter)
-    else line.add(waiter)
-    this.#site.lineChanged()
-    time.arm(waiter.deadline)
-    time.keepAlive()
+  #entered (waiter: Waiter<C>): void {
+    this.time.arm(waiter.deadline)
+    if (this.line.size > 1) return
+    this.site.lineChanged()
+    this.site.wake()
+    this.time.keepAlive()
   }
 
   #remove (waiter: Waiter<C>): void {
-    this.#site.line.remove(waiter)
-    this.#site.lineChanged()
+    this.line.remove(waiter)
+    if (this.line.size === 0) this.site.lineChanged()
   }
 
   // --- Being served ---------------------------------------------------------------------------------------------------
 
   /** Lends a connection that is ready to the first in line; there is one. */
   serve (entry: Entry<C>): void {
-    const { entries, hooks, line, options, work } = this.#site
-    const waiter = line.first()!
+    const waiter = this.line.first()!
     // First of all: what hooks and listeners set off must not serve it a second time.
     this.#remove(waiter)
-    if (options.onAcquire === undefined) return this.#handOver(entry, waiter)
+    if (this.options.onAcquire === undefined) this.#handOver(entry, waiter)
+    else this.#prepare(entry, waiter)
+  }
+
+  #prepare (entry: Entry<C>, waiter: Waiter<C>): void {
     let preparation: Promise<unknown> | undefined
     try {
-      entries.move(entry, PREPARING)
-      preparation = hooks.prepare(entry, { holder: waiter.holder })
+      this.entries.move(entry, PREPARING)
+      preparation = this.site.hooks.prepare(entry, { holder: waiter.holder })
     } catch (error) {
       this.#unprepared(entry, waiter, error)
       return
     }
     if (preparation === undefined) return this.#prepared(entry, waiter)
     // Its deadline goes on, and no other connection is tried for it as long as this one lives.
-    work.begin(entry, waiter.deadline).prepared = waiter
+    this.work.begin(entry, waiter.deadline).prepared = waiter
     this.#setPreparing(waiter, true)
     preparation.then(() => { this.#preparedLate(entry, waiter) }, (error: unknown) => {
       this.#unprepared(entry, waiter, error)
@@ -182,56 +186,54 @@ export class Waiting<C> {
 
   #preparedLate (entry: Entry<C>, waiter: Waiter<C>): void {
     if (entry.state !== PREPARING) return
-    const { checks, work } = this.#site
-    work.finish(entry)
-    if (!waiter.waiting || !checks.isDead(entry)) return this.#prepared(entry, waiter)
+    this.work.finish(entry)
+    // A long `onAcquire` may have seen the last tick.
+    this.site.wake()
+    if (!waiter.waiting || !this.site.checks.isDead(entry)) return this.#prepared(entry, waiter)
     this.#setPreparing(waiter, false)
-    this.#enter(waiter, true)
-    this.#site.destroy(entry, 'error', entry.broken)
+    this.line.putBack(waiter)
+    this.#entered(waiter)
+    this.site.destroy(entry, 'error', entry.broken)
   }
 
   #prepared (entry: Entry<C>, waiter: Waiter<C>): void {
     if (waiter.waiting) this.#handOver(entry, waiter)
     // Prepared for somebody who has left: not for the next one.
-    else this.#site.cleaning.again(entry)
+    else this.site.cleaning.again(entry)
   }
 
   /** `onAcquire` failed. */
   #unprepared (entry: Entry<C>, waiter: Waiter<C>, error: unknown): void {
-    const reported = this.#site.events.report(error, 'onAcquire')
-    if (entry.state === PREPARING) this.#site.destroy(entry, 'error', reported)
+    const reported = this.events.report(error, 'onAcquire')
+    if (entry.state === PREPARING) this.site.destroy(entry, 'error', reported)
     if (this.leave(waiter)) waiter.reject(error as Error)
   }
 
   #handOver (entry: Entry<C>, waiter: Waiter<C>): void {
-    const { books, entries, time } = this.#site
-    // A long `onAcquire` may have seen the last tick.
-    this.#site.wake()
-    const now = time.read()
+    const now = this.time.read()
     const wait = now - waiter.since
-    books.waits.record(wait)
-    this.pace.turn(now, entries.max)
+    this.books.waits.record(wait)
+    this.pace.turn(now, this.entries.max)
     const { resolve, holder } = waiter
     this.leave(waiter)
-    resolve(this.#site.lend(entry, holder, wait))
+    resolve(this.site.lend(entry, holder, wait))
   }
 
   #setPreparing (waiter: Waiter<C>, preparing: boolean): void {
     if (waiter.preparing === preparing) return
     waiter.preparing = preparing
     this.#preparing += preparing ? 1 : -1
-    this.#site.time.keepAlive()
+    this.time.keepAlive()
   }
 
   /** `onAcquire` is past the deadline of its acquire. */
   overdue (entry: Entry<C>): void {
-    const { events, work } = this.#site
     const { prepared } = entry.operation!
-    work.abort(entry, 'past its deadline')
-    work.finish(entry)
+    this.work.abort(entry, 'past its deadline')
+    this.work.finish(entry)
     this.expire(prepared!)
     const error = new Error('onAcquire was not done at the deadline of its acquire')
-    this.#site.destroy(entry, 'error', events.report(error, 'onAcquire'))
+    this.site.destroy(entry, 'error', this.events.report(error, 'onAcquire'))
   }
 
   // --- Leaving --------------------------------------------------------------------------------------------------------
@@ -242,42 +244,41 @@ export class Waiting<C> {
     if (waiter.inLine) this.#remove(waiter)
     else this.#setPreparing(waiter, false)
     waiter.end()
-    this.#site.supply.cancelSpare()
-    if (this.#site.line.size === 0) {
+    if (this.entries.creating > 0) this.site.supply.cancelSpare()
+    if (this.line.size === 0) {
       this.#overflowing = false
-      this.#site.lineEmptied()
+      this.site.lineEmptied()
     }
     return true
   }
 
   /** The acquire's deadline has passed. */
   expire (waiter: Waiter<C>): void {
-    const { books, checks, events, time } = this.#site
     // Before it leaves: from a pool that drains, the idle connections go with the last who waits.
-    const { obstacle } = checks
+    const { obstacle } = this.site.checks
     if (!this.leave(waiter)) return
-    books.timeouts++
+    this.books.timeouts++
     const { holder, since, deadline } = waiter
     const error = faults.withoutStack(() => this.#timeoutError(deadline - since, obstacle))
-    if (events.hears('timeout')) events.emit('timeout', { error, wait: time.now - since, ...label(holder) })
+    if (this.events.heard.timeout) this.events.emit('timeout', { error, wait: this.time.now - since, ...label(holder) })
     waiter.reject(error)
   }
 
   #timeoutError (timeout: number, obstacle: string | undefined): PoolError {
-    const { entries, report: { situation }, supply } = this.#site
+    const { report, supply } = this.site
     const { lastFailure: cause } = supply.creator
-    if (cause !== undefined && entries.here === 0) return supply.connectError
-    this.#crowd ??= { retryAfter: this.#wait / 1000, holders: this.#holders }
-    return faults.timedOut(situation, timeout, obstacle, { ...this.#crowd, cause })
+    if (cause !== undefined && this.entries.here === 0) return supply.connectError
+    this.#crowd ??= { retryAfter: this.#wait / 1000, holders: report.topHolders }
+    return faults.timedOut(report.situation, timeout, obstacle, { ...this.#crowd, cause })
   }
 
   /** Sends all away who wait now: not those who come back at once. */
   turnAllAway (why: () => PoolError): void {
-    for (const waiter of [...this.#site.line]) this.turnAway(waiter, faults.withoutStack(why))
+    for (const waiter of [...this.line]) this.turnAway(waiter, faults.withoutStack(why))
   }
 
   turnAway (waiter: Waiter<C>, error: PoolError): void {
-    if (this.leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.#site.time.now - waiter.since))
+    if (this.leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.time.now - waiter.since))
   }
 
   /** A tick is over. */
@@ -286,9 +287,8 @@ export class Waiting<C> {
   }
 
   #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
-    const { books, events } = this.#site
-    books.refused++
-    if (events.hears('refuse')) events.emit('refuse', { error, wait, ...label(holder) })
+    this.books.refused++
+    if (this.events.heard.refuse) this.events.emit('refuse', { error, wait, ...label(holder) })
     return error
   }
 
@@ -296,24 +296,17 @@ export class Waiting<C> {
 
   /** Whether the line tells how fast it moves: where it is empty it does not, and where it is stopped everybody waits. */
   get #isPaced (): boolean {
-    const { entries, isSuspended, line } = this.#site
-    return line.size > 0 && !isSuspended && this.pace.isKnown(entries.max)
+    return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown(this.entries.max)
   }
 
   /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
   get #wait (): number {
-    const { books, entries, line } = this.#site
-    if (this.#isPaced) return (line.size + 1) * this.pace.mean
-    const { count, p50 } = books.holds.summary()
-    return count === 0 ? 1000 : (line.size + 1) * p50 / entries.max
-  }
-
-  get #holders (): readonly Holder[] {
-    return this.#site.report.topHolders
+    if (this.#isPaced) return (this.line.size + 1) * this.pace.mean
+    const { count, p50 } = this.books.holds.summary()
+    return count === 0 ? 1000 : (this.line.size + 1) * p50 / this.entries.max
   }
 
   get closedError (): PoolError {
-    const { name, options, phase } = this.#site
-    return faults.closed(name, phase, options.closeTimeout)
+    return faults.closed(this.name, this.site.phase, this.options.closeTimeout)
   }
 }

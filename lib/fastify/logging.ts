@@ -2,7 +2,7 @@ import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import type { ErrorPhase, Holder, HolderLabel, PoolEventName, PoolEvents } from '../../types/pool.js'
 import type { ResolvedPluginOptions } from '../pool/options.js'
 import type { PoolManager } from './pools.js'
-import { RequestHolder } from './scope.js'
+import { RequestHolder } from './request/holder.js'
 
 type Level = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace'
 

@@ -3,9 +3,9 @@ import type { PoolFace, Role } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 import { defaultPolicy, readRoutePools, type Policy } from '../pool/options.js'
 import { checkTransactionOptions } from '../pool/transaction.js'
-import type { Bulkhead } from './bulkhead.js'
+import type { Bulkhead } from './rules/bulkhead.js'
 import type { PoolManager } from './pools.js'
-import type { Sticky } from './sticky.js'
+import type { Sticky } from './rules/sticky.js'
 
 export type TransactionPolicy = Exclude<Policy['transaction'], boolean>
 

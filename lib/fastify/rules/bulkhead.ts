@@ -1,11 +1,11 @@
 import type { FastifyRequest } from 'fastify'
-import type { AcquireOptions, AcquireSignal, Clock, HolderLabel, Lease, PoolFace, Timer } from '../../types/pool.js'
-import { systemClock } from '../pool/clock.js'
-import { PoolError, badOption } from '../pool/errors.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
-import { Waiter, Waiters } from '../pool/waiters.js'
+import type { AcquireOptions, AcquireSignal, Clock, HolderLabel, Lease, PoolFace, Timer } from '../../../types/pool.js'
+import { systemClock } from '../../pool/clock.js'
+import { PoolError, badOption } from '../../pool/errors.js'
+import type { ResolvedPoolOptions } from '../../pool/options.js'
+import { Waiter, Waiters } from '../../pool/waiters.js'
 import { askKey } from './keys.js'
-import { RequestHolder } from './scope.js'
+import { RequestHolder } from '../request/holder.js'
 
 type Options = Pick<ResolvedPoolOptions, 'acquireTimeout' | 'maxPending'> & { readonly bulkhead: NonNullable<ResolvedPoolOptions['bulkhead']> }
 

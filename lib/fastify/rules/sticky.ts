@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
-import type { Clock, Role } from '../../types/pool.js'
-import { systemClock } from '../pool/clock.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
+import type { Clock, Role } from '../../../types/pool.js'
+import { systemClock } from '../../pool/clock.js'
+import type { ResolvedPoolOptions } from '../../pool/options.js'
 import { askKey, bounded, type KeyOf } from './keys.js'
 
 /** Keys that are remembered at most: beyond that the one that wrote longest ago is forgotten. */

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../../pool/errors.js'
 
 // What requests are told apart by: a tenant, a session. It comes from outside, and may be a secret: no error shows it.
 

@@ -1,0 +1,76 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { AcquireOptions, Lease, RunOptions } from '../../types/pool.js'
+import { PoolError } from '../pool/errors.js'
+import { transact } from '../pool/pool.js'
+import { roleOf, stepOf, type Step } from './plan.js'
+import { overError } from './request/ending.js'
+import { RequestScope, kReply, kScope, kSent } from './request/scope.js'
+import { kSetting, type Setting } from './setting.js'
+
+// What a request sees: the connections of its pools, `lease`, `acquire` and `transaction`.
+
+export function decorateRequests (app: FastifyInstance): void {
+  app.decorateRequest(kScope, null)
+  app.decorateRequest(kReply, null)
+  app.decorateRequest(kSent, null)
+  app.decorateRequest('lease', function (this: FastifyRequest, name: string) { return leaseOf(this, name) } as FastifyRequest['lease'])
+  app.decorateRequest('transaction', function (this: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options?: RunOptions) {
+    return transactionFor(this, name, fn, options)
+  } as FastifyRequest['transaction'])
+  app.decorateRequest('acquire', function (this: FastifyRequest, name: string, options?: AcquireOptions) { return acquireFor(this, name, options) } as FastifyRequest['acquire'])
+}
+
+export function connectionOf (request: FastifyRequest, name: string): unknown {
+  const connection = request[kScope]?.connection(name)
+  if (connection === undefined) throw notLeased(request, name)
+  return connection
+}
+
+function leaseOf (request: FastifyRequest, name: string): Lease<unknown> {
+  const lease = request[kScope]?.lease(name)
+  if (lease !== undefined) return lease
+  request.server.pools.get(name)
+  throw notLeased(request, name)
+}
+
+function notLeased (request: FastifyRequest, name: string): PoolError {
+  const { method, url } = request.routeOptions
+  if (request[kScope]?.isParked(name) === true) {
+    return new PoolError('FST_POOL_NOT_LEASED', `the connection of pool '${name}' went back while the body comes in (bodyGrace): use it from preValidation on, or await request.acquire('${name}')`)
+  }
+  return new PoolError('FST_POOL_NOT_LEASED', `route ${String(method)} ${url ?? ''} has no connection of pool '${name}': name it in config.pools, or await request.acquire('${name}')`)
+}
+
+async function acquireFor (request: FastifyRequest, name: string, options?: AcquireOptions): Promise<Lease<unknown>> {
+  const { manager, graces } = request.server[kSetting]
+  const { pool } = manager.find(name) ?? { pool: manager.get(name) }
+  const reply = request[kReply]
+  if (reply === null) throw notLeased(request, name)
+  const scope = RequestScope.of(request, reply, `${request.method} ${request.routeOptions.url ?? ''}`, graces)
+  if (scope === undefined) throw overError()
+  const step = policyStep(request, name)
+  if (step !== undefined) return scope.acquire(step, options)
+  const { method } = request
+  return scope.acquire(stepOf(method, { name, pool, release: 'onResponse', role: roleOf(method, pool), transaction: undefined }), options)
+}
+
+async function transactionFor (request: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options: RunOptions = {}): Promise<unknown> {
+  // Where the request has a connection already, it is that one.
+  const lease = await acquireFor(request, name, options.readOnly === true ? {} : { role: 'primary' })
+  return await transact(lease, fn, options)
+}
+
+/**
+ * The step that the route's policy has for a pool. Whoever takes the connection by hand, at whichever moment and with whichever method or header, gets
+ * the same one as the hooks do: its transaction above all. Undefined: the policy leaves the pool out, or the pool was added by hand.
+ */
+function policyStep (request: FastifyRequest, name: string): Step | undefined {
+  for (let setting: Setting | undefined = request.server[kSetting]; setting !== undefined; setting = setting.outer) {
+    const { onRequest, preHandler, manual } = setting.plans.of(request)
+    for (const steps of [onRequest, preHandler, manual]) {
+      const step = steps.find((one) => one.name === name)
+      if (step !== undefined) return step
+    }
+  }
+  return undefined
+}

@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import type { HolderLabel } from '../../../types/pool.js'
 
-/** Who holds a request's connections. The request itself is not shown: it is there for the log. */
+/** Who holds the connections of a request. The request itself is not shown: it is there for the log. */
 export class RequestHolder {
   readonly route: string
   readonly id: string
@@ -15,5 +15,12 @@ export class RequestHolder {
 
   static requestOf (holder: HolderLabel | undefined): FastifyRequest | undefined {
     return holder instanceof RequestHolder ? holder.#request : undefined
+  }
+
+  /** What a request's handler calls itself, and still known to be that request. */
+  static named (request: FastifyRequest, holder: HolderLabel = {}): RequestHolder {
+    if (holder instanceof RequestHolder) return holder
+    const { route = '', id } = typeof holder === 'string' ? { route: holder } : holder
+    return new RequestHolder(route, request, id)
   }
 }

@@ -1,11 +1,13 @@
 import type { FastifyRequest } from 'fastify'
-import type { AcquireOptions, AcquireSignal, Clock, HolderLabel, Lease, PoolFace, Timer } from '../../../types/pool.js'
+import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace, Timer } from '../../../types/pool.js'
 import { systemClock } from '../../pool/clock.js'
 import { PoolError, badOption } from '../../pool/errors.js'
 import type { ResolvedPoolOptions } from '../../pool/options.js'
+import { onEnd } from '../../pool/pool.js'
 import { Waiter, Waiters } from '../../pool/waiters.js'
-import { askKey } from './keys.js'
 import { RequestHolder } from '../request/holder.js'
+import { askKey } from './keys.js'
+import type { Source } from './source.js'
 
 type Options = Pick<ResolvedPoolOptions, 'acquireTimeout' | 'maxPending'> & { readonly bulkhead: NonNullable<ResolvedPoolOptions['bulkhead']> }
 
@@ -19,29 +21,11 @@ class Share extends Waiters<never> {
   constructor (readonly key: string) { super() }
 }
 
-/** A request's place in its key's share. It is also the lease's holder, so that the pool tells by it when the lease is over, whichever way. */
-class Permit extends RequestHolder {
-  // Not to be seen: holders are shown, and the key may be a secret.
-  #share: Share | undefined
-
-  constructor (share: Share, request: FastifyRequest, holder: Exclude<HolderLabel, string>) {
-    super(holder.route ?? '', request, holder.id)
-    this.#share = share
-  }
-
-  /** The share whose place this is; once: undefined when it was given back before. */
-  end (): Share | undefined {
-    const share = this.#share
-    this.#share = undefined
-    return share
-  }
-}
-
 /**
  * Fair shares of one pool: requests of the same key have at most `max` of its connections, and the next ones wait in front of the pool, where they
  * take no place in its line. First come, first served; anybody can leave in O(1).
  */
-export class Bulkhead {
+export class Bulkhead implements Source {
   readonly #pool: PoolFace<unknown>
   readonly #options: Options['bulkhead']
   readonly #acquireTimeout: number
@@ -60,12 +44,6 @@ export class Bulkhead {
     this.#acquireTimeout = options.acquireTimeout
     this.#maxPending = options.maxPending
     this.#clock = clock
-    pool.on('release', ({ holder, held }) => {
-      const share = holder instanceof Permit ? holder.end() : undefined
-      if (share === undefined) return
-      share.held += (held - share.held) / (share.held === 0 ? 1 : 8)
-      this.#leave(share)
-    })
   }
 
   /** Requests that wait for their share. */
@@ -88,12 +66,13 @@ export class Bulkhead {
     if (key === undefined) return this.#pool.tryAcquire(options)
     const share = this.#shareOf(key)
     if (share.used >= this.#options.max) return null
-    const permit = this.#enter(share, request, options.holder)
+    this.#enter(share)
     let lease: Lease<unknown> | null = null
     try {
-      lease = this.#pool.tryAcquire({ ...options, holder: permit })
+      lease = this.#pool.tryAcquire(options)
     } finally {
-      if (lease === null) this.#cancel(permit)
+      if (lease === null) this.#leave(share)
+      else this.#lent(share, lease)
     }
     return lease
   }
@@ -108,18 +87,15 @@ export class Bulkhead {
     if (key === undefined) return await this.#pool.acquire(options)
     const share = this.#shareOf(key)
     let { timeout } = options
-    let permit: Permit
-    if (share.used < this.#options.max) permit = this.#enter(share, request, options.holder)
-    else {
-      const deadline = await this.#wait(share, options)
-      // Its turn has come: whoever was before it has left its place in the share to it.
-      permit = new Permit(share, request, labelOf(options.holder))
-      timeout = Math.max(1, deadline - this.#clock.now())
-    }
+    if (share.used < this.#options.max) this.#enter(share)
+    else timeout = Math.max(1, await this.#wait(share, options) - this.#clock.now())
     try {
-      return await this.#pool.acquire({ ...options, ...(timeout !== undefined && { timeout }), holder: permit })
+      const holder = RequestHolder.named(request, options.holder)
+      const lease = await this.#pool.acquire({ ...options, timeout, holder })
+      this.#lent(share, lease)
+      return lease
     } catch (error) {
-      this.#cancel(permit)
+      this.#leave(share)
       throw error
     }
   }
@@ -143,13 +119,21 @@ export class Bulkhead {
     return this.#shares.get(key) ?? new Share(key)
   }
 
-  #enter (share: Share, request: FastifyRequest, holder: HolderLabel | undefined): Permit {
+  #enter (share: Share): void {
     this.#shares.set(share.key, share)
     share.used++
-    return new Permit(share, request, labelOf(holder))
   }
 
-  /** Resolves when the caller has a place in the share, with its deadline. */
+  /** The place in the share goes with the lease. */
+  #lent (share: Share, lease: Lease<unknown>): void {
+    const since = this.#clock.now()
+    onEnd(lease, () => {
+      share.held += (this.#clock.now() - since - share.held) / (share.held === 0 ? 1 : 8)
+      this.#leave(share)
+    })
+  }
+
+  /** Resolves to the caller's deadline, when somebody who left has handed over a place in the share. */
   async #wait (share: Share, { timeout = this.#acquireTimeout, signal, holder }: AcquireOptions): Promise<number> {
     if (!(timeout >= 1 && timeout <= 2 ** 31 - 1)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
     if (signal?.aborted === true) throw this.#abortError(signal)
@@ -183,16 +167,10 @@ export class Bulkhead {
     if (this.#pending === 0) this.#disarm()
   }
 
-  /** There was no lease. */
-  #cancel (permit: Permit): void {
-    const share = permit.end()
-    if (share !== undefined) this.#leave(share)
-  }
-
+  /** One place in the share is free: it goes from hand to hand, so nobody can come between. */
   #leave (share: Share): void {
     const next = share.first()
     if (next !== undefined) {
-      // Its place in the share goes from hand to hand.
       this.#take(share, next)
       next.resolve(undefined as never)
       return
@@ -260,8 +238,4 @@ export class Bulkhead {
   #closedError (): PoolError {
     return new PoolError('FST_POOL_CLOSED', `pool '${this.#pool.name}' is closing`, { retryAfter: this.#pool.closeTimeout / 1000 })
   }
-}
-
-function labelOf (holder: HolderLabel | undefined): Exclude<HolderLabel, string> {
-  return typeof holder === 'string' ? { route: holder } : holder ?? {}
 }

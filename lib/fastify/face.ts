@@ -2,10 +2,9 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AcquireOptions, Lease, RunOptions } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 import { transact } from '../pool/pool.js'
-import { roleOf, stepOf, type Step } from './plan.js'
 import { overError } from './request/ending.js'
 import { RequestScope, kReply, kScope, kSent } from './request/scope.js'
-import { kSetting, type Setting } from './setting.js'
+import { kSetting } from './setting.js'
 
 // What a request sees: the connections of its pools, `lease`, `acquire` and `transaction`.
 
@@ -42,35 +41,17 @@ function notLeased (request: FastifyRequest, name: string): PoolError {
 }
 
 async function acquireFor (request: FastifyRequest, name: string, options?: AcquireOptions): Promise<Lease<unknown>> {
-  const { manager, graces } = request.server[kSetting]
-  const { pool } = manager.find(name) ?? { pool: manager.get(name) }
+  const { manager, plans, graces } = request.server[kSetting]
+  const managed = manager.require(name)
   const reply = request[kReply]
   if (reply === null) throw notLeased(request, name)
   const scope = RequestScope.of(request, reply, `${request.method} ${request.routeOptions.url ?? ''}`, graces)
   if (scope === undefined) throw overError()
-  const step = policyStep(request, name)
-  if (step !== undefined) return scope.acquire(step, options)
-  const { method } = request
-  return scope.acquire(stepOf(method, { name, pool, release: 'onResponse', role: roleOf(method, pool), transaction: undefined }), options)
+  return await scope.acquire(plans.stepOf(request, managed), options)
 }
 
 async function transactionFor (request: FastifyRequest, name: string, fn: (connection: unknown) => unknown, options: RunOptions = {}): Promise<unknown> {
   // Where the request has a connection already, it is that one.
   const lease = await acquireFor(request, name, options.readOnly === true ? {} : { role: 'primary' })
   return await transact(lease, fn, options)
-}
-
-/**
- * The step that the route's policy has for a pool. Whoever takes the connection by hand, at whichever moment and with whichever method or header, gets
- * the same one as the hooks do: its transaction above all. Undefined: the policy leaves the pool out, or the pool was added by hand.
- */
-function policyStep (request: FastifyRequest, name: string): Step | undefined {
-  for (let setting: Setting | undefined = request.server[kSetting]; setting !== undefined; setting = setting.outer) {
-    const { onRequest, preHandler, manual } = setting.plans.of(request)
-    for (const steps of [onRequest, preHandler, manual]) {
-      const step = steps.find((one) => one.name === name)
-      if (step !== undefined) return step
-    }
-  }
-  return undefined
 }

@@ -9,8 +9,8 @@ import { makePool, type Share } from './backends.js'
 import { connectionOf, decorateRequests } from './face.js'
 import { addEndHooks, addRequestHooks } from './hooks.js'
 import { logEvents } from './logging.js'
-import { Plans, checkPolicy, checkRoute, rulesOf, setRules } from './plan.js'
-import { PoolManager } from './pools.js'
+import { Plans, checkPolicy, checkRoute } from './plan.js'
+import { PoolManager, close, type Managed } from './pools.js'
 import { RequestHolder } from './request/holder.js'
 import { kReply } from './request/scope.js'
 import { Bulkhead } from './rules/bulkhead.js'
@@ -29,12 +29,12 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
     for (const [name, poolOptions] of checked.pools) {
       const { pool, share } = await makePool(app, poolOptions)
       made.push(pool)
-      const { bulkhead, sticky, stickyFor } = poolOptions
-      setRules(pool, {
+      const { lease: policy, bulkhead, sticky, stickyFor } = poolOptions
+      setting.manager.add(name, pool, {
+        policy,
         bulkhead: bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
         sticky: sticky && new Sticky(name, sticky, stickyFor),
       })
-      setting.manager.add(name, pool, poolOptions.lease)
       if (share !== undefined) shares.push(share)
     }
     await Promise.all([...checked.pools].map(([, poolOptions], at) => start(app, made[at]!, poolOptions)))
@@ -64,7 +64,7 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     app.decorateRequest(name, { getter (this: FastifyRequest) { return connectionOf(this, name) } })
     return policy
   })
-  const setting: Setting = { outer, manager, plans: new Plans(manager), graces: { abortGrace, bodyGrace } }
+  const setting: Setting = { manager, plans: new Plans(manager, outer?.plans), graces: { abortGrace, bodyGrace } }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
   // Before any pool opens: what happens then is told, too.
@@ -84,12 +84,11 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
   app.addHook('preClose', (done) => {
     // Requests in flight, and those that wait, are still served.
     manager.drain()
-    for (const { pool } of manager.own) deadlines.push(closeInTime(pool))
+    for (const managed of manager.own) deadlines.push(closeInTime(managed))
     done()
   })
   app.addHook('onClose', async () => {
     for (const deadline of deadlines) clearTimeout(deadline)
-    for (const { pool } of manager.own) rulesOf(pool).bulkhead?.close()
     await manager.close()
   })
   return setting
@@ -99,7 +98,8 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
  * Fastify runs `onClose` when every request has ended, and there are handlers that never do. So the pool closes in time without it, and requests
  * that hold a connection even then are cut off: theirs is destroyed anyway.
  */
-function closeInTime (pool: PoolFace<unknown>): NodeJS.Timeout {
+function closeInTime (managed: Managed): NodeJS.Timeout {
+  const { pool } = managed
   const rest = Math.max(1, Math.min(1000, pool.closeTimeout / 4))
   return setTimeout(() => {
     pool.on('close', ({ holders }) => {
@@ -108,9 +108,8 @@ function closeInTime (pool: PoolFace<unknown>): NodeJS.Timeout {
         if (reply && !reply.raw.writableEnded) reply.raw.destroy()
       }
     })
-    rulesOf(pool).bulkhead?.close()
     // What fails on the way is told by events.
-    pool.close({ timeout: rest }).catch((error: unknown) => { throw error })
+    close(managed, { timeout: rest }).catch((error: unknown) => { throw error })
   }, pool.closeTimeout - rest).unref()
 }
 

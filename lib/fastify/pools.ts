@@ -4,16 +4,35 @@ import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolSta
 import { healthRank } from '../balance/targets.js'
 import { PoolError } from '../pool/errors.js'
 import type { ResolvedPoolOptions } from '../pool/options.js'
-import { rulesOf } from './plan.js'
+import type { Bulkhead } from './rules/bulkhead.js'
+import { Direct, type Source } from './rules/source.js'
+import type { Sticky } from './rules/sticky.js'
 
 type Policy = ResolvedPoolOptions['lease']
 
-/** A pool in a manager, with when routes lease it. */
+/** A pool in a manager, with what its requests go by. */
 export interface Managed {
   readonly name: string
   readonly pool: PoolFace<unknown>
+  /** When routes lease it, unless they say otherwise. */
   readonly policy: Policy
+  readonly source: Source
+  readonly sticky: Sticky | undefined
 }
+
+/** What a pool asks of the requests that lease it. */
+interface Rules {
+  readonly policy?: Policy | undefined
+  readonly bulkhead?: Bulkhead | undefined
+  readonly sticky?: Sticky | undefined
+}
+
+/**
+ * Lets a pool in, or throws: makes `request.<name>`, and says when routes lease the pool unless they say otherwise.
+ *
+ * @param policy the pool's own; undefined: it has the usual one
+ */
+export type Admit = (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy
 
 /**
  * The pools of one scope. It looks outward for those of the scopes around it, and never holds them: a shared list would leak a child's pools to
@@ -24,12 +43,11 @@ export class PoolManager implements Pools {
   readonly #outer: PoolManager | undefined
   /** Of `on`: for pools that come later. */
   readonly #subscriptions = new Set<(pool: PoolFace<unknown>) => void>()
-  readonly #admit: (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy
+  readonly #admit: Admit
   /** Raised when a pool comes or goes: what was worked out before is worked out again. */
   version = 0
 
-  /** @param admit lets a pool in, or throws: makes `request.<name>`, and says when routes lease it unless they say otherwise (its own policy, else the usual one) */
-  constructor (outer: PoolManager | undefined, admit: (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy) {
+  constructor (outer: PoolManager | undefined, admit: Admit) {
     this.#outer = outer
     this.#admit = admit
   }
@@ -39,12 +57,19 @@ export class PoolManager implements Pools {
     return [...this.#own.values()]
   }
 
+  /** @throws `FST_POOL_NOT_FOUND` */
+  require (name: string): Managed {
+    const found = this.find(name)
+    if (found !== undefined) return found
+    throw this.#notFound(name)
+  }
+
   find (name: string): Managed | undefined {
     return this.#own.get(name) ?? this.#outer?.find(name)
   }
 
   get<N extends string, K extends Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K> {
-    return this.#required(name).pool as unknown as PoolFace<ConnectionOf<N>, K>
+    return this.require(name).pool as unknown as PoolFace<ConnectionOf<N>, K>
   }
 
   has (name: string): boolean {
@@ -60,11 +85,13 @@ export class PoolManager implements Pools {
     if (this.has(name)) throw new PoolError('FST_POOL_DUPLICATE_NAME', `there is a pool '${name}' already: give this one another name`)
   }
 
-  add<C, K extends Connector<C>> (name: string, added: PoolFace<C, K>, policy?: Policy): void {
+  /** @param rules the plugin's own pools have them; those that an app adds have none */
+  add<C, K extends Connector<C>> (name: string, added: PoolFace<C, K>, rules: Rules = {}): void {
     // What its connections are is between the app and its handlers.
     const pool = added as unknown as PoolFace<unknown>
     this.checkNew(name)
-    this.#own.set(name, { name, pool, policy: this.#admit(name, pool, policy) })
+    const policy = this.#admit(name, pool, rules.policy)
+    this.#own.set(name, { name, pool, policy, source: rules.bulkhead ?? new Direct(pool), sticky: rules.sticky })
     this.version++
     for (const subscribe of this.#subscriptions) subscribe(pool)
   }
@@ -74,17 +101,16 @@ export class PoolManager implements Pools {
     if (own === undefined) throw this.#notFound(name)
     this.#own.delete(name)
     this.version++
-    rulesOf(own.pool).bulkhead?.close()
-    await own.pool.close()
+    await close(own)
   }
 
   stats (): Record<string, PoolStats> {
-    return Object.fromEntries(this.names.map((name) => [name, this.#required(name).pool.stats()]))
+    return Object.fromEntries(this.names.map((name) => [name, this.require(name).pool.stats()]))
   }
 
   holders (name?: string): Holder[] {
     const names = name === undefined ? this.names : [name]
-    return names.flatMap((one) => this.#required(one).pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
+    return names.flatMap((one) => this.require(one).pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
   }
 
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
@@ -105,7 +131,7 @@ export class PoolManager implements Pools {
   }
 
   async health (): Promise<PoolsHealth> {
-    const all = await Promise.all(this.names.map(async (name) => [name, await this.#required(name).pool.health()] as const))
+    const all = await Promise.all(this.names.map(async (name) => [name, await this.require(name).pool.health()] as const))
     const status = all.reduce<PoolHealth['status']>((most, [, { status }]) => healthRank.indexOf(status) > healthRank.indexOf(most) ? status : most, 'up')
     return { status, pools: Object.fromEntries(all) }
   }
@@ -116,17 +142,17 @@ export class PoolManager implements Pools {
   }
 
   async close (): Promise<void> {
-    await Promise.all(this.own.map(({ pool }) => pool.close()))
-  }
-
-  #required (name: string): Managed {
-    const found = this.find(name)
-    if (found !== undefined) return found
-    throw this.#notFound(name)
+    await Promise.all(this.own.map((managed) => close(managed)))
   }
 
   #notFound (name: string): PoolError {
     const names = this.names
     return new PoolError('FST_POOL_NOT_FOUND', `there is no pool '${name}'${names.length === 0 ? '' : ` (there is ${names.map((one) => `'${one}'`).join(', ')})`}`)
   }
+}
+
+/** Closes a pool. Who waits in front of it is turned away. */
+export async function close ({ source, pool }: Managed, options?: { timeout: number }): Promise<void> {
+  source.close()
+  await pool.close(options)
 }

@@ -1,10 +1,8 @@
 import type { Plans } from './plan.js'
 import type { PoolManager } from './pools.js'
 
-/** What one scope's hooks work with. */
+/** What the hooks of one scope work with. Requests find it at their server, scopes inside it at their app. */
 export interface Setting {
-  /** Of the scope around. */
-  readonly outer: Setting | undefined
   readonly manager: PoolManager
   readonly plans: Plans
   readonly graces: { readonly abortGrace: number, readonly bodyGrace: number }

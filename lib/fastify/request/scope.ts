@@ -111,7 +111,7 @@ export class RequestScope {
       if (slot.lease !== undefined && !slot.lease.ended) continue
       let lease: Lease<unknown> | null = null
       try {
-        if (slot.taking === undefined && slot.step.transaction === undefined) lease = this.#tryTake(slot)
+        if (slot.taking === undefined && slot.step.transaction === undefined) lease = slot.step.source.tryAcquire(this.#reply.request, this.#optionsOf(slot))
       } catch (error) {
         return this.#failed(errorOf(error), done)
       }
@@ -155,7 +155,7 @@ export class RequestScope {
     const own = (this.#leave ??= new Leave())
     const both = options?.signal === undefined ? undefined : either([own, options.signal])
     const asked = { ...this.#optionsOf(slot, options), signal: both?.signal ?? own }
-    const taking = step.bulkhead === undefined ? step.pool.acquire(asked) : step.bulkhead.acquire(this.#reply.request, asked)
+    const taking = step.source.acquire(this.#reply.request, asked)
     const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
     try {
       // Behind the reply nothing would commit it: what is written then stands by itself.
@@ -170,12 +170,6 @@ export class RequestScope {
       lease.release()
       throw error
     }
-  }
-
-  #tryTake (slot: Slot): Lease<unknown> | null {
-    const { bulkhead, pool } = slot.step
-    const options = this.#optionsOf(slot)
-    return bulkhead === undefined ? pool.tryAcquire(options) : bulkhead.tryAcquire(this.#reply.request, options)
   }
 
   #taken (slot: Slot, lease: Lease<unknown>): void {

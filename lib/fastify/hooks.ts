@@ -11,20 +11,20 @@ import type { Setting } from './setting.js'
 
 type Done = (error?: Error) => void
 
-export function addRequestHooks (app: FastifyInstance, { graces, plans }: Setting): void {
+export function addRequestHooks (app: FastifyInstance, { graces: { abortGrace, bodyGrace }, plans }: Setting): void {
   app.addHook('onRequest', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
     request[kReply] = reply
     if (request.is404) return done()
     const plan = plans.of(request)
     if (plan.onRequest.length === 0 || (!plan.named && isUnusual(request))) return done()
-    const scope = RequestScope.of(request, reply, plan.route, graces)
+    const scope = RequestScope.of(request, reply, plan.route, abortGrace)
     if (scope === undefined) {
       reply.code(499)
       return done(overError())
     }
-    if (!hasBody(request)) return scope.take(plan.onRequest, done)
-    scope.take(plan.onRequest, (error) => {
-      if (error === undefined) scope.awaitBody()
+    if (!hasBody(request)) return scope.slots.take(plan.onRequest, done)
+    scope.slots.take(plan.onRequest, (error) => {
+      if (error === undefined) scope.slots.awaitBody(bodyGrace)
       done(error)
     })
   })
@@ -33,15 +33,15 @@ export function addRequestHooks (app: FastifyInstance, { graces, plans }: Settin
   app.addHook('preValidation', (request: FastifyRequest, _reply: FastifyReply, done: Done) => {
     const scope = request[kScope]
     if (scope === null) done()
-    else scope.bodyIn(done)
+    else scope.slots.bodyIn(done)
   })
 
   app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
     if (!plans.usePreHandler || request.is404) return done()
     const plan = plans.of(request)
     if (plan.preHandler.length === 0 || (!plan.named && isUnusual(request))) return done()
-    const scope = RequestScope.of(request, reply, plan.route, graces)
-    if (scope !== undefined) return scope.take(plan.preHandler, done)
+    const scope = RequestScope.of(request, reply, plan.route, abortGrace)
+    if (scope !== undefined) return scope.slots.take(plan.preHandler, done)
     reply.code(499)
     done(overError())
   })

@@ -89,3 +89,8 @@ export function hasTimedOut (request: object): boolean {
 export function isHandlerTimeout (error: unknown): boolean {
   return (error as { code?: unknown } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
+
+/** Whatever a connector rejects with: Fastify takes an error that is falsy for none. */
+export function errorOf (reason: unknown): Error {
+  return reason ? reason as Error : new Error('a transaction failed, and its connector did not say why')
+}

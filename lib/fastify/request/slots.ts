@@ -1,0 +1,332 @@
+import type { FastifyReply } from 'fastify'
+import type { AcquireOptions, Lease } from '../../../types/pool.js'
+import { abandon, isBeside } from '../../pool/pool.js'
+import type { Step, TransactionPolicy } from '../plan.js'
+import type { Visit } from '../rules/sticky.js'
+import { Leave, either, errorOf, overError } from './ending.js'
+import type { RequestHolder } from './holder.js'
+
+/** What the connections of a request ask of its scope. */
+export interface Site {
+  /** The request has ended: nothing is taken any more. */
+  readonly over: boolean
+  /** A connection was lent: begins the route's transaction on it, where its reply can still end one. */
+  begin (lease: Lease<unknown>, transaction: TransactionPolicy): Promise<void> | undefined
+  /** A lease went back that nobody has used, and its transaction, which had done nothing, with it. */
+  forget (lease: Lease<unknown>): void
+}
+
+type State = 'empty' | 'taking' | 'held' | 'parked' | 'doubtful' | 'done'
+
+/**
+ * A request's place for the connection of one pool.
+ *
+ * ```
+ *             take                lent              slow body
+ *   empty ------------> taking ------------> held ------------> parked
+ *     ^                  |  ^  ^             |  |                 |
+ *     '------ failed ----'  |  '--- take ----|--|-----------------'
+ *                           |                |  |
+ *                         take       release |  | the request ended badly, and its handler may still run
+ *                           |                v  v
+ *                           '------------ done <-- doubtful
+ * ```
+ *
+ * A lease can also be ended by the handler or by its pool: its slot is 'held' until somebody looks (`isOut`).
+ */
+interface Slot {
+  is: State
+  step: Step
+  /** The last one that was lent; none once the slot was parked. */
+  lease: Lease<unknown> | undefined
+  /** While the slot is 'taking': whoever else wants the connection waits for the same one. */
+  taking: Promise<Lease<unknown>> | undefined
+  /** While the slot is 'taking': what it was before, and is again where no connection can be had. */
+  before: State
+  /** Somebody has seen the connection, and may have kept it. */
+  touched: boolean
+  /** Of a pool that is sticky: the acquire that the lease comes from. */
+  visit: Visit | undefined
+}
+
+function isOut ({ is, lease }: Slot): boolean {
+  return is === 'held' && !lease!.ended
+}
+
+/** Given back for a slow body, and not had again. */
+function isParked ({ is, before }: Slot): boolean {
+  return is === 'parked' || (is === 'taking' && before === 'parked')
+}
+
+/** The connections of one request, one for each pool that it leases. */
+export class Slots {
+  readonly #site: Site
+  readonly #reply: FastifyReply
+  readonly #holder: { readonly holder: RequestHolder }
+  readonly #all: Slot[] = []
+  /** Ends the acquires that wait. */
+  #leave: Leave | undefined
+  #bodyTimer: NodeJS.Timeout | undefined
+  /** Acquires of the primary, of pools that are sticky. */
+  #writes: Set<Visit> | undefined
+
+  constructor (site: Site, reply: FastifyReply, holder: RequestHolder) {
+    this.#site = site
+    this.#reply = reply
+    this.#holder = { holder }
+  }
+
+  // --- Taking -------------------------------------------------------------------------------------------------------
+
+  /**
+   * Takes a connection for each step, one after the other. Calls `done` at once where all are idle; else when it has
+   * them, or can't have one.
+   */
+  take (steps: readonly Step[], done: (error?: Error) => void): void {
+    // An earlier hook may have waited while the request ended: then nothing would ever end a lease.
+    if (this.#site.over) return this.#failed(overError(), done)
+    for (let at = 0; at < steps.length; at++) {
+      const slot = this.#slotFor(steps[at]!)
+      // Taken by hand before its turn.
+      if (isOut(slot)) continue
+      let lease: Lease<unknown> | null = null
+      try {
+        // A transaction begins with a round trip: it takes the way that waits.
+        if (slot.is !== 'taking' && slot.step.transaction === undefined) {
+          lease = slot.step.source.tryAcquire(this.#reply.request, this.#optionsOf(slot))
+        }
+      } catch (error) {
+        return this.#failed(errorOf(error), done)
+      }
+      if (lease === null) {
+        this.#takeRest(steps, at).then(() => { done() }, (error: unknown) => { this.#failed(errorOf(error), done) })
+        return
+      }
+      this.#lent(slot, lease)
+    }
+    done()
+  }
+
+  async #takeRest (steps: readonly Step[], from: number): Promise<void> {
+    for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
+  }
+
+  /** By hand. While a lease is out it is the same one; callers at the same time get the same one. */
+  acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
+    const slot = this.#find(step.name) ?? this.#slotFor(step)
+    slot.touched = true
+    const lease = this.#leaseOf(slot, options)
+    // Also where the lease is out already, and was taken for reading.
+    if (options?.role === 'primary' && slot.visit?.role === 'primary') {
+      slot.visit.writes = true
+      if (slot.is !== 'taking') this.#wrote(slot.visit)
+    }
+    return lease
+  }
+
+  #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
+    if (isOut(slot)) return Promise.resolve(slot.lease!)
+    if (slot.is === 'taking') return slot.taking!
+    if (this.#site.over) return Promise.reject(overError())
+    slot.before = slot.is
+    slot.is = 'taking'
+    return (slot.taking = this.#wait(slot, options).then((lease) => {
+      this.#lent(slot, lease)
+      return lease
+    }, (error: unknown) => {
+      slot.is = slot.before
+      throw error
+    }))
+  }
+
+  async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
+    const { source, transaction } = slot.step
+    const own = (this.#leave ??= new Leave())
+    const both = options?.signal === undefined ? undefined : either([own, options.signal])
+    const asked = { ...this.#optionsOf(slot, options), signal: both?.signal ?? own }
+    const taking = source.acquire(this.#reply.request, asked)
+    const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
+    try {
+      if (transaction !== undefined) await this.#site.begin(lease, transaction)
+      // The request may have ended between the loan and now.
+      if (this.#site.over) throw overError()
+      return lease
+    } catch (error) {
+      lease.release()
+      throw error
+    }
+  }
+
+  #optionsOf (slot: Slot, options?: AcquireOptions): AcquireOptions {
+    const { role, sticky, writes } = slot.step
+    if (sticky === undefined && options === undefined) {
+      return role === 'primary' ? this.#holder : { ...this.#holder, role }
+    }
+    const asked = options?.role
+    const may = asked === undefined ? writes : asked === 'primary'
+    slot.visit = sticky?.visit(this.#reply.request, asked ?? role, may)
+    return { ...this.#holder, ...options, role: slot.visit?.role ?? asked ?? role }
+  }
+
+  #lent (slot: Slot, lease: Lease<unknown>): void {
+    slot.is = 'held'
+    slot.lease = lease
+    if (slot.visit?.writes === true) this.#wrote(slot.visit)
+  }
+
+  /** One connection can't be had: those that nobody has seen go back at once. */
+  #failed (error: Error, done: (error: Error) => void): void {
+    for (const slot of this.#all) if (!slot.touched) release(slot)
+    // Nobody reads this reply: its log line should not look like a fault of ours. One that is sent keeps its status.
+    if (this.#site.over && !this.#reply.raw.headersSent) this.#reply.code(499)
+    done(error)
+  }
+
+  #slotFor (step: Step): Slot {
+    let slot = this.#find(step.name)
+    if (slot === undefined) {
+      slot = { is: 'empty', step, lease: undefined, taking: undefined, before: 'empty', touched: false, visit: undefined }
+      this.#all.push(slot)
+    }
+    slot.step = step
+    return slot
+  }
+
+  #find (name: string): Slot | undefined {
+    for (const slot of this.#all) if (slot.step.name === name) return slot
+    return undefined
+  }
+
+  // --- Read your writes ---------------------------------------------------------------------------------------------
+
+  /** Marks it now, and again when the reply is sent and when the request ends: nobody knows when it writes. */
+  #wrote (visit: Visit): void {
+    (this.#writes ??= new Set()).add(visit)
+    visit.mark()
+  }
+
+  markWrites (): void {
+    if (this.#writes !== undefined) for (const visit of this.#writes) visit.mark()
+  }
+
+  // --- The request's body -------------------------------------------------------------------------------------------
+
+  /** From now on the body has `grace` ms to come in. Else connections that nobody has seen go back. */
+  awaitBody (grace: number): void {
+    if (this.#bodyTimer !== undefined || this.#site.over) return
+    this.#bodyTimer = setTimeout(() => {
+      // Once the body is in, it is another hook that takes so long, and it may want its connection.
+      if (!this.#reply.request.raw.complete) this.#park()
+    }, grace).unref()
+  }
+
+  #park (): void {
+    for (const slot of this.#all) {
+      if (slot.touched || slot.is !== 'held') continue
+      const lease = slot.lease!
+      slot.lease = undefined
+      slot.is = 'parked'
+      lease.release()
+      this.#site.forget(lease)
+    }
+  }
+
+  /** The body is in: takes again what went back meanwhile. */
+  bodyIn (done: (error?: Error) => void): void {
+    if (this.#bodyTimer === undefined) return done()
+    clearTimeout(this.#bodyTimer)
+    const parked = this.#all.filter(isParked).map(({ step }) => step)
+    if (parked.length === 0) return done()
+    this.take(parked, done)
+  }
+
+  // --- What the request sees ----------------------------------------------------------------------------------------
+
+  isParked (name: string): boolean {
+    const slot = this.#find(name)
+    return slot !== undefined && isParked(slot)
+  }
+
+  /**
+   * Undefined: there was no lease.
+   *
+   * @throws `FST_POOL_LEASE_RELEASED`
+   */
+  connection (name: string): unknown {
+    const slot = this.#find(name)
+    if (slot === undefined || slot.lease === undefined) return undefined
+    slot.touched = true
+    const { connection } = slot.lease
+    if (isBeside(slot.lease)) this.#warnOf(name)
+    return connection
+  }
+
+  lease (name: string): Lease<unknown> | undefined {
+    const slot = this.#find(name)
+    if (slot === undefined) return undefined
+    slot.touched = true
+    return slot.lease
+  }
+
+  /** Once for each route and pool. */
+  #warnOf (name: string): void {
+    const { log, request } = this.#reply
+    const { config } = request.routeOptions
+    const warned = besides.get(config) ?? new Set<string>()
+    if (warned.has(name)) return
+    besides.set(config, warned.add(name))
+    const { route } = this.#holder.holder
+    log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same connection: ` +
+      'what is sent there is part of that transaction, and is rolled back with it, whatever was answered before. Await ' +
+      'the transaction first, or use the connection that its function is given. (If it was used within that function, ' +
+      'its async context was lost on the way.)')
+  }
+
+  // --- The end ------------------------------------------------------------------------------------------------------
+
+  /** The reply is about to be sent: gives back what its route does not hold until the response has ended. */
+  releaseOnSend (): void {
+    for (const slot of this.#all) if (slot.step.release === 'onSend') release(slot)
+  }
+
+  /**
+   * The request is over: ends all that waits, and all leases that nobody can be using.
+   *
+   * @param well its handler has nothing more to do with any connection
+   * @returns whether there is any that the handler may still be using: `settle` decides on it
+   */
+  end (well: boolean): boolean {
+    clearTimeout(this.#bodyTimer)
+    // The error has a stack, and most have long been served.
+    if (this.#leave !== undefined && this.#all.some(({ is }) => is === 'taking')) this.#leave.abort(overError())
+    let doubt = false
+    for (const slot of this.#all) {
+      // What nobody has seen, nobody can be using.
+      if (well || !slot.touched || !isOut(slot)) release(slot)
+      else {
+        slot.is = 'doubtful'
+        doubt = true
+      }
+    }
+    return doubt
+  }
+
+  /** @param clean the handler has settled: its connections are for others. Else they are destroyed. */
+  settle (clean: boolean): void {
+    for (const slot of this.#all) {
+      if (slot.is !== 'doubtful') continue
+      slot.is = 'done'
+      if (clean) slot.lease!.release()
+      else abandon(slot.lease!)
+    }
+  }
+}
+
+function release (slot: Slot): void {
+  if (slot.is !== 'held') return
+  slot.is = 'done'
+  slot.lease!.release()
+}
+
+/** By a route's config: the pools of which it was warned that they are used beside a transaction. */
+const besides = new WeakMap<object, Set<string>>()

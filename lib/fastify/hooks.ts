@@ -1,32 +1,37 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { PoolError } from '../pool/errors.js'
 import { overError } from './request/ending.js'
-import { RequestScope, kReply, kScope } from './request/scope.js'
+import { RequestScope, kReply, kScope, type OnSendDone } from './request/scope.js'
 import type { Setting } from './setting.js'
 
-// A request's walk.
-//
-// Instance-level hooks see every route, whenever it was declared, and survive `reply.callNotFound()`. They are callbacks: a request whose
-// connections are idle waits for no promise.
+// A request's walk through Fastify's hooks. They are hooks of the instance: those see every route, whenever it was
+// declared, and survive `reply.callNotFound()`. They are callbacks: a request whose connections are idle waits for no
+// promise.
 
 type Done = (error?: Error) => void
 
-export function addRequestHooks (app: FastifyInstance, { graces: { abortGrace, bodyGrace }, plans }: Setting): void {
-  app.addHook('onRequest', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
-    request[kReply] = reply
-    if (request.is404) return done()
+export function addRequestHooks (app: FastifyInstance, { plans, abortGrace, bodyGrace }: Setting): void {
+  /** Takes what the plan has for this phase of the request. */
+  const take = (request: FastifyRequest, reply: FastifyReply, phase: 'onRequest' | 'preHandler', done: Done): void => {
     const plan = plans.of(request)
-    if (plan.onRequest.length === 0 || (!plan.named && isUnusual(request))) return done()
+    const steps = plan[phase]
+    if (steps.length === 0 || (!plan.named && isUnusual(request))) return done()
     const scope = RequestScope.of(request, reply, plan.route, abortGrace)
     if (scope === undefined) {
       reply.code(499)
       return done(overError())
     }
-    if (!hasBody(request)) return scope.slots.take(plan.onRequest, done)
-    scope.slots.take(plan.onRequest, (error) => {
+    if (phase === 'preHandler' || !hasBody(request)) return scope.slots.take(steps, done)
+    scope.slots.take(steps, (error) => {
       if (error === undefined) scope.slots.awaitBody(bodyGrace)
       done(error)
     })
+  }
+
+  app.addHook('onRequest', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
+    request[kReply] = reply
+    if (request.is404) done()
+    else take(request, reply, 'onRequest', done)
   })
 
   // Right after the body has been read: before any other hook may look for its connection.
@@ -37,16 +42,12 @@ export function addRequestHooks (app: FastifyInstance, { graces: { abortGrace, b
   })
 
   app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
-    if (!plans.usePreHandler || request.is404) return done()
-    const plan = plans.of(request)
-    if (plan.preHandler.length === 0 || (!plan.named && isUnusual(request))) return done()
-    const scope = RequestScope.of(request, reply, plan.route, abortGrace)
-    if (scope !== undefined) return scope.slots.take(plan.preHandler, done)
-    reply.code(499)
-    done(overError())
+    if (!plans.usePreHandler || request.is404) done()
+    else take(request, reply, 'preHandler', done)
   })
 }
 
+/** What concerns the end of a request as a whole: once for an app, whatever scopes register the plugin again. */
 export function addEndHooks (app: FastifyInstance): void {
   let closing = false
   app.addHook('preClose', (done) => {
@@ -54,17 +55,18 @@ export function addEndHooks (app: FastifyInstance): void {
     done()
   })
 
-  app.addHook('onSend', (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: (error?: Error | null, payload?: unknown) => void) => {
-    // A client that keeps its connection open would hold up `app.close()` for `keepAliveTimeout` (72 s; fastify/fastify#7044). HTTP/2 forbids
-    // the header, and closes its sessions itself.
-    if (closing && request.raw.httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
+  app.addHook('onSend', (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: OnSendDone) => {
+    const { httpVersionMajor } = request.raw
+    // A client that keeps its connection open would hold up `app.close()` for `keepAliveTimeout` (72 s;
+    // fastify/fastify#7044). HTTP/2 forbids the header, and closes its sessions itself.
+    if (closing && httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
     const scope = request[kScope]
     if (scope !== null) return scope.replying(payload, done)
     RequestScope.replying(request, payload)
     done()
   })
 
-  app.addHook('onError', (request: FastifyRequest, reply: FastifyReply, error: { code?: string }, done: () => void) => {
+  app.addHook('onError', (request: FastifyRequest, reply: FastifyReply, error: Error, done: () => void) => {
     // Fastify sets an error's headers only where no error handler of the app's own answers.
     if (error instanceof PoolError && error.headers !== undefined) reply.headers(error.headers)
     request[kScope]?.failing(error)
@@ -73,23 +75,23 @@ export function addEndHooks (app: FastifyInstance): void {
 
   app.addHook('onResponse', (request: FastifyRequest, _reply: FastifyReply, done: () => void) => {
     request[kScope]?.end()
-    // For an answer that had begun before the close did.
+    // An answer that had begun before `preClose` went out without the header `connection: close`.
     if (closing && 'closeIdleConnections' in app.server) setImmediate(() => { app.server.closeIdleConnections() })
     done()
   })
 }
 
 /**
- * A CORS preflight, or a socket that Node has given up for an upgrade: it leases only what its route names. A header alone makes no upgrade:
- * without a listener for it Node serves the request as any other, and so do we.
+ * A CORS preflight, or a socket that Node has given up for an upgrade: it leases only what its route names. A header
+ * alone makes no upgrade: an app without a listener for upgrades is asked by Node as for any other request.
  */
 function isUnusual (request: FastifyRequest): boolean {
   const { upgrade } = request.raw as { upgrade?: boolean }
-  // The requests of @fastify/websocket's injectWS() are made by hand, without Node's mark; `ws` is what that plugin says of them.
+  // @fastify/websocket makes the requests of injectWS() by hand, without Node's mark; it marks them with `ws`.
   return request.method === 'OPTIONS' || upgrade === true || (request as { ws?: unknown }).ws === true
 }
 
-/** Whether a body is announced. */
+/** Whether the headers announce a body. */
 function hasBody ({ raw }: FastifyRequest): boolean {
   const { stream } = raw as { stream?: { endAfterHeaders?: boolean } }
   if (stream?.endAfterHeaders !== undefined) return !stream.endAfterHeaders

@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { PoolFace } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
@@ -6,7 +6,7 @@ import {
   checkPluginOptions, checkRequestName, type PluginOptions, type ResolvedPluginOptions, type ResolvedPoolOptions,
 } from '../pool/options.js'
 import { makePool, type Share } from './backends.js'
-import { connectionOf, decorateRequests } from './face.js'
+import { decorateConnection, decorateRequests } from './face.js'
 import { addEndHooks, addRequestHooks } from './hooks.js'
 import { logEvents } from './logging.js'
 import { Plans, checkPolicy, checkRoute } from './plan.js'
@@ -45,9 +45,14 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   }
 }
 
-async function start (app: FastifyInstance, pool: PoolFace<unknown>, { name, startup }: ResolvedPoolOptions): Promise<void> {
+type Starting = Pick<ResolvedPoolOptions, 'name' | 'startup'>
+
+async function start (app: FastifyInstance, pool: PoolFace<unknown>, { name, startup }: Starting): Promise<void> {
   if (startup === 'require') await pool.open()
-  if (startup === 'warm') pool.open().catch((err: unknown) => { app.log.child({ pool: name }).error({ err }, 'could not connect at start: acquires will try again') })
+  if (startup !== 'warm') return
+  pool.open().catch((err: unknown) => {
+    app.log.child({ pool: name }).error({ err }, 'could not connect at start: acquires will try again')
+  })
 }
 
 /** The first registration in a scope: its manager, what requests see, and the hooks. Later ones only add pools. */
@@ -60,14 +65,16 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     checkPolicy(policy, pool)
     // Fastify takes no decorators any more: such a pool is there for `request.acquire(name)`.
     if (ready) return policy === false ? false : { ...policy, acquire: 'manual' }
-    if (app.hasRequestDecorator(name)) throw new PoolError('FST_POOL_DUPLICATE_NAME', `request.${name} exists already: give the pool another name`)
-    app.decorateRequest(name, { getter (this: FastifyRequest) { return connectionOf(this, name) } })
+    if (app.hasRequestDecorator(name)) {
+      throw new PoolError('FST_POOL_DUPLICATE_NAME', `request.${name} exists already: give the pool another name`)
+    }
+    decorateConnection(app, name)
     return policy
   })
-  const setting: Setting = { manager, plans: new Plans(manager, outer?.plans), graces: { abortGrace, bodyGrace } }
+  const setting: Setting = { manager, plans: new Plans(manager, outer?.plans), abortGrace, bodyGrace }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
-  // Before any pool opens: what happens then is told, too.
+  // Before any pool opens: what happens then is logged, too.
   logEvents(app, manager, log)
   if (outer === undefined) decorateRequests(app)
 
@@ -80,6 +87,11 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
   // Hooks of a scope run for the scopes inside it: what concerns the request as a whole is done once.
   if (outer === undefined) addEndHooks(app)
 
+  addCloseHooks(app, manager)
+  return setting
+}
+
+function addCloseHooks (app: FastifyInstance, manager: PoolManager): void {
   const deadlines: NodeJS.Timeout[] = []
   app.addHook('preClose', (done) => {
     // Requests in flight, and those that wait, are still served.
@@ -91,12 +103,12 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     for (const deadline of deadlines) clearTimeout(deadline)
     await manager.close()
   })
-  return setting
 }
 
 /**
- * Fastify runs `onClose` when every request has ended, and there are handlers that never do. So the pool closes in time without it, and requests
- * that hold a connection even then are cut off: theirs is destroyed anyway.
+ * Fastify runs `onClose` when every request has ended, and there are handlers that never do. So the pool closes in time
+ * without it, and the responses of requests that hold a connection even then are cut: their connections are destroyed
+ * anyway.
  */
 function closeInTime (managed: Managed): NodeJS.Timeout {
   const { pool } = managed
@@ -114,10 +126,10 @@ function closeInTime (managed: Managed): NodeJS.Timeout {
 }
 
 /**
- * The plugin: `app.register(pool, options)`. Every request gets a connection of each pool in `onRequest`, as `request.<name>`, and always gives
- * it back; see the README for what can be set.
+ * The plugin: `app.register(pool, options)`. Every request gets a connection of each pool in `onRequest`, as
+ * `request.<name>`, and always gives it back; see the README for what can be set.
  *
- * Rejects with `FST_POOL_BAD_OPTIONS`, `FST_POOL_DUPLICATE_NAME`, `FST_POOL_MISSING_DRIVER` or `FST_POOL_CONNECT_FAILED`, and then leaves nothing
- * open.
+ * Rejects with `FST_POOL_BAD_OPTIONS`, `FST_POOL_DUPLICATE_NAME`, `FST_POOL_MISSING_DRIVER` or
+ * `FST_POOL_CONNECT_FAILED`, and then leaves nothing open.
  */
 export const fastifyPool = fp(register, { fastify: '5.x', name: 'fastify-pool' })

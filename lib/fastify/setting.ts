@@ -5,7 +5,8 @@ import type { PoolManager } from './pools.js'
 export interface Setting {
   readonly manager: PoolManager
   readonly plans: Plans
-  readonly graces: { readonly abortGrace: number, readonly bodyGrace: number }
+  readonly abortGrace: number
+  readonly bodyGrace: number
 }
 
 export const kSetting = Symbol('fastify-pool.setting')

@@ -54,8 +54,8 @@ const none: None = { is: 'none' }
 const whole: Given = { is: 'given', streams: false }
 const stream: Given = { is: 'given', streams: true }
 
-/** Calls of Fastify's `done` of an `onSend` hook. */
-type Done = (error?: Error | null, payload?: unknown) => void
+/** What Fastify gives an `onSend` hook to call. */
+export type OnSendDone = (error?: Error | null, payload?: unknown) => void
 
 /**
  * One request's walk: its life, its handler and its reply, each a small state of its own. Its connections are in
@@ -124,7 +124,7 @@ export class RequestScope implements SlotsSite, CommitSite {
   // --- The reply ----------------------------------------------------------------------------------------------------
 
   /** An error is about to be answered. */
-  failing (error: { readonly code?: unknown }): void {
+  failing (error: unknown): void {
     if (isHandlerTimeout(error)) this.#handler = 'timed out'
     else if (this.#handler === 'well') this.#handler = 'failed'
     if (this.#reply.is === 'ending') this.#reply.failed = true
@@ -152,7 +152,7 @@ export class RequestScope implements SlotsSite, CommitSite {
    * | well/failed | none, given | over | It goes to nobody: the handler has settled, and its connections are free.  |
    * | well/failed | none, given | open | It waits for the end of the transactions, if there are any, and is sent.   |
    */
-  replying (payload: unknown, done: Done): void {
+  replying (payload: unknown, done: OnSendDone): void {
     if (this.#isTimedOut) return done()
     if (this.#reply.is === 'ending') return this.#secondReply(this.#reply, done)
     this.#reply = isStream(payload) ? stream : whole
@@ -163,13 +163,13 @@ export class RequestScope implements SlotsSite, CommitSite {
   }
 
   /** Fastify can't know yet that there is a reply. The first one goes out, as it always does, but for an error. */
-  #secondReply (ending: Ending, done: Done): void {
+  #secondReply (ending: Ending, done: OnSendDone): void {
     // An error has its status and headers set already.
     if (ending.failed) ending.instead = done
     else this.reply.log.warn('the reply was already sent, and waits for the commit of its transaction: did you forget to return or await reply.send()?')
   }
 
-  #ending (transactions: RouteTransactions, payload: unknown, given: Given, done: Done): void {
+  #ending (transactions: RouteTransactions, payload: unknown, given: Given, done: OnSendDone): void {
     const ending: Ending = this.#reply = { is: 'ending', streams: given.streams, failed: false, instead: undefined }
     transactions.end(payload, given.streams).then((replaced) => {
       this.#reply = given
@@ -182,7 +182,7 @@ export class RequestScope implements SlotsSite, CommitSite {
   }
 
   /** With the reply that waited. */
-  #goOn (next: () => void, done: Done, failure?: Error): void {
+  #goOn (next: () => void, done: OnSendDone, failure?: Error): void {
     const { log, raw } = this.reply
     // By `handlerTimeout`.
     if (raw.headersSent) {

@@ -1,13 +1,13 @@
 import type { FastifyRequest } from 'fastify'
-import type { PoolFace, Role } from '../../types/pool.js'
+import type { Role } from '../../types/connector.js'
+import type { Policy, RouteTransaction } from '../../types/plugin.js'
+import type { PoolFace } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
-import { defaultPolicy, readRoutePools, type Policy } from '../pool/options.js'
 import { checkTransactionOptions } from '../pool/transaction.js'
+import { defaultPolicy, readRoutePools } from './options.js'
 import type { Managed, PoolManager } from './pools.js'
 import type { Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
-
-export type TransactionPolicy = Exclude<Policy['transaction'], boolean>
 
 /** One connection that a route leases. */
 export interface Step {
@@ -15,7 +15,7 @@ export interface Step {
   readonly source: Source
   readonly release: Policy['release']
   readonly role: Role
-  readonly transaction: TransactionPolicy | undefined
+  readonly transaction: RouteTransaction | undefined
   /** Whether the request may write with it. */
   readonly writes: boolean
   readonly sticky: Sticky | undefined
@@ -118,7 +118,7 @@ function stepOf (method: string, { name, pool, source, sticky }: Managed, policy
  */
 export function checkPolicy (policy: Partial<Policy> | false, { name, backend: { transactions } }: PoolFace<unknown>): void {
   if (policy === false || policy.transaction === undefined || policy.transaction === false) return
-  const { commitOn: _, ...begin } = policy.transaction === true ? {} as TransactionPolicy : policy.transaction
+  const { commitOn: _, ...begin } = policy.transaction === true ? {} as RouteTransaction : policy.transaction
   checkTransactionOptions({ name, transactions }, begin)
 }
 

@@ -1,14 +1,13 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import type { PluginOptions } from '../../types/plugin.js'
 import type { PoolFace } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
-import {
-  checkPluginOptions, checkRequestName, type PluginOptions, type ResolvedPluginOptions, type ResolvedPoolOptions,
-} from '../pool/options.js'
 import { makePool, type Share } from './backends.js'
 import { decorateConnection, decorateRequests } from './face.js'
 import { addEndHooks, addRequestHooks } from './hooks.js'
 import { logEvents } from './logging.js'
+import { checkPluginOptions, checkRequestName, type ResolvedPluginOptions, type ResolvedPoolOptions } from './options.js'
 import { Plans, checkPolicy, checkRoute } from './plan.js'
 import { PoolManager, close, type Managed } from './pools.js'
 import { RequestHolder } from './request/holder.js'

@@ -1,28 +1,26 @@
 import type { Connector } from '../../types/connector.js'
 import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
+import type { Policy } from '../../types/plugin.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
 import { healthRank } from '../balance/targets.js'
 import { PoolError } from '../pool/errors.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
 import type { Bulkhead } from './rules/bulkhead.js'
 import { Direct, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
-
-type Policy = ResolvedPoolOptions['lease']
 
 /** A pool in a manager, with what its requests go by. */
 export interface Managed {
   readonly name: string
   readonly pool: PoolFace<unknown>
   /** When routes lease it, unless they say otherwise. */
-  readonly policy: Policy
+  readonly policy: Policy | false
   readonly source: Source
   readonly sticky: Sticky | undefined
 }
 
 /** What a pool asks of the requests that lease it. */
 interface Rules {
-  readonly policy?: Policy | undefined
+  readonly policy?: Policy | false | undefined
   readonly bulkhead?: Bulkhead | undefined
   readonly sticky?: Sticky | undefined
 }
@@ -32,7 +30,7 @@ interface Rules {
  *
  * @param policy the pool's own; undefined: it has the usual one
  */
-export type Admit = (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy
+export type Admit = (name: string, pool: PoolFace<unknown>, policy: Policy | false | undefined) => Policy | false
 
 /**
  * The pools of one scope. It looks outward for those of the scopes around it, and never holds them: a shared list would leak a child's pools to

@@ -1,9 +1,9 @@
 import { Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
+import type { RouteTransaction } from '../../../types/plugin.js'
 import type { Lease } from '../../../types/pool.js'
 import { hold } from '../../pool/pool.js'
 import type { HeldTransaction } from '../../pool/transaction.js'
-import type { TransactionPolicy } from '../plan.js'
 import { errorOf } from './ending.js'
 import { drain, gate, isResponse, readableOf, resetHttp2 } from './payload.js'
 
@@ -36,7 +36,7 @@ export class RouteTransactions {
     return this.#held.length > 0
   }
 
-  async begin (lease: Lease<unknown>, { commitOn = 'success', ...begin }: TransactionPolicy): Promise<void> {
+  async begin (lease: Lease<unknown>, { commitOn = 'success', ...begin }: RouteTransaction): Promise<void> {
     this.#held.push({ lease, transaction: await hold(lease, begin), commitOn })
   }
 

@@ -1,6 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { RouteTransaction } from '../../../types/plugin.js'
 import type { Lease } from '../../../types/pool.js'
-import type { TransactionPolicy } from '../plan.js'
 import { RouteTransactions, type Site as CommitSite } from './commit.js'
 import { Queue, hasTimedOut, isHandlerTimeout, isOver } from './ending.js'
 import { RequestHolder } from './holder.js'
@@ -107,7 +107,7 @@ export class RequestScope implements SlotsSite, CommitSite {
     return this.#handler !== 'well'
   }
 
-  begin (lease: Lease<unknown>, transaction: TransactionPolicy): Promise<void> | undefined {
+  begin (lease: Lease<unknown>, transaction: RouteTransaction): Promise<void> | undefined {
     // Behind the reply nothing would commit it: what is written then stands by itself.
     if (this.over || this.#reply.is !== 'none') return undefined
     return (this.#transactions ??= new RouteTransactions(this)).begin(lease, transaction)

@@ -1,7 +1,8 @@
 import type { FastifyReply } from 'fastify'
+import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
 import { abandon, isBeside } from '../../pool/pool.js'
-import type { Step, TransactionPolicy } from '../plan.js'
+import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { Leave, either, errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
@@ -11,7 +12,7 @@ export interface Site {
   /** The request has ended: nothing is taken any more. */
   readonly over: boolean
   /** A connection was lent: begins the route's transaction on it, where its reply can still end one. */
-  begin (lease: Lease<unknown>, transaction: TransactionPolicy): Promise<void> | undefined
+  begin (lease: Lease<unknown>, transaction: RouteTransaction): Promise<void> | undefined
   /** A lease went back that nobody has used, and its transaction, which had done nothing, with it. */
   forget (lease: Lease<unknown>): void
 }

@@ -1,15 +1,20 @@
 import type { FastifyRequest } from 'fastify'
+import type { BulkheadOptions } from '../../../types/plugin.js'
 import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace, Timer } from '../../../types/pool.js'
 import { systemClock } from '../../pool/clock.js'
 import { PoolError, badOption } from '../../pool/errors.js'
-import type { ResolvedPoolOptions } from '../../pool/options.js'
 import { onEnd } from '../../pool/pool.js'
 import { Waiter, Waiters } from '../../pool/waiters.js'
 import { RequestHolder } from '../request/holder.js'
 import { askKey } from './keys.js'
 import type { Source } from './source.js'
 
-type Options = Pick<ResolvedPoolOptions, 'acquireTimeout' | 'maxPending'> & { readonly bulkhead: NonNullable<ResolvedPoolOptions['bulkhead']> }
+/** What a bulkhead needs of its pool's options. */
+interface Options {
+  readonly acquireTimeout: number
+  readonly maxPending: number
+  readonly bulkhead: BulkheadOptions
+}
 
 /** What one key has of the pool, and who waits for more of it. There is one only while somebody does either. */
 class Share extends Waiters<never> {
@@ -27,7 +32,7 @@ class Share extends Waiters<never> {
  */
 export class Bulkhead implements Source {
   readonly #pool: PoolFace<unknown>
-  readonly #options: Options['bulkhead']
+  readonly #options: BulkheadOptions
   readonly #acquireTimeout: number
   readonly #maxPending: number
   readonly #clock: Clock

@@ -1,7 +1,8 @@
 import type { FastifyRequest } from 'fastify'
-import type { Clock, Role } from '../../../types/pool.js'
+import type { Role } from '../../../types/connector.js'
+import type { StickyOptions } from '../../../types/plugin.js'
+import type { Clock } from '../../../types/pool.js'
 import { systemClock } from '../../pool/clock.js'
-import type { ResolvedPoolOptions } from '../../pool/options.js'
 import { askKey, bounded, type KeyOf } from './keys.js'
 
 /** Keys that are remembered at most: beyond that the one that wrote longest ago is forgotten. */
@@ -19,7 +20,7 @@ export class Sticky {
   readonly #until = new Map<string, number>()
 
   /** @param options exactly one of the three */
-  constructor (pool: string, { cookie, header, key }: NonNullable<ResolvedPoolOptions['sticky']>, stickyFor: number, clock: Clock = systemClock) {
+  constructor (pool: string, { cookie, header, key }: StickyOptions, stickyFor: number, clock: Clock = systemClock) {
     this.#stickyFor = stickyFor
     this.#clock = clock
     if (key !== undefined) this.#keyOf = (request) => askKey(key, request, pool, 'sticky.key')

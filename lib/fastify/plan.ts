@@ -9,21 +9,24 @@ import type { Managed, PoolManager } from './pools.js'
 import type { Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
-/** One connection that a route leases. */
+/** One connection that a route leases: of which pool, and how. */
 export interface Step {
   readonly name: string
   readonly source: Source
   readonly release: Policy['release']
   readonly role: Role
   readonly transaction: RouteTransaction | undefined
-  /** Whether the request may write with it. */
+  /** Whether requests may write with it. */
   readonly writes: boolean
   readonly sticky: Sticky | undefined
 }
 
-/** What one scope's pools owe to one route, in the order in which the pools were registered: two requests can't wait for each other within a phase. */
+/**
+ * What a route leases of one scope's pools. Steps are in the order in which the pools were registered, for all routes:
+ * within a phase two requests can't wait for each other.
+ */
 export interface Plan {
-  /** As holders and the log show it: 'GET /users/:id'. */
+  /** The route as holders and the log show it: 'GET /users/:id'. */
   readonly route: string
   readonly onRequest: readonly Step[]
   readonly preHandler: readonly Step[]
@@ -31,6 +34,7 @@ export interface Plan {
   readonly manual: readonly Step[]
   /** The route's config names its pools: then they are leased for OPTIONS and WebSocket upgrades too. */
   readonly named: boolean
+  /** The manager's, when the plan was made. */
   readonly version: number
 }
 
@@ -91,7 +95,14 @@ export class Plans {
     const preHandler = phase('preHandler')
     this.usePreHandler ||= preHandler.length > 0
     const { version } = this.#manager
-    return { route, onRequest: phase('onRequest'), preHandler, manual: phase('manual'), named: named !== undefined, version }
+    return {
+      route,
+      onRequest: phase('onRequest'),
+      preHandler,
+      manual: phase('manual'),
+      named: named !== undefined,
+      version,
+    }
   }
 }
 
@@ -112,20 +123,20 @@ function stepOf (method: string, { name, pool, source, sticky }: Managed, policy
 }
 
 /**
- * Whether a policy asks for transactions that its pool can have.
+ * Checks that a pool has the transactions that a policy asks for.
  *
  * @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_BAD_OPTIONS`
  */
-export function checkPolicy (policy: Partial<Policy> | false, { name, backend: { transactions } }: PoolFace<unknown>): void {
+export function checkPolicy (policy: Partial<Policy> | false, { name, backend }: PoolFace<unknown>): void {
   if (policy === false || policy.transaction === undefined || policy.transaction === false) return
   const { commitOn: _, ...begin } = policy.transaction === true ? {} as RouteTransaction : policy.transaction
-  checkTransactionOptions({ name, transactions }, begin)
+  checkTransactionOptions({ name, transactions: backend.transactions }, begin)
 }
 
 interface Route { readonly method: string | string[], readonly url: string, readonly config?: unknown }
 
 /**
- * Whether a route's `config.pools` can be followed, at boot: where a mistake costs a start, not a request.
+ * Checks a route's `config.pools` at boot, where a mistake costs a start and no request.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_NOT_FOUND`, `FST_POOL_NOT_SUPPORTED`
  */

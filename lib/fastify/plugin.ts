@@ -7,7 +7,9 @@ import { makePool, type Share } from './backends.js'
 import { decorateConnection, decorateRequests } from './face.js'
 import { addEndHooks, addRequestHooks } from './hooks.js'
 import { logEvents } from './logging.js'
-import { checkPluginOptions, checkRequestName, type ResolvedPluginOptions, type ResolvedPoolOptions } from './options.js'
+import {
+  checkPluginOptions, checkRequestName, type ResolvedPluginOptions, type ResolvedPoolOptions,
+} from './options.js'
 import { Plans, checkPolicy, checkRoute } from './plan.js'
 import { PoolManager, close, type Managed } from './pools.js'
 import { RequestHolder } from './request/holder.js'
@@ -21,7 +23,7 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   const setting = Object.hasOwn(app, kSetting) ? app[kSetting] : setUp(app, checked)
   for (const name of checked.pools.keys()) setting.manager.checkNew(name)
 
-  // Nothing half-open is left behind: whatever fails, what was made before it is closed.
+  // Whatever fails, the pools that were made before it are closed.
   const made: Array<PoolFace<unknown>> = []
   try {
     const shares: Share[] = []
@@ -62,7 +64,7 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     checkRequestName(name)
     const policy = own ?? lease
     checkPolicy(policy, pool)
-    // Fastify takes no decorators any more: such a pool is there for `request.acquire(name)`.
+    // Fastify takes no decorators once it is ready: a later pool is there for `request.acquire(name)` only.
     if (ready) return policy === false ? false : { ...policy, acquire: 'manual' }
     if (app.hasRequestDecorator(name)) {
       throw new PoolError('FST_POOL_DUPLICATE_NAME', `request.${name} exists already: give the pool another name`)
@@ -83,7 +85,7 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     done()
   })
   addRequestHooks(app, setting)
-  // Hooks of a scope run for the scopes inside it: what concerns the request as a whole is done once.
+  // Hooks of a scope run for the scopes inside it, too: these are of the request as a whole, and run once.
   if (outer === undefined) addEndHooks(app)
 
   addCloseHooks(app, manager)
@@ -119,7 +121,7 @@ function closeInTime (managed: Managed): NodeJS.Timeout {
         if (reply && !reply.raw.writableEnded) reply.raw.destroy()
       }
     })
-    // What fails on the way is told by events.
+    // A destroy that fails is told by the pool's events: `close` itself does not reject.
     close(managed, { timeout: rest }).catch((error: unknown) => { throw error })
   }, pool.closeTimeout - rest).unref()
 }

@@ -33,16 +33,16 @@ interface Rules {
 export type Admit = (name: string, pool: PoolFace<unknown>, policy: Policy | false | undefined) => Policy | false
 
 /**
- * The pools of one scope. It looks outward for those of the scopes around it, and never holds them: a shared list would leak a child's pools to
- * its parent.
+ * The pools of one scope. Those of the scopes around it are looked up in their managers, and never copied here: what a
+ * child adds is never seen by its parent.
  */
 export class PoolManager implements Pools {
   readonly #own = new Map<string, Managed>()
   readonly #outer: PoolManager | undefined
-  /** Of `on`: for pools that come later. */
+  /** What `on` and `onOwn` do to pools that are added later. */
   readonly #subscriptions = new Set<(pool: PoolFace<unknown>) => void>()
   readonly #admit: Admit
-  /** Raised when a pool comes or goes: what was worked out before is worked out again. */
+  /** Raised when a pool comes or goes: plans of an older version are made again. */
   version = 0
 
   constructor (outer: PoolManager | undefined, admit: Admit) {
@@ -80,12 +80,13 @@ export class PoolManager implements Pools {
 
   /** @throws `FST_POOL_DUPLICATE_NAME` */
   checkNew (name: string): void {
-    if (this.has(name)) throw new PoolError('FST_POOL_DUPLICATE_NAME', `there is a pool '${name}' already: give this one another name`)
+    if (!this.has(name)) return
+    throw new PoolError('FST_POOL_DUPLICATE_NAME', `there is a pool '${name}' already: give this one another name`)
   }
 
   /** @param rules the plugin's own pools have them; those that an app adds have none */
   add<C, K extends Connector<C>> (name: string, added: PoolFace<C, K>, rules: Rules = {}): void {
-    // What its connections are is between the app and its handlers.
+    // The type of its connections is between the app and its handlers.
     const pool = added as unknown as PoolFace<unknown>
     this.checkNew(name)
     const policy = this.#admit(name, pool, rules.policy)
@@ -129,12 +130,14 @@ export class PoolManager implements Pools {
   }
 
   async health (): Promise<PoolsHealth> {
-    const all = await Promise.all(this.names.map(async (name) => [name, await this.require(name).pool.health()] as const))
-    const status = all.reduce<PoolHealth['status']>((most, [, { status }]) => healthRank.indexOf(status) > healthRank.indexOf(most) ? status : most, 'up')
-    return { status, pools: Object.fromEntries(all) }
+    const health = async (name: string) => [name, await this.require(name).pool.health()] as const
+    const all = await Promise.all(this.names.map(health))
+    const worse = (one: PoolHealth['status'], other: PoolHealth['status']) =>
+      healthRank.indexOf(other) > healthRank.indexOf(one) ? other : one
+    return { status: all.map(([, { status }]) => status).reduce(worse, 'up'), pools: Object.fromEntries(all) }
   }
 
-  /** Begins to drain this scope's own pools; who closes them waits for the end of it. */
+  /** Begins to drain this scope's own pools, and does not wait for the end of it: `close` does. */
   drain (): void {
     for (const { pool } of this.own) pool.drain().catch((error: unknown) => { throw error })
   }
@@ -144,12 +147,13 @@ export class PoolManager implements Pools {
   }
 
   #notFound (name: string): PoolError {
-    const names = this.names
-    return new PoolError('FST_POOL_NOT_FOUND', `there is no pool '${name}'${names.length === 0 ? '' : ` (there is ${names.map((one) => `'${one}'`).join(', ')})`}`)
+    const names = this.names.map((one) => `'${one}'`).join(', ')
+    const others = names === '' ? '' : ` (there is ${names})`
+    return new PoolError('FST_POOL_NOT_FOUND', `there is no pool '${name}'${others}`)
   }
 }
 
-/** Closes a pool. Who waits in front of it is turned away. */
+/** Closes a pool. Requests that wait in front of it, for their share, are turned away. */
 export async function close ({ source, pool }: Managed, options?: { timeout: number }): Promise<void> {
   source.close()
   await pool.close(options)

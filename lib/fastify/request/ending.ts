@@ -3,7 +3,10 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { AcquireSignal } from '../../../types/pool.js'
 import { PoolError } from '../../pool/errors.js'
 
-/** Tells the acquires of one request that it is over. An AbortController would cost a third of what waiting for a connection costs a request. */
+/**
+ * Tells the acquires of one request that the request is over. An AbortController would cost a third of what waiting for
+ * a connection costs a request.
+ */
 export class Leave implements AcquireSignal {
   aborted = false
   reason: unknown
@@ -25,7 +28,7 @@ export class Leave implements AcquireSignal {
   }
 }
 
-/** Aborts with whichever comes first, until `stop`. */
+/** A signal that aborts with the first of several, until `stop` is called. */
 export function either (signals: readonly AcquireSignal[]): { readonly signal: AcquireSignal, stop (): void } {
   const signal = new Leave()
   const undos = signals.map((one) => {
@@ -37,7 +40,10 @@ export function either (signals: readonly AcquireSignal[]): { readonly signal: A
   return { signal, stop: () => { for (const undo of undos) undo() } }
 }
 
-/** The requests that are queued on one socket, behind others. One listener for all of them: thirty would look like a leak to Node. */
+/**
+ * The pipelined requests whose responses are queued on one socket, behind others. One listener for all of them: thirty
+ * would look like a leak to Node.
+ */
 export class Queue extends Set<() => void> {
   static readonly #all = new WeakMap<Socket, Queue>()
   readonly #end = () => { for (const end of this) end() }
@@ -62,7 +68,7 @@ export class Queue extends Set<() => void> {
   }
 }
 
-/** Every signal of its end may have been emitted already, while an earlier hook waited. */
+/** Whether a request has ended: every signal of that may have been emitted already, while an earlier hook waited. */
 export function isOver (request: FastifyRequest, { raw }: FastifyReply): boolean {
   // HTTP/2's response has no `destroyed` of its own; under inject the socket has none.
   const { stream } = raw as { stream?: { destroyed: boolean } }
@@ -73,10 +79,10 @@ export function overError (): PoolError {
   return new PoolError('FST_POOL_ABORTED', 'the request is over: it gets no connection any more')
 }
 
-/** What requests have from Fastify 5.8 on. */
+/** What requests have of `handlerTimeout`, from Fastify 5.8 on. */
 interface Timed {
   readonly routeOptions: { readonly handlerTimeout?: number }
-  /** Made when it is asked for. */
+  /** A getter: Fastify makes the signal when it is read. */
   readonly signal?: AbortSignal
 }
 
@@ -90,7 +96,7 @@ export function isHandlerTimeout (error: unknown): boolean {
   return (error as { code?: unknown } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
-/** Whatever a connector rejects with: Fastify takes an error that is falsy for none. */
+/** An error, whatever a connector rejects with: Fastify takes one that is falsy for none. */
 export function errorOf (reason: unknown): Error {
   return reason ? reason as Error : new Error('a transaction failed, and its connector did not say why')
 }

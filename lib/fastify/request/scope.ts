@@ -7,10 +7,11 @@ import { RequestHolder } from './holder.js'
 import { isStream } from './payload.js'
 import { Slots, type Site as SlotsSite } from './slots.js'
 
-/** Where a request keeps its scope, and the reply that the scope listens to. */
+/** Where a request keeps its scope, from the first need of one. */
 export const kScope = Symbol('fastify-pool.scope')
+/** Where a request keeps its reply. */
 export const kReply = Symbol('fastify-pool.reply')
-/** The reply that was given before there was a scope. */
+/** Where a request keeps what became of a reply that was sent before there was a scope. */
 export const kGiven = Symbol('fastify-pool.given')
 
 declare module 'fastify' {
@@ -21,19 +22,19 @@ declare module 'fastify' {
   }
 }
 
-/** Whether the request goes on. It ends once, and all its leases with it. */
+/** Whether the request goes on. It ends once, and its leases with it. */
 type Life = 'open' | 'over'
 
-/** What became of the handler. Behind a timeout it may still run, and the reply is not its own. */
+/** What became of the handler. One that timed out may still run, and the reply is not its own. */
 type Handler = 'well' | 'failed' | 'timed out'
 
 /** What became of the reply. */
 type Reply = None | Ending | Given
 
-/** There is none yet. */
+/** There is no reply yet. */
 interface None { readonly is: 'none' }
 
-/** It waits while the route's transactions are committed or rolled back. */
+/** The reply waits while the route's transactions are committed or rolled back. */
 interface Ending {
   readonly is: 'ending'
   readonly streams: boolean
@@ -43,10 +44,10 @@ interface Ending {
   instead: (() => void) | undefined
 }
 
-/** It was handed to Fastify. */
+/** The reply was handed to Fastify. */
 interface Given {
   readonly is: 'given'
-  /** It may read from a connection until its end. */
+  /** The reply is a stream: it may read from a connection until its end. */
   readonly streams: boolean
 }
 
@@ -58,8 +59,8 @@ const stream: Given = { is: 'given', streams: true }
 export type OnSendDone = (error?: Error | null, payload?: unknown) => void
 
 /**
- * One request's walk: its life, its handler and its reply, each a small state of its own. Its connections are in
- * `slots`; the transactions of its route in `#transactions`, from the first one on.
+ * One request: its life, its handler and its reply, each a small state of its own. `slots` has its connections, and
+ * `#transactions`, from the first one on, those of its route.
  *
  * Two questions at the end. Did the request end well: was its reply written, and not by `handlerTimeout`? If not, may
  * its handler still be running with a connection? Then that connection is for nobody else: it waits for the handler to
@@ -90,7 +91,9 @@ export class RequestScope implements SlotsSite, CommitSite {
    * The request's scope, made at its first need. Undefined: the request is over already, and nothing would ever end a
    * lease.
    */
-  static of (request: FastifyRequest, reply: FastifyReply, route: string, abortGrace: number): RequestScope | undefined {
+  static of (
+    request: FastifyRequest, reply: FastifyReply, route: string, abortGrace: number
+  ): RequestScope | undefined {
     const known = request[kScope]
     if (known !== null) return known.over ? undefined : known
     if (isOver(request, reply)) return undefined
@@ -123,34 +126,36 @@ export class RequestScope implements SlotsSite, CommitSite {
 
   // --- The reply ----------------------------------------------------------------------------------------------------
 
-  /** An error is about to be answered. */
+  /** The handler failed, or timed out: an error is about to be answered. */
   failing (error: unknown): void {
     if (isHandlerTimeout(error)) this.#handler = 'timed out'
     else if (this.#handler === 'well') this.#handler = 'failed'
     if (this.#reply.is === 'ending') this.#reply.failed = true
   }
 
-  /** Where an error handler runs into `handlerTimeout`, Fastify calls no `onError` a second time: its signal knows. */
+  /**
+   * Where an error handler runs into `handlerTimeout`, Fastify calls no `onError` a second time: the request's signal
+   * tells of it.
+   */
   get #isTimedOut (): boolean {
-    if (this.#handler === 'failed' && hasTimedOut(this.reply.request)) this.#handler = 'timed out'
-    return this.#handler === 'timed out'
+    return this.#handler === 'timed out' || (this.#handler === 'failed' && hasTimedOut(this.reply.request))
   }
 
   /** A reply is about to be sent, and the request has no scope until now. */
   static replying (request: FastifyRequest, payload: unknown): void {
-    // Then the handler goes on.
+    // The reply of a timeout is not the handler's, which goes on.
     if (!hasTimedOut(request)) request[kGiven] = isStream(payload) ? stream : whole
   }
 
   /**
    * A reply is about to be sent.
    *
-   * | handler     | reply       | life | what happens                                                               |
-   * | ----------- | ----------- | ---- | -------------------------------------------------------------------------- |
-   * | timed out   | any         | any  | It is not the handler's: it is sent, and changes nothing.                  |
-   * | well/failed | ending      | any  | An error's reply replaces the one that waits; another one is dropped.      |
-   * | well/failed | none, given | over | It goes to nobody: the handler has settled, and its connections are free.  |
-   * | well/failed | none, given | open | It waits for the end of the transactions, if there are any, and is sent.   |
+   * | handler   | reply       | life | what becomes of the new reply                                                |
+   * | --------- | ----------- | ---- | ---------------------------------------------------------------------------- |
+   * | timed out |             |      | It is not the handler's: it is sent, and no state changes.                   |
+   * |           | ending      |      | That of an error replaces the one that waits. Another one is dropped.        |
+   * |           | none, given | over | It goes to nobody. The handler has settled: no connection is in doubt.       |
+   * |           | none, given | open | It waits until open transactions of the route have ended, and is sent.       |
    */
   replying (payload: unknown, done: OnSendDone): void {
     if (this.#isTimedOut) return done()
@@ -162,11 +167,16 @@ export class RequestScope implements SlotsSite, CommitSite {
     done()
   }
 
-  /** Fastify can't know yet that there is a reply. The first one goes out, as it always does, but for an error. */
+  /**
+   * A second reply, while the first one waits: Fastify can't know yet that there is one. The first one goes out, as
+   * with Fastify itself. The reply of an error is the exception: its status and headers are set already.
+   */
   #secondReply (ending: Ending, done: OnSendDone): void {
-    // An error has its status and headers set already.
     if (ending.failed) ending.instead = done
-    else this.reply.log.warn('the reply was already sent, and waits for the commit of its transaction: did you forget to return or await reply.send()?')
+    else {
+      this.reply.log.warn('the reply was already sent, and waits for the commit of its transaction: ' +
+        'did you forget to return or await reply.send()?')
+    }
   }
 
   #ending (transactions: RouteTransactions, payload: unknown, given: Given, done: OnSendDone): void {
@@ -181,11 +191,11 @@ export class RequestScope implements SlotsSite, CommitSite {
     })
   }
 
-  /** With the reply that waited. */
+  /** Goes on with the reply that waited. */
   #goOn (next: () => void, done: OnSendDone, failure?: Error): void {
     const { log, raw } = this.reply
-    // By `handlerTimeout`.
     if (raw.headersSent) {
+      // `handlerTimeout` has sent another reply.
       if (failure === undefined) log.warn('a reply went out while the transaction was being ended, which it was then')
       else log.error({ err: failure }, 'a reply went out while the transaction was being ended, and that failed')
       return
@@ -193,11 +203,12 @@ export class RequestScope implements SlotsSite, CommitSite {
     try {
       next()
     } catch (error) {
-      // Fastify can't write it (a payload that is no text, a header that is none), and would have told the handler, which has long returned.
+      // Fastify can't write the reply (a payload that is no text, a bad header). It would have told the handler, which
+      // has long returned.
       done(error as Error)
     }
-    // The client left while its reply waited. No hook of others waits behind ours: nobody uses a connection any more.
-    if (this.over && raw.headersSent) this.#settle(true)
+    // The client left while its reply waited. All other hooks have run, too: nobody uses a connection any more.
+    if (this.over && raw.headersSent) this.#settle()
   }
 
   #sending ({ streams }: Given): void {
@@ -209,13 +220,16 @@ export class RequestScope implements SlotsSite, CommitSite {
   // --- The end ------------------------------------------------------------------------------------------------------
 
   /**
-   * The request is over, for whichever reason: called by each signal of it, and does nothing the next time.
+   * Ends the request. Each signal of its end calls this, and the first one counts.
    *
-   * | reply is written | reply is out | connections that were seen                                       |
-   * | ---------------- | ------------ | ---------------------------------------------------------------- |
-   * | yes, in time     | yes          | They go back.                                                    |
-   * | no               | yes          | The handler has settled: they go back, but for a stream's.       |
-   * | no               | no           | They wait for the reply, at most `abortGrace`, and are destroyed. |
+   * | response | handler  | reply is a stream | connections that were seen (all others go back)                       |
+   * | -------- | -------- | ----------------- | --------------------------------------------------------------------- |
+   * | written  |          |                   | They go back.                                                         |
+   * | cut      | settled  | no                | They go back.                                                         |
+   * | cut      | settled  | yes               | They are destroyed: the stream may be reading from them.              |
+   * | cut      | may run  |                   | They wait for the handler; after `abortGrace` ms they are destroyed.  |
+   *
+   * A response that `handlerTimeout` wrote counts as cut.
    */
   end (): void {
     if (this.over) return
@@ -225,28 +239,28 @@ export class RequestScope implements SlotsSite, CommitSite {
     raw.off('close', this.#end)
     this.#leaveQueue?.()
     const timedOut = this.#isTimedOut
-    // Whoever hijacked it may also leave the end of it to the client.
+    // Where the client left before there was a reply, nobody expects a commit. A hijacked reply counts as sent.
     if (this.#transactions?.open === true && this.reply.sent && !timedOut) {
       this.reply.log.error(this.#reply.is === 'none'
         ? 'the reply was hijacked: nothing says whether its transaction should be committed, and it was rolled back'
-        : 'a transaction that the reply did not end was rolled back: it was begun after that, or the stream at whose end it commits was replaced')
+        : 'a transaction that the reply did not end was rolled back: it was begun after that, or the stream at whose ' +
+          'end it commits was replaced')
     }
     if (!this.slots.end(raw.writableEnded && !timedOut)) return
-    if (this.#isOut || this.#abortGrace === 0) return this.#settle(this.#isOut)
-    setTimeout(() => { this.#settle(this.#isOut) }, this.#abortGrace).unref()
-  }
-
-  /** Until the headers are out, hooks of others that come after ours may use a connection. */
-  get #isOut (): boolean {
-    return this.#reply.is !== 'none' && (this.#reply.streams || this.reply.raw.headersSent)
+    if (this.#isSettled || this.#abortGrace === 0) this.#settle()
+    else setTimeout(() => { this.#settle() }, this.#abortGrace).unref()
   }
 
   /**
-   * Decides on the connections that the handler may still be using.
-   *
-   * @param settled the handler has replied, to nobody: they are free again, but for a stream that was cut while it read
+   * Whether nobody but a stream may still use a connection. Until the headers of a reply are out, other hooks that come
+   * after ours may; once a stream has been given, no more is to be waited for.
    */
-  #settle (settled: boolean): void {
+  get #isSettled (): boolean {
+    return this.#reply.is !== 'none' && (this.#reply.streams || this.reply.raw.headersSent)
+  }
+
+  /** Decides on the connections that are in doubt. They are destroyed unless all is settled and there is no stream. */
+  #settle (settled = this.#isSettled): void {
     this.slots.settle(settled && this.#reply.is !== 'none' && !this.#reply.streams)
     this.slots.markWrites()
   }

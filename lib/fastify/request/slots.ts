@@ -11,7 +11,7 @@ import type { RequestHolder } from './holder.js'
 export interface Site {
   /** The request has ended: nothing is taken any more. */
   readonly over: boolean
-  /** A connection was lent: begins the route's transaction on it, where its reply can still end one. */
+  /** A connection was lent: begins the route's transaction on it, unless the reply is out that would end it. */
   begin (lease: Lease<unknown>, transaction: RouteTransaction): Promise<void> | undefined
   /** A lease went back that nobody has used, and its transaction, which had done nothing, with it. */
   forget (lease: Lease<unknown>): void
@@ -23,17 +23,19 @@ type State = 'empty' | 'taking' | 'held' | 'parked' | 'doubtful' | 'done'
  * A request's place for the connection of one pool.
  *
  * ```
- *             take                lent              slow body
- *   empty ------------> taking ------------> held ------------> parked
- *     ^                  |  ^  ^             |  |                 |
- *     '------ failed ----'  |  '--- take ----|--|-----------------'
- *                           |                |  |
- *                         take       release |  | the request ended badly, and its handler may still run
- *                           |                v  v
- *                           '------------ done <-- doubtful
+ *            take               lent              the body is slow
+ *   empty ----------> taking ----------> held -----------------------> parked
+ *                       ^                | |                             |
+ *                       | take again     | | the response was cut, and   |
+ *                       |                | | its handler may still run   |
+ *                       |        release | '----------> doubtful         |
+ *                       |                v                 |             |
+ *                       |<------------- done <-------------'             |
+ *                       '------------------------------------------------'
  * ```
  *
- * A lease can also be ended by the handler or by its pool: its slot is 'held' until somebody looks (`isOut`).
+ * Where no connection can be had, 'taking' goes back to what it was before. With an idle connection 'taking' is passed
+ * over. A lease that the handler or its pool has ended is found by `isOut`: its slot is 'held' as long as nobody asks.
  */
 interface Slot {
   is: State
@@ -44,17 +46,18 @@ interface Slot {
   taking: Promise<Lease<unknown>> | undefined
   /** While the slot is 'taking': what it was before, and is again where no connection can be had. */
   before: State
-  /** Somebody has seen the connection, and may have kept it. */
+  /** Somebody has seen the connection, or asked for it, and may use it until the request ends. */
   touched: boolean
-  /** Of a pool that is sticky: the acquire that the lease comes from. */
+  /** Where the pool is sticky: the acquire that the lease comes from. */
   visit: Visit | undefined
 }
 
+/** Whether its connection can be used. */
 function isOut ({ is, lease }: Slot): boolean {
   return is === 'held' && !lease!.ended
 }
 
-/** Given back for a slow body, and not had again. */
+/** Whether its connection went back for a slow body, and is not there again. */
 function isParked ({ is, before }: Slot): boolean {
   return is === 'parked' || (is === 'taking' && before === 'parked')
 }
@@ -68,7 +71,7 @@ export class Slots {
   /** Ends the acquires that wait. */
   #leave: Leave | undefined
   #bodyTimer: NodeJS.Timeout | undefined
-  /** Acquires of the primary, of pools that are sticky. */
+  /** Acquires that may write, where the pool is sticky. */
   #writes: Set<Visit> | undefined
 
   constructor (site: Site, reply: FastifyReply, holder: RequestHolder) {
@@ -112,7 +115,7 @@ export class Slots {
     for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
   }
 
-  /** By hand. While a lease is out it is the same one; callers at the same time get the same one. */
+  /** Takes a connection by hand. While a lease is out it is the same one; callers at the same time get the same one. */
   acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
     const slot = this.#find(step.name) ?? this.#slotFor(step)
     slot.touched = true
@@ -175,10 +178,11 @@ export class Slots {
     if (slot.visit?.writes === true) this.#wrote(slot.visit)
   }
 
-  /** One connection can't be had: those that nobody has seen go back at once. */
+  /** One connection can't be had: those of the request that nobody has seen go back at once. */
   #failed (error: Error, done: (error: Error) => void): void {
     for (const slot of this.#all) if (!slot.touched) release(slot)
-    // Nobody reads this reply: its log line should not look like a fault of ours. One that is sent keeps its status.
+    // Nobody reads the reply of a request that is over: with 499 its log line does not look like a fault of the app.
+    // A reply whose headers are out keeps its status.
     if (this.#site.over && !this.#reply.raw.headersSent) this.#reply.code(499)
     done(error)
   }
@@ -186,7 +190,9 @@ export class Slots {
   #slotFor (step: Step): Slot {
     let slot = this.#find(step.name)
     if (slot === undefined) {
-      slot = { is: 'empty', step, lease: undefined, taking: undefined, before: 'empty', touched: false, visit: undefined }
+      slot = {
+        is: 'empty', step, lease: undefined, taking: undefined, before: 'empty', touched: false, visit: undefined,
+      }
       this.#all.push(slot)
     }
     slot.step = step
@@ -200,7 +206,7 @@ export class Slots {
 
   // --- Read your writes ---------------------------------------------------------------------------------------------
 
-  /** Marks it now, and again when the reply is sent and when the request ends: nobody knows when it writes. */
+  /** Marks an acquire now, and again when the reply is sent and when the request ends: nobody knows when it writes. */
   #wrote (visit: Visit): void {
     (this.#writes ??= new Set()).add(visit)
     visit.mark()
@@ -212,11 +218,11 @@ export class Slots {
 
   // --- The request's body -------------------------------------------------------------------------------------------
 
-  /** From now on the body has `grace` ms to come in. Else connections that nobody has seen go back. */
+  /** The body has `grace` ms to come in, from now on. Then the connections that nobody has seen go back. */
   awaitBody (grace: number): void {
     if (this.#bodyTimer !== undefined || this.#site.over) return
     this.#bodyTimer = setTimeout(() => {
-      // Once the body is in, it is another hook that takes so long, and it may want its connection.
+      // If the body is in, it is another hook that takes so long, and it may want its connection.
       if (!this.#reply.request.raw.complete) this.#park()
     }, grace).unref()
   }
@@ -232,7 +238,7 @@ export class Slots {
     }
   }
 
-  /** The body is in: takes again what went back meanwhile. */
+  /** The body is in: takes the connections again that went back meanwhile. */
   bodyIn (done: (error?: Error) => void): void {
     if (this.#bodyTimer === undefined) return done()
     clearTimeout(this.#bodyTimer)
@@ -249,7 +255,7 @@ export class Slots {
   }
 
   /**
-   * Undefined: there was no lease.
+   * A connection, for whoever uses it. Undefined: there was no lease.
    *
    * @throws `FST_POOL_LEASE_RELEASED`
    */
@@ -269,7 +275,7 @@ export class Slots {
     return slot.lease
   }
 
-  /** Once for each route and pool. */
+  /** Warns once for each route and pool. */
   #warnOf (name: string): void {
     const { log, request } = this.#reply
     const { config } = request.routeOptions
@@ -277,32 +283,32 @@ export class Slots {
     if (warned.has(name)) return
     besides.set(config, warned.add(name))
     const { route } = this.#holder.holder
-    log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same connection: ` +
-      'what is sent there is part of that transaction, and is rolled back with it, whatever was answered before. Await ' +
-      'the transaction first, or use the connection that its function is given. (If it was used within that function, ' +
-      'its async context was lost on the way.)')
+    log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same ` +
+      'connection: what is sent there is part of that transaction, and is rolled back with it, whatever was answered ' +
+      'before. Await the transaction first, or use the connection that its function is given. (If it was used within ' +
+      'that function, its async context was lost on the way.)')
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------
 
-  /** The reply is about to be sent: gives back what its route does not hold until the response has ended. */
+  /** The reply is about to be sent: gives back the connections that the route holds only until then. */
   releaseOnSend (): void {
     for (const slot of this.#all) if (slot.step.release === 'onSend') release(slot)
   }
 
   /**
-   * The request is over: ends all that waits, and all leases that nobody can be using.
+   * The request is over: ends acquires that wait, and leases that nobody can be using.
    *
-   * @param well its handler has nothing more to do with any connection
-   * @returns whether there is any that the handler may still be using: `settle` decides on it
+   * @param well the request's handler uses no connection any more
+   * @returns whether connections are in doubt, since the handler may still be using them: `settle` decides on them
    */
   end (well: boolean): boolean {
     clearTimeout(this.#bodyTimer)
-    // The error has a stack, and most have long been served.
+    // Only where an acquire waits: most have long been served, and the error has a stack.
     if (this.#leave !== undefined && this.#all.some(({ is }) => is === 'taking')) this.#leave.abort(overError())
     let doubt = false
     for (const slot of this.#all) {
-      // What nobody has seen, nobody can be using.
+      // What nobody has seen nobody can be using.
       if (well || !slot.touched || !isOut(slot)) release(slot)
       else {
         slot.is = 'doubtful'
@@ -312,7 +318,11 @@ export class Slots {
     return doubt
   }
 
-  /** @param clean the handler has settled: its connections are for others. Else they are destroyed. */
+  /**
+   * Decides on connections that are in doubt.
+   *
+   * @param clean nobody uses them any more: they go back. Else they are destroyed.
+   */
   settle (clean: boolean): void {
     for (const slot of this.#all) {
       if (slot.is !== 'doubtful') continue

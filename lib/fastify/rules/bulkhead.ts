@@ -16,19 +16,22 @@ interface Options {
   readonly bulkhead: BulkheadOptions
 }
 
-/** What one key has of the pool, and who waits for more of it. There is one only while somebody does either. */
+/**
+ * The share of one key: what its requests have of the pool, and which of them wait for more. It is kept only while
+ * there are such requests.
+ */
 class Share extends Waiters<never> {
-  /** Requests of this key that have a connection, or are about to get one. */
+  /** How many requests of this key have a connection, or are about to get one. */
   used = 0
-  /** How long they hold it, in ms: a moving mean. */
+  /** How long requests of this key hold a connection, in ms: a moving mean. */
   held = 0
 
   constructor (readonly key: string) { super() }
 }
 
 /**
- * Fair shares of one pool: requests of the same key have at most `max` of its connections, and the next ones wait in front of the pool, where they
- * take no place in its line. First come, first served; anybody can leave in O(1).
+ * Fair shares of one pool: requests of the same key have at most `max` of its connections, and the next ones wait in
+ * front of the pool, where they take no place in its line. First come, first served; anybody can leave in O(1).
  */
 export class Bulkhead implements Source {
   readonly #pool: PoolFace<unknown>
@@ -37,9 +40,10 @@ export class Bulkhead implements Source {
   readonly #maxPending: number
   readonly #clock: Clock
   readonly #shares = new Map<string, Share>()
+  /** How many wait, of all keys together. */
   #pending = 0
   #closed = false
-  /** One for all: set to the first deadline that there may be. */
+  /** One timer for all who wait, set to the earliest deadline. There is one only while somebody waits. */
   #timer: Timer | undefined
   #timerAt = Infinity
 
@@ -51,7 +55,7 @@ export class Bulkhead implements Source {
     this.#clock = clock
   }
 
-  /** Requests that wait for their share. */
+  /** How many requests wait for their share. */
   get pending (): number {
     return this.#pending
   }
@@ -62,7 +66,7 @@ export class Bulkhead implements Source {
   }
 
   /**
-   * As the pool's own: null where somebody would have to wait, be it for a connection or for the share.
+   * As the pool's own: null where the request would have to wait, for a connection or for its share.
    *
    * @throws what the key's function throws; `FST_POOL_BAD_OPTIONS` where it gives no key
    */
@@ -83,7 +87,7 @@ export class Bulkhead implements Source {
   }
 
   /**
-   * As the pool's own: the deadline is of both waits together.
+   * As the pool's own. The wait for the share and the wait for a connection have one deadline together.
    *
    * @throws what `Pool.acquire` throws; what the key's function throws; `FST_POOL_BAD_OPTIONS` where it gives no key
    */
@@ -105,7 +109,7 @@ export class Bulkhead implements Source {
     }
   }
 
-  /** The pool closes, and takes nobody any more: who waits here is turned away. */
+  /** The pool closes, and serves nobody any more: those who wait here are turned away. */
   close (): void {
     this.#closed = true
     for (const share of this.#shares.values()) {
@@ -129,7 +133,7 @@ export class Bulkhead implements Source {
     share.used++
   }
 
-  /** The place in the share goes with the lease. */
+  /** The place in the share is free again when the lease ends, however it ends. */
   #lent (share: Share, lease: Lease<unknown>): void {
     const since = this.#clock.now()
     onEnd(lease, () => {
@@ -138,7 +142,7 @@ export class Bulkhead implements Source {
     })
   }
 
-  /** Resolves to the caller's deadline, when somebody who left has handed over a place in the share. */
+  /** Resolves when somebody who left has handed a place in the share over to the caller, to the caller's deadline. */
   async #wait (share: Share, { timeout = this.#acquireTimeout, signal, holder }: AcquireOptions): Promise<number> {
     if (!(timeout >= 1 && timeout <= 2 ** 31 - 1)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
     if (signal?.aborted === true) throw this.#abortError(signal)
@@ -163,7 +167,7 @@ export class Bulkhead implements Source {
     return deadline
   }
 
-  /** Out of the line. */
+  /** Takes somebody out of the line. */
   #take (share: Share, waiter: Waiter<never>): void {
     share.remove(waiter)
     waiter.unlisten?.()
@@ -172,7 +176,7 @@ export class Bulkhead implements Source {
     if (this.#pending === 0) this.#disarm()
   }
 
-  /** One place in the share is free: it goes from hand to hand, so nobody can come between. */
+  /** A place in the share is free. It goes to the first who waits, from hand to hand: nobody can come between. */
   #leave (share: Share): void {
     const next = share.first()
     if (next !== undefined) {
@@ -189,7 +193,7 @@ export class Bulkhead implements Source {
     this.#disarm()
     this.#timerAt = at
     this.#timer = this.#clock.setTimer(() => { this.#sweep() }, Math.max(1, Math.ceil(at - this.#clock.now())))
-    // There is one only while somebody waits.
+    // Somebody waits: the process must live until then.
     this.#timer.ref()
   }
 
@@ -213,34 +217,39 @@ export class Bulkhead implements Source {
     if (next < Infinity) this.#arm(next)
   }
 
-  // --- Errors: they go to clients, so they never show the key -----------------------------------------------------------------------------
+  // --- Errors: they go to clients, so they never show the key --------------------------------------------------------
 
   #numbers ({ used, size }: Share): string {
     return `bulkhead.max ${this.#options.max}, used ${used}, pending ${size}`
   }
 
-  /** In seconds, until the next one in line would have its turn. */
+  /** In how many seconds one who joined the line now would have its turn. */
   #predicted ({ held, size }: Share): { readonly retryAfter: number } {
     return { retryAfter: held * (size + 1) / this.#options.max / 1000 }
   }
 
   #timeoutError (share: Share, timeout: number): PoolError {
     const what = `no connection from pool '${this.#pool.name}' within ${Math.round(timeout)} ms`
-    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `${what}: requests of the same key have their whole share of it (${this.#numbers(share)}). ` +
-      'Look for slow queries, or raise bulkhead.max.', this.#predicted(share))
+    const why = `requests of the same key have their whole share of it (${this.#numbers(share)})`
+    const message = `${what}: ${why}. Look for slow queries, or raise bulkhead.max.`
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, this.#predicted(share))
   }
 
   #fullError (share: Share): PoolError {
-    const what = `requests of the same key have their whole share of pool '${this.#pool.name}' (${this.#numbers(share)})`
-    return new PoolError('FST_POOL_QUEUE_FULL', `${what}, and ${this.#pending} wait for their shares already. ` +
-      'Look for slow queries, or raise bulkhead.max or maxPending.', this.#predicted(share))
+    const pool = `pool '${this.#pool.name}' (${this.#numbers(share)})`
+    const what = `requests of the same key have their whole share of ${pool}`
+    const message = `${what}, and ${this.#pending} wait for their shares already. ` +
+      'Look for slow queries, or raise bulkhead.max or maxPending.'
+    return new PoolError('FST_POOL_QUEUE_FULL', message, this.#predicted(share))
   }
 
   #abortError (signal: AcquireSignal): PoolError {
-    return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${this.#pool.name}' was aborted by its signal`, { cause: signal.reason })
+    const message = `an acquire from pool '${this.#pool.name}' was aborted by its signal`
+    return new PoolError('FST_POOL_ABORTED', message, { cause: signal.reason })
   }
 
   #closedError (): PoolError {
-    return new PoolError('FST_POOL_CLOSED', `pool '${this.#pool.name}' is closing`, { retryAfter: this.#pool.closeTimeout / 1000 })
+    const { name, closeTimeout } = this.#pool
+    return new PoolError('FST_POOL_CLOSED', `pool '${name}' is closing`, { retryAfter: closeTimeout / 1000 })
   }
 }

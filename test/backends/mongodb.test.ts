@@ -1763,7 +1763,7 @@ for (const [name, { lose, stored, commits, open, silent }] of Object.entries(los
   })
 }
 
-t.test('through a pool on the double: commits whose sockets die together twice are unknown, and applied once', async (t) => {
+t.test('through a pool on the double: commits whose sockets die twice are unknown, and applied once', async (t) => {
   const server = await startMongoDouble(t)
   const pool = await pooled(t, server, { max: 4 })
   await pool.use((db) => openSockets(server, db, 4))

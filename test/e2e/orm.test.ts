@@ -350,7 +350,7 @@ const preparing: Record<string, { wrap: PoolOptions['wrap'], prepared (db: unkno
   },
 }
 
-t.test('PostgreSQL: a prepared statement of a library fails at most once on a connection, whatever reset', async (t) => {
+t.test('PostgreSQL: a prepared statement of a library fails at most once on a connection, any reset', async (t) => {
   const { url } = await startPostgres(t)
   for (const [name, { wrap, prepared }] of Object.entries(preparing)) {
     for (const reset of ['session', 'transaction', 'none'] as const) {

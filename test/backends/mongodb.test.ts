@@ -1800,6 +1800,43 @@ t.test('through a pool on the double: a commit behind an operation that does not
   t.notOk(names(server).includes('commitTransaction'))
 })
 
+// What may become useless between two operations: with a pool it is as with the driver alone.
+const gone: Record<string, (server: MongoDouble, db: Db) => Promise<unknown>> = {
+  'its collection is dropped': (_, db) => db.collection('items').drop(),
+  'its collection is dropped and made again': async (_, db) => {
+    await db.collection('items').drop()
+    await db.collection('items').insertOne({ n: 1 })
+  },
+  'its server is killed, and another is elected': async (server) => {
+    await server.primary!.kill()
+    server.elect(1)
+  },
+}
+
+for (const [name, happen] of Object.entries(gone)) {
+  t.test(`through a pool on the double: a cursor that is open when ${name} is the driver's own matter`, async (t) => {
+    /** What the rest of the cursor is, or its error, and what the next request hears. */
+    const told = async (server: MongoDouble, db: Db) => {
+      await db.collection('items').insertMany([{ n: 1 }, { n: 2 }, { n: 3 }])
+      const cursor = db.collection('items').find({}, { batchSize: 1 })
+      await cursor.next()
+      await happen(server, db)
+      const rest = await cursor.toArray().then((all) => all.length, ({ name, code }: MongoError) => ({ name, code }))
+      const next = await db.collection('items').insertOne({ n: 9 })
+      return { rest, next: next.acknowledged }
+    }
+    const bare = await startMongoDouble(t, { members: 3 })
+    const client = new MongoClient(bare.url)
+    t.teardown(() => client.close())
+    const alone = await told(bare, client.db('test'))
+    const server = await startMongoDouble(t, { members: 3 })
+    const pool = await pooled(t, server, { max: 1 })
+    t.strictSame(await pool.use((db) => told(server, db)), alone)
+    t.ok(await pool.use((db) => db.collection('items').findOne()))
+    t.equal(pool.stats().used, 0)
+  })
+}
+
 // --- Options --------------------------------------------------------------------------------------------------------------------------
 
 t.test('what is the pool\'s to set is refused by name, with the option to use instead, and in any case', async (t) => {

@@ -1320,7 +1320,8 @@ t.test('a savepoint that the borrower ended with another one: neither it nor the
 t.test('what is sent behind the call of commit is no part of it', async (t) => {
   const { connection, transaction } = await begun(t)
   await connection.query('update account set sum = 90 where id = 1')
-  const running = connection.query('do sleep(0.01)')
+  // Plain, so that nothing has marked the transaction yet when the commit is called.
+  const running = connection.query('select sleep(0.01)')
   const commit = transaction.commit()
   const behind = connection.query('set @a = 1')
   await Promise.all([running, commit, behind])

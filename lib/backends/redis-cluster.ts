@@ -1,6 +1,6 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
+import type { Address } from '../../types/options.js'
 import { codeOf, cut, drained, isBusy, isTransient, leavesState, redisDriver, sendOf } from './redis.js'
 import type { Driver } from './redis.js'
 import { loadDriver, unlessAborted } from './driver.js'

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
+import type { Address } from '../../types/options.js'
 import { Addresses, loadDriver, unlessAborted } from './driver.js'
 import type { AddressNow, DriverKind } from './driver.js'
 import type { Connector, DriverEvent, ServerState } from '../../types/connector.js'

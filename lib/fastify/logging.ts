@@ -63,14 +63,14 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
  */
 export function logEvents (app: FastifyInstance, manager: PoolManager, levels: ResolvedPluginOptions['log']): void {
   if (levels === false) return
-  const loggers = new Loggers(app)
+  const log = logOf(app)
   for (const event of Object.keys(defaultLevels) as PoolEventName[]) {
     const level = levels[event] ?? defaultLevels[event]
     if (level === false) continue
     const opens = event === 'circuit' && levels.circuit === undefined ? 'error' : level
     if (!isEnabled(app.log, opens)) continue
-    if (event === 'error') logErrors(manager, loggers, level)
-    else manager.onOwn(event, (payload) => { loggers.log(event, payload, isOpening(payload) ? opens : level) })
+    if (event === 'error') logErrors(manager, log, level)
+    else manager.onOwn(event, (payload) => { log(event, payload, isOpening(payload) ? opens : level) })
   }
 }
 
@@ -79,35 +79,35 @@ function isOpening (payload: object): boolean {
 }
 
 /** Of creates that fail one after the other only the first is logged: of each pool, or of each of its targets. */
-function logErrors (manager: PoolManager, loggers: Loggers, level: Level): void {
+function logErrors (manager: PoolManager, log: Log, level: Level): void {
   const failing = new Set<string>()
   const placeOf = ({ pool, target = '' }: { readonly pool: string, readonly target?: string }) => `${pool} ${target}`
   manager.onOwn('connect', (payload) => { failing.delete(placeOf(payload)) })
   manager.onOwn('error', (payload) => {
     if (payload.phase === 'create') {
-      const place = placeOf(payload)
-      if (failing.has(place)) return
-      failing.add(place)
+      if (failing.has(placeOf(payload))) return
+      failing.add(placeOf(payload))
     }
     // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
-    loggers.log('error', payload, level === 'error' && payload.phase === 'reset' ? 'warn' : level)
+    log('error', payload, level === 'error' && payload.phase === 'reset' ? 'warn' : level)
   })
 }
 
-/** What a payload may have beside what is logged of it as it is. */
+/** Logs an event. */
+type Log = <E extends PoolEventName>(event: E, payload: PoolEvents[E], level: Level) => void
+
+/** What a payload may have that is not logged as it is. */
 interface Special { readonly error?: Error, readonly holder?: HolderLabel, readonly holders?: readonly Holder[] }
 
-/** Who logs what happens to a pool. */
-class Loggers {
-  readonly #app: FastifyInstance
-  readonly #ofPools = new Map<string, FastifyBaseLogger>()
-
-  constructor (app: FastifyInstance) {
-    this.#app = app
+function logOf (app: FastifyInstance): Log {
+  const children = new Map<string, FastifyBaseLogger>()
+  const childOf = (pool: string) => {
+    const child = children.get(pool) ?? app.log.child({ pool })
+    children.set(pool, child)
+    return child
   }
-
-  log<E extends PoolEventName> (event: E, payload: PoolEvents[E], level: Level): void {
-    const { time: _, pool, error, holder, holders, ...details } = payload as PoolEvents[E] & Special
+  return (event, payload, level) => {
+    const { time: _, pool, error, holder, holders, ...details } = payload as typeof payload & Special
     const request = RequestHolder.requestOf(holder)
     const fields: object = {
       ...(request !== undefined && { pool }),
@@ -117,16 +117,8 @@ class Loggers {
       ...longestHeld(error),
     }
     // The lines of `request.log` have the request's id already.
-    const logger = request === undefined ? this.#ofPool(pool) : request.log
+    const logger = request === undefined ? childOf(pool) : request.log
     logger[level](fields, messages[event](payload))
-  }
-
-  #ofPool (pool: string): FastifyBaseLogger {
-    const known = this.#ofPools.get(pool)
-    if (known !== undefined) return known
-    const child = this.#app.log.child({ pool })
-    this.#ofPools.set(pool, child)
-    return child
   }
 }
 

@@ -5,12 +5,13 @@ import type { FastifyReply } from 'fastify'
 
 // The payload of a reply where it is more than a text: a stream of Node's, one of the web, or one in a `Response`.
 
+interface OfWeb { getReader?: unknown }
+
 /** Whether a payload is a stream of Node's or of the web, or a `Response` with one in it, of whatever class. */
 export function isStream (payload: unknown): boolean {
   if (payload === null || typeof payload !== 'object') return false
-  const { pipe, getReader, body } = payload as Partial<Record<'pipe' | 'getReader' | 'body', unknown>>
-  if (typeof pipe === 'function' || typeof getReader === 'function') return true
-  return typeof (body as { readonly getReader?: unknown } | null | undefined)?.getReader === 'function'
+  const { pipe, getReader, body } = payload as OfWeb & { pipe?: unknown, body?: OfWeb | null }
+  return typeof pipe === 'function' || typeof getReader === 'function' || typeof body?.getReader === 'function'
 }
 
 export function isResponse (payload: unknown): payload is Response {

@@ -17,35 +17,30 @@ export interface Site {
   forget (lease: Lease<unknown>): void
 }
 
-type State = 'empty' | 'taking' | 'held' | 'parked' | 'doubtful' | 'done'
-
 /**
  * A request's place for the connection of one pool.
  *
  * ```
- *            take               lent              the body is slow
- *   empty ----------> taking ----------> held -----------------------> parked
- *                       ^                | |                             |
- *                       | take again     | | the response was cut, and   |
- *                       |                | | its handler may still run   |
- *                       |        release | '----------> doubtful         |
- *                       |                v                 |             |
- *                       |<------------- done <-------------'             |
- *                       '------------------------------------------------'
+ *           lent             the body is slow
+ *   empty --------> held ---------------------> parked
+ *                   | ^ ^                         |
+ *                   | | '------- lent again ------'
+ *         released  | | lent again
+ *                   v |
+ *                   done <------------------- doubtful
+ *                           not in use any more
  * ```
  *
- * Where no connection can be had, 'taking' goes back to what it was before. With an idle connection 'taking' is passed
- * over. A lease that the handler or its pool has ended is found by `isOut`: its slot is 'held' as long as nobody asks.
+ * A slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run. The handler or the
+ * pool may end a lease while its slot is 'held': `isOut` sees that.
  */
 interface Slot {
-  is: State
+  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'done'
   step: Step
-  /** The last one that was lent; none once the slot was parked. */
+  /** The last one that was lent; none while the slot is parked. */
   lease: Lease<unknown> | undefined
-  /** While the slot is 'taking': whoever else wants the connection waits for the same one. */
+  /** The next lease, while it is waited for: whoever else wants the connection waits for the same one. */
   taking: Promise<Lease<unknown>> | undefined
-  /** While the slot is 'taking': what it was before, and is again where no connection can be had. */
-  before: State
   /** Somebody has seen the connection, or asked for it, and may use it until the request ends. */
   touched: boolean
   /** Where the pool is sticky: the acquire that the lease comes from. */
@@ -55,11 +50,6 @@ interface Slot {
 /** Whether its connection can be used. */
 function isOut ({ is, lease }: Slot): boolean {
   return is === 'held' && !lease!.ended
-}
-
-/** Whether its connection went back for a slow body, and is not there again. */
-function isParked ({ is, before }: Slot): boolean {
-  return is === 'parked' || (is === 'taking' && before === 'parked')
 }
 
 /** The connections of one request, one for each pool that it leases. */
@@ -96,7 +86,7 @@ export class Slots {
       let lease: Lease<unknown> | null = null
       try {
         // A transaction begins with a round trip: it takes the way that waits.
-        if (slot.is !== 'taking' && slot.step.transaction === undefined) {
+        if (slot.taking === undefined && slot.step.transaction === undefined) {
           lease = slot.step.source.tryAcquire(this.#reply.request, this.#optionsOf(slot))
         }
       } catch (error) {
@@ -123,27 +113,18 @@ export class Slots {
     // Also where the lease is out already, and was taken for reading.
     if (options?.role === 'primary' && slot.visit?.role === 'primary') {
       slot.visit.writes = true
-      if (slot.is !== 'taking') this.#wrote(slot.visit)
+      if (slot.taking === undefined) this.#wrote(slot.visit)
     }
     return lease
   }
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (isOut(slot)) return Promise.resolve(slot.lease!)
-    if (slot.is === 'taking') return slot.taking!
-    if (this.#site.over) return Promise.reject(overError())
-    slot.before = slot.is
-    slot.is = 'taking'
-    return (slot.taking = this.#wait(slot, options).then((lease) => {
-      this.#lent(slot, lease)
-      return lease
-    }, (error: unknown) => {
-      slot.is = slot.before
-      throw error
-    }))
+    return (slot.taking ??= this.#wait(slot, options).finally(() => { slot.taking = undefined }))
   }
 
   async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
+    if (this.#site.over) throw overError()
     const { source, transaction } = slot.step
     const own = (this.#leave ??= new Leave())
     const both = options?.signal === undefined ? undefined : either([own, options.signal])
@@ -154,6 +135,7 @@ export class Slots {
       if (transaction !== undefined) await this.#site.begin(lease, transaction)
       // The request may have ended between the loan and now.
       if (this.#site.over) throw overError()
+      this.#lent(slot, lease)
       return lease
     } catch (error) {
       lease.release()
@@ -190,9 +172,7 @@ export class Slots {
   #slotFor (step: Step): Slot {
     let slot = this.#find(step.name)
     if (slot === undefined) {
-      slot = {
-        is: 'empty', step, lease: undefined, taking: undefined, before: 'empty', touched: false, visit: undefined,
-      }
+      slot = { is: 'empty', step, lease: undefined, taking: undefined, touched: false, visit: undefined }
       this.#all.push(slot)
     }
     slot.step = step
@@ -242,7 +222,7 @@ export class Slots {
   bodyIn (done: (error?: Error) => void): void {
     if (this.#bodyTimer === undefined) return done()
     clearTimeout(this.#bodyTimer)
-    const parked = this.#all.filter(isParked).map(({ step }) => step)
+    const parked = this.#all.filter(({ is }) => is === 'parked').map(({ step }) => step)
     if (parked.length === 0) return done()
     this.take(parked, done)
   }
@@ -250,8 +230,7 @@ export class Slots {
   // --- What the request sees ----------------------------------------------------------------------------------------
 
   isParked (name: string): boolean {
-    const slot = this.#find(name)
-    return slot !== undefined && isParked(slot)
+    return this.#find(name)?.is === 'parked'
   }
 
   /**
@@ -305,7 +284,7 @@ export class Slots {
   end (well: boolean): boolean {
     clearTimeout(this.#bodyTimer)
     // Only where an acquire waits: most have long been served, and the error has a stack.
-    if (this.#leave !== undefined && this.#all.some(({ is }) => is === 'taking')) this.#leave.abort(overError())
+    if (this.#leave !== undefined && this.#all.some(({ taking }) => taking !== undefined)) this.#leave.abort(overError())
     let doubt = false
     for (const slot of this.#all) {
       // What nobody has seen nobody can be using.

@@ -284,7 +284,7 @@ export class Slots {
   end (well: boolean): boolean {
     clearTimeout(this.#bodyTimer)
     // Only where an acquire waits: most have long been served, and the error has a stack.
-    if (this.#leave !== undefined && this.#all.some(({ taking }) => taking !== undefined)) this.#leave.abort(overError())
+    if (this.#all.some(({ taking }) => taking !== undefined)) this.#leave!.abort(overError())
     let doubt = false
     for (const slot of this.#all) {
       // What nobody has seen nobody can be using.

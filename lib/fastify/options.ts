@@ -182,15 +182,15 @@ export interface ResolvedTarget<C = unknown> {
 /** One pool's options: checked, complete and frozen. */
 export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<C> {
   readonly backend?: Backend
-  /** As it was given. */
+  /** The driver option as it was given. */
   readonly driver?: NonNullable<DriverOption['driver']>
-  /** The very object that was given. */
+  /** The connector option: the very object that was given. */
   readonly connector?: Connector<C>
-  /** Complete: the pool's own policy over the plugin's. */
+  /** The whole policy: the pool's own over the plugin's. */
   readonly lease: Policy | false
   readonly targets?: ReadonlyArray<ResolvedTarget<C>>
   readonly balance: Balance
-  /** Infinity: no limit. */
+  /** In ms, or bytes of Redis; Infinity: no limit. */
   readonly maxLag: number
   readonly checkInterval: number
   readonly bulkhead?: BulkheadOptions
@@ -260,24 +260,33 @@ export function checkPoolOptions<C = unknown> (
     throw badOption(join(path, 'backend'), undefined, `${expected(backendSchema)}, or a connector or targets instead`)
   }
   for (const other of ['backend', 'targets']) {
-    if (given[other] !== undefined && given.connector !== undefined) throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
+    if (given[other] === undefined || given.connector === undefined) continue
+    throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
   if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
   rulesOf(given.backend).adapt?.(result, given, path)
   checkTogether(result, given, path)
   checkSticky(result, path)
-  const complete: Options = { ...balanceDefaults, ...result, name, lease: own === undefined ? lease : mergePolicy(own, lease) }
-  if (targets !== undefined) return seal<ResolvedPoolOptions<C>>({ ...complete, targets: Object.freeze(readTargets(targets as Options[], complete, path)) })
-  for (const key of Object.keys(balanceProperties)) if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
+  const policy = own === undefined ? lease : mergePolicy(own, lease)
+  const complete: Options = { ...balanceDefaults, ...result, name, lease: policy }
+  if (targets !== undefined) {
+    const read = Object.freeze(readTargets(targets as Options[], complete, path))
+    return seal<ResolvedPoolOptions<C>>({ ...complete, targets: read })
+  }
+  for (const key of Object.keys(balanceProperties)) {
+    if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
+  }
   return seal<ResolvedPoolOptions<C>>(complete)
 }
 
-/** Each with the options of a pool of its own. */
+/** The targets of a pool, each with the options of a pool of its own. */
 function readTargets (targets: readonly Options[], pool: Options, path: string): ResolvedTarget[] {
   const names = new Set<string>()
   const { noTargets } = rulesOf(pool.backend)
   if (noTargets !== undefined) throw badOption(join(path, 'targets'), targets, noTargets)
-  if (pool.max as number < targets.length) throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
+  if (pool.max as number < targets.length) {
+    throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
+  }
   return targets.map((target, index) => {
     const where = join(path, `targets.${index}`)
     const { connector, role = 'primary', weight = 1, max = pool.max, ...given } = target

@@ -3,7 +3,7 @@ import { existsSync, realpathSync } from 'node:fs'
 import * as modules from 'node:module'
 import { join } from 'node:path'
 import { PoolError, badOption, secretsOf, show } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
+import type { Address } from '../../types/options.js'
 
 /** One of the drivers: how to get it, and how to know it. */
 export interface DriverKind<T> {

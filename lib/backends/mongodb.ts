@@ -1,7 +1,7 @@
 import type { MongoClientOptions, ReadPreference, ServerDescription, TopologyDescription } from 'mongodb'
 import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
+import type { Address } from '../../types/options.js'
 import { Addresses, loadDriver, unlessAborted } from './driver.js'
 import type { AddressNow, DriverKind } from './driver.js'
 import { checkDriver } from './mongodb-check.js'

@@ -5,10 +5,9 @@ import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
 import { badOption, PoolError } from '../pool/errors.js'
 import { Addresses, loadDriver, unlessAborted, somewhere, type Failure } from './driver.js'
 import type { AddressNow, DriverKind } from './driver.js'
-import type { Address } from '../pool/options.js'
-import type { Connector, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Address } from '../../types/options.js'
+import type { Connector, Isolation, Role, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { Connection } from '../../types/drivers.js'
-import type { Role } from '../../types/pool.js'
 
 export interface MysqlOptions {
   /**

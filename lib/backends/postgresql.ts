@@ -6,10 +6,9 @@ import type { ClientConfig, Submittable } from 'pg'
 import { badOption, PoolError, scrub, secretsOf } from '../pool/errors.js'
 import { Addresses, facesOf, loadDriver, requirePackage, unlessAborted, somewhere } from './driver.js'
 import type { AddressNow, DriverKind } from './driver.js'
-import type { Address } from '../pool/options.js'
-import type { Connector, DriverEvent, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type { Address } from '../../types/options.js'
+import type { Connector, DriverEvent, Isolation, Role, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { Client, Notification } from '../../types/drivers.js'
-import type { Role } from '../../types/pool.js'
 
 export interface PostgresOptions {
   /**

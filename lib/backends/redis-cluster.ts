@@ -1,7 +1,7 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
-import { codeOf, cut, drained, isBusy, isTransient, leavesState, redisDriver, sendOf } from './redis.js'
+import type { Address } from '../../types/options.js'
+import { codeOf, cut, drained, healScripts, isBusy, isTransient, leavesState, redisDriver, sendOf } from './redis.js'
 import type { Driver } from './redis.js'
 import { loadDriver, unlessAborted } from './driver.js'
 import type { Connector, DriverEvent } from '../../types/connector.js'
@@ -372,6 +372,7 @@ interface Inside {
 function refuseWhatIsShared (client: Cluster): void {
   const send = sendOf(client)
   const value: Cluster['sendCommand'] = (command, stream, node) => {
+    if (command.name === 'exec') healScripts(client, command)
     // In a pipeline all or none must be sent, and MULTI and WATCH are together with what they are of.
     if (stream !== undefined || !leavesState(command)) return send(command, stream, node)
     const name = command.name.toUpperCase()

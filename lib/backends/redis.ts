@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption, PoolError, secretsOf } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
+import type { Address } from '../../types/options.js'
 import { Addresses, loadDriver, unlessAborted } from './driver.js'
 import type { AddressNow, DriverKind } from './driver.js'
 import type { Connector, DriverEvent, ServerState } from '../../types/connector.js'
@@ -774,10 +774,11 @@ class Guard {
   open (mode: 'session' | 'transaction' | 'none'): void {
     this.#mode = mode
     this.#open = true
-    if (mode === 'none') return
     this.#seam = (command, stream) => {
       const kind = kindOf(command.name)
-      if (kind !== 'harmless' && (mode === 'session' || kind === 'multi' || kind === 'exec' || kind === 'watch')) this.#note(kind, command)
+      if (kind === 'exec') healScripts(this.#connection, command)
+      const ends = kind === 'multi' || kind === 'exec' || kind === 'watch'
+      if (mode === 'session' ? kind !== 'harmless' : mode === 'transaction' && ends) this.#note(kind, command)
       return this.#send(command, stream)
     }
     Object.defineProperty(this.#connection, 'sendCommand', { value: this.#seam, writable: true, configurable: true })
@@ -957,6 +958,39 @@ interface Inside {
   reconnectTimeout: NodeJS.Timeout | null
   flushQueue (error: Error): void
   setStatus (status: string): void
+}
+
+/** A script of `defineCommand`. Which sockets it was sent to is known to its `Command` alone. */
+interface Script {
+  readonly constructor: new (lua: string, numberOfKeys: number | null, keyPrefix: string, readOnly: boolean) => Script
+  readonly lua: string
+  readonly numberOfKeys: number | null
+  readonly keyPrefix: string
+  readonly readOnly: boolean
+}
+
+/**
+ * ioredis sends a script as a whole to each socket once, and by its hash from then on. Where the server has lost the
+ * script (SCRIPT FLUSH), the call's error tells ioredis, and it sends the whole again. Within MULTI the call's answer
+ * is QUEUED and the error is in that of EXEC, where ioredis does not look: each later transaction on that socket would
+ * fail as well. So it is looked for here, and every script is taken for one that no socket has got.
+ */
+export function healScripts (client: Redis | Cluster, exec: Command): void {
+  const { resolve } = exec
+  // Another `then` on the promise would take its failure for handled.
+  exec.resolve = (answer: unknown) => {
+    if (Array.isArray(answer) && answer.some(isMissingScript)) {
+      for (const script of Object.values((client as unknown as { scriptsSet: Record<string, Script> }).scriptsSet)) {
+        const { lua, numberOfKeys, keyPrefix, readOnly } = script
+        Object.assign(script, new script.constructor(lua, numberOfKeys, keyPrefix, readOnly))
+      }
+    }
+    resolve(answer)
+  }
+}
+
+function isMissingScript (answer: unknown): boolean {
+  return answer instanceof Error && answer.message.startsWith('NOSCRIPT')
 }
 
 /** A command of ioredis, with `commandTimeout`. */

@@ -6,7 +6,7 @@ import { dialectOf, isBusy } from './sqlite/dialect.js'
 import type { Dialect, DriverName, Handle } from './sqlite/dialect.js'
 import { patiently } from './sqlite/lock.js'
 import { Watch } from './sqlite/watch.js'
-import type { Address } from '../pool/options.js'
+import type { Address } from '../../types/options.js'
 import type { Connector, DestroyReason, Transactions } from '../../types/connector.js'
 import type { SqliteDatabase, SqliteDriver } from './sqlite/handle.js'
 

@@ -1,8 +1,7 @@
-import type { Connector, ServerState } from '../../types/connector.js'
-import type { Role } from '../../types/pool.js'
+import type { Connector, Role, ServerState } from '../../types/connector.js'
 import type { Engine } from '../engine/engine.js'
 import { PoolError } from '../engine/errors.js'
-import type { EngineOptions } from '../pool/options.js'
+import type { EngineOptions } from '../../types/options.js'
 import { loadOf, type Load, type Member } from './budget.js'
 import type { Candidate } from './choice.js'
 

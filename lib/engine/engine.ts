@@ -12,7 +12,7 @@ import { LeaseHost } from './host.js'
 import { PoolLease } from './lease.js'
 import { Waiters } from './line.js'
 import { Operations } from './operations.js'
-import type { Owner, Parts, Phase } from './parts.js'
+import type { Owner, Parts } from './parts.js'
 import { Report } from './report.js'
 import { secretsIn } from './secrets.js'
 import { limitOf, type Settings } from './settings.js'
@@ -247,13 +247,17 @@ export class Engine<C> implements Parts<C> {
   }
 
   #endLease (entry: Entry<C>): number {
-    const { holder, watch } = entry
+    const { holder, watch, onEnd } = entry
     entry.state = RESETTING
     entry.turn++
     entry.holder = undefined
     entry.watch = undefined
     entry.transactions = undefined
     this.books.released++
+    if (onEnd !== undefined) {
+      entry.onEnd = undefined
+      onEnd()
+    }
     // While no tick is due the coarse clock stands still.
     const exactly = entry.timed || (this.#gate & (ASLEEP | HEARD)) !== 0 || watch?.reported === true
     return exactly ? this.#tellReturn(entry, holder, watch) : Math.max(0, this.time.now - entry.takenAt)
@@ -428,35 +432,21 @@ export class Engine<C> implements Parts<C> {
 
   // --- Control --------------------------------------------------------------------------------------------------------
 
-  get phase (): Phase {
-    return this.closing.phase
-  }
-
   get isSuspended (): boolean {
     return (this.#gate & SUSPENDED) !== 0
   }
 
-  get isClosed (): boolean {
-    return this.closing.isClosed
-  }
-
   /** For `Closing`. */
   phaseChanged (): void {
-    this.#setGate(DRAINING, this.phase !== 'open')
-    this.#setGate(ENDED, this.phase === 'closed')
-    this.#setGate(CLOSED, this.isClosed)
+    const { phase, isClosed } = this.closing
+    this.#setGate(DRAINING, phase !== 'open')
+    this.#setGate(ENDED, phase === 'closed')
+    this.#setGate(CLOSED, isClosed)
   }
 
   /** For `Waiting`. */
   lineChanged (): void {
     this.#setGate(WAITED, this.line.size > 0)
-  }
-
-  /** For `Waiting`. */
-  lineEmptied (): void {
-    // Connections that were kept for who waited.
-    if (this.closing.phase !== 'open') this.closing.closeIdle()
-    this.closing.settle()
   }
 
   /** The coarse clock ticks from now on. */
@@ -479,7 +469,7 @@ export class Engine<C> implements Parts<C> {
   }
 
   async open (): Promise<void> {
-    if (this.phase !== 'open' || this.isClosed) throw this.waiting.closedError
+    if (this.closing.phase !== 'open' || this.closing.isClosed) throw this.waiting.closedError
     await this.supply.open()
   }
 
@@ -510,7 +500,7 @@ export class Engine<C> implements Parts<C> {
     supply.cancel(Math.max(0, max - entries.here), 'idle')
     while (entries.here > max && this.shed()) { /* One at a time. */ }
     // With another `min`, other connections may idle out.
-    if (!this.isClosed) this.wake()
+    if (!this.closing.isClosed) this.wake()
     supply.settleOpeners()
     this.pump()
   }

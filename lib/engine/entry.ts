@@ -87,6 +87,8 @@ export class Entry<C> {
   /** Of the lease that is out, from its first transaction on. */
   transactions: LeaseTransactions<C> | undefined
   watch: Watch | undefined
+  /** Called when the lease that is out ends, by whomever. */
+  onEnd: (() => void) | undefined
   idleSince = 0
   /** When it was last known to be alive. */
   freshAt = 0

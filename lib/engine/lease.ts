@@ -110,6 +110,12 @@ export class PoolLease<C> implements Lease<C> {
     return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
   }
 
+  /** For a bulkhead. */
+  static onEnd<C> (lease: Lease<C>, listener: () => void): void {
+    if (lease.ended) listener()
+    else (lease as PoolLease<C>).#entry.onEnd = listener
+  }
+
   /** For the request scope: its request ended abnormally and its handler may still use the connection. */
   static abandon<C> (lease: Lease<C>): void {
     if (lease instanceof PoolLease) lease.#destroy('aborted')
@@ -121,6 +127,12 @@ export const bare: <C>(lease: Lease<C>) => C = PoolLease.bare
 
 /** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
 export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
+
+/**
+ * Calls `listener` once, when the lease ends, whichever way and whoever ends it: before its connection is offered to
+ * the next caller. At once where it has ended. A lease has one such listener, which must not throw.
+ */
+export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
 
 /**
  * Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls

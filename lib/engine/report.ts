@@ -9,7 +9,7 @@ import type { Supply } from './supply.js'
 
 /** What is told of the engine's state. */
 export interface Site<C> extends Parts<C> {
-  readonly phase: Phase
+  readonly closing: { readonly phase: Phase }
   readonly checks: Checks<C>
   readonly supply: Supply<C>
 }
@@ -62,7 +62,7 @@ export class Report<C> extends Room<C, Site<C>> {
   }
 
   #judge (latency: number | null): PoolHealth {
-    const { phase, supply: { creator: { lastFailure } } } = this.site
+    const { closing: { phase }, supply: { creator: { lastFailure } } } = this.site
     const { stats } = this
     const { circuit, idle, used, pending } = stats
     const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>

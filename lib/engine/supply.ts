@@ -9,7 +9,7 @@ import { Room } from './room.js'
 
 /** What the supply asks of the engine. */
 export interface Site<C> extends CreatorSite<C> {
-  readonly phase: Phase
+  readonly closing: { readonly phase: Phase }
   readonly isSuspended: boolean
   /** Nothing is lent to those who wait, and nothing created. */
   readonly isHalted: boolean
@@ -59,7 +59,7 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (this.site.isHalted) return false
     const { circuit, backoff } = this.creator
     if (circuit.state !== 'closed') return this.#mayProbe()
-    const missing = this.site.phase === 'open' && this.#started ? this.#target - this.entries.here - this.entries.coming : 0
+    const missing = this.site.closing.phase === 'open' && this.#started ? this.#target - this.entries.here - this.entries.coming : 0
     // Where something is in the way of those that are idle, another one would meet it, too.
     const lacking = this.entries.idle.length > 0 ? 0 : this.line.size - this.work.awaited - this.entries.coming
     if (lacking <= 0 && missing <= 0) return false
@@ -77,7 +77,7 @@ export class Supply<C> extends Room<C, Site<C>> {
   #mayProbe (): boolean {
     const { circuit } = this.creator
     if (circuit.state === 'half-open' && this.entries.creating > 0) return false
-    if (this.site.phase !== 'open' && this.line.size === 0) return false
+    if (this.site.closing.phase !== 'open' && this.line.size === 0) return false
     if (this.time.read() < circuit.retryAt) {
       this.time.arm(circuit.retryAt)
       return false
@@ -89,7 +89,7 @@ export class Supply<C> extends Room<C, Site<C>> {
   get isHopeless (): boolean {
     const { circuit } = this.creator
     if (circuit.state === 'closed') return false
-    const { isSuspended, phase } = this.site
+    const { closing: { phase }, isSuspended } = this.site
     if (this.entries.here > 0 || isSuspended) return false
     // A pool that drains creates nothing for itself: somebody who waits must be there when it is time to try.
     return phase === 'open' || (circuit.state === 'open' && this.time.read() < circuit.retryAt)

@@ -20,15 +20,17 @@ export interface Site<C> extends Parts<C> {
   readonly checks: Checks<C>
   readonly supply: Supply<C>
   readonly cleaning: Cleaning<C>
-  readonly phase: Phase
+  readonly closing: {
+    readonly phase: Phase
+    /** Nobody is taken any more. */
+    readonly isClosed: boolean
+    closeIdle (): void
+    settle (): void
+  }
   readonly isSuspended: boolean
-  /** Nobody is taken any more. */
-  readonly isClosed: boolean
   readonly report: Report<C>
   /** Somebody is, or nobody is any more, in the line. */
   lineChanged (): void
-  /** Nobody waits any more. */
-  lineEmptied (): void
   /** Ticks come from now on. */
   wake (): void
   pump (): void
@@ -98,7 +100,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** Why an acquire may not even wait. */
   #refusal (timeout: number, holder: HolderLabel | undefined): PoolError | undefined {
     const { report, supply } = this.site
-    if (this.site.isClosed) return this.closedError
+    if (this.site.closing.isClosed) return this.closedError
     if (this.#isFull) {
       return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holders: report.topHolders })
     }
@@ -247,7 +249,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.entries.creating > 0) this.site.supply.cancelSpare()
     if (this.line.size === 0) {
       this.#overflowing = false
-      this.site.lineEmptied()
+      // Connections that were kept for who waited.
+      if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
+      this.site.closing.settle()
     }
     return true
   }
@@ -307,6 +311,6 @@ export class Waiting<C> extends Room<C, Site<C>> {
   }
 
   get closedError (): PoolError {
-    return faults.closed(this.name, this.site.phase, this.options.closeTimeout)
+    return faults.closed(this.name, this.site.closing.phase, this.options.closeTimeout)
   }
 }

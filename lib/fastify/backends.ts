@@ -12,7 +12,7 @@ import { isCluster, redisCluster, type RedisClusterConnector } from '../backends
 import { sqlite } from '../backends/sqlite.js'
 import { PoolError, scrub, secretsOf } from '../pool/errors.js'
 import { Pool } from '../pool/pool.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
+import type { ResolvedPoolOptions } from './options.js'
 
 /** Makes the client that a pool shares with the app known to it: once the pool is open, or has been told not to wait for that. */
 export type Share = () => Promise<void>

@@ -1,14 +1,15 @@
 import type { Connector } from '../../types/connector.js'
+import type { EngineOptions } from '../../types/options.js'
 import type {
   AcquireOptions, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
-import { checkEngineOptions, type EngineOptions } from './options.js'
+import { checkEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
 
-export { abandon, hold, isBeside, transact } from '../engine/lease.js'
+export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 
 /**
  * A pool of connections that a connector makes.
@@ -81,7 +82,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         }
       },
       // Nothing would end the timer of a pool that has closed.
-      wait: async (ms) => { if (engine.phase !== 'closed') await engine.time.sleep(ms).over },
+      wait: async (ms) => { if (engine.closing.phase !== 'closed') await engine.time.sleep(ms).over },
       now: () => engine.time.read(),
       random: () => engine.time.random(),
       acquireTimeout,

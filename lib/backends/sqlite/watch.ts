@@ -156,9 +156,13 @@ export class Watch {
   endWork (): void {
     // To ask a closed handle of libsql whether it is in a transaction aborts the process.
     if (!this.#dialect.isOpen(this.#db)) throw new Error('the SQLite handle is closed')
+    this.#rollBack()
+    this.#leave()
+  }
+
+  #rollBack (): void {
     if (this.#iterators.size > 0) this.#iterators.end()
     if (this.#dialect.inTransaction(this.#db)) this.#exec('ROLLBACK')
-    this.#leave()
   }
 
   /** For reset 'transaction'. */
@@ -335,7 +339,7 @@ export class Watch {
       },
     }
     if (db.pragma !== undefined) own.pragma = this.#pragmaOf(db.pragma.bind(db))
-    if (db.transaction !== undefined && this.#refusal !== undefined) own.transaction = this.#transactionOf(db.transaction.bind(db))
+    if (db.transaction !== undefined) own.transaction = this.#transactionOf(db.transaction.bind(db))
     if (db.interrupt !== undefined) {
       const interrupt = db.interrupt.bind(db)
       own.interrupt = () => {
@@ -371,22 +375,32 @@ export class Watch {
     }
   }
 
-  /** better-sqlite3's begins by itself, and not by `exec`. */
+  /**
+   * better-sqlite3 begins by itself, and not by `exec`: the lock that it meets is seen only here. libsql's transaction
+   * stays open where its ROLLBACK fails, as it does behind an interrupt: what its borrower writes after the error would
+   * be lost at the return, so it is rolled back here.
+   */
   #transactionOf (transaction: NonNullable<Methods['transaction']>) {
-    const telling = (run: Run): Run => {
-      const told = (error: unknown) => this.#told(error)
+    const watched = (run: Run): Run => {
+      const isOpen = () => this.#dialect.isOpen(this.#db) && this.#dialect.inTransaction(this.#db)
+      const failed = (error: unknown, wasOpen: boolean) => {
+        const mine = this.#told(error)
+        if (!wasOpen && isOpen()) this.#rollBack()
+        return mine
+      }
       return function (this: unknown, ...args: unknown[]) {
+        const wasOpen = isOpen()
         try {
           return run.apply(this, args)
         } catch (error) {
-          throw told(error)
+          throw failed(error, wasOpen)
         }
       }
     }
     return (fn: Run) => {
       const made = transaction(fn)
-      const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
-      return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: this.#db })
+      const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(watched)
+      return Object.assign(watched(made), { default: deferred, deferred, immediate, exclusive, database: this.#db })
     }
   }
 }

@@ -1,32 +1,13 @@
-import type { Circuit } from '../../types/pool.js'
 import type { Engine } from '../engine/engine.js'
-import type { Owner } from '../engine/parts.js'
 
 /** One of the pools that share a budget. */
 export interface Member<C> {
   readonly name: string
-  readonly pool: Engine<C>
+  readonly engine: Engine<C>
   /** Its connections at most. */
   readonly max: number
   /** It is asked how it is, again and again: its last connection is not taken from it, since the next question would take one back. */
   readonly keepsLast: boolean
-}
-
-export interface Load {
-  /** What counts against `max`. */
-  readonly total: number
-  readonly idle: number
-  readonly used: number
-  readonly pending: number
-  /** Creates whose connection will be kept. */
-  readonly coming: number
-  readonly circuit: Circuit
-}
-
-/** Numbers of now, without a copy of the books. */
-export function loadOf<C> ({ entries, line, supply }: Engine<C>): Load {
-  const { total, idle, used, coming } = entries
-  return { total, idle: idle.length, used, pending: line.size, coming, circuit: supply.creator.circuit.state }
 }
 
 /** What one of them would have if it could. */
@@ -46,15 +27,9 @@ export class Budget<C> {
   /** It was made smaller, and there may be more than it allows. */
   #shrunk = false
 
-  /** @param get one that is not asked before it has a pool */
-  add (target: string, get: () => Member<C>): Owner {
-    return {
-      target,
-      nextId: () => ++this.#lastId,
-      mayCreate: () => this.#mayCreate(get()),
-      mustYield: () => this.#mustYield(get()),
-      freed: () => { this.#freed() },
-    }
+  /** The next connection's id: unique among all members. */
+  nextId (): number {
+    return ++this.#lastId
   }
 
   join (member: Member<C>): void {
@@ -73,29 +48,29 @@ export class Budget<C> {
   /** After `max`, of the budget or of members, was changed. */
   settle (): void {
     while (this.#sum.staying > this.#max && this.#shed()) { /* One at a time: each changes the sums. */ }
-    this.#freed()
+    this.freed()
   }
 
   get hasRoom (): boolean {
     return this.#sum.total < this.#max
   }
 
-  #mayCreate (member: Member<C>): boolean {
+  /** A member needs one more: those with a better claim come first, and where there is no room the others make some. */
+  wants (member: Member<C>): void {
     this.#offer(member)
-    if (this.#sum.total < this.#max) {
+    if (this.hasRoom) {
       this.#refused.delete(member)
-      return true
+      return
     }
     this.#refused.add(member)
     while (this.#missing > 0 && this.#shed(member)) { /* As above. What wakes it up meanwhile creates by itself. */ }
-    return false
   }
 
   /** Whoever has less, and was refused, comes first. It may be unable to use it now (its creates fail, and it waits): then it is not kept for it. */
   #offer (member: Member<C>): void {
     if (this.#offering || this.#refused.size === 0) return
-    const { total, pending, coming } = loadOf(member.pool)
-    const idly = pending <= coming
+    const { entries: { coming, total }, line } = member.engine
+    const idly = line.size <= coming
     this.#offering = true
     try {
       for (const claim of this.#claims) if (claim.member !== member && (idly || claim.total < total)) this.#ask(claim.member)
@@ -104,19 +79,21 @@ export class Budget<C> {
     }
   }
 
-  #mustYield (member: Member<C>): boolean {
+  /** A member's connection is ready: whether it must be closed so that another member can make one. */
+  mustYield (member: Member<C>): boolean {
     if (this.#shrunk) {
       const { total, staying } = this.#sum
       this.#shrunk = total > this.#max
       if (staying > this.#max) return true
     }
     if (this.#refused.size === 0 || this.#missing === 0) return false
-    const { total, pending } = loadOf(member.pool)
-    if (pending === 0 && this.#isSpare(member)) return this.#claims.some((claim) => claim.member !== member)
+    const { entries: { total }, line } = member.engine
+    if (line.size === 0 && this.#isSpare(member)) return this.#claims.some((claim) => claim.member !== member)
     return this.#claims.some((claim) => total > claim.total + 1)
   }
 
-  #freed (): void {
+  /** A connection is gone, or late: there may be room. */
+  freed (): void {
     const claiming = this.#claims.map(({ member }) => member)
     // Last, who would only like to have as many as its `min`.
     for (const member of new Set([...claiming, ...this.#refused])) this.#ask(member)
@@ -126,15 +103,16 @@ export class Budget<C> {
   #ask (member: Member<C>): void {
     if (!this.hasRoom) return
     this.#refused.delete(member)
-    member.pool.pump()
+    member.engine.pump()
   }
 
   /** Those with the fewest first. */
   get #claims (): Array<Claim<C>> {
     return [...this.#refused].map((member) => {
-      const { total, pending, coming, circuit } = loadOf(member.pool)
+      const { entries: { total, coming }, line, supply } = member.engine
       // While the circuit is not closed one is made to see whether it can be: nobody waits for that.
-      return { member, total, wants: circuit === 'closed' ? Math.min(pending - coming, member.max - total) : 1 - coming }
+      const isClosed = supply.creator.circuit.state === 'closed'
+      return { member, total, wants: isClosed ? Math.min(line.size - coming, member.max - total) : 1 - coming }
     }).filter(({ wants }) => wants > 0).sort((a, b) => a.total - b.total)
   }
 
@@ -147,29 +125,26 @@ export class Budget<C> {
 
   get #sum (): { readonly total: number, readonly leaving: number, readonly staying: number } {
     const sum = { total: 0, leaving: 0, staying: 0 }
-    for (const { pool, max } of this.#members) {
-      const { total, idle, used, coming } = loadOf(pool)
-      const here = idle + used + coming
+    for (const { engine: { entries: { coming, here, total } }, max } of this.#members) {
       sum.total += total
-      sum.leaving += total - here
+      sum.leaving += total - here - coming
       // What is more than its own `max`, it closes by itself as it comes back.
-      sum.staying += Math.min(here, max)
+      sum.staying += Math.min(here + coming, max)
     }
     return sum
   }
 
-  #isSpare ({ pool, keepsLast }: Member<C>): boolean {
-    const { idle, used } = loadOf(pool)
-    return !keepsLast || idle + used > 1
+  #isSpare ({ engine, keepsLast }: Member<C>): boolean {
+    return !keepsLast || engine.entries.here > 1
   }
 
   /** Closes an idle connection of whoever has most. False: there is none. */
   #shed (except?: Member<C>): boolean {
-    const spare = this.#members
+    const [most] = this.#members
       .filter((member) => member !== except && (except === undefined || this.#isSpare(member)))
-      .map(({ pool }) => ({ pool, ...loadOf(pool) }))
-      .filter(({ idle }) => idle > 0)
-      .sort((a, b) => b.total - a.total)
-    return spare.length > 0 && spare[0]!.pool.shed()
+      .map(({ engine }) => engine)
+      .filter(({ entries: { idle } }) => idle.length > 0)
+      .sort((a, b) => b.entries.total - a.entries.total)
+    return most !== undefined && most.shed()
   }
 }

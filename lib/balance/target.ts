@@ -1,8 +1,8 @@
 import type { Connector, Role, ServerState } from '../../types/connector.js'
+import type { EngineOptions } from '../../types/options.js'
 import type { Engine } from '../engine/engine.js'
 import { PoolError } from '../engine/errors.js'
-import type { EngineOptions } from '../../types/options.js'
-import { loadOf, type Load, type Member } from './budget.js'
+import type { Member } from './budget.js'
 import type { Candidate } from './choice.js'
 
 /** One server of a pool over several. */
@@ -16,59 +16,75 @@ export interface TargetSpec<C> {
   /** Its connections at most. Default: the pool's `max`. */
   readonly max?: number | undefined
   readonly connector: Connector<C>
-  /** What it is was decided with the connector, which is not asked: SQLite's connections that write, and those that read. Default false. */
+  /**
+   * The role was decided with the connector, which is not asked: SQLite's connections that write, and those that read.
+   * Default false.
+   */
   readonly fixed?: boolean
   /** What a pool of this target alone would be given, where that is not the same for all. */
   readonly options?: EngineOptions<C>
 }
 
-/** A server, its pool, and what is known of it. */
+/** What came of it when a target was asked last: an answer; silence; or there was no connection to ask on. */
+type Answer = 'given' | 'none' | 'no connection'
+
+/** A server, its engine, and what is known of it. */
 export class Target<C> implements Member<C>, Candidate {
-  readonly pool: Engine<C>
-  /** What it was given as. */
+  readonly name: string
+  readonly spec: TargetSpec<C>
+  readonly weight: number
+  readonly engine: Engine<C>
+  /** The role that the options say. */
   readonly given: Role
   role: Role
-  /** Whether it can say what it is. */
+  /** It can say what it is. */
   readonly speaks: boolean
-  /** As it said last. */
+  /** What it said last. */
   state: ServerState | undefined
-  /** Who became the primary after it. What was written there it does not have: it is no primary any more, whatever it says, until it has followed. */
-  supersededBy: Target<C> | undefined
-  /** Its role counts: it has said so, or can't. */
+  /** The role counts: the target has said it, or can't say. */
   known: boolean
+  answer: Answer = 'given'
   /** The last create failed. */
   failing = false
-  /** Of its creates. */
-  lastError: Error | undefined
-  /** When it was asked last, nothing was heard of it: it did not answer, or no connection of it could be had. */
-  mute = false
-  /** It was asked, and did not answer. */
-  silent = false
+  /**
+   * The server that became the primary after this one. What was written there this one does not have: it is no primary
+   * any more, whatever it says, until it has followed.
+   */
+  supersededBy: Target<C> | undefined
   /** Of a replica that tells its lag in ms: until when it is known to show all that was done, on the pool's clock. */
   shows = -Infinity
-  /** It is being asked now. */
+  /** Set while the target is asked. */
   check: AbortController | undefined
   /** How many checks gave up waiting for a connection. */
   gaveUp = 0
+  /** A connection more is being made because the target's turn came too often when none was idle. */
   growing = false
   passedOver = 0
   credit = 0
   max = 0
 
-  constructor (readonly name: string, readonly spec: TargetSpec<C>, readonly weight: number, make: (target: Target<C>) => Engine<C>) {
+  constructor (name: string, spec: TargetSpec<C>, weight: number, make: (target: Target<C>) => Engine<C>) {
+    this.name = name
+    this.spec = spec
+    this.weight = weight
     this.role = this.given = spec.role ?? 'primary'
     this.speaks = spec.fixed !== true && spec.connector.inspect !== undefined
     this.known = !this.speaks
-    this.pool = make(this)
+    this.engine = make(this)
   }
 
-  get load (): Load {
-    return loadOf(this.pool)
+  /** Why the last create failed; undefined: it did not. */
+  get failure (): Error | undefined {
+    return this.engine.supply.creator.lastFailure
   }
 
+  get #idle (): number {
+    return this.engine.entries.idle.length
+  }
+
+  /** Connections that are lent, and callers that wait for one. */
   get busy (): number {
-    const { used, pending } = this.load
-    return used + pending
+    return this.engine.entries.used + this.engine.line.size
   }
 
   get keepsLast (): boolean {
@@ -77,19 +93,17 @@ export class Target<C> implements Member<C>, Candidate {
 
   /** A caller would most likely be served at once. */
   get ready (): boolean {
-    const { idle, pending } = this.load
-    return idle > 0 && pending === 0
+    return this.#idle > 0 && this.engine.line.size === 0
   }
 
-  /** Its connections, or soon one, can be had. */
+  /** There are connections, or one can soon be had. */
   get usable (): boolean {
-    const { circuit, idle, used } = this.load
-    return circuit === 'closed' || idle + used > 0
+    return this.engine.supply.creator.circuit.state === 'closed' || this.engine.entries.here > 0
   }
 
-  /** Another one is to be preferred: it has no connection, or none but those that are lent, and may be dead. */
+  /** Another target is to be preferred: there is no connection, or none but lent ones, which may be dead. */
   get lost (): boolean {
-    return !this.usable || (this.failing && this.mute && this.load.idle === 0)
+    return !this.usable || (this.failing && this.answer !== 'given' && this.#idle === 0)
   }
 
   /** It takes itself for the primary, as another one does that became it later. */
@@ -97,25 +111,25 @@ export class Target<C> implements Member<C>, Candidate {
     return this.role === 'primary' && this.supersededBy !== undefined
   }
 
-  /** As far as is known; what is lent of it may be dead. */
+  /** Nothing speaks against it; what is lent of it may be dead. */
   get sound (): boolean {
-    return !this.silent && (!this.failing || this.load.idle > 0)
+    return this.answer !== 'none' && (!this.failing || this.#idle > 0)
   }
 
   /** It has been seen whether it can be used, and what for. */
   get settled (): boolean {
-    return this.known || this.failing || this.mute || !this.usable
+    return this.known || this.failing || this.answer !== 'given' || !this.usable
   }
 
   /** Why it is not the primary. */
   get why (): string {
-    if (this.lastError !== undefined && (this.failing || !this.usable)) return this.lastError.message
+    if (this.failure !== undefined) return this.failure.message
     if (!this.known) return 'it does not answer'
     return `it says that it is a ${this.role}${this.isSuperseded ? ', but another one has become it since' : ''}`
   }
 }
 
-/** No caller sees it: who waited where it is of no use any more tries elsewhere. */
+/** Rejects those who wait at a target that is of no use any more: they try elsewhere, and no caller sees it. */
 export class Moved extends PoolError {
   constructor (name: string) {
     super('FST_POOL_CONNECT_FAILED', `pool '${name}': this target is not the one to wait for any more`)

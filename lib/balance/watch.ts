@@ -1,7 +1,8 @@
 import type { ServerState } from '../../types/connector.js'
-import type { Clock, Lease, Timer } from '../../types/pool.js'
+import type { Clock, Lease } from '../../types/pool.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { bare } from '../engine/lease.js'
+import { Alarm } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
 /** Who takes connections for the pool's own needs. */
@@ -15,6 +16,8 @@ export interface Watching<C> {
   /** How long it may take to answer, in ms. */
   readonly timeout: number
   run<T> (fn: () => T): T
+  /** Somebody waits for the answers. */
+  isAwaited (): boolean
   /** Somebody may still want to know. */
   goesOn (): boolean
   isPaused (): boolean
@@ -34,18 +37,19 @@ export class Watch<C> {
   readonly #targets: ReadonlyArray<Target<C>>
   readonly #clock: Clock
   readonly #watching: Watching<C>
-  #timer: Timer | undefined
-  #timerAt = Infinity
+  readonly #alarm: Alarm
   #askedAt = -Infinity
   #begun = false
-  #kept = false
 
   constructor (targets: ReadonlyArray<Target<C>>, clock: Clock, watching: Watching<C>) {
     this.#targets = targets.filter(({ speaks }) => speaks)
     this.#clock = clock
     this.#watching = watching
+    const { run, isAwaited } = watching
+    this.#alarm = new Alarm(clock, run, () => { this.#tick() }, isAwaited)
   }
 
+  /** Checks begin with the pool's first use. */
   begin (): void {
     this.#begun = true
     this.#tick()
@@ -53,45 +57,32 @@ export class Watch<C> {
 
   /** Something has changed: all are asked, but for the pause since they were last. */
   soon (): void {
-    if (this.#begun) this.#arm(Math.max(1, this.#askedAt + PAUSE - this.#clock.now()))
+    if (this.#begun) this.#ringAt(Math.max(this.#clock.now() + 1, this.#askedAt + PAUSE))
   }
 
-  /** Whether the process stays alive for the next question. */
-  keepAlive (kept: boolean): void {
-    this.#kept = kept
-    if (kept) this.#timer?.ref()
-    else this.#timer?.unref()
+  /** To be called when somebody begins to wait, and when nobody does any more. */
+  keepAlive (): void {
+    this.#alarm.keepAlive()
   }
 
   end (why: Error): void {
     this.#begun = false
-    this.#disarm()
+    this.#alarm.cancel()
     for (const { check } of this.#targets) check?.abort(why)
   }
 
   #tick (): void {
-    this.#disarm()
-    if (!this.#begun || !this.#watching.goesOn()) return
-    if (!this.#watching.isPaused()) {
+    const { goesOn, interval, isPaused, run } = this.#watching
+    if (!this.#begun || !goesOn()) return
+    if (!isPaused()) {
       this.#askedAt = this.#clock.now()
-      for (const target of this.#targets) this.#watching.run(() => this.#ask(target))
+      for (const target of this.#targets) run(() => this.#ask(target))
     }
-    this.#arm(this.#watching.interval)
+    this.#ringAt(this.#clock.now() + interval)
   }
 
-  #arm (ms: number): void {
-    const at = this.#clock.now() + ms
-    if (at >= this.#timerAt || this.#targets.length === 0) return
-    this.#disarm()
-    this.#timerAt = at
-    this.#timer = this.#watching.run(() => this.#clock.setTimer(() => { this.#watching.run(() => { this.#tick() }) }, Math.max(1, Math.ceil(ms))))
-    this.keepAlive(this.#kept)
-  }
-
-  #disarm (): void {
-    this.#timer?.cancel()
-    this.#timer = undefined
-    this.#timerAt = Infinity
+  #ringAt (at: number): void {
+    if (this.#targets.length > 0) this.#alarm.set(at)
   }
 
   /** On a connection of its own. Never two at the same time. */
@@ -100,16 +91,18 @@ export class Watch<C> {
     const { timeout, said, done, isUrgent } = this.#watching
     const controller = (target.check = new AbortController())
     const { signal } = controller
-    const late = this.#clock.setTimer(() => { controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`)) }, timeout)
+    const late = this.#clock.setTimer(() => {
+      controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`))
+    }, timeout)
     let lease: Lease<C> | undefined
     try {
       // The signal comes first: who is busy has not failed, and its books count no timeout.
-      lease = await target.pool.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
+      lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
       const connection = bare(lease)
       const at = this.#clock.now()
       const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))
       lease.release()
-      target.mute = target.silent = false
+      target.answer = 'given'
       said(target, state, at)
     } catch (error) {
       this.#unanswered(target, lease, signal, error)
@@ -117,24 +110,25 @@ export class Watch<C> {
       late.cancel()
       target.check = undefined
       done(target)
-      if (this.#begun && isUrgent()) this.#arm(PAUSE * (1 + this.#clock.random()))
+      if (this.#begun && isUrgent()) this.#ringAt(this.#clock.now() + PAUSE * (1 + this.#clock.random()))
     }
   }
 
   #unanswered (target: Target<C>, lease: Lease<C> | undefined, { aborted }: AbortSignal, error: unknown): void {
     const { said, isTransient, refused } = this.#watching
-    if (lease === undefined && error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
-    if (!this.#begun) return lease?.release()
-    // One that was never reached may only be slow to connect to: whether that fails, its pool tells.
     if (lease === undefined) {
-      target.mute = target.known && !(error instanceof Moved)
+      if (error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
+      // One that was never reached may only be slow to connect to: whether that fails, its engine tells.
+      const isMute = target.known && !(error instanceof Moved)
+      if (this.#begun && target.answer !== 'none') target.answer = isMute ? 'no connection' : 'given'
       return
     }
-    const before = target.silent
-    target.mute = target.silent = aborted || lease.ended || isTransient(target, error)
-    if (target.silent) {
+    if (!this.#begun) return lease.release()
+    const before = target.answer
+    target.answer = aborted || lease.ended || isTransient(target, error) ? 'none' : 'given'
+    if (target.answer === 'none') {
       // It may have been this connection alone.
-      if (!before) this.soon()
+      if (before !== 'none') this.soon()
       return lease.destroy(error as Error)
     }
     // It answers, and not this question: then it is what it was given as.

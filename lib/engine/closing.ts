@@ -1,4 +1,5 @@
 import type { DestroyReason } from '../../types/connector.js'
+import type { PoolEvents } from '../../types/pool.js'
 import { CREATING, LATE, LENT, VALIDATING, type Entry } from './entry.js'
 import { badOption } from './errors.js'
 import type { Parts, Phase } from './parts.js'
@@ -23,6 +24,8 @@ export interface Site<C> extends Parts<C> {
 export class Closing<C> extends Room<C, Site<C>> {
   phase: Phase = 'open'
   #closed: Promise<void> | undefined
+  /** How the pool closed; undefined: it has not. */
+  end: Omit<PoolEvents['close'], 'pool' | 'time'> | undefined
   /** Connections that had been destroyed when the pool began to drain. */
   #destroyedBefore = 0
   /** Those who wait until nobody waits for a connection and none is used. */
@@ -84,10 +87,9 @@ export class Closing<C> extends Room<C, Site<C>> {
     deadline.cancel()
     // Whatever has not come back by now is late, and its answer still has an owner.
     for (const entry of this.entries) if (entry.state !== LATE) this.entries.move(entry, LATE)
-    if (this.events.heard.close) {
-      const destroyed = this.books.destroyedTotal - this.#destroyedBefore
-      this.events.emit('close', { took: this.time.read(true) - began, destroyed, holders })
-    }
+    const destroyed = this.books.destroyedTotal - this.#destroyedBefore
+    this.end = { took: this.time.read(true) - began, destroyed, holders }
+    if (this.events.heard.close) this.events.emit('close', this.end)
     // Whoever still sleeps (a transaction waits for its turn) finds its lease ended.
     this.time.end()
     this.events.clear()

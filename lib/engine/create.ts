@@ -101,6 +101,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.time.random())))
     this.entries.move(entry, VALIDATING)
     if (this.events.heard.connect) this.events.emit('connect', { id: entry.id, took })
+    this.owner?.connected()
     entry.createdAt = Math.floor(now)
     entry.creation = undefined
     this.#tellCircuit()
@@ -169,6 +170,7 @@ export class Creator<C> extends Room<C, Site<C>> {
   #tell (cause: unknown, reported?: Error): Error {
     const error = reported ?? this.events.report(cause, 'create')
     this.lastFailure = error
+    this.owner?.createFailed()
     this.#told.failed(cause, error)
     this.#tellCircuit(error)
     return error
@@ -180,5 +182,6 @@ export class Creator<C> extends Room<C, Site<C>> {
     if (from === to) return
     this.#circuitTold = to
     if (this.events.heard.circuit) this.events.emit('circuit', { from, to, ...(error && { error }) })
+    this.owner?.circuitMoved(from, to)
   }
 }

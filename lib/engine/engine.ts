@@ -134,7 +134,8 @@ export class Engine<C> implements Parts<C> {
 
   // --- Taking ---------------------------------------------------------------------------------------------------------
 
-  acquire (options?: AcquireOptions): Promise<Lease<C>> {
+  /** @param since when the caller began to wait, where that was elsewhere */
+  acquire (options?: AcquireOptions, since?: number): Promise<Lease<C>> {
     if (options?.timeout !== undefined && !isDeadline(options.timeout)) {
       return Promise.reject(badOption('timeout', options.timeout, 'milliseconds, at least 1'))
     }
@@ -146,7 +147,7 @@ export class Engine<C> implements Parts<C> {
         return Promise.reject(error)
       }
     }
-    return new Promise((resolve, reject) => { this.waiting.join(options, resolve, reject) })
+    return new Promise((resolve, reject) => { this.waiting.join(options, since, resolve, reject) })
   }
 
   /** Lends an idle connection, or returns null. The fast path: no promise, no clock, no timer. */
@@ -388,6 +389,7 @@ export class Engine<C> implements Parts<C> {
     if (events.heard.disconnect) {
       events.emit('disconnect', { id, reason, age: now - createdAt, uses, ...(error && { error }) })
     }
+    this.owner?.lost(reason === 'error' || reason === 'invalid')
     hooks.call('onDisconnect', entry, { reason })
     this.#end(entry, reason)
     this.closing.settle()

@@ -1,4 +1,5 @@
 import type { Connector } from '../../types/connector.js'
+import type { Circuit } from '../../types/pool.js'
 import type { Books } from './books.js'
 import type { Entries } from './entry.js'
 import type { Events } from './events.js'
@@ -7,18 +8,29 @@ import type { Operations } from './operations.js'
 import type { Settings } from './settings.js'
 import type { Time } from './time.js'
 
-/** Who owns several engines behind one name. All of it is cheap. */
+/** Who owns several engines behind one name. All of it is cheap, and never throws. */
 export interface Owner {
   /** How events call the engine. */
   readonly target: string
-  /** The next connection's id: unique among all of them. */
+  /** The next connection's id: unique among all engines of the owner. */
   nextId (): number
-  /** Whether one more connection may be made. Where not, the others make room as soon as they can, and `pump` is called then. */
-  mayCreate (): boolean
-  /** A connection came back: whether it must be closed so that another engine can make one. */
+  /**
+   * The engine needs one more connection. Engines with a better claim make theirs first; where there is no room, the
+   * others make some as soon as they can, and `pump` is called then.
+   */
+  wants (): void
+  /** Whether one more connection may be made now. */
+  hasRoom (): boolean
+  /** A connection is ready: whether it must be closed so that another engine can make one. */
   mustYield (): boolean
-  /** A connection is gone: there may be room. */
+  /** A connection is gone, or late: there may be room. */
   freed (): void
+  /** A connection was made. */
+  connected (): void
+  createFailed (): void
+  /** A connection ended. @param ill it died, or did not answer */
+  lost (ill: boolean): void
+  circuitMoved (from: Circuit, to: Circuit): void
 }
 
 /** What the rooms of an engine share: data and services, which know nothing of the engine. */

@@ -50,39 +50,37 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   /** Starts the creates that are needed. */
   feed (): void {
-    while (this.#mayCreate()) this.creator.begin()
-  }
-
-  #mayCreate (): boolean {
-    if (this.entries.total >= this.entries.max || this.entries.late >= this.entries.max) return false
-    if (this.entries.creating >= Math.min(this.#maxConnecting, this.entries.max)) return false
-    if (this.site.isHalted) return false
-    const { circuit, backoff } = this.creator
-    if (circuit.state !== 'closed') return this.#mayProbe()
-    const missing = this.site.closing.phase === 'open' && this.#started ? this.#target - this.entries.here - this.entries.coming : 0
-    // Where something is in the way of those that are idle, another one would meet it, too.
-    const lacking = this.entries.idle.length > 0 ? 0 : this.line.size - this.work.awaited - this.entries.coming
-    if (lacking <= 0 && missing <= 0) return false
-    if (backoff.failures > 0 && this.time.read() < backoff.retryAt) {
-      this.time.arm(backoff.retryAt)
-      return false
+    while (this.#isNeeded && this.#isTime()) {
+      this.owner?.wants()
+      // The owner may have made others create, or this engine.
+      if (!this.#isNeeded || this.owner?.hasRoom() === false) return
+      this.creator.begin()
     }
-    return this.owner?.mayCreate() ?? true
   }
 
-  /**
-   * While the circuit is not closed: one create at a time, also where nobody waits for it. Those begun before the circuit
-   * opened do not count.
-   */
-  #mayProbe (): boolean {
+  /** Whether one more connection would be of use, and there is room for it. */
+  get #isNeeded (): boolean {
+    const { creating, coming, here, idle, late, max, total } = this.entries
+    const { closing: { phase }, isHalted } = this.site
     const { circuit } = this.creator
-    if (circuit.state === 'half-open' && this.entries.creating > 0) return false
-    if (this.site.closing.phase !== 'open' && this.line.size === 0) return false
-    if (this.time.read() < circuit.retryAt) {
-      this.time.arm(circuit.retryAt)
-      return false
+    if (total >= max || late >= max || creating >= Math.min(this.#maxConnecting, max) || isHalted) return false
+    // One create at a time, also where nobody waits for it. Those begun before the circuit opened do not count.
+    if (circuit.state !== 'closed') {
+      return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
     }
-    return this.owner?.mayCreate() ?? true
+    const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
+    // Where something is in the way of those that are idle, another one would meet it, too.
+    const lacking = idle.length > 0 ? 0 : this.line.size - this.work.awaited - coming
+    return lacking > 0 || missing > 0
+  }
+
+  /** Whether the pause after failed creates is over; the tick comes at its end. */
+  #isTime (): boolean {
+    const { backoff, circuit } = this.creator
+    const retryAt = circuit.state !== 'closed' ? circuit.retryAt : backoff.failures > 0 ? backoff.retryAt : -Infinity
+    if (this.time.read() >= retryAt) return true
+    this.time.arm(retryAt)
+    return false
   }
 
   /** There is no connection, and there won't be one soon. */

@@ -57,7 +57,11 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   // --- Coming ---------------------------------------------------------------------------------------------------------
 
-  join (options: AcquireOptions | undefined, resolve: Waiter<C>['resolve'], reject: (error: Error) => void): void {
+  /** @param since when the caller began to wait, where that was elsewhere */
+  join (
+    options: AcquireOptions | undefined, since: number | undefined, resolve: Waiter<C>['resolve'],
+    reject: (error: Error) => void
+  ): void {
     // No default of `{}`: this is on the way of everybody who waits.
     const signal = options?.signal
     const holder = options?.holder
@@ -71,7 +75,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const refusal = this.#refusal(timeout, holder)
     if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))
 
-    const waiter = new Waiter<C>(holder, now, now + timeout, resolve)
+    const waiter = new Waiter<C>(holder, since ?? now, now + timeout, resolve)
     if (signal !== undefined) this.#listen(waiter, signal)
     if (this.line.size === 0) this.pace.begin(now)
     if (this.line.size === 0) this.site.checks.begin()

@@ -132,7 +132,7 @@ export class Engine<C> implements Parts<C> {
     else this.#gate &= ~reason
   }
 
-  // --- Taking ---------------------------------------------------------------------------------------------------------
+  // --- Taking --------------------------------------------------------------------------------------------------------
 
   /** @param since when the caller began to wait, where that was elsewhere */
   acquire (options?: AcquireOptions, since?: number): Promise<Lease<C>> {
@@ -173,10 +173,10 @@ export class Engine<C> implements Parts<C> {
   /** As `take`, where a look at the connection, a hook or a listener comes before the loan. */
   #takeTheLongWay (holder: HolderLabel | undefined): Lease<C> | null {
     while (true) {
-      // Those who wait come first, even before a connection that became idle this moment. Asked each time: listeners may
-      // change it.
-      const entry = this.#idle.at(-1)
-      if (entry === undefined || (this.#gate & (WAITED | SUSPENDED | CLOSED)) !== 0 || this.hooks.waits) return null
+      // Those who wait come first, even before a connection that became idle this moment. Asked each time: listeners
+      // may change it.
+      if ((this.#gate & (WAITED | SUSPENDED | CLOSED)) !== 0 || this.#idle.length === 0 || this.hooks.waits) return null
+      const entry = this.#idle.at(-1)!
       this.wake()
       if (this.#isStale(entry)) return null
       this.entries.move(entry, VALIDATING)
@@ -221,7 +221,7 @@ export class Engine<C> implements Parts<C> {
     if (events.heard.acquire) events.emit('acquire', { id: entry.id, wait, ...label(entry.holder) })
   }
 
-  // --- Giving back ----------------------------------------------------------------------------------------------------
+  // --- Giving back ---------------------------------------------------------------------------------------------------
 
   /** Returns how long the lease was held, in ms. */
   giveBack (entry: Entry<C>): number {
@@ -285,7 +285,7 @@ export class Engine<C> implements Parts<C> {
     return (entry.transactions ??= new LeaseTransactions(new LeaseHost<C>(this, entry)))
   }
 
-  // --- Offering -------------------------------------------------------------------------------------------------------
+  // --- Offering ------------------------------------------------------------------------------------------------------
 
   /**
    * A connection is ready: for the first in line, else it is idle.
@@ -373,7 +373,7 @@ export class Engine<C> implements Parts<C> {
     return (this.#gate & (SUSPENDED | ENDED)) !== 0
   }
 
-  // --- Ending connections ---------------------------------------------------------------------------------------------
+  // --- Ending connections --------------------------------------------------------------------------------------------
 
   /** Ends a connection that is here, or that was delivered. Nothing may wait for it; it counts until it is gone. */
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
@@ -432,7 +432,7 @@ export class Engine<C> implements Parts<C> {
     if (entry.state === IDLE) this.destroy(entry, 'error', entry.broken)
   }
 
-  // --- Control --------------------------------------------------------------------------------------------------------
+  // --- Control -------------------------------------------------------------------------------------------------------
 
   get isSuspended (): boolean {
     return (this.#gate & SUSPENDED) !== 0

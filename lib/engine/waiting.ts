@@ -38,7 +38,10 @@ export interface Site<C> extends Parts<C> {
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
-/** An acquire may be predicted to wait for this part of its deadline: to be refused at once is better than to wait in vain. */
+/**
+ * An acquire may be predicted to wait for this part of its deadline: to be refused at once is better than to wait in
+ * vain.
+ */
 const MARGIN = 0.8
 
 /** Those who wait for a connection: who may, who is served, who is sent away. */
@@ -55,7 +58,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     return this.line.size + this.#preparing > 0
   }
 
-  // --- Coming ---------------------------------------------------------------------------------------------------------
+  // --- Coming --------------------------------------------------------------------------------------------------------
 
   /** @param since when the caller began to wait, where that was elsewhere */
   join (
@@ -81,7 +84,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.line.size === 0) this.site.checks.begin()
     this.line.add(waiter)
     this.#entered(waiter)
-    this.site.pump()
+    // Where all connections are used, and there is no room for more, nothing can be brought to anybody.
+    if (this.entries.idle.length > 0 || this.entries.total < this.entries.max) this.site.pump()
     if (waiter.inLine) this.#tell(holder)
   }
 
@@ -109,14 +113,16 @@ export class Waiting<C> extends Room<C, Site<C>> {
       return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holders: report.topHolders })
     }
     if (supply.isHopeless) return supply.circuitError
-    if (this.options.overload && this.#isPaced && this.#wait > MARGIN * timeout) {
-      return faults.overloaded(report.situation, this.#wait, timeout, report.topHolders)
+    if (this.options.overload && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
+      return faults.overloaded(report.situation, this.#nextTurn, timeout, report.topHolders)
     }
     if (holder === undefined || !this.#isDeadlock(holder)) return undefined
     return faults.deadlocked(report.situation, report.topHolders)
   }
 
-  /** Whoever gets an idle connection, or one of its own made, does not wait for capacity and needs no place in the line. */
+  /**
+   * Whoever gets an idle connection, or one of its own made, does not wait for capacity and needs no place in the line.
+   */
   get #isFull (): boolean {
     const { options: { maxPending } } = this.site
     if (this.line.size < maxPending) return false
@@ -161,7 +167,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.line.size === 0) this.site.lineChanged()
   }
 
-  // --- Being served ---------------------------------------------------------------------------------------------------
+  // --- Being served --------------------------------------------------------------------------------------------------
 
   /** Lends a connection that is ready to the first in line; there is one. */
   serve (entry: Entry<C>): void {
@@ -242,9 +248,11 @@ export class Waiting<C> extends Room<C, Site<C>> {
     this.site.destroy(entry, 'error', this.events.report(error, 'onAcquire'))
   }
 
-  // --- Leaving --------------------------------------------------------------------------------------------------------
+  // --- Leaving -------------------------------------------------------------------------------------------------------
 
-  /** Takes a waiter out of the line, or from the connection that is being prepared for it. False: it has left already. */
+  /**
+   * Takes a waiter out of the line, or from the connection that is being prepared for it. False: it has left already.
+   */
   leave (waiter: Waiter<C>): boolean {
     if (!waiter.waiting) return false
     if (waiter.inLine) this.#remove(waiter)
@@ -300,16 +308,23 @@ export class Waiting<C> extends Room<C, Site<C>> {
     return error
   }
 
-  // --- Telling --------------------------------------------------------------------------------------------------------
+  // --- Telling -------------------------------------------------------------------------------------------------------
 
-  /** Whether the line tells how fast it moves: where it is empty it does not, and where it is stopped everybody waits. */
+  /**
+   * Whether the line tells how fast it moves: where it is empty it does not, and where it is stopped everybody waits.
+   */
   get #isPaced (): boolean {
     return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown(this.entries.max)
   }
 
+  /** How long somebody who came now would wait, in ms, where the line tells. */
+  get #nextTurn (): number {
+    return (this.line.size + 1) * this.pace.mean
+  }
+
   /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
   get #wait (): number {
-    if (this.#isPaced) return (this.line.size + 1) * this.pace.mean
+    if (this.#isPaced) return this.#nextTurn
     const { count, p50 } = this.books.holds.summary()
     return count === 0 ? 1000 : (this.line.size + 1) * p50 / this.entries.max
   }

@@ -6,7 +6,10 @@ export interface Member<C> {
   readonly engine: Engine<C>
   /** Its connections at most. */
   readonly max: number
-  /** It is asked how it is, again and again: its last connection is not taken from it, since the next question would take one back. */
+  /**
+   * It is asked how it is, again and again: its last connection is not taken from it, since the next question would
+   * take one back.
+   */
   readonly keepsLast: boolean
 }
 
@@ -14,8 +17,9 @@ export interface Member<C> {
 interface Claim<C> { readonly member: Member<C>, readonly total: number, readonly wants: number }
 
 /**
- * One `max` for several pools, at every moment. Who needs a connection where there is no room for one gets that of a pool which does not use it; where all
- * are used, those who have two more than it, or need theirs no longer, give up one each time one comes back. So nobody starves, and nothing goes to and fro.
+ * One `max` for several pools, at every moment. Who needs a connection where there is no room for one gets that of a
+ * pool which does not use it; where all are used, those who have two more than it, or need theirs no longer, give up
+ * one each time one comes back. So nobody starves, and nothing goes to and fro.
  */
 export class Budget<C> {
   #max = Infinity
@@ -66,14 +70,19 @@ export class Budget<C> {
     while (this.#missing > 0 && this.#shed(member)) { /* As above. What wakes it up meanwhile creates by itself. */ }
   }
 
-  /** Whoever has less, and was refused, comes first. It may be unable to use it now (its creates fail, and it waits): then it is not kept for it. */
+  /**
+   * Whoever has less, and was refused, comes first. It may be unable to use it now (its creates fail, and it waits):
+   * then it is not kept for it.
+   */
   #offer (member: Member<C>): void {
     if (this.#offering || this.#refused.size === 0) return
     const { entries: { coming, total }, line } = member.engine
     const idly = line.size <= coming
     this.#offering = true
     try {
-      for (const claim of this.#claims) if (claim.member !== member && (idly || claim.total < total)) this.#ask(claim.member)
+      for (const claim of this.#claims) {
+        if (claim.member !== member && (idly || claim.total < total)) this.#ask(claim.member)
+      }
     } finally {
       this.#offering = false
     }
@@ -99,7 +108,10 @@ export class Budget<C> {
     for (const member of new Set([...claiming, ...this.#refused])) this.#ask(member)
   }
 
-  /** There is room again: whoever can't use it now does not come for it, and has no claim to what others have until it does. */
+  /**
+   * There is room again: whoever can't use it now does not come for it, and has no claim to what others have until it
+   * does.
+   */
   #ask (member: Member<C>): void {
     if (!this.hasRoom) return
     this.#refused.delete(member)

@@ -29,7 +29,10 @@ export class Choice<T extends Candidate> {
     return best
   }
 
-  /** It was the turn of one of these: each earns its weight, and it pays for all. So, over time, each is taken as often as its weight says, evenly mixed. */
+  /**
+   * It was the turn of one of these: each earns its weight, and it pays for all. So, over time, each is taken as often
+   * as its weight says, evenly mixed.
+   */
   took (taken: T, among: readonly T[]): void {
     const all = among.reduce((sum, one) => sum + this.#weight(one), 0)
     // Who could not be taken for long is not owed all of that: it would be flooded.

@@ -126,7 +126,8 @@ export class Dispatch<C> {
 
   #took (target: Target<C>, eligible: ReadonlyArray<Target<C>>, best: Target<C>): void {
     this.#site.choice.took(target, eligible)
-    // Nobody waits where another target has an idle connection; but then the idle ones would stay where they were first.
+    // Nobody waits where another target has an idle connection; but then the idle ones would stay where they were
+    // first.
     if (best !== target && ++best.passedOver % PATIENCE === 0) this.#grow(best)
   }
 
@@ -202,7 +203,9 @@ export class Dispatch<C> {
     if (refusal !== undefined) return Promise.reject(refusal)
     const served = new Promise<Lease<C>>((resolve) => {
       const claim = new Claim<C>(request, resolve)
-      if (signal !== undefined) claim.leaveOn(signal, () => { this.#reject(claim, faults.aborted(this.#site.name, signal)) })
+      if (signal !== undefined) {
+        claim.leaveOn(signal, () => { this.#reject(claim, faults.aborted(this.#site.name, signal)) })
+      }
       this.#line.add(claim)
     })
     this.time.arm(deadline)
@@ -266,7 +269,7 @@ export class Dispatch<C> {
     this.time.end()
   }
 
-  // --- Errors ---------------------------------------------------------------------------------------------------------
+  // --- Errors --------------------------------------------------------------------------------------------------------
 
   get noPrimary (): string {
     return `pool '${this.#site.name}' has no primary among its ${this.#site.targets.length} targets`
@@ -278,8 +281,8 @@ export class Dispatch<C> {
   }
 
   get #circuitError (): PoolError {
-    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.#site.name}' can't connect to any target that it could ` +
-      'use. Are its servers up, and are their addresses and logins right?', { cause: this.cause })
+    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.#site.name}' can't connect to any target that it ` +
+      'could use. Are its servers up, and are their addresses and logins right?', { cause: this.cause })
   }
 
   #timeoutError ({ since, deadline }: { readonly since: number, readonly deadline: number }): PoolError {

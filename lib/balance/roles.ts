@@ -5,9 +5,9 @@ import type { Target } from './target.js'
 /**
  * Which target has which role.
  *
- * The last target that became the primary is it: one that says 'primary' and said 'replica' before, or was given as one.
- * Where the old primary still says the same, or wakes up and says so again, it gets no writes, even when the new one
- * dies, until it has followed.
+ * The last target that became the primary is it: one that says 'primary' and said 'replica' before, or was given as
+ * one. Where the old primary still says the same, or wakes up and says so again, it gets no writes, even when the new
+ * one dies, until it has followed.
  */
 export class Roles<C> {
   readonly #targets: ReadonlyArray<Target<C>>
@@ -43,8 +43,8 @@ export class Roles<C> {
     target.shows = role === 'primary' ? -Infinity : Math.max(target.shows, at - lag)
     if (promoted) for (const other of this.#targets) other.supersededBy = target
     if (promoted || role === 'replica') target.supersededBy = undefined
-    // A server that was promoted once, and now follows again, follows one that it had superseded: that one may be primary
-    // again.
+    // A server that was promoted once, and now follows again, follows one that it had superseded: that one may be
+    // primary again.
     if (role === 'replica' && state.lag !== Infinity) {
       for (const other of this.#targets) if (other.supersededBy === target) other.supersededBy = undefined
     }
@@ -92,8 +92,8 @@ export class Roles<C> {
   }
 
   /**
-   * How far a replica is behind; null: not known. In time that can't grow faster than the clock: not to Infinity when the
-   * primary dies, nor to an idle hour at the first change after it.
+   * How far a replica is behind; null: not known. In time that can't grow faster than the clock: not to Infinity when
+   * the primary dies, nor to an idle hour at the first change after it.
    */
   lagOf ({ state, role, shows }: Target<C>): number | null {
     if (state === undefined || role === 'primary') return null

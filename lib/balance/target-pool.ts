@@ -1,8 +1,8 @@
 import type { Connector, Role } from '../../types/connector.js'
 import type { BalanceOptions, EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions,
-  TargetStats, UseOptions,
+  AcquireOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats,
+  RunOptions, TargetStats, UseOptions,
 } from '../../types/pool.js'
 import { Books } from '../engine/books.js'
 import { Engine } from '../engine/engine.js'
@@ -45,9 +45,10 @@ const wholes: ReadonlySet<PoolEventName> =
  * `Budget`). `min` is the primary's: so many connections are kept at whichever target that is. Replicas keep what they
  * needed last, and one that is asked.
  *
- * A target that can say what it is, is asked again and again (`Watch`): who was given as the primary may no longer be it
- * (`Roles`). When another one becomes the primary, the callers in the old one's line go to the new one; the old one's
- * connections are closed, lent ones when they come back. Who wants the primary while there is none waits (`Dispatch`).
+ * A target that can say what it is, is asked again and again (`Watch`): who was given as the primary may no longer be
+ * it (`Roles`). When another one becomes the primary, the callers in the old one's line go to the new one; the old
+ * one's connections are closed, lent ones when they come back. Who wants the primary while there is none waits
+ * (`Dispatch`).
  */
 export class TargetPool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
   readonly closeTimeout: number
@@ -218,11 +219,11 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return target.spec.connector as unknown as K
   }
 
-  // --- Taking ---------------------------------------------------------------------------------------------------------
+  // --- Taking --------------------------------------------------------------------------------------------------------
 
   /**
-   * Lends a connection of a target that has the role: of the primary unless `role` is 'replica'; of the primary too where
-   * no replica can be used. Waits for one if none is idle, and for a primary if there is none.
+   * Lends a connection of a target that has the role: of the primary unless `role` is 'replica'; of the primary too
+   * where no replica can be used. Waits for one if none is idle, and for a primary if there is none.
    *
    * @throws as `Pool.acquire` does; `FST_POOL_CIRCUIT_OPEN` only where no target of the role, and none that may get it,
    * can be had
@@ -247,7 +248,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   /**
-   * Calls `fn` in a transaction. Within another transaction of this pool, for the same role, it is a savepoint in that one.
+   * Calls `fn` in a transaction. Within another transaction of this pool, for the same role, it is a savepoint in that
+   * one.
    *
    * @throws what `acquire` and `Lease.transaction` throw
    */
@@ -276,7 +278,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     })
   }
 
-  // --- Roles ----------------------------------------------------------------------------------------------------------
+  // --- Roles ---------------------------------------------------------------------------------------------------------
 
   /** Checks begin with the pool's first use. */
   #start (): void {
@@ -293,7 +295,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#spread()
     // Its connections were made, or waited for, in the belief that it is the primary.
     if (from !== undefined) {
-      // The line first: creates that nobody waits for any more are given up, and a hung one makes room for the new primary.
+      // The line first: creates that nobody waits for any more are given up, and a hung one makes room for the new
+      // primary.
       from.engine.waiting.turnAllAway(() => new Moved(this.name))
       from.engine.evict()
     }
@@ -322,11 +325,11 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#watch.keepAlive()
   }
 
-  // --- Control --------------------------------------------------------------------------------------------------------
+  // --- Control -------------------------------------------------------------------------------------------------------
 
   /**
-   * Waits until every target has been asked what it is, or could not be, and the primary has `max(1, min)` connections. A
-   * target that can't be reached does not matter as long as there is a primary.
+   * Waits until every target has been asked what it is, or could not be, and the primary has `max(1, min)` connections.
+   * A target that can't be reached does not matter as long as there is a primary.
    *
    * @throws `FST_POOL_CONNECT_FAILED` where there is none, saying why; `FST_POOL_CLOSED`
    */
@@ -405,8 +408,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   /**
-   * Stops keeping idle connections. Whoever waits, and whoever still comes, is served. Resolves when nobody waits and none
-   * is used.
+   * Stops keeping idle connections. Whoever waits, and whoever still comes, is served. Resolves when nobody waits and
+   * none is used.
    */
   async drain (): Promise<void> {
     this.#beginDrain()
@@ -477,7 +480,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return () => { for (const undo of undos) undo() }
   }
 
-  // --- Reading --------------------------------------------------------------------------------------------------------
+  // --- Reading -------------------------------------------------------------------------------------------------------
 
   /** The sum of all, and each in `targets`; `refused` counts whom no target served in the end. */
   stats (): PoolStats {
@@ -512,8 +515,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   /**
-   * As the primary is; `degraded` where another target is not up, or an old primary does not know that it is one no more;
-   * `down` where there is no primary.
+   * As the primary is; `degraded` where another target is not up, or an old primary does not know that it is one no
+   * more; `down` where there is no primary.
    */
   async health (): Promise<PoolHealth> {
     const ask = async (target: Target<C>) => ({ target, ...await target.engine.report.health() })
@@ -540,8 +543,9 @@ interface Around<C> { readonly transactions: LeaseTransactions<C>, readonly targ
 function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
   const { target: _target, role: _role, lag: _lag, destroyed, ...whole } = first!
   const add = <T extends object>(to: T, more: T): T => {
-    const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number') as Array<[keyof T & string, number]>
-    return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + (more[key] as number)])) }
+    const other = more as Record<string, number>
+    const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number')
+    return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + other[key]!])) }
   }
   return {
     ...others.reduce((sum, stats) => add(sum, stats), whole),

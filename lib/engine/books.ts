@@ -52,7 +52,10 @@ function middle (bucket: number): number {
   return (perPower + (bucket % perPower) + 0.5) * 2 ** (power - 3)
 }
 
-/** The line's pace is a mean over so many leases of each connection: with fewer, connections that come back together make it jump. */
+/**
+ * The line's pace is a mean over so many leases of each connection: with fewer, connections that come back together
+ * make it jump.
+ */
 const PACED = 8
 
 /** How fast a line moves. */
@@ -85,6 +88,9 @@ const reasons: readonly DestroyReason[] = [
   'idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released',
 ]
 
+type Counter =
+  | 'acquired' | 'released' | 'created' | 'createErrors' | 'destroyed' | 'timeouts' | 'refused' | 'aborted' | 'leaked'
+
 /** What a pool has done since it was made. */
 export class Books {
   acquired = 0
@@ -104,9 +110,7 @@ export class Books {
     return Object.values(this.destroyed).reduce((sum, count) => sum + count, 0)
   }
 
-  get counters (): Pick<
-    PoolStats, 'acquired' | 'released' | 'created' | 'createErrors' | 'destroyed' | 'timeouts' | 'refused' | 'aborted' | 'leaked'
-  > {
+  get counters (): Pick<PoolStats, Counter> {
     const { acquired, released, created, createErrors, destroyed, timeouts, refused, aborted, leaked } = this
     const reasons = Object.freeze({ ...destroyed })
     return { acquired, released, created, createErrors, destroyed: reasons, timeouts, refused, aborted, leaked }

@@ -50,7 +50,9 @@ export class Checks<C> extends Room<C, Site<C>> {
     this.#lookAgain = 0
   }
 
-  /** Whether something outside of the pool is in the way of a loan. Then it is looked for again while somebody waits. */
+  /**
+   * Whether something outside of the pool is in the way of a loan. Then it is looked for again while somebody waits.
+   */
   isHindered (entry: Entry<C>): boolean {
     if (!this.meets) return false
     const now = this.time.read()
@@ -91,8 +93,8 @@ export class Checks<C> extends Room<C, Site<C>> {
     let failure: Error | undefined
     try {
       const answer = this.events.run(() => this.backend.validate!(entry.connection, signal))
-      // At the deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores the
-      // signal.
+      // At the deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores
+      // the signal.
       const late = new Promise<false>((resolve) => { signal.addEventListener('abort', () => { resolve(false) }) })
       valid = await Promise.race([answer, late])
     } catch (error) {

@@ -1,14 +1,20 @@
 import { CircuitState, ConsecutiveBreaker, CountBreaker } from 'cockatiel'
 import type { Circuit as State } from '../../types/pool.js'
 
-export interface CircuitOptions { readonly failures: number, readonly rate: number, readonly sample: number, readonly openFor: number }
+/** When the circuit opens, and for how long. */
+export interface CircuitOptions {
+  readonly failures: number
+  readonly rate: number
+  readonly sample: number
+  readonly openFor: number
+}
 
 /**
- * Whether creates are tried at all. When so many have failed, it opens: from then on there is one create at a time, each `openFor` after the last one
- * failed, until one succeeds.
+ * Whether creates are tried at all. When so many have failed, it opens: from then on there is one create at a time,
+ * each `openFor` after the last one failed, until one succeeds.
  *
- * What opens it is for cockatiel's breakers to say. Its policy is not used: that reads the clock by itself, and tries with a caller's call, where our
- * pool creates for itself.
+ * What opens it is for cockatiel's breakers to say. Its policy is not used: that reads the clock by itself, and tries
+ * with a caller's call, where our pool creates for itself.
  */
 export class Circuit {
   state: State = 'closed'
@@ -20,7 +26,12 @@ export class Circuit {
   /** @param options `false`: it never opens */
   constructor (options: CircuitOptions | false) {
     this.#options = options
-    this.#breakers = options === false ? [] : [new ConsecutiveBreaker(options.failures), new CountBreaker({ threshold: options.rate, size: options.sample })]
+    this.#breakers = options === false
+      ? []
+      : [
+          new ConsecutiveBreaker(options.failures),
+          new CountBreaker({ threshold: options.rate, size: options.sample }),
+        ]
   }
 
   /** A create begins. */

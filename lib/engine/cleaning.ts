@@ -20,7 +20,8 @@ export interface Site<C> extends Parts<C> {
  * Makes connections clean for the next borrower: a rollback, `onRelease`, the connector's reset, and `onConnect` again
  * behind a session reset. While any of it waits the connection is `RESETTING`, under one deadline.
  *
- * A promise of it resolves to undefined, or to the report of a hook's failure; it rejects with what the connector threw.
+ * A promise of it resolves to undefined, or to the report of a hook's failure; it rejects with what the connector
+ * threw.
  */
 export class Cleaning<C> extends Room<C, Site<C>> {
   readonly #resets: boolean

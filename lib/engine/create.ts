@@ -54,7 +54,8 @@ export class Creator<C> extends Room<C, Site<C>> {
     const creation = (entry.creation = new Creation(now, this.backoff.failures))
     this.entries.add(entry)
     const { signal } = this.work.begin(entry, now + this.options.connectTimeout)
-    // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a failure.
+    // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a
+    // failure.
     if (this.backoff.failures > 0) this.backoff.pause(now)
     this.circuit.begin()
     this.events.run(() => this.#make(entry, creation, signal))

@@ -1,14 +1,16 @@
 import type { Connector, DestroyReason } from '../../types/connector.js'
-import type { AcquireOptions, Clock, ErrorPhase, HolderLabel, Lease } from '../../types/pool.js'
+import type { AcquireOptions, Clock, HolderLabel, Lease } from '../../types/pool.js'
 import { Books } from './books.js'
 import { Checks } from './checks.js'
 import { Cleaning } from './cleaning.js'
 import { Closing } from './closing.js'
-import { CLOSING, CREATING, Entries, GONE, IDLE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch } from './entry.js'
+import {
+  CLOSING, CREATING, Entries, GONE, IDLE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch,
+} from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
 import { Hooks } from './hooks.js'
-import { LeaseHost } from './host.js'
+import { LeaseHost, type Failed } from './host.js'
 import { PoolLease } from './lease.js'
 import { Waiters } from './line.js'
 import { Operations } from './operations.js'
@@ -240,7 +242,7 @@ export class Engine<C> implements Parts<C> {
   }
 
   /** The pool itself ends a lease. @param failed what is to be reported */
-  revoke (entry: Entry<C>, reason: DestroyReason, failed?: { readonly error: unknown, readonly phase: ErrorPhase }): void {
+  revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void {
     entry.revokedAfter = this.time.read() - entry.takenAt
     // Before the report: who listens to it may end the lease, too.
     this.#endLease(entry)
@@ -491,7 +493,9 @@ export class Engine<C> implements Parts<C> {
   resize ({ min = this.entries.min, max = this.entries.max }: { min?: number, max?: number }): void {
     const { entries, supply } = this
     const limit = limitOf(this.backend)
-    if (!Number.isSafeInteger(max) || max < 1 || max > limit) throw badOption('max', max, `an integer from 1 to ${limit}`)
+    if (!Number.isSafeInteger(max) || max < 1 || max > limit) {
+      throw badOption('max', max, `an integer from 1 to ${limit}`)
+    }
     if (!Number.isSafeInteger(min) || min < 0 || min > max) {
       throw badOption('min', min, `an integer from 0 to max (${max})`)
     }

@@ -45,7 +45,9 @@ export class Operation<C> {
 export class Creation {
   /** `create` has delivered the connection. */
   delivered = false
-  /** Set from the deadline until the failure is reported: called once, with the connector's own reason if it gives one. */
+  /**
+   * Set from the deadline until the failure is reported: called once, with the connector's own reason if it gives one.
+   */
   explain: ((cause: unknown) => void) | undefined
   /** Why the connection will not be kept. */
   unwanted: DestroyReason | undefined
@@ -78,7 +80,10 @@ export class Entry<C> {
   face: C = undefined as C
   /** Only `Entries` changes it. */
   state: State = CREATING
-  /** Counts the beginnings and the ends of leases. A lease knows its turn, so one that has ended can't touch a later one. */
+  /**
+   * Counts the beginnings and the ends of leases. A lease knows its turn, so one that has ended can't touch a later
+   * one.
+   */
   turn = 0
   holder: HolderLabel | undefined
   takenAt = 0

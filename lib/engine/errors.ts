@@ -4,7 +4,8 @@ import { patternOf, secretKey } from './secrets.js'
 
 /** Codes that tell an HTTP client to come back later. */
 const unavailable: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
-  'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
+  'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN',
+  'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED',
 ])
 
 /**
@@ -65,7 +66,7 @@ export function isCommitUnknown (error: unknown): boolean {
   return false
 }
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 /** @param path which option, as the user wrote it: 'pools.db.max'; '' for the options as a whole */
 export function badOption (path: string, given: unknown, expected: string): PoolError {
@@ -73,7 +74,10 @@ export function badOption (path: string, given: unknown, expected: string): Pool
   return new PoolError('FST_POOL_BAD_OPTIONS', `${what} ${describe(path, given)}: expected ${expected}`)
 }
 
-/** A text for a message: itself if it is short and plain. A URL, or whatever else may have a password in it, is only called a text. */
+/**
+ * A text for a message: itself if it is short and plain. A URL, or whatever else may have a password in it, is only
+ * called a text.
+ */
 export function show (text: string): string {
   return /^[\w $.,+-]{0,60}$/.test(text) ? text : 'a text'
 }
@@ -93,11 +97,12 @@ function describe (path: string, value: unknown): string {
   return show(value) === value ? `'${value}'` : 'a text'
 }
 
-// --- Safe copies ----------------------------------------------------------------------------------------------------------------------
+// --- Safe copies -----------------------------------------------------------------------------------------------------
 
 /**
- * A copy of an error that is safe to show: name, message, code, stack and cause, the secrets replaced. Never the driver's object, which can hold
- * them anywhere: ioredis has the password in `command.args`, Node and mysql2 the URL in `input`.
+ * A copy of an error that is safe to show: name, message, code, stack and cause, the secrets replaced. Never the
+ * driver's object, which can hold them anywhere: ioredis has the password in `command.args`, Node and mysql2 the URL in
+ * `input`.
  *
  * One of ours stays one of ours, and keeps its cause as it is: that is clean already, or is the caller's own.
  */
@@ -107,19 +112,22 @@ export function scrub (error: unknown, secrets: readonly string[]): Error {
 }
 
 function copy (error: unknown, clean: (text: string) => string, depth: number): Error {
-  const { name, stack, code, cause } = (typeof error === 'object' && error !== null ? error : {}) as Record<string, unknown>
+  const fields = (typeof error === 'object' && error !== null ? error : {}) as Record<string, unknown>
+  const { name, stack, code, cause } = fields
   const message = clean(messageOf(error))
   if (error instanceof PoolError) {
     if (message === error.message) return error
-    const { holders } = error
-    const result = new PoolError(error.code, message, { cause, holders, retryAfter: Number(error.headers?.['retry-after'] ?? 1) })
+    const { headers, holders } = error
+    const retryAfter = Number(headers?.['retry-after'] ?? 1)
+    const result = new PoolError(error.code, message, { cause, holders, retryAfter })
     result.stack = clean(error.stack ?? '')
     return result
   }
   const result = new Error(message)
   if (typeof name === 'string') define(result, 'name', clean(name))
   if (typeof stack === 'string') result.stack = clean(stack)
-  if (typeof code === 'string' || typeof code === 'number') Object.assign(result, { code: typeof code === 'string' ? clean(code) : code })
+  if (typeof code === 'string') Object.assign(result, { code: clean(code) })
+  if (typeof code === 'number') Object.assign(result, { code })
   // The depth ends a chain that leads back to itself.
   if (cause !== undefined && depth < 4) define(result, 'cause', copy(cause, clean, depth + 1))
   return result

@@ -42,7 +42,9 @@ export class Events {
     return this.#context.runInAsyncScope(newContext).runInAsyncScope(fn)
   }
 
-  /** As `run`, without a copy: for the one call on the way of every return, where a copy costs more than all the rest. */
+  /**
+   * As `run`, without a copy: for the one call on the way of every return, where a copy costs more than all the rest.
+   */
   runWithoutCopy<T> (fn: () => T): T {
     return this.#context.runInAsyncScope(fn)
   }
@@ -104,8 +106,8 @@ export class Events {
 
 /** What foreign code returned, where it is a promise: perhaps one that keeps none of the rules. */
 export function asPromise (value: unknown): Promise<unknown> | undefined {
-  const pending = typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
-  return pending ? Promise.resolve(value) : undefined
+  const then = typeof value === 'object' && value !== null ? (value as { then?: unknown }).then : undefined
+  return typeof then === 'function' ? Promise.resolve(value) : undefined
 }
 
 /** Who holds or waits, as events tell it. */

@@ -19,7 +19,9 @@ function numbers ({ max, used, idle, creating, pending }: Situation): string {
   return `max ${max}, used ${used}, idle ${idle}, creating ${creating}, pending ${pending}`
 }
 
-/** Makes an error of the pool's own timer without a stack: the stack tells nothing, and costs eight times all the rest. */
+/**
+ * Makes an error of the pool's own timer without a stack: the stack tells nothing, and costs eight times all the rest.
+ */
 export function withoutStack<E extends Error> (make: () => E): E {
   const { stackTraceLimit } = Error
   Error.stackTraceLimit = 0
@@ -38,7 +40,9 @@ interface Detail {
 }
 
 /** An acquire's deadline passed. @param obstacle what is in the way of all loans */
-export function timedOut (situation: Situation, timeout: number, obstacle: string | undefined, detail: Detail): PoolError {
+export function timedOut (
+  situation: Situation, timeout: number, obstacle: string | undefined, detail: Detail
+): PoolError {
   const why = obstacle !== undefined
     ? `: in the way is ${obstacle}`
     : '. Look for slow queries or leaks, or raise max.'
@@ -59,8 +63,8 @@ export function circuitOpen (name: string, openFor: number, cause: Error | undef
 }
 
 export function queueFull (situation: Situation, detail: Detail): PoolError {
-  return new PoolError('FST_POOL_QUEUE_FULL', `pool '${situation.name}' is full, and ${situation.pending} wait already ` +
-    `(${numbers(situation)}). Look for slow queries or leaks, or raise max or maxPending.`, detail)
+  return new PoolError('FST_POOL_QUEUE_FULL', `pool '${situation.name}' is full, and ${situation.pending} wait ` +
+    `already (${numbers(situation)}). Look for slow queries or leaks, or raise max or maxPending.`, detail)
 }
 
 /** @param predicted how long the acquire would wait, in ms */
@@ -73,8 +77,9 @@ export function overloaded (
 }
 
 export function deadlocked ({ name, max }: Situation, holders: readonly Holder[]): PoolError {
-  return new PoolError('FST_POOL_DEADLOCK', `all ${max} connections of pool '${name}' are held by callers that wait for ` +
-    'another one of it, this one included: use the connection that you have (request.lease), or raise max.', { holders })
+  return new PoolError('FST_POOL_DEADLOCK', `all ${max} connections of pool '${name}' are held by callers that wait ` +
+    'for another one of it, this one included: use the connection that you have (request.lease), or raise max.',
+  { holders })
 }
 
 /** @param closeTimeout in ms */
@@ -83,14 +88,18 @@ export function closed (name: string, phase: string, closeTimeout: number): Pool
 }
 
 export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>): PoolError {
-  return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${name}' was aborted by its signal`, { cause: reason })
+  const message = `an acquire from pool '${name}' was aborted by its signal`
+  return new PoolError('FST_POOL_ABORTED', message, { cause: reason })
 }
 
-/** A create failed while somebody waited for the pool to open: unlike a request's client, they are told what happened. */
+/**
+ * A create failed while somebody waited for the pool to open: unlike a request's client, they are told what happened.
+ */
 export function cannotOpen (name: string, cause: unknown, error: Error): PoolError {
   // An option that only a connection could show to be wrong (what `wrap` or `url()` gives) is no outage.
-  if (cause instanceof PoolError && (cause.code === 'FST_POOL_BAD_OPTIONS' || cause.code === 'FST_POOL_MISSING_DRIVER')) {
-    return new PoolError(cause.code, `pool '${name}': ${error.message}`, { cause: error })
+  const code = cause instanceof PoolError ? cause.code : undefined
+  if (code === 'FST_POOL_BAD_OPTIONS' || code === 'FST_POOL_MISSING_DRIVER') {
+    return new PoolError(code, `pool '${name}': ${error.message}`, { cause: error })
   }
   return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${name}' can't connect: ${error.message}`, { cause: error })
 }

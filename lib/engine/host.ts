@@ -8,12 +8,15 @@ import {
   commitLost, released, type Commit, type Host, type LeaseTransactions, type Phase,
 } from './transaction.js'
 
+/** What failed, to be reported. */
+export interface Failed { readonly error: unknown, readonly phase: ErrorPhase }
+
 /** What the transactions of leases ask of the engine. */
 export interface Site<C> extends Parts<C> {
   readonly checks: Checks<C>
   transactionsOf (entry: Entry<C>): LeaseTransactions<C>
   /** The pool itself ends a lease. */
-  revoke (entry: Entry<C>, reason: DestroyReason, failed: { readonly error: unknown, readonly phase: ErrorPhase }): void
+  revoke (entry: Entry<C>, reason: DestroyReason, failed: Failed): void
 }
 
 /** What borrowers get of a connection, or of the one that a transaction on it works on. */

@@ -81,12 +81,16 @@ export class PoolLease<C> implements Lease<C> {
 
   #mustBeOut (): void {
     if (this.#entry.turn === this.#turn) return
-    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#lender.name}' has ended: acquire again, and do not keep the connection beyond the request`)
+    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#lender.name}' has ended: acquire ` +
+      'again, and do not keep the connection beyond the request')
   }
 
   /** For the request scope: a transaction over all that its request does. */
   static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
-    if (!(lease instanceof PoolLease)) throw new PoolError('FST_POOL_NOT_SUPPORTED', `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`)
+    if (!(lease instanceof PoolLease)) {
+      const message = `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`
+      throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
+    }
     lease.#mustBeOut()
     const { commitTimeout = lease.#lender.options.commitTimeout } = options
     return await lease.#lender.transactionsOf(lease.#entry).hold({ ...options, commitTimeout })

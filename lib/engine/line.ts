@@ -6,7 +6,10 @@ const CALLED = 1
 const PREPARING = 2
 const DONE = 3
 
-/** A caller that waits for a connection. It stands in one line, and leaves it once. There may be very many: it has no field that it does not need. */
+/**
+ * A caller that waits for a connection. It stands in one line, and leaves it once. There may be very many: it has no
+ * field that it does not need.
+ */
 export class Waiter<C> {
   previous: Waiter<C> | undefined = undefined
   next: Waiter<C> | undefined = undefined
@@ -68,7 +71,10 @@ export class Waiters<C> {
   size = 0
   #first: Waiter<C> | undefined
   #last: Waiter<C> | undefined
-  /** Whether deadlines rise from first to last, as they do while all callers have the same timeout: then a sweep ends at the first live one. */
+  /**
+   * Whether deadlines rise from first to last, as they do while all callers have the same timeout: then a sweep ends at
+   * the first live one.
+   */
   #ordered = true
   /** No deadline in the line is later. Not the last one's: that may be about to leave. */
   #latest = -Infinity

@@ -6,10 +6,11 @@ export const secretKey = /pass|pwd|secret|token|credential|authorization|^auth$|
 const publicKey = /^user(name)?$|^type$/i
 
 /**
- * Every secret text of a pool's options, in each way in which an error may show it: what `scrub` takes out. The longest first.
+ * Every secret text of a pool's options, in each way in which an error may show it: what `scrub` takes out. The longest
+ * first.
  *
- * Those are the passwords of URLs, wherever there is one, and all that is below a key such as `password`, `token` or `key`. What a function
- * returns can't be known.
+ * Those are the passwords of URLs, wherever there is one, and all that is below a key such as `password`, `token` or
+ * `key`. What a function returns can't be known.
  */
 export function secretsOf (options: { url?: unknown, connection?: unknown }): string[] {
   const found = new Set<string>()
@@ -74,14 +75,15 @@ function formsOf (text: string): string[] {
   for (const one of new Set([raw, unescape(raw)])) {
     const url = new URL('http://host')
     url.password = one
-    forms.push(one, encodeURIComponent(one), encodeURI(one), url.password, new URLSearchParams([['', one]]).toString().slice(1))
+    const asForm = new URLSearchParams([['', one]]).toString().slice(1)
+    forms.push(one, encodeURIComponent(one), encodeURI(one), url.password, asForm)
   }
   return forms
 }
 
 /**
- * By hand, since `new URL` refuses several hosts (MongoDB) and whatever else is wrong with a URL that gives an error. Where it is not clear what
- * the password is (with `@`, `/` or `?` in it, not encoded), every reading of it is taken.
+ * By hand, since `new URL` refuses several hosts (MongoDB) and whatever else is wrong with a URL that gives an error.
+ * Where it is not clear what the password is (with `@`, `/` or `?` in it, not encoded), every reading of it is taken.
  */
 function addFromUrl (text: string, add: (secret: string) => void): void {
   if (!/^\s*file:/i.test(text)) {
@@ -95,20 +97,31 @@ function addFromUrl (text: string, add: (secret: string) => void): void {
   }
   for (const [, key, value] of text.matchAll(/[?&;]([^=&;#]+)=([^&;#]+)/g)) {
     if (secretKey.test(unescape(key!))) add(value!)
-    // authMechanismProperties=NAME:value,NAME:value
-    else for (const [, name, inner] of unescape(value!).matchAll(/(\w+):([^,]+)/g)) if (secretKey.test(name!)) add(inner!)
+    else {
+      // authMechanismProperties=NAME:value,NAME:value
+      for (const [, name, inner] of unescape(value!).matchAll(/(\w+):([^,]+)/g)) {
+        if (secretKey.test(name!)) add(inner!)
+      }
+    }
   }
 }
 
-/** A secret that is shorter is only taken out where it stands by itself: else it would take letters out of every word, and so be told. */
+const bothCases = (digit: string) => `[${digit.toLowerCase()}${digit.toUpperCase()}]`
+
+/**
+ * A secret that is shorter is only taken out where it stands by itself: else it would take letters out of every word,
+ * and so be told.
+ */
 const shortest = 4
 
-/** Matches any of the secrets, the longest that fits first; in one pass, so that what was put in is not looked at again. */
+/**
+ * Matches any of the secrets, the longest that fits first; in one pass, so that what was put in is not looked at again.
+ */
 export function patternOf (secrets: readonly string[]): RegExp {
   return new RegExp(secrets.map((secret) => {
     const literal = secret.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
       // %2F and %2f are the same.
-      .replace(/%[0-9a-f]{2}/gi, (code) => code.replace(/[a-f]/gi, (digit) => `[${digit.toLowerCase()}${digit.toUpperCase()}]`))
+      .replace(/%[0-9a-f]{2}/gi, (code) => code.replace(/[a-f]/gi, bothCases))
     return secret.length < shortest ? `(?<![\\p{L}\\p{N}])${literal}(?![\\p{L}\\p{N}])` : literal
   }).join('|'), 'gu')
 }

@@ -17,8 +17,8 @@ export interface Site<C> extends CreatorSite<C> {
 }
 
 /**
- * When callers leave the line, all but so many of the creates begun for them are cancelled. Two, so that a flickering load
- * still grows the pool.
+ * When callers leave the line, all but so many of the creates begun for them are cancelled. Two, so that a flickering
+ * load still grows the pool.
  */
 const SPARE = 2
 
@@ -98,7 +98,9 @@ export class Supply<C> extends Room<C, Site<C>> {
     return Math.max(this.entries.min, this.#openers.target)
   }
 
-  /** The line is shorter than the number of creates: those who stood in it were served by connections that came back. */
+  /**
+   * The line is shorter than the number of creates: those who stood in it were served by connections that came back.
+   */
   cancelSpare (): void {
     if (this.entries.coming <= SPARE) return
     const needed = Math.max(SPARE, this.line.size + Math.max(0, this.#target - this.entries.here))
@@ -128,7 +130,9 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (this.#openers.size === 0) return
     const { backend: { driver } } = this.site
     const ready = this.#openers.take(this.entries.here, this.entries.max)
-    if (ready.length > 0 && this.events.heard.open) this.events.emit('open', { ...(driver !== undefined && { driver }) })
+    if (ready.length > 0 && this.events.heard.open) {
+      this.events.emit('open', { ...(driver !== undefined && { driver }) })
+    }
     for (const resolve of ready) resolve()
     // Nothing is created any more, until one comes back that is late; that may be never.
     if (this.entries.late >= this.entries.max) this.rejectOpeners(() => this.connectError)

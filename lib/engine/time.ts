@@ -1,7 +1,7 @@
 import type { Clock, Timer } from '../../types/pool.js'
 
-// A clock read costs as much as lending a connection. So the clock is read once in each turn of the event loop, as Node's
-// own timers do, which are no more exact.
+// A clock read costs as much as lending a connection. So the clock is read once in each turn of the event loop, as
+// Node's own timers do, which are no more exact.
 let read = 0
 let fresh = false
 // Kept from the start: an app's test may put a fake in its place that never fires, and this clock would stand still.
@@ -12,7 +12,8 @@ const turn = () => { fresh = false }
 export const systemClock: Clock = {
   now (exactly = false) {
     if (fresh && !exactly) return read
-    // Not unref'd: else the event loop could wait for I/O before it comes round, and the time would stand still as long.
+    // Not unref'd: else the event loop could wait for I/O before it comes round, and the time would stand still as
+    // long.
     if (!fresh) setImmediate(turn)
     fresh = true
     return (read = performance.now())

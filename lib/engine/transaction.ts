@@ -59,7 +59,10 @@ let running = 0
 const pause = 4
 const longestPause = 500
 
-/** Where transactions stand in line, since a connection has one at a time: a lease, or a transaction that others are within. */
+/**
+ * Where transactions stand in line, since a connection has one at a time: a lease, or a transaction that others are
+ * within.
+ */
 class Line {
   /** Settles when all that have come so far are done. Undefined: they are. */
   last: Promise<unknown> | undefined
@@ -77,8 +80,8 @@ class Level<C> extends Line {
    * @param commitTimeout of its commit, in ms; 0: none
    */
   constructor (
-    readonly owner: LeaseTransactions<C>, readonly host: Host<C>, readonly transaction: Transaction<C>, readonly depth: number,
-    readonly outer: Level<unknown> | undefined, readonly commitTimeout: number
+    readonly owner: LeaseTransactions<C>, readonly host: Host<C>, readonly transaction: Transaction<C>,
+    readonly depth: number, readonly outer: Level<unknown> | undefined, readonly commitTimeout: number
   ) {
     super()
   }
@@ -115,8 +118,8 @@ export interface HeldTransaction {
 /**
  * The transactions of one lease: one at a time, others within it.
  *
- * Code is within a transaction when it was called by its function, which its async context tells: `Promise.all` of two transactions is two
- * transactions, one after the other, and not a savepoint that the other one's rollback takes along.
+ * Code is within a transaction when it was called by its function, which its async context tells: `Promise.all` of two
+ * transactions is two transactions, one after the other, and not a savepoint that the other one's rollback takes along.
  */
 export class LeaseTransactions<C> {
   readonly #host: Host<C>
@@ -189,14 +192,15 @@ export class LeaseTransactions<C> {
    * neither is undone with the other.
    *
    * @param commitTimeout of its commit, in ms, from the library's call of it; 0: none
-   * @throws `FST_POOL_NOT_SUPPORTED` within another transaction of this lease; what `run` throws before it calls its function
+   * @throws `FST_POOL_NOT_SUPPORTED` within another transaction of this lease; what `run` throws before it calls its
+   * function
    */
   async begin (options: TransactionOptions = {}, commitTimeout = 0): Promise<HeldTransaction> {
     const { name } = this.#host
     if (this.#parent() !== undefined) {
-      throw new PoolError('FST_POOL_NOT_SUPPORTED', `a transaction of pool '${name}' is open already (the route's, or ` +
-        'request.transaction): a library\'s own transaction can not begin in it, and would end it. What runs on this ' +
-        'connection is part of it without another one: leave out the inner one, or call ' +
+      throw new PoolError('FST_POOL_NOT_SUPPORTED', `a transaction of pool '${name}' is open already (the route's, ` +
+        'or request.transaction): a library\'s own transaction can not begin in it, and would end it. What runs on ' +
+        'this connection is part of it without another one: leave out the inner one, or call ' +
         `request.transaction('${name}', fn), which is a savepoint there`)
     }
     return await this.#beginHeld({ ...options, commitTimeout })
@@ -217,7 +221,8 @@ export class LeaseTransactions<C> {
         commit: (spent) => (commit ??= rollback === undefined
           ? this.#commit(level, spent).finally(end)
           : Promise.reject(rolledBack(this.#host.name))),
-        rollback: () => (rollback ??= commit?.catch(() => { /* Told to whoever committed. */ }) ?? this.#rollback(level).finally(end)),
+        // What a commit threw, whoever committed was told.
+        rollback: () => (rollback ??= commit?.catch(() => {}) ?? this.#rollback(level).finally(end)),
       }
     } catch (error) {
       end()
@@ -313,7 +318,8 @@ export class LeaseTransactions<C> {
     const { commitTimeout: timeout } = level
     // The server's answer has a deadline of its own.
     if (!await this.#close(level, timeout === 0 ? Infinity : host.now() + timeout)) {
-      const message = `a transaction was not rolled back within ${timeout} ms (commitTimeout): one within it had not ended`
+      const message = `a transaction was not rolled back within ${timeout} ms (commitTimeout): ` +
+        'one within it had not ended'
       host.fail(new Error(message), 'rollback')
     }
     await this.#undo(level)
@@ -384,8 +390,9 @@ export class LeaseTransactions<C> {
     // Asked first: a pool that has closed sets no timer.
     if (!this.#host.ended && await this.#host.wait(patience, before)) return await work()
     if (this.#host.ended) throw released(name)
-    throw new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${name}' waited ${patience} ms for another one on the same connection. ` +
-      'If it was called within that one, its async context was lost on the way: call it from the function itself, not from a callback.')
+    throw new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${name}' waited ${patience} ms for ` +
+      'another one on the same connection. If it was called within that one, its async context was lost on the way: ' +
+      'call it from the function itself, not from a callback.')
   }
 }
 
@@ -412,20 +419,28 @@ export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, o
   if (commitTimeout !== undefined && !isTime(commitTimeout)) {
     throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${longest}`)
   }
-  if (isolation !== undefined && !transactions.isolation.includes(isolation)) throw badOption('isolation', isolation, levels(transactions.isolation))
+  if (isolation !== undefined && !transactions.isolation.includes(isolation)) {
+    throw badOption('isolation', isolation, levels(transactions.isolation))
+  }
   if (readOnly !== undefined && typeof readOnly !== 'boolean') throw badOption('readOnly', readOnly, 'true or false')
-  if (readOnly === true && !transactions.readOnly) throw badOption('readOnly', readOnly, `none: pool '${name}' has no transactions that only read`)
+  if (readOnly === true && !transactions.readOnly) {
+    throw badOption('readOnly', readOnly, `none: pool '${name}' has no transactions that only read`)
+  }
 }
 
 function levels (isolation: readonly Isolation[]): string {
-  return isolation.length === 0 ? 'none: the database has one level only' : isolation.map((level) => `'${level}'`).join(' or ')
+  if (isolation.length === 0) return 'none: the database has one level only'
+  return isolation.map((level) => `'${level}'`).join(' or ')
 }
 
 /** A savepoint is as the transaction that it is in. */
 function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: RunOptions): void {
-  if (savepoint === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `pool '${host.name}' has no transactions within transactions`)
+  if (savepoint === undefined) {
+    throw new PoolError('FST_POOL_NOT_SUPPORTED', `pool '${host.name}' has no transactions within transactions`)
+  }
   for (const [name, value] of Object.entries(options)) {
-    if (value !== undefined && value !== 0 && value !== false) throw badOption(name, value, 'none for a transaction within another')
+    if (value === undefined || value === 0 || value === false) continue
+    throw badOption(name, value, 'none for a transaction within another')
   }
 }
 
@@ -440,15 +455,16 @@ function isTime (ms: unknown): boolean {
 }
 
 function rolledBack (name: string): PoolError {
-  return new PoolError('FST_POOL_TRANSACTION_ENDED', `a transaction on pool '${name}' was not committed: it had been rolled back`)
+  const message = `a transaction on pool '${name}' was not committed: it had been rolled back`
+  return new PoolError('FST_POOL_TRANSACTION_ENDED', message)
 }
 
 /** A commit that was given up at its deadline. */
 export function commitLate (name: string, timeout: number, inDoubt: boolean): PoolError {
   if (inDoubt) return unknown(name, `COMMIT was sent, and no answer came within ${timeout} ms (commitTimeout)`)
   return new PoolError('FST_POOL_COMMIT_TIMEOUT', `a transaction on pool '${name}' could not be committed within ` +
-    `${timeout} ms (commitTimeout): something that was begun before had not ended (a query, a stream, a cursor, a COPY, ` +
-    'a transaction within it). Nothing of it is stored; its connection was destroyed.')
+    `${timeout} ms (commitTimeout): something that was begun before had not ended (a query, a stream, a cursor, a ` +
+    'COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.')
 }
 
 /** A commit whose connection ended before its answer. @param cause as it may be shown */
@@ -457,10 +473,11 @@ export function commitLost (name: string, cause?: unknown): PoolError {
 }
 
 function unknown (name: string, why: string, cause?: unknown): PoolError {
-  return new PoolError('FST_POOL_COMMIT_UNKNOWN', `nobody knows whether a transaction on pool '${name}' was committed: ` +
-    `${why}. Look before you do it again.`, { cause })
+  return new PoolError('FST_POOL_COMMIT_UNKNOWN', `nobody knows whether a transaction on pool '${name}' was ` +
+    `committed: ${why}. Look before you do it again.`, { cause })
 }
 
 export function released (name: string): PoolError {
-  return new PoolError('FST_POOL_LEASE_RELEASED', `a transaction on pool '${name}' was not committed: its lease has ended`)
+  const message = `a transaction on pool '${name}' was not committed: its lease has ended`
+  return new PoolError('FST_POOL_LEASE_RELEASED', message)
 }

@@ -1,11 +1,11 @@
 import type { DestroyReason } from '../../types/connector.js'
-import type { ErrorPhase } from '../../types/pool.js'
 import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import type { Closing } from './closing.js'
 import { CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Entry } from './entry.js'
 import { label } from './events.js'
 import * as faults from './faults.js'
+import type { Failed } from './host.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
 import type { Supply } from './supply.js'
@@ -25,7 +25,7 @@ export interface Site<C> extends Parts<C> {
   fallAsleep (): void
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
   /** The pool itself ends a lease. @param failed what is to be reported */
-  revoke (entry: Entry<C>, reason: DestroyReason, failed?: { readonly error: unknown, readonly phase: ErrorPhase }): void
+  revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void
   pump (): void
 }
 
@@ -84,9 +84,11 @@ export class Upkeep<C> extends Room<C, Site<C>> {
   }
 
   #transactionOverdue (entry: Entry<C>): void {
+    const { checks } = this.site
     const { commit, phase } = entry.operation!
+    const obstacle = phase === 'begin' && checks.isHindered(entry) ? checks.obstacle : undefined
     const error = phase === 'begin'
-      ? faults.beginTimedOut(this.name, this.options.acquireTimeout, this.site.checks.isHindered(entry) ? this.site.checks.obstacle : undefined)
+      ? faults.beginTimedOut(this.name, this.options.acquireTimeout, obstacle)
       : phase === 'commit'
         ? commitLate(this.name, commit!.timeout, commit!.inDoubt() ?? true)
         : new Error(`a transaction was not rolled back within ${this.options.resetTimeout} ms (resetTimeout)`)
@@ -117,7 +119,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     return Math.min(expiresAt, idleAt, now + keepalive)
   }
 
-  // --- Leaks ----------------------------------------------------------------------------------------------------------
+  // --- Leaks ---------------------------------------------------------------------------------------------------------
 
   get watches (): boolean {
     return this.#registry !== undefined
@@ -139,8 +141,10 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     if (watch.reported) return Infinity
     this.books.leaked++
     watch.reported = true
-    const { id, holder } = entry
-    if (this.events.heard.leak) this.events.emit('leak', { id, held: now - entry.takenAt, ...label(holder), ...watch.told })
+    const { id, holder, takenAt } = entry
+    if (this.events.heard.leak) {
+      this.events.emit('leak', { id, held: now - takenAt, ...label(holder), ...watch.told })
+    }
     if (watch.lost) this.site.revoke(entry, 'leaked')
     return Infinity
   }

@@ -1,7 +1,8 @@
 import type { Connector } from '../../types/connector.js'
 import type { EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, UseOptions,
+  AcquireOptions, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions,
+  UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
 import { systemClock } from '../engine/time.js'
@@ -43,10 +44,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    * Lends a connection; waits for one if none is idle.
    *
    * @throws `FST_POOL_ACQUIRE_TIMEOUT` at the deadline, or `FST_POOL_CONNECT_FAILED` where there is no connection and
-   * none can be made; at once: `FST_POOL_QUEUE_FULL` when `maxPending` callers wait, `FST_POOL_OVERLOADED` when the line
-   * moves too slowly for its deadline, `FST_POOL_CIRCUIT_OPEN` when there is no connection and creates keep failing,
-   * `FST_POOL_DEADLOCK` when all holders wait for each other, `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the signal
-   * aborts; what `onAcquire` throws
+   * none can be made; at once: `FST_POOL_QUEUE_FULL` when `maxPending` callers wait, `FST_POOL_OVERLOADED` when the
+   * line moves too slowly for its deadline, `FST_POOL_CIRCUIT_OPEN` when there is no connection and creates keep
+   * failing, `FST_POOL_DEADLOCK` when all holders wait for each other, `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the
+   * signal aborts; what `onAcquire` throws
    */
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
     return this.#engine.acquire(options)
@@ -63,8 +64,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   /**
-   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where the
-   * connector calls the error transient.
+   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where
+   * the connector calls the error transient.
    *
    * @throws what `acquire` or `fn` throws; `FST_POOL_BAD_OPTIONS`
    */
@@ -154,8 +155,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   /**
-   * Drains and refuses newcomers; then destroys what is still lent, and rejects whoever still waits. Always resolves, by
-   * `timeout`: leases have until `destroyTimeout`, or a quarter of it if that is less, before.
+   * Drains and refuses newcomers; then destroys what is still lent, and rejects whoever still waits. Always resolves,
+   * by `timeout`: leases have until `destroyTimeout`, or a quarter of it if that is less, before.
    *
    * @param options.timeout in ms; `closeTimeout` unless given
    * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)

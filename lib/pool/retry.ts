@@ -15,12 +15,14 @@ export interface Retrying<C> {
 }
 
 /**
- * Calls `fn` with a connection; where it fails with a transient error, again with another one, up to `retry` times. One deadline for all acquires together:
- * once it has passed, the error is the caller's.
+ * Calls `fn` with a connection; where it fails with a transient error, again with another one, up to `retry` times. One
+ * deadline for all acquires together: once it has passed, the error is the caller's.
  *
  * @throws `FST_POOL_BAD_OPTIONS`; what `acquire` throws; what `fn` throws
  */
-export async function useWithRetry<C, T> (pool: Retrying<C>, fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options: UseOptions = {}): Promise<T> {
+export async function useWithRetry<C, T> (
+  pool: Retrying<C>, fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options: UseOptions = {}
+): Promise<T> {
   const { retry = 0, ...rest } = options
   if (!Number.isSafeInteger(retry) || retry < 0) throw badOption('retry', retry, 'an integer of at least 0')
   let pause = 0

@@ -27,7 +27,7 @@ export class Histogram {
     return Histogram.summary([this], zeros)
   }
 
-  /** Of several, as if they were one. */
+  /** The summary of several histograms, as if they were one. */
   static summary (all: readonly Histogram[], zeros = 0): Durations {
     const count = all.reduce((sum, one) => sum + one.#count, zeros)
     const max = all.reduce((most, one) => Math.max(most, one.#max), 0)
@@ -45,7 +45,7 @@ export class Histogram {
   }
 }
 
-/** Of a bucket, in microseconds. */
+/** The middle of a bucket, in microseconds. */
 function middle (bucket: number): number {
   if (bucket < perPower) return bucket + 0.5
   const power = Math.floor(bucket / perPower) + 2
@@ -53,20 +53,20 @@ function middle (bucket: number): number {
 }
 
 /**
- * The line's pace is a mean over so many leases of each connection: with fewer, connections that come back together
- * make it jump.
+ * The line's pace is a mean over this many turns of each connection. With fewer, connections that come back together
+ * would make it jump.
  */
 const PACED = 8
 
 /** How fast a line moves. */
 export class Pace {
-  /** How often a connection came to somebody in the line, since it began or was resumed. */
+  /** How many callers in the line got a connection, since the line began or was resumed. */
   #turns = 0
   #lastTurn = 0
   /** The mean time between two turns, in ms. */
   mean = 0
 
-  /** A line that was empty begins anew: the turns of an hour ago tell nothing. So does one that was suspended. */
+  /** A line that was empty or suspended begins anew: earlier turns tell nothing about it. */
   begin (now: number): void {
     this.#turns = this.mean = 0
     this.#lastTurn = now
@@ -91,7 +91,7 @@ const reasons: readonly DestroyReason[] = [
 type Counter =
   | 'acquired' | 'released' | 'created' | 'createErrors' | 'destroyed' | 'timeouts' | 'refused' | 'aborted' | 'leaked'
 
-/** What a pool has done since it was made. */
+/** What an engine has counted since it was made. */
 export class Books {
   acquired = 0
   released = 0
@@ -116,9 +116,9 @@ export class Books {
     return { acquired, released, created, createErrors, destroyed: reasons, timeouts, refused, aborted, leaked }
   }
 
-  /** How long acquires waited, leases were held and creates took, in several pools together. */
+  /** How long acquires waited, leases were held and creates took, in several engines together. */
   static durations (all: readonly Books[]): Pick<PoolStats, 'wait' | 'held' | 'create'> {
-    // Those served at once are in no histogram: they waited for nothing.
+    // Acquires that were served at once are in no histogram: they count as 0.
     const acquired = all.reduce((sum, books) => sum + books.acquired, 0)
     const waits = all.map((books) => books.waits)
     return {

@@ -10,20 +10,20 @@ export interface CircuitOptions {
 }
 
 /**
- * Whether creates are tried at all. When so many have failed, it opens: from then on there is one create at a time,
- * each `openFor` after the last one failed, until one succeeds.
+ * The circuit breaker of creates. When too many creates have failed it opens: from then on there is one create at a
+ * time, each `openFor` after the last one failed, until one succeeds.
  *
- * What opens it is for cockatiel's breakers to say. Its policy is not used: that reads the clock by itself, and tries
- * with a caller's call, where our pool creates for itself.
+ * cockatiel's breakers decide when it opens. Its circuit breaker policy is not used: it reads the system's clock, and
+ * tries again with a caller's call, while this pool creates by itself.
  */
 export class Circuit {
   state: State = 'closed'
-  /** While it is open: when the next create may begin. */
+  /** When the next create may begin, while the circuit is open. */
   retryAt = 0
   readonly #options: CircuitOptions | false
   readonly #breakers: ReadonlyArray<ConsecutiveBreaker | CountBreaker>
 
-  /** @param options `false`: it never opens */
+  /** @param options `false`: the circuit never opens */
   constructor (options: CircuitOptions | false) {
     this.#options = options
     this.#breakers = options === false
@@ -45,11 +45,13 @@ export class Circuit {
     this.state = 'closed'
   }
 
-  /** @param random in [0, 1): up to a tenth more, so that many processes do not try at the same time */
+  /**
+   * @param random in [0, 1): lengthens `openFor` by up to a tenth, so that many processes do not try at the same time
+   */
   failed (now: number, random: number): void {
     if (this.#options === false) return
     const state = this.state === 'closed' ? CircuitState.Closed : CircuitState.HalfOpen
-    // Each of them is told.
+    // All breakers must be told, so this is no `some`.
     const open = this.#breakers.map((breaker) => breaker.failure(state)).includes(true)
     if (this.state === 'closed' && !open) return
     this.state = 'open'

@@ -9,7 +9,7 @@ const unavailable: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
 ])
 
 /**
- * Codes of a commit that is not known to be stored: whatever status the reply was to have, it is a failure of the
+ * Codes of a commit that is not known to be stored. Whatever status the reply was to have, it is a failure of the
  * service.
  */
 const uncommitted: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
@@ -20,20 +20,21 @@ export interface PoolErrorOptions {
   cause?: unknown
   /** Whole seconds until it is worth another try; 1 to 30. Only for codes that mean "unavailable". */
   retryAfter?: number
-  /** Who held connections then: for the log, never for a client. */
+  /** Who held connections when the error happened: for the log, never for a client. */
   holders?: readonly Holder[]
 }
 
 /**
- * Every error of ours. `message` may reach HTTP clients: it has names and counts, never a host, a holder or a secret.
+ * Every error of this package. `message` may reach HTTP clients: it has names and counts, never a host, a holder or a
+ * secret.
  *
  * Where the service is unavailable, `statusCode` is 503 and `headers` has `retry-after`; Fastify's own error handling
- * sends both. Of a commit that timed out or whose outcome nobody knows it is 500.
+ * sends both. Where a commit timed out, or its outcome is not known, `statusCode` is 500.
  */
 export class PoolError extends Error {
   override readonly name = 'PoolError'
   readonly code: PoolErrorCode
-  // Declared, not defined: an error that has none must not show an `undefined` one.
+  // Declared and not defined: else every error would show these fields as `undefined`.
   declare readonly statusCode?: number
   declare readonly headers?: { readonly 'retry-after': string }
   /** The longest held first. Not enumerable, so that no serializer sends it. */
@@ -53,11 +54,11 @@ export class PoolError extends Error {
 }
 
 /**
- * Whether it says, or was caused by what says, that nobody knows whether a commit is stored: to do it again may do it
- * twice.
+ * Whether the error, or one of its causes, says that nobody knows whether a commit is stored. To run the transaction
+ * again could then do everything twice.
  */
 export function isCommitUnknown (error: unknown): boolean {
-  // The depth ends a chain that leads back to itself.
+  // A chain of causes may lead back to itself.
   for (let depth = 0; depth < 16 && typeof error === 'object' && error !== null; depth++) {
     const { code, cause } = error as { readonly code?: unknown, readonly cause?: unknown }
     if (code === 'FST_POOL_COMMIT_UNKNOWN') return true
@@ -75,14 +76,14 @@ export function badOption (path: string, given: unknown, expected: string): Pool
 }
 
 /**
- * A text for a message: itself if it is short and plain. A URL, or whatever else may have a password in it, is only
- * called a text.
+ * A text as a message may show it: itself if it is short and plain, else 'a text'. A URL, or anything else that could
+ * hold a password, is never shown.
  */
 export function show (text: string): string {
   return /^[\w $.,+-]{0,60}$/.test(text) ? text : 'a text'
 }
 
-/** What was given, where that is sure not to be a secret; else its type. */
+/** The value that was given, where it can't be a secret; else its type. */
 function describe (path: string, value: unknown): string {
   if (value === undefined) return 'missing'
   if (value === null) return 'null'
@@ -100,11 +101,11 @@ function describe (path: string, value: unknown): string {
 // --- Safe copies -----------------------------------------------------------------------------------------------------
 
 /**
- * A copy of an error that is safe to show: name, message, code, stack and cause, the secrets replaced. Never the
- * driver's object, which can hold them anywhere: ioredis has the password in `command.args`, Node and mysql2 the URL in
- * `input`.
+ * A copy of an error that is safe to show: name, message, code, stack and cause, with the secrets replaced. The
+ * driver's own object is never shown, since it can hold secrets anywhere: ioredis has the password in `command.args`,
+ * Node and mysql2 the URL in `input`.
  *
- * One of ours stays one of ours, and keeps its cause as it is: that is clean already, or is the caller's own.
+ * A `PoolError` stays one, and keeps its cause: that was scrubbed already, or is the caller's own.
  */
 export function scrub (error: unknown, secrets: readonly string[]): Error {
   const pattern = secrets.length === 0 ? undefined : patternOf(secrets)
@@ -128,12 +129,12 @@ function copy (error: unknown, clean: (text: string) => string, depth: number): 
   if (typeof stack === 'string') result.stack = clean(stack)
   if (typeof code === 'string') Object.assign(result, { code: clean(code) })
   if (typeof code === 'number') Object.assign(result, { code })
-  // The depth ends a chain that leads back to itself.
+  // A chain of causes may lead back to itself.
   if (cause !== undefined && depth < 4) define(result, 'cause', copy(cause, clean, depth + 1))
   return result
 }
 
-/** As in errors of the language: neither `name` nor `cause` is enumerable. */
+/** Defines a field that is not enumerable, as `name` and `cause` of JavaScript's own errors are. */
 function define (error: Error, key: string, value: unknown): void {
   Object.defineProperty(error, key, { value, writable: true, configurable: true })
 }
@@ -142,7 +143,7 @@ function messageOf (error: unknown): string {
   if (typeof error === 'object' && error !== null) {
     const { message, errors } = error as Record<string, unknown>
     if (typeof message === 'string' && message !== '') return message
-    // Node, when it tried several addresses: an AggregateError without a message.
+    // When Node tried several addresses, it throws an AggregateError without a message.
     if (Array.isArray(errors) && errors.length > 0) return errors.map(messageOf).join('; ')
     return typeof message === 'string' ? message : Object.prototype.toString.call(error)
   }

@@ -4,14 +4,15 @@ import type { Entry } from './entry.js'
 import { PoolError } from './errors.js'
 import type { HeldTransaction, LeaseTransactions } from './transaction.js'
 
-/** What a lease may do to its pool, and nobody else. */
+/** What a lease asks of its engine. */
 export interface Lender<C> {
   readonly name: string
   readonly options: { readonly commitTimeout: number }
-  /** Returns how long it was held, in ms. */
+  /** Ends the lease; returns how long it was held, in ms. */
   giveBack (entry: Entry<C>): number
+  /** Ends the lease, and destroys the connection. */
   throwAway (entry: Entry<C>, reason: DestroyReason, error?: Error): void
-  /** How long its lease has been out, in ms. */
+  /** How long the lease has been out, in ms. */
   heldSince (entry: Entry<C>): number
   transactionsOf (entry: Entry<C>): LeaseTransactions<C>
 }
@@ -85,7 +86,7 @@ export class PoolLease<C> implements Lease<C> {
       'again, and do not keep the connection beyond the request')
   }
 
-  /** For the request scope: a transaction over all that its request does. */
+  /** For the request scope: see `hold`. */
   static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
     if (!(lease instanceof PoolLease)) {
       const message = `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`
@@ -96,7 +97,7 @@ export class PoolLease<C> implements Lease<C> {
     return await lease.#lender.transactionsOf(lease.#entry).hold({ ...options, commitTimeout })
   }
 
-  /** For the request scope: its commit has a deadline by itself. */
+  /** For the request scope: see `transact`. */
   static async transact<C, T> (
     lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
   ): Promise<T> {
@@ -105,7 +106,7 @@ export class PoolLease<C> implements Lease<C> {
     return await lease.#lender.transactionsOf(lease.#entry).run(fn, options, lease.#lender.options.commitTimeout)
   }
 
-  /** For the request scope. */
+  /** For the request scope: see `isBeside`. */
   static isBeside<C> (lease: Lease<C>): boolean {
     return lease instanceof PoolLease && lease.#entry.transactions !== undefined && lease.#entry.transactions.isBeside
   }
@@ -114,44 +115,45 @@ export class PoolLease<C> implements Lease<C> {
     return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
   }
 
-  /** For a bulkhead. */
+  /** For a bulkhead: see `onEnd`. */
   static onEnd<C> (lease: Lease<C>, listener: () => void): void {
     if (lease.ended) listener()
     else (lease as PoolLease<C>).#entry.onEnd = listener
   }
 
-  /** For the request scope: its request ended abnormally and its handler may still use the connection. */
+  /** For the request scope: see `abandon`. */
   static abandon<C> (lease: Lease<C>): void {
     if (lease instanceof PoolLease) lease.#destroy('aborted')
   }
 }
 
-/** The connection itself, where `wrap` made something else of it. */
+/** The connection itself, also where the option `wrap` made something else of it. */
 export const bare: <C>(lease: Lease<C>) => C = PoolLease.bare
 
 /** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
 export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
 
 /**
- * Calls `listener` once, when the lease ends, whichever way and whoever ends it: before its connection is offered to
- * the next caller. At once where it has ended. A lease has one such listener, which must not throw.
+ * Calls `listener` once when the lease ends, whoever ends it, before its connection is offered to the next caller; at
+ * once where the lease has ended. A lease has one such listener, which must not throw.
  */
 export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
 
 /**
- * Begins a transaction over all that the lease does until it is committed or rolled back; a lease that ends first rolls
- * it back. Its commit has the pool's `commitTimeout`, unless the options say otherwise.
+ * Begins a transaction over all that the lease does until it is committed or rolled back; when the lease ends first, it
+ * is rolled back. The commit has the pool's `commitTimeout`, unless the options have another one.
  */
 export const hold: <C>(lease: Lease<C>, options: HoldOptions) => Promise<HeldTransaction> = PoolLease.hold
 
 /**
- * Whether code that uses the connection now gets into a transaction of the lease that it is not within, and that may be
- * rolled back.
+ * Whether what the calling code sends now becomes part of a transaction that the code is not within, and is rolled back
+ * with it.
  */
 export const isBeside: <C>(lease: Lease<C>) => boolean = PoolLease.isBeside
 
 /**
- * As `lease.transaction`, for a request: its commit has the pool's `commitTimeout`, unless the options say otherwise.
+ * As `lease.transaction`, for a request: the commit has the pool's `commitTimeout`, unless the options have another
+ * one.
  */
 export const transact: <C, T>(
   lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions

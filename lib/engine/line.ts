@@ -1,41 +1,43 @@
 import type { AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
 
+// Where a waiter is.
 const LINE = 0
-/** Out of the line, on its way to a connection. */
+/** Out of the line, on the way to a connection. */
 const CALLED = 1
+/** Out of the line, while a connection is prepared for it. */
 const PREPARING = 2
 const DONE = 3
 
 /**
- * A caller that waits for a connection. It stands in one line, and leaves it once. There may be very many: it has no
- * field that it does not need.
+ * A caller that waits for a connection: in one line, which it leaves once. There may be 100,000 of them, so a field
+ * more counts.
  */
 export class Waiter<C> {
   previous: Waiter<C> | undefined = undefined
   next: Waiter<C> | undefined = undefined
-  /** Takes its listener off the caller's signal. */
+  /** Removes the listener from the caller's signal. */
   unlisten: (() => void) | undefined = undefined
   #place: typeof LINE | typeof CALLED | typeof PREPARING | typeof DONE = CALLED
 
   constructor (
     readonly holder: HolderLabel | undefined,
     readonly since: number,
-    /** Absolute, and never moved. */
+    /** Absolute; it never changes. */
     readonly deadline: number,
     readonly resolve: (lease: Lease<C> | PromiseLike<Lease<C>>) => void
   ) {}
 
-  /** By way of its `resolve`: to keep the promise's other function would make each a fifth larger. */
+  /** Rejects through `resolve`: a field for the promise's `reject` would make every waiter a fifth larger. */
   reject (error: Error): void {
     this.resolve(Promise.reject(error))
   }
 
-  /** False once it has been served, or has given up. */
+  /** False once the waiter has been served, or has given up. */
   get waiting (): boolean {
     return this.#place !== DONE
   }
 
-  /** It stands in the line. */
+  /** The waiter stands in the line. */
   get inLine (): boolean {
     return this.#place === LINE
   }
@@ -44,7 +46,7 @@ export class Waiter<C> {
     this.#place = inLine ? LINE : CALLED
   }
 
-  /** It has left the line for a connection that is being prepared for it. */
+  /** The waiter has left the line, and a connection is being prepared for it. */
   get preparing (): boolean {
     return this.#place === PREPARING
   }
@@ -53,30 +55,30 @@ export class Waiter<C> {
     this.#place = preparing ? PREPARING : CALLED
   }
 
-  /** Calls `leave` when the signal aborts while it waits. */
+  /** Calls `leave` when the signal aborts while the waiter waits. */
   leaveOn (signal: AcquireSignal, leave: () => void): void {
     signal.addEventListener('abort', leave, { once: true })
     this.unlisten = () => { signal.removeEventListener('abort', leave) }
   }
 
-  /** It waits no more. */
+  /** The waiter was served, or has given up. */
   end (): void {
     this.unlisten?.()
     this.#place = DONE
   }
 }
 
-/** First come, first served; anybody can leave the line in O(1). */
+/** A line of waiters: first come, first served. Any of them can leave in O(1). */
 export class Waiters<C> {
   size = 0
   #first: Waiter<C> | undefined
   #last: Waiter<C> | undefined
   /**
-   * Whether deadlines rise from first to last, as they do while all callers have the same timeout: then a sweep ends at
-   * the first live one.
+   * Whether deadlines rise from first to last, as they do while all callers have the same timeout. Then a sweep ends at
+   * the first waiter that is not due.
    */
   #ordered = true
-  /** No deadline in the line is later. Not the last one's: that may be about to leave. */
+  /** No deadline in the line is later. The last waiter's may be earlier: another one may have left. */
   #latest = -Infinity
 
   add (waiter: Waiter<C>): void {
@@ -96,7 +98,7 @@ export class Waiters<C> {
     this.size++
   }
 
-  /** To the head of the line, where it came from: its connection died before it was lent. */
+  /** Puts a waiter back at the head of the line: the connection that was prepared for it died. */
   putBack (waiter: Waiter<C>): void {
     const first = this.#first
     if (first === undefined) return this.add(waiter)
@@ -117,7 +119,7 @@ export class Waiters<C> {
     for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) yield waiter
   }
 
-  /** Must stand in this line. */
+  /** @param waiter must stand in this line */
   remove (waiter: Waiter<C>): void {
     const { previous, next } = waiter
     if (previous === undefined) this.#first = next
@@ -129,7 +131,7 @@ export class Waiters<C> {
     this.size--
   }
 
-  /** Calls `expired`, which must remove it, for each one whose deadline has come. Returns the next deadline. */
+  /** Calls `expired`, which must remove the waiter, for each waiter that is due. Returns the next deadline. */
   sweep (now: number, expired: (waiter: Waiter<C>) => void): number {
     const due: Array<Waiter<C>> = []
     let earliest = Infinity
@@ -148,7 +150,7 @@ export class Waiters<C> {
     }
     if (!this.#ordered && ordered) this.#latest = latest
     this.#ordered = ordered
-    // After the walk: `expired` tells listeners, who may change the line.
+    // After the walk: `expired` calls listeners, which may change the line.
     for (const waiter of due) if (waiter.inLine) expired(waiter)
     return earliest
   }

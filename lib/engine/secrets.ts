@@ -2,15 +2,14 @@ import { unescape } from 'node:querystring'
 
 /** Names of options, and of a URL's parameters, that hold a secret. */
 export const secretKey = /pass|pwd|secret|token|credential|authorization|^auth$|key$|^pfx$|^psk$/i
-/** Beside a password there is a name, in `auth: { username, password }`: it is none. */
+/** Names below a secret one that hold no secret: the user in `auth: { username, password }`. */
 const publicKey = /^user(name)?$|^type$/i
 
 /**
- * Every secret text of a pool's options, in each way in which an error may show it: what `scrub` takes out. The longest
- * first.
+ * Every secret text of a pool's options, in each form in which an error may show it, the longest first.
  *
- * Those are the passwords of URLs, wherever there is one, and all that is below a key such as `password`, `token` or
- * `key`. What a function returns can't be known.
+ * Secrets are the passwords of URLs, wherever there is one, and all that is below a key such as `password`, `token` or
+ * `key`. What a function returns is not known.
  */
 export function secretsOf (options: { url?: unknown, connection?: unknown }): string[] {
   const found = new Set<string>()
@@ -33,7 +32,7 @@ export function secretsOf (options: { url?: unknown, connection?: unknown }): st
       if (done.has(value)) return
       done.add(value)
       if (value instanceof Map) for (const [key, inner] of value) walk(inner, isSecret(String(key), secret))
-      // Getters are left alone: reading one is not for us to do.
+      // Getters are not read: a getter of the user's object may have effects.
       for (const [key, property] of Object.entries(Object.getOwnPropertyDescriptors(value))) {
         if (key !== 'length' || !Array.isArray(value)) walk(property.value, isSecret(key, secret))
       }
@@ -45,9 +44,9 @@ export function secretsOf (options: { url?: unknown, connection?: unknown }): st
 }
 
 /**
- * What no error of a pool may show, as of the moment when it is asked.
+ * Returns what gives the secrets that no error of a pool may show, as of now.
  *
- * @param connector its own secrets; one whose addresses change has others from time to time
+ * @param connector its secrets change where its addresses do
  */
 export function secretsIn (
   { url, connection }: { url?: unknown, connection?: unknown }, connector: { readonly secrets?: readonly string[] }
@@ -67,7 +66,7 @@ function isSecret (key: string, within: boolean): boolean {
   return secretKey.test(key) || (within && !publicKey.test(key))
 }
 
-/** Raw, decoded, encoded as a part of a URL, as a URL's password and as a form, and as JSON has it. */
+/** The forms of a secret: raw, decoded, encoded as part of a URL, as a URL's password, as a form, and in JSON. */
 function formsOf (text: string): string[] {
   // Lone surrogates have no encoded form: encodeURIComponent throws.
   const raw = Buffer.from(text).toString()
@@ -82,8 +81,8 @@ function formsOf (text: string): string[] {
 }
 
 /**
- * By hand, since `new URL` refuses several hosts (MongoDB) and whatever else is wrong with a URL that gives an error.
- * Where it is not clear what the password is (with `@`, `/` or `?` in it, not encoded), every reading of it is taken.
+ * Finds passwords in a URL. By hand, since `new URL` refuses several hosts (MongoDB) and malformed URLs, which are the
+ * ones that lead to errors. Where `@`, `/` or `?` in the password are not encoded, every possible reading is taken.
  */
 function addFromUrl (text: string, add: (secret: string) => void): void {
   if (!/^\s*file:/i.test(text)) {
@@ -109,13 +108,13 @@ function addFromUrl (text: string, add: (secret: string) => void): void {
 const bothCases = (digit: string) => `[${digit.toLowerCase()}${digit.toUpperCase()}]`
 
 /**
- * A secret that is shorter is only taken out where it stands by itself: else it would take letters out of every word,
- * and so be told.
+ * A shorter secret is only replaced where it stands by itself. Else it would take letters out of every word, and could
+ * be read from the gaps.
  */
 const shortest = 4
 
 /**
- * Matches any of the secrets, the longest that fits first; in one pass, so that what was put in is not looked at again.
+ * Matches any of the secrets, the longest first. One pattern for all, so that replacements are not searched again.
  */
 export function patternOf (secrets: readonly string[]): RegExp {
   return new RegExp(secrets.map((secret) => {

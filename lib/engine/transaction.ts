@@ -6,25 +6,25 @@ import { PoolError, badOption, isCommitUnknown } from './errors.js'
 /** What the connector does to a transaction. */
 export type Phase = 'begin' | 'commit' | 'rollback'
 
-/** A commit that is under way, for whoever may have to give it up. */
+/** A commit that is under way: what the pool needs to know when it gives the commit up. */
 export interface Commit {
-  /** By the pool's clock. Infinity: none. */
+  /** On the pool's clock. Infinity: none. */
   readonly deadline: number
-  /** How long it was given, in ms. */
+  /** How long the commit may take, in ms. */
   readonly timeout: number
-  /** Whether only the server knows what became of it. Undefined: the connector does not tell. */
+  /** Whether only the server knows the outcome of the commit. Undefined: the connector does not tell. */
   inDoubt (): boolean | undefined
 }
 
 /** What the transactions of a lease need of its pool. */
 export interface Host<C> {
-  /** Which pool it is. */
+  /** Identifies the pool. */
   readonly pool: object
-  /** Its name. */
+  /** The pool's name. */
   readonly name: string
   readonly transactions: Transactions<C> | undefined
   readonly connection: C
-  /** The lease has ended: what was open is the pool's to undo. */
+  /** The lease has ended: the pool undoes what was open. */
   readonly ended: boolean
   /** How long somebody may wait for another transaction on the same connection, in ms. */
   readonly patience: number
@@ -34,13 +34,13 @@ export interface Host<C> {
    * Calls the connector, in no caller's async context. Rejects at once when the connection is destroyed meanwhile. Past
    * the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
    *
-   * @throws what `work` throws; of a commit `FST_POOL_COMMIT_UNKNOWN` where it is in doubt: then the connection is of
-   * no more use
+   * @throws what `work` throws; `FST_POOL_COMMIT_UNKNOWN` where the outcome of a commit is in doubt: then the
+   * connection can not be used any more
    */
   call<T> (phase: Phase, work: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T>
-  /** As `call`, when the lease has ended: the deadline is the reset's. */
+  /** As `call`, after the lease has ended: the deadline is the one of the reset. */
   callLate (work: () => Promise<void>): Promise<void>
-  /** Nobody knows the connection's state any more: tells of the error, ends the lease and destroys the connection. */
+  /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
   fail (error: unknown, phase: Phase): void
   /** In ms. */
   now (): number
@@ -50,34 +50,31 @@ export interface Host<C> {
   random (): number
 }
 
-/** Which transaction the code that runs now is in. */
+/** The innermost transaction that the running code is within. */
 const inside = new AsyncLocalStorage<Level<unknown>>()
-/** How many functions run in one. */
+/** How many functions of `run` are running: while there are none, `inside` is disabled. */
 let running = 0
 
-/** Between two tries of a transaction that others were in the way of: up to this, doubled each time, in ms. */
+/** The first limit of the random pause between two tries of a transaction, in ms; it doubles with each try. */
 const pause = 4
 const longestPause = 500
 
-/**
- * Where transactions stand in line, since a connection has one at a time: a lease, or a transaction that others are
- * within.
- */
+/** A line of transactions, since a connection runs one at a time: of a lease, or within another transaction. */
 class Line {
-  /** Settles when all that have come so far are done. Undefined: they are. */
+  /** Settles when all transactions that have joined so far are done. Undefined: they are. */
   last: Promise<unknown> | undefined
 }
 
 /** A transaction that is open. */
 class Level<C> extends Line {
   open = true
-  /** A function of `run` is called in it. */
+  /** The transaction was begun by `run`, and its function is called in it. */
   runs = false
   #face: C | undefined
 
   /**
-   * @param outer the one that the code which began it was within: its own parent, or one of another lease
-   * @param commitTimeout of its commit, in ms; 0: none
+   * @param outer the transaction that the beginning code was within: the parent, or one of another lease
+   * @param commitTimeout the deadline of the commit, in ms; 0: none
    */
   constructor (
     readonly owner: LeaseTransactions<C>, readonly host: Host<C>, readonly transaction: Transaction<C>,
@@ -86,40 +83,41 @@ class Level<C> extends Line {
     super()
   }
 
-  /** What code within it gets as the connection. */
+  /** What code within the transaction gets as the connection. */
   get face (): C {
     return (this.#face ??= this.host.face(this.transaction.connection))
   }
 }
 
-/** The innermost open transaction that the calling code is within and that is so. */
+/** The innermost open transaction that the calling code is within and for which `is` is true. */
 function around (is: (level: Level<unknown>) => boolean): Level<unknown> | undefined {
   let level = inside.getStore()
   while (level !== undefined && !(level.open && is(level))) level = level.outer
   return level
 }
 
-/** A transaction that is open until its holder ends it: a route's, from its lease to its reply. It ends once. */
+/** A transaction that is open until its holder ends it, once: a route's is open from its lease to its reply. */
 export interface HeldTransaction {
   /** The deadline of its commit, in ms; 0: none. */
   readonly commitTimeout: number
   /**
-   * Called again, it gives the same.
+   * A second call returns the promise of the first.
    *
    * @param spent how many ms of `commitTimeout` have gone already
-   * @throws `FST_POOL_TRANSACTION_ENDED` behind a rollback; what the commit throws: it is rolled back then, or its
-   * connection destroyed
+   * @throws `FST_POOL_TRANSACTION_ENDED` after a rollback; what the commit throws: then the transaction was rolled
+   * back, or its connection destroyed
    */
   commit (spent?: number): Promise<void>
-  /** Behind a commit it does nothing, but waits for it. */
+  /** After a commit it does nothing but wait for it. */
   rollback (): Promise<void>
 }
 
 /**
- * The transactions of one lease: one at a time, others within it.
+ * The transactions of one lease: one at a time, with others nested in it.
  *
- * Code is within a transaction when it was called by its function, which its async context tells: `Promise.all` of two
- * transactions is two transactions, one after the other, and not a savepoint that the other one's rollback takes along.
+ * Code is within a transaction when the transaction's function called it; the async context tells. So a `Promise.all`
+ * of two transactions runs two transactions one after the other. If the second became a savepoint of the first, a
+ * rollback of the first would undo both.
  */
 export class LeaseTransactions<C> {
   readonly #host: Host<C>
@@ -127,21 +125,21 @@ export class LeaseTransactions<C> {
   /** The outermost transaction. */
   #root: Level<C> | undefined
   #held: Level<C> | undefined
-  /** How many transactions of `run` are open or about to be, each within the one before. */
+  /** How many transactions of `run` are open or about to open, each nested in the one before. */
   #runs = 0
-  /** The connector's begin, commit or rollback that is under way. */
+  /** The connector's begin, commit or rollback that is under way; never rejects. */
   #work: Promise<unknown> | undefined
 
   constructor (host: Host<C>) {
     this.#host = host
   }
 
-  /** The transactions of the lease of that pool which the calling code is within. */
+  /** The transactions of the lease of that pool, where the calling code is within one of them. */
   static current (pool: object): LeaseTransactions<unknown> | undefined {
     return around(({ host }) => host.pool === pool)?.owner
   }
 
-  /** While a transaction is held, all of the lease is within it: what its borrower should see as the connection. */
+  /** What the borrower sees as the connection while a transaction is held: all that the lease does is within it. */
   get connection (): C | undefined {
     return this.#held?.face
   }
@@ -152,8 +150,8 @@ export class LeaseTransactions<C> {
   }
 
   /**
-   * Whether the calling code is outside of a transaction of `run` that is open on the connection: what it sends now is
-   * a part of that one, and is rolled back with it. A transaction that is held is everybody's.
+   * Whether a transaction of `run` is open on the connection and the calling code is not within it: what the code sends
+   * now becomes part of that transaction, and is rolled back with it. A held transaction is meant for all code.
    */
   get isBeside (): boolean {
     if (this.#runs === 0) return false
@@ -161,7 +159,7 @@ export class LeaseTransactions<C> {
     return this.#runs > (own === undefined ? 0 : own.depth + (this.#held === undefined ? 1 : 0))
   }
 
-  /** @param usual the `commitTimeout` of one that is not within another, where `options` say nothing of it */
+  /** @param usual the `commitTimeout` of an outermost transaction, unless `options` have one */
   async run<T> (fn: (connection: C) => T | Promise<T>, options: RunOptions = {}, usual = 0): Promise<T> {
     const { retry = 0, commitTimeout = usual, ...begin } = options
     const parent = this.#parent()
@@ -181,17 +179,16 @@ export class LeaseTransactions<C> {
     })
   }
 
-  /** Begins a transaction over all that the lease does, which lasts until its holder, or the lease, ends. */
+  /** Begins a transaction over all that the lease does. It lasts until its holder ends it, or the lease ends. */
   async hold (options: HoldOptions): Promise<HeldTransaction> {
     return await this.#beginHeld(options, (level) => { this.#held = level })
   }
 
   /**
-   * Begins a transaction for a library that has a transaction method of its own. It lasts until the library ends it,
-   * and others on this connection wait for their turn until then: two of them side by side are two transactions, and
-   * neither is undone with the other.
+   * Begins a transaction for a library that has a transaction method of its own. It lasts until the library ends it.
+   * Until then other transactions on this connection wait for their turn, so neither is undone with the other.
    *
-   * @param commitTimeout of its commit, in ms, from the library's call of it; 0: none
+   * @param commitTimeout the deadline of the commit from the library's call on, in ms; 0: none
    * @throws `FST_POOL_NOT_SUPPORTED` within another transaction of this lease; what `run` throws before it calls its
    * function
    */
@@ -221,7 +218,7 @@ export class LeaseTransactions<C> {
         commit: (spent) => (commit ??= rollback === undefined
           ? this.#commit(level, spent).finally(end)
           : Promise.reject(rolledBack(this.#host.name))),
-        // What a commit threw, whoever committed was told.
+        // Whoever called `commit` gets what it threw.
         rollback: () => (rollback ??= commit?.catch(() => {}) ?? this.#rollback(level).finally(end)),
       }
     } catch (error) {
@@ -230,7 +227,7 @@ export class LeaseTransactions<C> {
     }
   }
 
-  /** The lease has ended: undoes what is open, whoever began it. Undefined: nothing is. */
+  /** The lease has ended: undoes what is open, whoever began it. Undefined: nothing is open. */
   abandon (): Promise<void> | undefined {
     return this.#work === undefined && this.#root === undefined ? undefined : this.#abandon()
   }
@@ -238,7 +235,8 @@ export class LeaseTransactions<C> {
   async #abandon (): Promise<void> {
     await this.#work
     const root = this.#root
-    // It stays open for the code within it: what that begins is refused, and not made a transaction of its own.
+    // The root stays open for the code within it: a transaction that the code begins now must be refused, and not
+    // become one of its own.
     if (root !== undefined) await this.#host.callLate(() => root.transaction.rollback())
   }
 
@@ -246,7 +244,7 @@ export class LeaseTransactions<C> {
     fn: (connection: C) => T | Promise<T>, parent: Level<C> | undefined, options: TransactionOptions,
     commitTimeout: number
   ): Promise<T> {
-    // Before its begin: what is sent behind that is within it.
+    // Counted before the begin: what others send after it is already within the transaction.
     this.#runs++
     const level = await this.#begin(parent, options, commitTimeout).catch((error: unknown) => {
       this.#runs--
@@ -257,7 +255,7 @@ export class LeaseTransactions<C> {
     try {
       return await this.#within(level, fn)
     } finally {
-      // Node 20 makes every promise of the process dearer while a store is in use: an acquire costs twice as much.
+      // While a store is in use, Node 20 makes every promise of the process slower: an acquire takes twice as long.
       if (--running === 0) inside.disable()
     }
   }
@@ -287,7 +285,7 @@ export class LeaseTransactions<C> {
       if (depth === 0) this.#root = level
       return level
     }))
-    // Released meanwhile: it is being undone.
+    // The lease was released meanwhile, which undoes the transaction.
     if (host.ended) throw released(host.name)
     return level
   }
@@ -303,7 +301,7 @@ export class LeaseTransactions<C> {
     }
     if (host.ended) throw released(host.name)
     try {
-      // As long as the outermost is not committed, nothing is: of a savepoint there is no doubt.
+      // Nothing is stored before the outermost transaction is committed, so a savepoint is never in doubt.
       const commit = { deadline, timeout, inDoubt: () => depth === 0 && transaction.inDoubt }
       await this.#during(host.call('commit', () => transaction.commit(), commit).then(() => { this.#forget(level) }))
     } catch (error) {
@@ -316,7 +314,7 @@ export class LeaseTransactions<C> {
   async #rollback (level: Level<C>): Promise<void> {
     const host = this.#host
     const { commitTimeout: timeout } = level
-    // The server's answer has a deadline of its own.
+    // This deadline is for nested transactions; the server's answer has another one.
     if (!await this.#close(level, timeout === 0 ? Infinity : host.now() + timeout)) {
       const message = `a transaction was not rolled back within ${timeout} ms (commitTimeout): ` +
         'one within it had not ended'
@@ -326,9 +324,9 @@ export class LeaseTransactions<C> {
   }
 
   /**
-   * None can begin within it any more. Those that did come first: what nobody waited for belongs to it all the same.
+   * Waits for the transactions nested in this one, also those that nobody awaits; then none can begin in it any more.
    *
-   * @returns false: they have not ended by the deadline, and the lease is still there
+   * @returns false: they have not ended by the deadline, and the lease has not ended either
    */
   async #close (level: Level<C>, deadline = Infinity): Promise<boolean> {
     const host = this.#host
@@ -358,7 +356,7 @@ export class LeaseTransactions<C> {
     if (level === this.#held) this.#held = undefined
   }
 
-  /** The transaction that the calling code is within. */
+  /** The transaction of this lease that the calling code is within, or the held one. */
   #parent (): Level<C> | undefined {
     const level = around(({ owner }) => owner === this)
     if (level !== undefined) return level as Level<C>
@@ -374,7 +372,7 @@ export class LeaseTransactions<C> {
     }
   }
 
-  /** @param until it keeps its turn until then, even when its work is done */
+  /** @param until the turn lasts until this settles too */
   async #inTurn<T> (line: Line, work: () => Promise<T>, until?: Promise<unknown>): Promise<T> {
     const before = line.last
     const result = before === undefined ? work() : this.#after(before, work)
@@ -387,7 +385,7 @@ export class LeaseTransactions<C> {
 
   async #after<T> (before: Promise<unknown>, work: () => Promise<T>): Promise<T> {
     const { name, patience } = this.#host
-    // Asked first: a pool that has closed sets no timer.
+    // `ended` is asked first: a closed pool must not set a timer.
     if (!this.#host.ended && await this.#host.wait(patience, before)) return await work()
     if (this.#host.ended) throw released(name)
     throw new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `a transaction on pool '${name}' waited ${patience} ms for ` +
@@ -405,7 +403,7 @@ export function checkRunOptions<C> (source: Source<C>, { retry = 0, ...begin }: 
 }
 
 /**
- * @param source what has, or has not, transactions
+ * @param source the pool's name, and its connector's transactions if it has any
  * @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_BAD_OPTIONS`
  */
 export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, options: HoldOptions): void {
@@ -433,7 +431,7 @@ function levels (isolation: readonly Isolation[]): string {
   return isolation.map((level) => `'${level}'`).join(' or ')
 }
 
-/** A savepoint is as the transaction that it is in. */
+/** A nested transaction takes no options: isolation and deadline are those of the outer one. */
 function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: RunOptions): void {
   if (savepoint === undefined) {
     throw new PoolError('FST_POOL_NOT_SUPPORTED', `pool '${host.name}' has no transactions within transactions`)
@@ -459,7 +457,7 @@ function rolledBack (name: string): PoolError {
   return new PoolError('FST_POOL_TRANSACTION_ENDED', message)
 }
 
-/** A commit that was given up at its deadline. */
+/** The error of a commit that was given up at its deadline. */
 export function commitLate (name: string, timeout: number, inDoubt: boolean): PoolError {
   if (inDoubt) return unknown(name, `COMMIT was sent, and no answer came within ${timeout} ms (commitTimeout)`)
   return new PoolError('FST_POOL_COMMIT_TIMEOUT', `a transaction on pool '${name}' could not be committed within ` +
@@ -467,7 +465,7 @@ export function commitLate (name: string, timeout: number, inDoubt: boolean): Po
     'COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.')
 }
 
-/** A commit whose connection ended before its answer. @param cause as it may be shown */
+/** The error of a commit whose connection ended before the answer. @param cause a scrubbed copy */
 export function commitLost (name: string, cause?: unknown): PoolError {
   return unknown(name, 'COMMIT was sent, and its connection ended, or failed, before the answer', cause)
 }

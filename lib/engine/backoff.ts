@@ -1,10 +1,10 @@
-/** When creates may be tried that have failed before. */
+/** Exponential backoff of creates, with full jitter. */
 export class Backoff {
   readonly #options: { readonly min: number, readonly max: number }
   readonly #random: () => number
   /** How many rounds of creates in a row have failed. Creates that are under way together are one round. */
   failures = 0
-  /** While there are failures: when the next create may begin. */
+  /** When the next create may begin, while there are failures. */
   retryAt = 0
 
   constructor (options: { readonly min: number, readonly max: number }, random: () => number) {
@@ -12,7 +12,7 @@ export class Backoff {
     this.#random = random
   }
 
-  /** @param known how many failures there had been when the create began: one of a later round is a new failure */
+  /** @param known the failures when the create began: a create of a round that failed already is no new failure */
   failed (known: number, now: number): void {
     if (known < this.failures) return
     this.failures++
@@ -23,7 +23,7 @@ export class Backoff {
     this.failures = 0
   }
 
-  /** Exponential backoff with full jitter. */
+  /** Puts off the next create. */
   pause (now: number): void {
     const { min, max } = this.#options
     this.retryAt = now + Math.max(1, this.#random() * Math.min(max, min * 2 ** (this.failures - 1)))

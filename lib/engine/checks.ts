@@ -5,21 +5,21 @@ import { Room } from './room.js'
 
 /** What the checks ask of the engine. */
 export interface Site<C> extends Parts<C> {
-  /** The connection is alive. @param since when it was used last: nobody has used it since */
+  /** The connection answered. @param since when a borrower used it last: its idle time goes on */
   offer (entry: Entry<C>, alive: boolean, since: number): void
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
-/** In ms: how long after an obstacle was met it is looked for again, doubled each time up to the second. */
+/** How long after an obstacle was met the pool looks again, in ms: the first pause, doubled up to the second one. */
 const LOOK = 1
 const LOOK_LATER = 25
 
-/** Whether a connection is alive, and whether something outside of the pool is in the way of loans. */
+/** Asks whether a connection is alive, and whether something outside of the pool (an obstacle) hinders loans. */
 export class Checks<C> extends Room<C, Site<C>> {
   readonly #asks: boolean
   /** The connector can tell of obstacles. */
   readonly meets: boolean
-  /** What is in the way of those who wait. */
+  /** The obstacle that hinders those who wait, in the connector's words. */
   obstacle: string | undefined
   #lookAgain = 0
 
@@ -38,32 +38,32 @@ export class Checks<C> extends Room<C, Site<C>> {
     try {
       return this.backend.isBroken!(entry.connection)
     } catch (error) {
-      // Before the report: what listeners do must find it broken.
+      // Set before the report, so that listeners that acquire do not get this connection.
       entry.broken = this.events.scrub(error)
       this.events.report(error, 'isBroken')
       return true
     }
   }
 
-  /** A line begins: whatever its first caller meets, it is looked for again soon. */
+  /** A line begins: the pauses between looks for an obstacle start with the shortest. */
   begin (): void {
     this.#lookAgain = 0
   }
 
   /**
-   * Whether something outside of the pool is in the way of a loan. Then it is looked for again while somebody waits.
+   * Whether an obstacle hinders a loan of this connection. Then the pool looks again while somebody waits.
    */
   isHindered (entry: Entry<C>): boolean {
     if (!this.meets) return false
     const now = this.time.read()
     try {
       const obstacle = this.backend.obstacle!(entry.connection)
-      // The connector's own words: they may name an address.
+      // Scrubbed, since the connector's words may name an address.
       this.obstacle = obstacle === undefined ? undefined : this.events.scrub(obstacle).message
     } catch (error) {
-      // The borrower will see what is wrong.
+      // The connection is lent: its borrower will see what is wrong.
       this.obstacle = undefined
-      // Behind the loan: what listeners do must not come between.
+      // After the loan: listeners must not come between.
       queueMicrotask(() => { this.events.report(error, 'obstacle') })
     }
     this.#lookAgain = this.obstacle === undefined ? 0 : Math.min(LOOK_LATER, this.#lookAgain * 2 || LOOK)
@@ -72,15 +72,15 @@ export class Checks<C> extends Room<C, Site<C>> {
     return true
   }
 
-  /** Asks an idle connection, for its own sake: nobody gets it meanwhile. Resolves as `validate`. */
+  /** Asks an idle connection to keep it alive, or for `health()`; it is not lent meanwhile. Resolves as `validate`. */
   ping (entry: Entry<C>): Promise<number | undefined> {
     this.entries.move(entry, VALIDATING)
     return this.validate(entry)
   }
 
   /**
-   * Asks a connection in the state `VALIDATING`, and offers it where it is alive. Resolves to the round trip's ms;
-   * undefined: the connection is gone.
+   * Asks a connection in the state `VALIDATING`, and offers it where it answers. Resolves to the round trip in ms, or
+   * to undefined where the connection is gone.
    *
    * @param awaited somebody waits for it
    */
@@ -93,8 +93,7 @@ export class Checks<C> extends Room<C, Site<C>> {
     let failure: Error | undefined
     try {
       const answer = this.events.run(() => this.backend.validate!(entry.connection, signal))
-      // At the deadline the connection is destroyed, and whoever asked here is told, even where the connector ignores
-      // the signal.
+      // At the deadline the connection is destroyed; the race ends then even where the connector ignores the signal.
       const late = new Promise<false>((resolve) => { signal.addEventListener('abort', () => { resolve(false) }) })
       valid = await Promise.race([answer, late])
     } catch (error) {

@@ -18,14 +18,14 @@ export interface Site<C> extends Parts<C> {
 
 /**
  * Makes connections clean for the next borrower: a rollback, `onRelease`, the connector's reset, and `onConnect` again
- * behind a session reset. While any of it waits the connection is `RESETTING`, under one deadline.
+ * after a session reset. Meanwhile the connection is `RESETTING`, with one deadline for all of it.
  *
- * A promise of it resolves to undefined, or to the report of a hook's failure; it rejects with what the connector
+ * The promises here resolve to undefined, or to the report of a hook's failure; they reject with what the connector
  * threw.
  */
 export class Cleaning<C> extends Room<C, Site<C>> {
   readonly #resets: boolean
-  /** For the next reset: to make one costs more than all the rest of a return. */
+  /** Made ahead for the next reset: an AbortController costs more than all the rest of a return. */
   #spare: AbortController | undefined
 
   constructor (site: Site<C>) {
@@ -33,12 +33,12 @@ export class Cleaning<C> extends Room<C, Site<C>> {
     this.#resets = site.backend.reset !== undefined && site.options.reset !== 'none'
   }
 
-  /** Where a return has nothing to do but look whether the connection is alive. */
+  /** Nothing has to be cleaned after a lease without transactions. */
   get isNeedless (): boolean {
     return !this.#resets && this.options.onRelease === undefined
   }
 
-  /** A lease has ended. @param transactions those that it had */
+  /** A lease has ended. @param transactions the transactions of the lease, if it had any */
   begin (entry: Entry<C>, holder: HolderLabel | undefined, transactions: LeaseTransactions<C> | undefined): void {
     const undoing = transactions?.abandon()
     if (undoing !== undefined) return this.wait(entry, undoing.then(() => this.#tidy(entry, holder)))
@@ -50,24 +50,24 @@ export class Cleaning<C> extends Room<C, Site<C>> {
 
   /** Runs `onRelease`, then the reset: undefined where neither waits. */
   #tidy (entry: Entry<C>, holder: HolderLabel | undefined): Promise<Error | undefined> | undefined {
-    // Else a rollback came back late, and the connection is gone.
+    // In another state, the rollback came back late and the connection is gone.
     if (entry.state !== RESETTING) return undefined
     const hook = this.site.hooks.call('onRelease', entry, { holder })
     return hook?.then((failed) => failed ?? this.reset(entry)) ?? this.reset(entry)
   }
 
-  /** Starts the connector's reset: undefined when the connection is clean already. Never throws. */
+  /** Starts the connector's reset; undefined: the connection is clean already. Never throws. */
   reset (entry: Entry<C>): Promise<Error | undefined> | undefined {
     if (!this.#resets || entry.state !== RESETTING) return undefined
     try {
-      // Only for a reset that takes a signal; one that was not needed is there for the next.
+      // A signal only for a reset that takes one. Where the reset was not needed, the next one gets the same signal.
       const controller = this.backend.reset!.length < 2 ? undefined : (this.#spare ??= new AbortController())
       const resetting = () => this.backend.reset!(entry.connection, controller?.signal as AbortSignal)
       const reset = asPromise(this.events.runWithoutCopy(resetting))
       if (reset === undefined) return undefined
       this.#spare = undefined
       if (controller !== undefined) this.work.own(entry).controller = controller
-      // A session reset undoes what `onConnect` had set, so it is set again before the next loan.
+      // A session reset undoes what `onConnect` has set, so `onConnect` runs again before the next loan.
       const again = this.options.reset === 'session' && this.options.onConnect !== undefined
       return reset.then(() => again && entry.state === RESETTING ? this.site.hooks.call('onConnect', entry) : undefined)
     } catch (error) {
@@ -75,20 +75,20 @@ export class Cleaning<C> extends Room<C, Site<C>> {
     }
   }
 
-  /** The connection was prepared for somebody who has left. */
+  /** The connection was prepared for a caller that has left, so it must not go to another one as it is. */
   again (entry: Entry<C>): void {
     this.entries.move(entry, RESETTING)
     this.wait(entry, this.reset(entry))
   }
 
-  /** Waits, not for ever, until a connection is clean, and offers it. A failure destroys it. */
+  /** Offers the connection when it is clean; destroys it where cleaning fails or is past the deadline. */
   wait (entry: Entry<C>, cleaning: Promise<Error | undefined> | undefined): void {
     this.entries.move(entry, RESETTING)
     if (cleaning === undefined) return this.site.offer(entry)
     this.work.begin(entry, this.time.read() + this.options.resetTimeout)
     cleaning.then((failed) => {
       if (entry.state !== RESETTING) return
-      // A hook's own error was reported where it happened.
+      // The hook's failure was reported where it happened.
       if (failed !== undefined) return this.site.destroy(entry, 'error', failed)
       this.work.finish(entry)
       this.site.offer(entry)

@@ -20,17 +20,17 @@ export interface Site<C> extends Parts<C> {
   destroy (entry: Entry<C>, reason: DestroyReason): void
 }
 
-/** The way of a pool to its end. */
+/** Drains and closes the engine. */
 export class Closing<C> extends Room<C, Site<C>> {
   phase: Phase = 'open'
   #closed: Promise<void> | undefined
-  /** How the pool closed; undefined: it has not. */
+  /** What the event `close` tells; undefined: the engine has not closed. */
   end: Omit<PoolEvents['close'], 'pool' | 'time'> | undefined
-  /** Connections that had been destroyed when the pool began to drain. */
+  /** How many connections had been destroyed when the drain began. */
   #destroyedBefore = 0
-  /** Those who wait until nobody waits for a connection and none is used. */
+  /** Resolved when nobody waits for a connection and none is used. */
   #quiet: Array<() => void> = []
-  /** Those who wait until there is no connection. */
+  /** Resolved when there is no connection. */
   #empty: Array<() => void> = []
 
   /** `close` was called. */
@@ -59,7 +59,7 @@ export class Closing<C> extends Room<C, Site<C>> {
     if (!isDeadline(timeout)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
     if (this.#closed !== undefined) return this.#closed
     let settle: (closed: Promise<void>) => void = () => {}
-    // First of all: what listeners do meanwhile is done to a pool that closes.
+    // Set before anything else: whatever listeners do from now on, they do to a pool that closes.
     this.#closed = new Promise((resolve) => { settle = resolve })
     this.site.phaseChanged()
     settle(this.events.run(() => this.#shut(timeout)))
@@ -82,15 +82,15 @@ export class Closing<C> extends Room<C, Site<C>> {
     const emptied = new Promise<void>((resolve) => { this.#empty.push(resolve) })
     this.settle()
     await Promise.race([emptied, deadline.over])
-    // What connections share gets its chance even where they took all the time.
+    // What the connections share has at least 100 ms, even where the connections took all the time.
     await this.#closeShared(Math.max(100, began + timeout - this.time.read()))
     deadline.cancel()
-    // Whatever has not come back by now is late, and its answer still has an owner.
+    // Creates and destroys that have not come back are late: their answers are still handled.
     for (const entry of this.entries) if (entry.state !== LATE) this.entries.move(entry, LATE)
     const destroyed = this.books.destroyedTotal - this.#destroyedBefore
     this.end = { took: this.time.read(true) - began, destroyed, holders }
     if (this.events.heard.close) this.events.emit('close', this.end)
-    // Whoever still sleeps (a transaction waits for its turn) finds its lease ended.
+    // A transaction that waits for its turn wakes up and finds its lease ended.
     this.time.end()
     this.events.clear()
   }
@@ -102,9 +102,9 @@ export class Closing<C> extends Room<C, Site<C>> {
     waiting.turnAllAway(() => waiting.closedError)
     supply.cancel(0, 'closed')
     for (const entry of this.entries) {
-      // The connection is there, and `onConnect` is what takes so long.
+      // The connection was delivered, and `onConnect` is still running.
       if (entry.state === CREATING && entry.creation!.delivered) this.entries.move(entry, VALIDATING)
-      // One that was evicted goes on until now.
+      // Also creates that `evict` has marked, which `cancel` leaves alone.
       if (entry.state === CREATING) this.work.abort(entry, why)
       if (!entry.isHere) continue
       const prepared = entry.operation?.prepared
@@ -125,14 +125,14 @@ export class Closing<C> extends Room<C, Site<C>> {
     last.cancel()
   }
 
-  /** Nothing is kept any more but for those who wait. */
+  /** Destroys idle connections, and cancels creates that nobody waits for. */
   closeIdle (): void {
     const { entries: { idle }, supply } = this.site
     for (let entry = idle.at(-1); entry !== undefined; entry = idle.at(-1)) this.site.destroy(entry, 'closed')
     supply.cancel(this.line.size, 'closed')
   }
 
-  /** Wakes those who wait for the pool as a whole. */
+  /** Resolves `drain()` and `close()` where they are due. */
   settle (): void {
     if (this.#quiet.length > 0 && this.entries.used === 0 && this.line.size === 0) {
       for (const resolve of this.#quiet.splice(0)) resolve()

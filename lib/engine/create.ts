@@ -7,13 +7,13 @@ import type { Hooks } from './hooks.js'
 import { wrap, type Site as HostSite } from './host.js'
 import { Room } from './room.js'
 
-/** What the making of connections asks of the engine. */
+/** What the creator asks of the engine. */
 export interface Site<C> extends HostSite<C> {
   readonly hooks: Hooks<C>
   readonly checks: Checks<C>
   /** The driver tells of a connection's death. */
   died (entry: Entry<C>, cause: Error | undefined): void
-  /** The connection is ready: for whoever waits, or idle. */
+  /** The connection is ready: for the first in line, else it becomes idle. */
   offer (entry: Entry<C>): void
   destroy (entry: Entry<C>, reason: NonNullable<Creation['unwanted']>, error?: Error): void
   /** Destroys a connection that came after its deadline. */
@@ -22,19 +22,19 @@ export interface Site<C> extends HostSite<C> {
   pump (): void
 }
 
-/** What the making of connections tells. */
+/** Whom the creator tells of its results. */
 export interface Told {
   /** A connection was made, and has been offered. */
   made (): void
-  /** @param cause as it was thrown; `error` is its scrubbed copy */
+  /** @param cause what was thrown. @param error its scrubbed copy */
   failed (cause: unknown, error: Error): void
 }
 
-/** Makes connections. A create belongs to the pool: no caller's end ends it. */
+/** Creates connections. A create belongs to the pool: it goes on when the caller that it began for has left. */
 export class Creator<C> extends Room<C, Site<C>> {
   readonly #told: Told
   readonly circuit: Circuit
-  /** As the listeners know it. */
+  /** The state of the circuit that listeners know. */
   #circuitTold: CircuitState = 'closed'
   readonly backoff: Backoff
   /** Why the last create failed; undefined: it did not. */
@@ -54,8 +54,8 @@ export class Creator<C> extends Room<C, Site<C>> {
     const creation = (entry.creation = new Creation(now, this.backoff.failures))
     this.entries.add(entry)
     const { signal } = this.work.begin(entry, now + this.options.connectTimeout)
-    // While creates fail, each start puts off the next one: a hung create holds up nobody, and no burst follows a
-    // failure.
+    // While creates fail, each start puts off the next one. So a hung create does not stop the others, and no burst
+    // follows a failure.
     if (this.backoff.failures > 0) this.backoff.pause(now)
     this.circuit.begin()
     this.events.run(() => this.#make(entry, creation, signal))
@@ -74,17 +74,18 @@ export class Creator<C> extends Room<C, Site<C>> {
       if (creation.unwanted === undefined) {
         const failed = await hooks.call('onConnect', entry)
         if (failed !== undefined) return this.#notMade(entry, creation, failed, failed)
-        // Else its deadline passed while `onConnect` ran.
+        // In another state, the deadline passed while `onConnect` ran.
         if (entry.state === CREATING) entry.face = wrap(site, entry, entry.connection)
       }
-      // A failure, so that a server which hangs up on everybody is not called without a pause.
+      // A connection that is dead at once is a failure: else a server that hangs up on everybody would be called
+      // without a pause.
       if (entry.state === CREATING && site.checks.isDead(entry)) {
         throw entry.broken ?? new Error('the connection was dead at once')
       }
     } catch (error) {
       return this.#notMade(entry, creation, error)
     }
-    // Else its deadline passed while `onConnect` ran.
+    // In another state, the deadline passed while `onConnect` ran.
     if (entry.state === CREATING) this.#made(entry, creation)
   }
 
@@ -98,7 +99,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.lastFailure = undefined
     this.circuit.succeeded()
     const { maxLifetime } = this.options
-    // Up to a tenth less: connections that were made together do not end together.
+    // Up to a tenth less, so that connections that were made together do not end together.
     if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.time.random())))
     this.entries.move(entry, VALIDATING)
     if (this.events.heard.connect) this.events.emit('connect', { id: entry.id, took })
@@ -112,7 +113,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.site.pump()
   }
 
-  /** @param reported the scrubbed copy of the cause, where listeners know it already */
+  /** @param reported the scrubbed copy of the cause, where it was reported already */
   #notMade (entry: Entry<C>, creation: Creation, cause: unknown, reported?: Error): void {
     const { state } = entry
     const { delivered, unwanted } = creation
@@ -134,7 +135,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.work.abort(entry, error)
     this.work.finish(entry)
     if (delivered) {
-      // The connection is there, and `onConnect` is what takes so long.
+      // The connection was delivered, and `onConnect` is still running.
       this.entries.move(entry, VALIDATING)
       if (unwanted === undefined) this.#failed(creation, error)
       return this.site.destroy(entry, unwanted ?? 'error', error)
@@ -149,7 +150,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     return this.#tell(cause, reported)
   }
 
-  /** The signal has aborted: a connector that heeds it says in this turn why it took so long, or never. */
+  /** The signal has aborted: a connector that heeds it rejects in this turn, and says why the create took so long. */
   #failedLate (creation: Creation, error: Error): void {
     this.#count(creation)
     this.lastFailure = error
@@ -157,7 +158,7 @@ export class Creator<C> extends Room<C, Site<C>> {
       creation.explain = undefined
       this.#tell(cause === undefined || cause === error ? error : new Error(error.message, { cause }))
     }
-    // Behind all promises that are about to settle now.
+    // After all promises that are about to settle now.
     queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
   }
 
@@ -167,7 +168,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.backoff.failed(failures, this.time.read())
   }
 
-  /** After `#count`: what listeners do must not begin another create at once. */
+  /** Called after `#count`: listeners that acquire must not begin another create at once. */
   #tell (cause: unknown, reported?: Error): Error {
     const error = reported ?? this.events.report(cause, 'create')
     this.lastFailure = error

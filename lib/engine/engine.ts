@@ -34,17 +34,17 @@ import { Waiting } from './waiting.js'
 //     |                    |
 //     +-------> GONE <-----+
 //
-// The engine knows policy: who gets a connection, and whether it may be lent again. Each other room is asked by it, and
-// asks of it what the interface `Site` at its top says. Promises: design.md, section 7.
+// The engine decides who gets a connection, and whether it may be lent again. Each other room has a task of its own;
+// what it asks of the engine, the interface `Site` at the top of its file says.
 
-// The gate: a bit for each reason why an idle connection is not lent the short way.
-/** Somebody waits. */
+// The gate has a bit for each reason why an idle connection can't be lent the short way.
+/** The line is not empty. */
 const WAITED = 1
 const SUSPENDED = 2
 const CLOSED = 4
 /** `onAcquire` runs before a loan. */
 const PREPARED = 8
-/** No tick is due: the coarse clock stands still. */
+/** There are no periodic ticks, so the coarse clock stands still. */
 const ASLEEP = 16
 /** Somebody listens to `acquire` or `release`. */
 const HEARD = 32
@@ -56,7 +56,7 @@ const HINDERED = 128
 const WATCHED = 256
 /** The pool drains, or closes: nothing is kept. */
 const DRAINING = 512
-/** The pool is closed: nobody is served any more. */
+/** The pool is closed: callers that wait are not served any more. */
 const ENDED = 1024
 
 /** How many leases of a tick are timed exactly. */
@@ -82,10 +82,10 @@ export class Engine<C> implements Parts<C> {
   readonly upkeep: Upkeep<C>
   readonly closing: Closing<C>
   readonly report: Report<C>
-  /** The reasons of now against the short way to a loan. 0: there is none. */
+  /** The bits that are set now. 0: an idle connection is lent the short way. */
   #gate = ASLEEP
   readonly #idle: Array<Entry<C>>
-  /** A return has nothing to do but look whether the connection is alive. */
+  /** After a lease without transactions, a connection only has to be alive to be lent again. */
   readonly #returnsAsItIs: boolean
   readonly #validateAfter: number
   readonly #maxUses: number
@@ -94,7 +94,7 @@ export class Engine<C> implements Parts<C> {
   /** There may be more connections than `max`. */
   #shrunk = false
 
-  /** @param owner who has several engines behind one name */
+  /** @param owner where several engines are behind one name */
   constructor (backend: Connector<C>, options: Settings<C>, clock: Clock, owner?: Owner) {
     this.name = options.name
     this.options = options
@@ -136,7 +136,7 @@ export class Engine<C> implements Parts<C> {
 
   // --- Taking --------------------------------------------------------------------------------------------------------
 
-  /** @param since when the caller began to wait, where that was elsewhere */
+  /** @param since when the caller began to wait, where that was at another engine */
   acquire (options?: AcquireOptions, since?: number): Promise<Lease<C>> {
     if (options?.timeout !== undefined && !isDeadline(options.timeout)) {
       return Promise.reject(badOption('timeout', options.timeout, 'milliseconds, at least 1'))
@@ -152,7 +152,7 @@ export class Engine<C> implements Parts<C> {
     return new Promise((resolve, reject) => { this.waiting.join(options, since, resolve, reject) })
   }
 
-  /** Lends an idle connection, or returns null. The fast path: no promise, no clock, no timer. */
+  /** Lends an idle connection, or returns null. This is the fast path: it reads no clock and sets no timer. */
   take (holder: HolderLabel | undefined): Lease<C> | null {
     if (this.#gate !== 0) return this.#takeTheLongWay(holder)
     const entry = this.#idle[this.#idle.length - 1]
@@ -175,8 +175,8 @@ export class Engine<C> implements Parts<C> {
   /** As `take`, where a look at the connection, a hook or a listener comes before the loan. */
   #takeTheLongWay (holder: HolderLabel | undefined): Lease<C> | null {
     while (true) {
-      // Those who wait come first, even before a connection that became idle this moment. Asked each time: listeners
-      // may change it.
+      // Callers that wait come first, also where a connection has just become idle. Asked in each round, since
+      // listeners may have changed it.
       if ((this.#gate & (WAITED | SUSPENDED | CLOSED)) !== 0 || this.#idle.length === 0 || this.hooks.waits) return null
       const entry = this.#idle.at(-1)!
       this.wake()
@@ -202,12 +202,13 @@ export class Engine<C> implements Parts<C> {
       throw error
     }
     if (preparation === undefined) return this.lend(entry, holder, 0)
-    // The first promise of this hook. Nobody waits for it: the connection is made clean, and the caller comes again.
+    // The hook returned its first promise. This caller can't wait for it here: the connection is cleaned, and the
+    // caller gets null.
     this.cleaning.wait(entry, preparation.then(() => this.cleaning.reset(entry), failed))
     return null
   }
 
-  /** As `#lend`, with all that the gate says. @param wait how long the borrower has waited, in ms */
+  /** As `#lend`, with what the gate asks for. @param wait how long the borrower has waited, in ms */
   lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C> {
     const lease = this.#lend(entry, holder)
     if ((this.#gate & (SAMPLED | HEARD | WATCHED)) !== 0) this.#tellLoan(lease, entry, wait)
@@ -241,10 +242,10 @@ export class Engine<C> implements Parts<C> {
     this.destroy(entry, reason, error && this.events.scrub(error))
   }
 
-  /** The pool itself ends a lease. @param failed what is to be reported */
+  /** The pool itself ends a lease. @param failed the failure to report */
   revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void {
     entry.revokedAfter = this.time.read() - entry.takenAt
-    // Before the report: who listens to it may end the lease, too.
+    // Before the report, since a listener may end the lease, too.
     this.#endLease(entry)
     this.destroy(entry, reason, failed && this.events.report(failed.error, failed.phase))
   }
@@ -290,10 +291,10 @@ export class Engine<C> implements Parts<C> {
   // --- Offering ------------------------------------------------------------------------------------------------------
 
   /**
-   * A connection is ready: for the first in line, else it is idle.
+   * A connection is ready: the first in line gets it, else it becomes idle.
    *
-   * @param alive it was seen alive this moment
-   * @param since when it was used last, where nobody has used it meanwhile: then its idle time goes on
+   * @param alive it was just seen alive
+   * @param since when it was used last, where it was only checked since: then its idle time goes on
    */
   offer (entry: Entry<C>, alive = false, since?: number): void {
     const reason = this.#unfit(entry, alive)
@@ -305,7 +306,7 @@ export class Engine<C> implements Parts<C> {
     if (this.supply.isAwaited) this.supply.settleOpeners()
   }
 
-  /** Whether a connection that is ready does not become idle. */
+  /** Whether a connection that is ready was lent or destroyed; else it becomes idle. */
   #isTaken (entry: Entry<C>): boolean {
     const isCalled = this.line.size > 0 && !this.isHalted
     const isKept = isCalled || (this.#gate & DRAINING) === 0
@@ -320,18 +321,18 @@ export class Engine<C> implements Parts<C> {
     return true
   }
 
-  /** Idle for so long that it must answer before it is lent. */
+  /** Whether a connection was idle for so long that it must answer before it is lent. */
   #isStale (entry: Entry<C>): boolean {
     return this.time.now - entry.freshAt >= this.#validateAfter
   }
 
-  /** Why a connection may not be lent, if so. @param alive it was seen alive this moment */
+  /** Why a connection may not be lent; undefined: it may. @param alive it was just seen alive */
   #unfit (entry: Entry<C>, alive = false): DestroyReason | undefined {
     if (entry.doomed !== undefined) return entry.doomed
     if (entry.uses >= this.#maxUses) return 'uses'
     if (entry.expiresAt !== 0 && entry.expiresAt <= this.time.now) return 'lifetime'
     if (this.#shrunk) {
-      // Creates and closes count against `max` too, but only connections that are here can be too many.
+      // Creates and closes count against `max` too, but only connections that are here can be given up.
       this.#shrunk = this.entries.here > this.entries.max
       if (this.#shrunk) return 'idle'
     }
@@ -342,27 +343,27 @@ export class Engine<C> implements Parts<C> {
     return (this.#gate & HINDERED) !== 0 && this.checks.isHindered(entry)
   }
 
-  /** The heart: after every change, brings connections to those who wait, and starts the creates that are needed. */
+  /** Called after every change: serves the line with idle connections, and starts the creates that are needed. */
   pump (): void {
     const { entries, line, supply, waiting, work } = this
     if (line.size > 0 && supply.isHopeless) waiting.turnAllAway(() => supply.circuitError)
-    // Unless it is met again: who waits may do so for something else by now.
+    // The obstacle may be gone, and callers wait for something else: it is set again where it is met again.
     this.checks.obstacle = undefined
-    // Asked each time: hooks and listeners may change it.
+    // Asked in each round, since hooks and listeners may have changed it.
     while (this.#idle.length > 0 && line.size > work.awaited && !this.isHalted) {
       if (!this.#bring(this.#idle.at(-1)!)) break
     }
     if (entries.total < entries.max) supply.feed()
   }
 
-  /** Brings an idle connection to the first in line. False: something is in the way of all. */
+  /** Serves the first in line with an idle connection. False: an obstacle hinders all loans. */
   #bring (entry: Entry<C>): boolean {
     this.entries.move(entry, VALIDATING)
     const reason = this.#unfit(entry)
     if (reason !== undefined) this.destroy(entry, reason, entry.broken)
     else if (this.owner?.mustYield() === true) this.destroy(entry, 'idle')
     else if (this.#isHindered(entry)) {
-      // Nobody has used it, or seen it alive: its times go on.
+      // It was not used, and not seen alive: its times go on.
       this.entries.rest(entry, entry.idleSince)
       return false
     } else if (this.#isStale(entry)) this.checks.validate(entry, true)
@@ -370,17 +371,17 @@ export class Engine<C> implements Parts<C> {
     return true
   }
 
-  /** Nothing is lent to those who wait. */
+  /** Callers that wait are not served, and nothing is created. */
   get isHalted (): boolean {
     return (this.#gate & (SUSPENDED | ENDED)) !== 0
   }
 
   // --- Ending connections --------------------------------------------------------------------------------------------
 
-  /** Ends a connection that is here, or that was delivered. Nothing may wait for it; it counts until it is gone. */
+  /** Destroys a connection that is here or was delivered. It counts against `max` until it is gone or late. */
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
     const { books, events, hooks, time, work } = this
-    // A borrower may wait for its transaction, and the driver may never answer any more.
+    // A borrower may be waiting for its transaction, and the driver may never answer.
     if (entry.operation?.phase !== undefined) work.abort(entry, 'the connection is destroyed')
     work.finish(entry)
     this.entries.move(entry, CLOSING)
@@ -395,11 +396,11 @@ export class Engine<C> implements Parts<C> {
     hooks.call('onDisconnect', entry, { reason })
     this.#end(entry, reason)
     this.closing.settle()
-    // However long it takes to close: there may be room for another one already.
+    // The destroy may take long, but a connection less in use may already allow a create.
     this.pump()
   }
 
-  /** A connection came after its deadline: nobody was told of it, so it goes without an event. */
+  /** Destroys a connection that was delivered after its deadline. No event told of it, so none tells of its end. */
   destroyLate (entry: Entry<C>): void {
     this.books.destroyed.released++
     this.#end(entry, 'released')
@@ -428,7 +429,7 @@ export class Engine<C> implements Parts<C> {
   /** The driver tells of a connection's death. */
   died (entry: Entry<C>, cause: Error | undefined): void {
     if (entry.broken !== undefined || entry.state >= CLOSING) return
-    // First of all: nobody gets it, whatever listeners do.
+    // Set before the report, so that listeners that acquire do not get this connection.
     entry.broken = new Error('the connection was closed')
     if (cause !== undefined) entry.broken = this.events.report(cause, 'death')
     if (entry.state === IDLE) this.destroy(entry, 'error', entry.broken)
@@ -440,7 +441,7 @@ export class Engine<C> implements Parts<C> {
     return (this.#gate & SUSPENDED) !== 0
   }
 
-  /** For `Closing`. */
+  /** `Closing` has moved on. */
   phaseChanged (): void {
     const { phase, isClosed } = this.closing
     this.#setGate(DRAINING, phase !== 'open')
@@ -448,12 +449,12 @@ export class Engine<C> implements Parts<C> {
     this.#setGate(CLOSED, isClosed)
   }
 
-  /** For `Waiting`. */
+  /** The line has become empty, or is not empty any more. */
   lineChanged (): void {
     this.#setGate(WAITED, this.line.size > 0)
   }
 
-  /** The coarse clock ticks from now on. */
+  /** Starts the periodic ticks, which move the coarse clock. */
   wake (): void {
     if ((this.#gate & ASLEEP) === 0) return
     this.#setGate(ASLEEP, false)
@@ -461,12 +462,12 @@ export class Engine<C> implements Parts<C> {
     this.time.arm(this.time.read() + TICK)
   }
 
-  /** For `Upkeep`. */
+  /** The periodic ticks have stopped. */
   fallAsleep (): void {
     this.#setGate(ASLEEP, true)
   }
 
-  /** For `Upkeep`. */
+  /** The next leases are timed exactly. */
   sample (): void {
     this.#samples = SAMPLES
     this.#setGate(SAMPLED, true)
@@ -484,7 +485,7 @@ export class Engine<C> implements Parts<C> {
       entry.doomed = 'stale'
       entry.goodUntil = 0
     }
-    // All were marked first: what listeners do meanwhile gets none that is still to go.
+    // All were marked first, so that listeners that acquire get none of them.
     for (const entry of [...this.#idle]) if (entry.state === IDLE) this.destroy(entry, 'stale')
     this.pump()
   }
@@ -502,10 +503,10 @@ export class Engine<C> implements Parts<C> {
     entries.min = min
     entries.max = max
     this.#shrunk = true
-    // Creates first: what is there already is worth more.
+    // Creates are given up first: connections that are here are worth more.
     supply.cancel(Math.max(0, max - entries.here), 'idle')
     while (entries.here > max && this.shed()) { /* One at a time. */ }
-    // With another `min`, other connections may idle out.
+    // With another `min`, other connections may idle out: a tick must look at them.
     if (!this.closing.isClosed) this.wake()
     supply.settleOpeners()
     this.pump()
@@ -524,7 +525,7 @@ export class Engine<C> implements Parts<C> {
 
   resume (): void {
     this.#setGate(SUSPENDED, false)
-    // How long it stood still is not its pace.
+    // The time for which the line stood still says nothing about its pace.
     this.waiting.pace.begin(this.time.read())
     this.pump()
   }

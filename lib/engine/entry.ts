@@ -3,19 +3,19 @@ import type { HolderLabel } from '../../types/pool.js'
 import type { Waiter } from './line.js'
 import type { Commit, LeaseTransactions, Phase } from './transaction.js'
 
-// The states of a connection. Its entry is in exactly one.
+// The states of a connection. An entry is in exactly one.
 export const CREATING = 0
 /** In the idle list. */
 export const IDLE = 1
 export const LENT = 2
 /** `onAcquire` runs on it. */
 export const PREPARING = 3
-/** It is asked whether it is alive: for somebody who waits, to keep it alive, or for `health()`. */
+/** The pool asks whether it may be lent: a look at it, or a round trip to the server. */
 export const VALIDATING = 4
-/** Its lease has ended, and it is made clean for the next one. */
+/** The lease has ended, and the connection is made clean for the next one. */
 export const RESETTING = 5
 export const CLOSING = 6
-/** Its create or destroy is past the deadline: it does not count against `max`, and its late answer has an owner. */
+/** The create or destroy is past its deadline: it does not count against `max`; its late answer is still handled. */
 export const LATE = 7
 export const GONE = 8
 
@@ -23,7 +23,7 @@ export type State =
   | typeof CREATING | typeof IDLE | typeof LENT | typeof PREPARING | typeof VALIDATING | typeof RESETTING
   | typeof CLOSING | typeof LATE | typeof GONE
 
-/** What is under way on a connection that is not at rest: it has a deadline, and a room of the engine that owns it. */
+/** What is under way on a connection. It has a deadline; which room of the engine owns it, the state says. */
 export class Operation<C> {
   /** What the connector does to a transaction of the lease that is out. */
   phase: Phase | undefined
@@ -32,7 +32,7 @@ export class Operation<C> {
   awaited = false
   /** The acquire that waits while `onAcquire` prepares this connection. */
   prepared: Waiter<C> | undefined
-  /** Of the phase 'commit'. */
+  /** Set in the phase 'commit'. */
   commit: Commit | undefined
   controller: AbortController | undefined
 
@@ -41,7 +41,7 @@ export class Operation<C> {
   }
 }
 
-/** What is known of a connection until it is made. */
+/** What is known of a connection while it is created. */
 export class Creation {
   /** `create` has delivered the connection. */
   delivered = false
@@ -49,10 +49,10 @@ export class Creation {
    * Set from the deadline until the failure is reported: called once, with the connector's own reason if it gives one.
    */
   explain: ((cause: unknown) => void) | undefined
-  /** Why the connection will not be kept. */
+  /** Why the connection will not be kept; undefined: it will. */
   unwanted: DestroyReason | undefined
 
-  /** @param failures how many creates in a row had failed when it began */
+  /** @param failures how many rounds of creates had failed when it began */
   constructor (readonly began: number, readonly failures: number) {}
 }
 
@@ -64,76 +64,76 @@ export class Watch {
 
   constructor (readonly stack: string | undefined) {}
 
-  /** What events tell of it. */
+  /** What the events `leak` and `unleak` tell. */
   get told (): { readonly stack?: string } {
     return this.stack === undefined ? {} : { stack: this.stack }
   }
 }
 
 /**
- * The pool's record of one connection. There may be thousands: what only some of them need for a while is in objects of
- * its own, and times are whole ms but for `takenAt`.
+ * The pool's record of one connection. There may be thousands: what only some need for a while is in objects of its
+ * own, and times are whole ms (V8 stores them without an allocation), except `takenAt`.
  */
 export class Entry<C> {
   connection: C = undefined as C
   /** What borrowers get: the connection, or what `wrap` made of it. */
   face: C = undefined as C
-  /** Only `Entries` changes it. */
+  /** Changed by `Entries`, and by the engine between two states that share a counter. */
   state: State = CREATING
   /**
-   * Counts the beginnings and the ends of leases. A lease knows its turn, so one that has ended can't touch a later
-   * one.
+   * Counts the begins and ends of leases. A lease keeps the turn of its begin, so a lease that has ended can do nothing
+   * to a later one.
    */
   turn = 0
   holder: HolderLabel | undefined
   takenAt = 0
-  /** Whether `takenAt` is exact. */
+  /** `takenAt` is exact, and not read from the coarse clock. */
   timed = false
-  /** Of the lease that is out, from its first transaction on. */
+  /** The transactions of the lease that is out, from the first one on. */
   transactions: LeaseTransactions<C> | undefined
   watch: Watch | undefined
-  /** Called when the lease that is out ends, by whomever. */
+  /** Called when the lease that is out ends: set by `onEnd`. */
   onEnd: (() => void) | undefined
   idleSince = 0
-  /** When it was last known to be alive. */
+  /** When the connection was last known to be alive. */
   freshAt = 0
-  /** 0: never. */
+  /** When `maxLifetime` is over; 0: never. */
   expiresAt = 0
-  /** An idle connection may be lent without a further look until then. */
+  /** Until then an idle connection may be lent without a further check; 0: not at all. */
   goodUntil = 0
   operation: Operation<C> | undefined
   creation: Creation | undefined
-  /** The pool's own reason against lending it again. */
+  /** Why the pool will not lend it again. */
   doomed: DestroyReason | undefined
-  /** What it died of. */
+  /** Why the connection is dead. */
   broken: Error | undefined
-  /** How long the lease was held that the pool itself ended, in ms: the connection's last one. */
+  /** How long the last lease was held, in ms, where the pool itself ended it. */
   revokedAfter = 0
 
   constructor (readonly id: number, public createdAt: number) {}
 
-  /** It is made and not closed: these states share one counter, so a loan changes no count. */
+  /** The connection was made and is not closed. These states share one counter, so a loan changes no count. */
   get isHere (): boolean {
     return this.state >= IDLE && this.state <= RESETTING
   }
 
-  /** How many times it was lent. */
+  /** How many times the connection was lent. */
   get uses (): number {
     return (this.turn + 1) >> 1
   }
 }
 
-/** The connections of one pool: knows their states, and nothing of policy. */
+/** The connections of one pool and their states. It knows no policy. */
 export class Entries<C> {
-  /** So many are kept when nobody waits. */
+  /** The number of connections to keep when nobody waits. */
   min: number
-  /** `creating + here + closing` is never more, but for connections that were there when `max` became smaller. */
+  /** The most that `total` may be. It is more only after `max` was made smaller, until enough have gone. */
   max: number
   readonly #all = new Set<Entry<C>>()
-  /** The last is the next to be lent; those at the front are left to idle out. */
+  /** The last is lent next, so those at the front idle out. */
   readonly idle: Array<Entry<C>> = []
   creating = 0
-  /** Idle, lent, or on the way between the two. */
+  /** Idle, lent, or between the two. */
   here = 0
   closing = 0
   late = 0
@@ -153,7 +153,7 @@ export class Entries<C> {
     return this.here - this.idle.length
   }
 
-  /** Creates whose connection will be kept. */
+  /** How many creates there are whose connection will be kept. */
   get coming (): number {
     return this.creating - this.#unwanted
   }
@@ -168,7 +168,7 @@ export class Entries<C> {
     this.creating++
   }
 
-  /** Any change of state but to `IDLE`. */
+  /** Changes the state, except to `IDLE`, which is `rest`. */
   move (entry: Entry<C>, state: Exclude<State, typeof CREATING | typeof IDLE>): void {
     if (entry.state === IDLE) this.#leaveIdle(entry)
     if (entry.state === CREATING && entry.creation!.unwanted !== undefined) this.#unwanted--
@@ -179,9 +179,9 @@ export class Entries<C> {
   }
 
   /**
-   * A connection that is here becomes idle.
+   * Makes a connection idle.
    *
-   * @param since when it was used last, where nobody has used it meanwhile: then it keeps its place among the idle
+   * @param since when it was used last, where it was only checked since: then it keeps its place among the idle
    */
   rest (entry: Entry<C>, now: number, since?: number): void {
     entry.state = IDLE
@@ -190,7 +190,7 @@ export class Entries<C> {
     else this.idle.splice(this.idle.filter(({ idleSince }) => idleSince <= since).length, 0, entry)
   }
 
-  /** Nobody needs the connection that is being created: it will not be kept. */
+  /** Marks a create: its connection will be destroyed when it comes. */
   unwant (entry: Entry<C>, reason: DestroyReason): void {
     entry.creation!.unwanted = reason
     this.#unwanted++

@@ -11,20 +11,20 @@ type Own = (event: never) => unknown
 
 const newContext = () => new AsyncResource('FASTIFY_POOL')
 
-/** Events, and the async context in which foreign code runs: connector, hooks, listeners and timers. */
+/** The events of a pool, and the async context in which foreign code runs: connector, hooks, listeners, timers. */
 export class Events {
   readonly #pool: string
   readonly #target: string | undefined
   readonly #secrets: () => readonly string[]
   readonly #changed: () => void
-  /** Of no caller: whoever sets off a call must not be seen in what it calls. */
+  /** The context of no caller: foreign code must not see the one of whichever caller happened to set it off. */
   readonly #context = newContext()
   readonly #lists = new Map<PoolEventName, readonly Own[]>()
-  /** Whether somebody listens: ask before a payload is built. */
+  /** Which events have listeners: asked before a payload is built. */
   readonly heard = Object.fromEntries([...eventNames].map((name) => [name, false])) as Record<PoolEventName, boolean>
 
   /**
-   * @param target which of several targets all events are of; undefined: they say no target
+   * @param target the field `target` of all events; undefined: they have none
    * @param secrets what no error may show
    * @param changed called when somebody begins to listen, or listens no more
    */
@@ -37,13 +37,14 @@ export class Events {
     this.#changed = changed
   }
 
-  /** Each call has a new copy of the context: what foreign code stores there (`enterWith`) would stay in it. */
+  /** Each call runs in a new copy of the context, since foreign code may change it (`enterWith`). */
   run<T> (fn: () => T): T {
     return this.#context.runInAsyncScope(newContext).runInAsyncScope(fn)
   }
 
   /**
-   * As `run`, without a copy: for the one call on the way of every return, where a copy costs more than all the rest.
+   * As `run`, without a copy of the context: for the reset, which is called at every return. A copy would cost more
+   * than the rest of the return.
    */
   runWithoutCopy<T> (fn: () => T): T {
     return this.#context.runInAsyncScope(fn)
@@ -55,7 +56,7 @@ export class Events {
       ...details, pool: this.#pool, ...(target !== undefined && { target }), time: Date.now(),
     }) as unknown as never
     const failed = (error: unknown) => {
-      // What a listener of `error` throws can't go to the listeners of `error`.
+      // What a listener of `error` throws must not go to the listeners of `error`.
       if (name === 'error') process.emitWarning(this.scrub(error))
       else this.report(error, 'listener')
     }
@@ -68,7 +69,7 @@ export class Events {
     }
   }
 
-  /** Tells the listeners of `error` of what no caller is told. Returns the scrubbed copy. */
+  /** Reports a failure that no caller is told of to the listeners of `error`. Returns the scrubbed copy. */
   report (error: unknown, phase: ErrorPhase): Error {
     const copy = this.scrub(error)
     if (this.heard.error) this.emit('error', { error: copy, phase })
@@ -81,14 +82,14 @@ export class Events {
 
   /**
    * @returns its own undo
-   * @throws `FST_POOL_BAD_OPTIONS` for an event that there is not
+   * @throws `FST_POOL_BAD_OPTIONS` for an unknown event
    */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
     if (!eventNames.has(event)) throw badOption('event', event, `one of ${[...eventNames].join(', ')}`)
     if (typeof listener !== 'function') throw badOption('listener', listener, 'a function')
-    // A function of its own, so that the same listener may be added, and taken off, twice.
+    // A function of its own, so that the same listener can be added twice, and each undone by itself.
     const own: Own = (payload) => listener(payload)
-    // A new list each time: one that is being walked does not change.
+    // A new list each time, since `emit` may be walking the old one.
     this.#setList(event, [...this.#lists.get(event) ?? [], own])
     return () => { this.#setList(event, (this.#lists.get(event) ?? []).filter((other) => other !== own)) }
   }
@@ -104,13 +105,13 @@ export class Events {
   }
 }
 
-/** What foreign code returned, where it is a promise: perhaps one that keeps none of the rules. */
+/** A promise of what foreign code returned, where that is a promise of any kind; else undefined. */
 export function asPromise (value: unknown): Promise<unknown> | undefined {
   const then = typeof value === 'object' && value !== null ? (value as { then?: unknown }).then : undefined
   return typeof then === 'function' ? Promise.resolve(value) : undefined
 }
 
-/** Who holds or waits, as events tell it. */
+/** The field `holder` of an event; left out where there is none. */
 export function label (holder: HolderLabel | undefined): { readonly holder?: HolderLabel } {
   return holder === undefined ? {} : { holder }
 }

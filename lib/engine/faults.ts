@@ -1,7 +1,7 @@
 import type { AcquireSignal, Holder } from '../../types/pool.js'
 import { PoolError } from './errors.js'
 
-// From a situation to the error that tells of it: pure functions. Whoever throws the error also counts it.
+// Pure functions from a situation to the error that describes it. Whoever throws the error also counts it.
 
 /** A pool's numbers when something went wrong. */
 export interface Situation {
@@ -20,7 +20,8 @@ function numbers ({ max, used, idle, creating, pending }: Situation): string {
 }
 
 /**
- * Makes an error of the pool's own timer without a stack: the stack tells nothing, and costs eight times all the rest.
+ * Makes an error without a stack, for errors that the pool's timer throws: their stack tells nothing, and takes eight
+ * times as long as all the rest.
  */
 export function withoutStack<E extends Error> (make: () => E): E {
   const { stackTraceLimit } = Error
@@ -39,7 +40,7 @@ interface Detail {
   readonly holders: readonly Holder[]
 }
 
-/** An acquire's deadline passed. @param obstacle what is in the way of all loans */
+/** An acquire's deadline passed. @param obstacle what hinders all loans */
 export function timedOut (
   situation: Situation, timeout: number, obstacle: string | undefined, detail: Detail
 ): PoolError {
@@ -93,10 +94,11 @@ export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>
 }
 
 /**
- * A create failed while somebody waited for the pool to open: unlike a request's client, they are told what happened.
+ * A create failed while somebody waited for the pool to open. Whoever opens a pool starts an app: unlike a request's
+ * client, they are told the reason.
  */
 export function cannotOpen (name: string, cause: unknown, error: Error): PoolError {
-  // An option that only a connection could show to be wrong (what `wrap` or `url()` gives) is no outage.
+  // Some options show only with a connection that they are wrong (what `wrap` or `url()` returns): that is no outage.
   const code = cause instanceof PoolError ? cause.code : undefined
   if (code === 'FST_POOL_BAD_OPTIONS' || code === 'FST_POOL_MISSING_DRIVER') {
     return new PoolError(code, `pool '${name}': ${error.message}`, { cause: error })
@@ -109,7 +111,7 @@ export function resetFailed (name: string, cause: Error): PoolError {
     `the reset of a connection of pool '${name}' failed; the connection was destroyed`, { cause })
 }
 
-/** @param obstacle what is in the way of it */
+/** @param obstacle what hinders the begin */
 export function beginTimedOut (name: string, timeout: number, obstacle: string | undefined): PoolError {
   const why = obstacle === undefined ? '' : `in the way is ${obstacle}; `
   return new PoolError('FST_POOL_ACQUIRE_TIMEOUT',

@@ -3,11 +3,11 @@ import type { Entry } from './entry.js'
 import { asPromise, type Events } from './events.js'
 import type { Settings } from './settings.js'
 
-/** Calls the app's hooks. What they throw is reported where it happens. */
+/** Calls the app's hooks. */
 export class Hooks<C> {
   readonly #options: Settings<C>
   readonly #events: Events
-  /** `onAcquire` returns promises: then an acquire takes the way that can wait. */
+  /** `onAcquire` returns promises: then every acquire goes through the line. */
   waits: boolean
 
   constructor (options: Settings<C>, events: Events) {
@@ -17,8 +17,9 @@ export class Hooks<C> {
   }
 
   /**
-   * Never throws, never rejects. Undefined: the hook is done, or there is none. Else resolves to undefined, or to the
-   * report of its failure.
+   * Calls a hook, and reports its failure. Never throws, never rejects.
+   *
+   * @returns undefined where the hook is done or there is none; else a promise of undefined, or of the failure's report
    */
   call (
     name: 'onConnect' | 'onRelease' | 'onDisconnect', entry: Entry<C>, more?: Partial<HookInfo>
@@ -30,15 +31,15 @@ export class Hooks<C> {
       const pending = asPromise(this.#events.run(() => hook(entry.connection, this.#info(entry, more))))
       return pending?.then(() => undefined, failed)
     } catch (error) {
-      // Behind what happens now, as is every other failure.
+      // Reported in a microtask, as the failure of a promise is.
       return Promise.reject(error).catch(failed)
     }
   }
 
   /**
-   * Runs `onAcquire`; undefined: it is done.
+   * Calls `onAcquire`; undefined: it is done.
    *
-   * @throws what it throws: it was not reported
+   * @throws what the hook throws, without a report
    */
   prepare (entry: Entry<C>, more: Partial<HookInfo>): Promise<unknown> | undefined {
     const hook = this.#options.onAcquire!

@@ -8,7 +8,7 @@ import {
   commitLost, released, type Commit, type Host, type LeaseTransactions, type Phase,
 } from './transaction.js'
 
-/** What failed, to be reported. */
+/** A failure that is to be reported. */
 export interface Failed { readonly error: unknown, readonly phase: ErrorPhase }
 
 /** What the transactions of leases ask of the engine. */
@@ -19,7 +19,7 @@ export interface Site<C> extends Parts<C> {
   revoke (entry: Entry<C>, reason: DestroyReason, failed: Failed): void
 }
 
-/** What borrowers get of a connection, or of the one that a transaction on it works on. */
+/** What borrowers get: the connection, or the one of a transaction on it, through the option `wrap`. */
 export function wrap<C> (site: Site<C>, entry: Entry<C>, connection: C): C {
   const { backend, events, name, options } = site
   if (options.wrap === undefined) return connection
@@ -35,7 +35,7 @@ export function wrap<C> (site: Site<C>, entry: Entry<C>, connection: C): C {
   return events.run(() => options.wrap!(connection, info)) as C
 }
 
-/** The connection of one lease, for the lease's transactions. */
+/** What the transactions of one lease need of its connection and its engine. */
 export class LeaseHost<C> implements Host<C> {
   readonly #site: Site<C>
   readonly #entry: Entry<C>
@@ -83,7 +83,7 @@ export class LeaseHost<C> implements Host<C> {
     const { signal } = operation
     const cut = new Promise<never>((_resolve, reject) => {
       signal.addEventListener('abort', () => {
-        // Asked now: what the end of the connection does next may change it.
+        // Asked now, before the end of the connection can change the answer.
         const inDoubt = commit !== undefined && (commit.inDoubt() ?? true)
         if (signal.reason instanceof PoolError) reject(signal.reason)
         else reject(inDoubt ? commitLost(name) : released(name))
@@ -93,7 +93,7 @@ export class LeaseHost<C> implements Host<C> {
     try {
       return await Promise.race([events.run(() => call(signal)), cut])
     } catch (error) {
-      // Then the connector's own error tells only that it gave up.
+      // An aborted connector only tells that it gave up; the reason is that of the abort.
       if (signal.aborted) return await cut
       if (commit !== undefined && (commit.inDoubt() ?? this.#site.checks.isDead(this.#entry))) {
         throw commitLost(name, events.scrub(error))
@@ -105,12 +105,12 @@ export class LeaseHost<C> implements Host<C> {
   }
 
   async callLate (call: () => Promise<void>): Promise<void> {
-    // Else what was waited for took so long that the connection is gone.
+    // In another state, the wait for the work before took so long that the connection is gone.
     if (this.#entry.state === RESETTING) await this.#site.events.run(call)
   }
 
   fail (error: unknown, phase: Phase): void {
-    // Several may be past the same deadline: with the first of them the lease has ended.
+    // Several transactions may be past the same deadline; the first of them ends the lease.
     if (!this.ended) this.#site.revoke(this.#entry, 'error', { error, phase })
   }
 

@@ -1,6 +1,6 @@
 interface Opener { readonly target: number, readonly resolve: () => void, readonly reject: (error: Error) => void }
 
-/** Those who wait until a pool has a number of connections. */
+/** Callers of `open()`: each waits until there is a number of connections. */
 export class Openers {
   #all: Opener[] = []
 
@@ -8,7 +8,7 @@ export class Openers {
     return this.#all.length
   }
 
-  /** The most that any of them waits for. */
+  /** The highest number that any of them waits for. */
   get target (): number {
     return this.#all.reduce((most, { target }) => Math.max(most, target), 0)
   }
@@ -17,7 +17,7 @@ export class Openers {
     return new Promise((resolve, reject) => { this.#all.push({ target, resolve, reject }) })
   }
 
-  /** Takes out those whose number there is, and returns what resolves them. */
+  /** Removes those whose number is reached, and returns what resolves their promises. */
   take (here: number, max: number): Array<() => void> {
     const ready = this.#all.filter(({ target }) => here >= Math.min(target, max))
     this.#all = this.#all.filter((opener) => !ready.includes(opener))

@@ -19,7 +19,7 @@ export class Operations<C> {
     return (entry.operation ??= new Operation())
   }
 
-  /** What was under way on the connection goes on under the new deadline. */
+  /** Begins an operation; one that is under way goes on as the new one. */
   begin (entry: Entry<C>, deadline: number, phase?: Phase): Operation<C> {
     const operation = this.own(entry)
     operation.phase = phase
@@ -28,7 +28,7 @@ export class Operations<C> {
     return operation
   }
 
-  /** As `begin`, of a validation that somebody waits for. */
+  /** As `begin`, for a validation that somebody waits for. */
   beginAwaited (entry: Entry<C>, deadline: number): Operation<C> {
     const operation = this.begin(entry, deadline)
     operation.awaited = true

@@ -8,15 +8,15 @@ import type { Operations } from './operations.js'
 import type { Settings } from './settings.js'
 import type { Time } from './time.js'
 
-/** Who owns several engines behind one name. All of it is cheap, and never throws. */
+/** The owner of several engines behind one name, as an engine sees it. All of it is cheap, and never throws. */
 export interface Owner {
-  /** How events call the engine. */
+  /** The field `target` of the engine's events. */
   readonly target: string
   /** The next connection's id: unique among all engines of the owner. */
   nextId (): number
   /**
-   * The engine needs one more connection. Engines with a better claim make theirs first; where there is no room, the
-   * others make some as soon as they can, and `pump` is called then.
+   * The engine needs one more connection. Engines with a better claim get theirs first. Where there is no room, the
+   * others close connections as soon as they can, and the owner calls `pump` then.
    */
   wants (): void
   /** Whether one more connection may be made now. */
@@ -28,7 +28,7 @@ export interface Owner {
   /** A connection was made. */
   connected (): void
   createFailed (): void
-  /** A connection ended. @param ill it died, or did not answer */
+  /** A connection is being destroyed. @param ill it died, or did not answer */
   lost (ill: boolean): void
   circuitMoved (from: Circuit, to: Circuit): void
 }
@@ -47,5 +47,5 @@ export interface Parts<C> {
   readonly books: Books
 }
 
-/** Where a pool is on its way to its end. */
+/** How far a pool is on the way to its end. */
 export type Phase = 'open' | 'draining' | 'closing' | 'closed'

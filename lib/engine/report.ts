@@ -7,14 +7,14 @@ import type { Parts, Phase } from './parts.js'
 import { Room } from './room.js'
 import type { Supply } from './supply.js'
 
-/** What is told of the engine's state. */
+/** What the report asks of the engine. */
 export interface Site<C> extends Parts<C> {
   readonly closing: { readonly phase: Phase }
   readonly checks: Checks<C>
   readonly supply: Supply<C>
 }
 
-/** What an engine tells of itself. */
+/** What an engine tells about itself. */
 export class Report<C> extends Room<C, Site<C>> {
   get situation (): Situation {
     const { entries: { max, used, idle, creating } } = this.site
@@ -49,7 +49,7 @@ export class Report<C> extends Room<C, Site<C>> {
       .sort((a, b) => b.heldFor - a.heldFor)
   }
 
-  /** For errors. */
+  /** The field `holders` of errors. */
   get topHolders (): readonly Holder[] {
     return this.holders.slice(0, 10)
   }

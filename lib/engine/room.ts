@@ -1,6 +1,6 @@
 import type { Parts } from './parts.js'
 
-/** A room of the engine: it has the parts that all rooms share, and of the engine what its `Site` says. */
+/** A room of the engine. It has the parts that all rooms share; what else it asks of the engine, its `Site` says. */
 export abstract class Room<C, Site extends Parts<C>> implements Parts<C> {
   readonly name: Parts<C>['name']
   readonly options: Parts<C>['options']

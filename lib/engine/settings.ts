@@ -3,12 +3,12 @@ import type { HookInfo, WrapInfo } from '../../types/pool.js'
 
 type Hook<C> = (connection: C, info: HookInfo) => unknown
 
-/** The options of one engine: checked and complete. The names, and what they mean, are those of the pool's options. */
+/** The options of one engine, checked and complete. Names and meanings are those of types/options.ts. */
 export interface Settings<C> {
   readonly name: string
-  /** Only what is secret in it is read. */
+  /** Read for its secrets only. */
   readonly url?: unknown
-  /** Only what is secret in it is read. */
+  /** Read for its secrets only. */
   readonly connection?: unknown
   readonly min: number
   readonly max: number
@@ -40,5 +40,5 @@ export interface Settings<C> {
   readonly wrap?: ((connection: C, info: WrapInfo) => unknown) | undefined
 }
 
-/** How many connections the connector can have at most. */
+/** The most connections that the connector can have. */
 export const limitOf = ({ max = Number.MAX_SAFE_INTEGER }: Pick<Connector<never>, 'max'>): number => max

@@ -17,17 +17,17 @@ export interface Site<C> extends CreatorSite<C> {
 }
 
 /**
- * When callers leave the line, all but so many of the creates begun for them are cancelled. Two, so that a flickering
- * load still grows the pool.
+ * When callers leave the line, all but two of the creates begun for them are cancelled. Two, so that a flickering load
+ * still grows the pool.
  */
 const SPARE = 2
 
-/** Which connections are needed: for those who wait, for `min`, for those who open the pool. */
+/** Decides which creates are needed: for callers that wait, for `min`, for callers of `open()`. */
 export class Supply<C> extends Room<C, Site<C>> {
   readonly creator: Creator<C>
   readonly #openers = new Openers()
   readonly #maxConnecting: number
-  /** Somebody has used or opened the pool, so `min` is kept from now on. */
+  /** The pool was used or opened, so `min` is kept from now on. */
   #started = false
 
   constructor (site: Site<C>) {
@@ -52,29 +52,30 @@ export class Supply<C> extends Room<C, Site<C>> {
   feed (): void {
     while (this.#isNeeded && this.#isTime()) {
       this.owner?.wants()
-      // The owner may have made others create, or this engine.
+      // `wants` may have led to creates of other engines, and of this one.
       if (!this.#isNeeded || this.owner?.hasRoom() === false) return
       this.creator.begin()
     }
   }
 
-  /** Whether one more connection would be of use, and there is room for it. */
+  /** Whether one more create is needed, and there is room for it. */
   get #isNeeded (): boolean {
     const { creating, coming, here, idle, late, max, total } = this.entries
     const { closing: { phase }, isHalted } = this.site
     const { circuit } = this.creator
     if (total >= max || late >= max || creating >= Math.min(this.#maxConnecting, max) || isHalted) return false
-    // One create at a time, also where nobody waits for it. Those begun before the circuit opened do not count.
+    // Creates that began before the circuit opened do not stop its probe, which is one at a time; it needs nobody who
+    // waits.
     if (circuit.state !== 'closed') {
       return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
     }
     const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
-    // Where something is in the way of those that are idle, another one would meet it, too.
+    // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
     const lacking = idle.length > 0 ? 0 : this.line.size - this.work.awaited - coming
     return lacking > 0 || missing > 0
   }
 
-  /** Whether the pause after failed creates is over; the tick comes at its end. */
+  /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
   #isTime (): boolean {
     const { backoff, circuit } = this.creator
     const retryAt = circuit.state !== 'closed' ? circuit.retryAt : backoff.failures > 0 ? backoff.retryAt : -Infinity
@@ -89,7 +90,7 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (circuit.state === 'closed') return false
     const { closing: { phase }, isSuspended } = this.site
     if (this.entries.here > 0 || isSuspended) return false
-    // A pool that drains creates nothing for itself: somebody who waits must be there when it is time to try.
+    // A pool that drains probes only while somebody waits, so a waiter must not be sent away when it is time to probe.
     return phase === 'open' || (circuit.state === 'open' && this.time.read() < circuit.retryAt)
   }
 
@@ -99,7 +100,7 @@ export class Supply<C> extends Room<C, Site<C>> {
   }
 
   /**
-   * The line is shorter than the number of creates: those who stood in it were served by connections that came back.
+   * Cancels creates that the line does not need any more, since connections that came back served it.
    */
   cancelSpare (): void {
     if (this.entries.coming <= SPARE) return
@@ -107,7 +108,7 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (this.entries.coming > needed) this.cancel(needed, 'released')
   }
 
-  /** All creates but the first `kept` are told that they are not needed, and what they still deliver is destroyed. */
+  /** Cancels all creates but the first `kept`; connections that they still deliver are destroyed. */
   cancel (kept: number, reason: DestroyReason): void {
     const isWanted = ({ state, creation }: Entry<C>) => state === CREATING && creation!.unwanted === undefined
     for (const entry of [...this.entries].filter(isWanted).slice(kept)) {
@@ -134,7 +135,7 @@ export class Supply<C> extends Room<C, Site<C>> {
       this.events.emit('open', { ...(driver !== undefined && { driver }) })
     }
     for (const resolve of ready) resolve()
-    // Nothing is created any more, until one comes back that is late; that may be never.
+    // Where as many as `max` are late, nothing is created until one of them comes back, which may be never.
     if (this.entries.late >= this.entries.max) this.rejectOpeners(() => this.connectError)
     else this.time.keepAlive()
   }

@@ -4,7 +4,7 @@ import type { Clock, Timer } from '../../types/pool.js'
 // Node's own timers do, which are no more exact.
 let read = 0
 let fresh = false
-// Kept from the start: an app's test may put a fake in its place that never fires, and this clock would stand still.
+// Kept from the start: if a test of the app replaced it by a fake that never fires, this clock would stand still.
 const { setImmediate } = globalThis
 const turn = () => { fresh = false }
 
@@ -12,8 +12,7 @@ const turn = () => { fresh = false }
 export const systemClock: Clock = {
   now (exactly = false) {
     if (fresh && !exactly) return read
-    // Not unref'd: else the event loop could wait for I/O before it comes round, and the time would stand still as
-    // long.
+    // Not unref'd: else the event loop could wait for I/O first, and the clock would stand still meanwhile.
     if (!fresh) setImmediate(turn)
     fresh = true
     return (read = performance.now())
@@ -32,12 +31,12 @@ export const systemClock: Clock = {
   random: Math.random,
 }
 
-/** Node fires a timer of more than 2^31 - 1 ms at once (its documentation of setTimeout). */
+/** At most 2^31 - 1 ms: Node fires a longer timer at once (see its documentation of setTimeout). */
 export function isDeadline (ms: unknown): ms is number {
   return typeof ms === 'number' && ms >= 1 && ms <= 2 ** 31 - 1
 }
 
-/** One timer for many: it is set to the earliest time that it was asked for. */
+/** One timer for many: it rings at the earliest time that it was set to. */
 export class Alarm {
   readonly #clock: Clock
   readonly #run: <T>(fn: () => T) => T
@@ -50,7 +49,7 @@ export class Alarm {
 
   /**
    * @param run sets the timer, and calls `ring`, in an async context that belongs to no caller
-   * @param ring called at the earliest time that was asked for; whoever still waits asks again
+   * @param ring called at the earliest time; later times must be set again
    * @param isAwaited whether somebody waits: then the process stays alive for the timer
    */
   constructor (clock: Clock, run: <T>(fn: () => T) => T, ring: () => void, isAwaited: () => boolean) {
@@ -60,7 +59,7 @@ export class Alarm {
     this.#isAwaited = isAwaited
   }
 
-  /** Infinity is never. */
+  /** @param at Infinity: never */
   set (at: number): void {
     if (at >= this.#at || at === Infinity) return
     this.#timer?.cancel()
@@ -96,7 +95,7 @@ interface Sleeper { readonly at: number, readonly wake: () => void }
 /** The time of one engine. */
 export class Time {
   readonly clock: Clock
-  /** As of the last read: the coarse clock of the fast path. */
+  /** The time of the last read: the coarse clock of the fast path. */
   now: number
   readonly #alarm: Alarm
   readonly #sleepers = new Set<Sleeper>()
@@ -120,7 +119,7 @@ export class Time {
     return this.clock.random()
   }
 
-  /** The tick comes at this time, or before. */
+  /** Asks for a tick at this time, or before it. */
   arm (at: number): void {
     this.#alarm.set(at)
   }
@@ -129,7 +128,7 @@ export class Time {
     this.#alarm.keepAlive()
   }
 
-  /** Resolves at `ms` from now, or when time ends. The process stays alive until then, or until `cancel`. */
+  /** Resolves after `ms`, or at `end`. The process stays alive until then, or until `cancel`. */
   sleep (ms: number): { readonly over: Promise<void>, cancel: () => void } {
     let cancel = () => {}
     const over = new Promise<void>((resolve) => {
@@ -153,7 +152,7 @@ export class Time {
     }
   }
 
-  /** There are no ticks any more: wakes all. */
+  /** Ends all sleeps and ticks. */
   end (): void {
     for (const { wake } of this.#sleepers) wake()
     this.#sleepers.clear()

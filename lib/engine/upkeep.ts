@@ -24,15 +24,15 @@ export interface Site<C> extends Parts<C> {
   /** No tick is due while nothing happens. */
   fallAsleep (): void
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
-  /** The pool itself ends a lease. @param failed what is to be reported */
+  /** The pool itself ends a lease. @param failed the failure to report */
   revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void
   pump (): void
 }
 
-/** How coarse the clock of the fast path is, in ms. */
+/** The period of the ticks, which is how coarse the clock of the fast path is, in ms. */
 export const TICK = 100
 
-/** The periodic task: deadlines, idle connections, leaks. */
+/** Housekeeping at each tick: deadlines, idle connections, leaks. */
 export class Upkeep<C> extends Room<C, Site<C>> {
   readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
   #acquiredAtTick = 0
@@ -59,7 +59,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     }
     this.site.waiting.endTick()
     this.site.pump()
-    // The coarse clock ticks only while connections are lent or waited for; the first to come wakes it.
+    // While nothing is lent and nobody waits there are no periodic ticks; the next acquire wakes the clock.
     const quiet = this.books.acquired === this.#acquiredAtTick && this.line.size === 0
     this.#acquiredAtTick = this.books.acquired
     if (quiet) this.site.fallAsleep()
@@ -67,7 +67,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     this.time.keepAlive()
   }
 
-  /** What is under way on the connection is past its deadline: the room that owns it decides. */
+  /** The operation on a connection is past its deadline: the room that owns the state handles it. */
   #overdue (entry: Entry<C>): void {
     const { checks, cleaning, supply, waiting } = this.site
     switch (entry.state) {
@@ -103,7 +103,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     this.events.report(error, 'destroy')
   }
 
-  /** Whether an idle connection is kept. Returns when to look again. */
+  /** Destroys or pings an idle connection where that is due. Returns when to look again. */
   #keep (entry: Entry<C>, now: number): number {
     const { checks, entries: { here, coming, min }, options: { idleTimeout, keepalive } } = this.site
     const idleAt = idleTimeout > 0 && here + coming > min ? entry.idleSince + idleTimeout : Infinity
@@ -129,7 +129,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
   watchOver (lease: object, entry: Entry<C>): void {
     if (this.#registry === undefined) return
     this.#registry.register(lease, { entry, turn: entry.turn })
-    // Stacks cost 3 us each: they are taken once something has leaked.
+    // A stack costs 3 us, so stacks are only taken once something has leaked.
     entry.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
   }
 
@@ -149,7 +149,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     return Infinity
   }
 
-  /** The lease object was garbage collected without a release. */
+  /** The lease object was garbage collected, and the lease was not released. */
   #lose (entry: Entry<C>): void {
     const watch = entry.watch!
     watch.lost = true

@@ -22,16 +22,16 @@ export interface Site<C> extends Parts<C> {
   readonly cleaning: Cleaning<C>
   readonly closing: {
     readonly phase: Phase
-    /** Nobody is taken any more. */
+    /** New callers are refused. */
     readonly isClosed: boolean
     closeIdle (): void
     settle (): void
   }
   readonly isSuspended: boolean
   readonly report: Report<C>
-  /** Somebody is, or nobody is any more, in the line. */
+  /** The line has become empty, or is not empty any more. */
   lineChanged (): void
-  /** Ticks come from now on. */
+  /** Starts the periodic ticks. */
   wake (): void
   pump (): void
   lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C>
@@ -39,19 +39,19 @@ export interface Site<C> extends Parts<C> {
 }
 
 /**
- * An acquire may be predicted to wait for this part of its deadline: to be refused at once is better than to wait in
- * vain.
+ * An acquire is refused when its predicted wait is more than this part of its deadline: to be refused at once is better
+ * than to wait in vain.
  */
 const MARGIN = 0.8
 
-/** Those who wait for a connection: who may, who is served, who is sent away. */
+/** The callers that wait for a connection: who may wait, who is served, who is sent away. */
 export class Waiting<C> extends Room<C, Site<C>> {
   readonly pace = new Pace()
-  /** How many have left the line for a connection that is being prepared for them. */
+  /** How many callers wait for `onAcquire` to prepare their connection. */
   #preparing = 0
-  /** `overflow` was told of this line. */
+  /** The event `overflow` was emitted for this line. */
   #overflowing = false
-  /** What is the same in the errors of all whose deadline comes in one tick. */
+  /** The same in the errors of all callers whose deadline passes in one tick. */
   #crowd: { readonly retryAfter: number, readonly holders: readonly Holder[] } | undefined
 
   get isAwaited (): boolean {
@@ -65,7 +65,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     options: AcquireOptions | undefined, since: number | undefined, resolve: Waiter<C>['resolve'],
     reject: (error: Error) => void
   ): void {
-    // No default of `{}`: this is on the way of everybody who waits.
+    // No default `{}`: every caller that waits would allocate one.
     const signal = options?.signal
     const holder = options?.holder
     const timeout = options?.timeout ?? this.options.acquireTimeout
@@ -84,7 +84,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.line.size === 0) this.site.checks.begin()
     this.line.add(waiter)
     this.#entered(waiter)
-    // Where all connections are used, and there is no room for more, nothing can be brought to anybody.
+    // Where all connections are used and there is no room for more, the pump could do nothing.
     if (this.entries.idle.length > 0 || this.entries.total < this.entries.max) this.site.pump()
     if (waiter.inLine) this.#tell(holder)
   }
@@ -105,7 +105,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     }
   }
 
-  /** Why an acquire may not even wait. */
+  /** Why an acquire may not wait; undefined: it may. */
   #refusal (timeout: number, holder: HolderLabel | undefined): PoolError | undefined {
     const { report, supply } = this.site
     if (this.site.closing.isClosed) return this.closedError
@@ -121,7 +121,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
   }
 
   /**
-   * Whoever gets an idle connection, or one of its own made, does not wait for capacity and needs no place in the line.
+   * `maxPending` callers wait for capacity. Callers that an idle connection, or one that is or can be created, will
+   * serve do not wait for capacity, and are not counted.
    */
   get #isFull (): boolean {
     const { options: { maxPending } } = this.site
@@ -138,7 +139,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** Whether all who hold connections wait for another one, this caller included. */
   #isDeadlock (holder: HolderLabel): boolean {
     if (typeof holder === 'string' || this.entries.idle.length > 0 || this.entries.here < this.entries.max) return false
-    // Nearly everybody who waits holds none, and is done here.
+    // The quick way out: most callers that wait hold no connection.
     let holds = false
     for (const { holder: other } of this.entries) holds ||= other === holder
     if (!holds) return false
@@ -149,7 +150,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
       if (entry.holder !== holder) others.add(entry.holder)
     }
     if (others.size > this.line.size) return false
-    // By the very object: a text is only a label, and an id may be its client's choice.
+    // Holders are compared by identity: a text is only a label, and a client may have chosen the id.
     for (const waiter of this.line) if (typeof waiter.holder === 'object') others.delete(waiter.holder)
     return others.size === 0
   }
@@ -172,7 +173,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** Lends a connection that is ready to the first in line; there is one. */
   serve (entry: Entry<C>): void {
     const waiter = this.line.first()!
-    // First of all: what hooks and listeners set off must not serve it a second time.
+    // Removed first, so that what hooks and listeners do can't serve it a second time.
     this.#remove(waiter)
     if (this.options.onAcquire === undefined) this.#handOver(entry, waiter)
     else this.#prepare(entry, waiter)
@@ -188,7 +189,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
       return
     }
     if (preparation === undefined) return this.#prepared(entry, waiter)
-    // Its deadline goes on, and no other connection is tried for it as long as this one lives.
+    // The deadline stays the acquire's. While this connection lives, the caller gets no other one.
     this.work.begin(entry, waiter.deadline).prepared = waiter
     this.#setPreparing(waiter, true)
     preparation.then(() => { this.#preparedLate(entry, waiter) }, (error: unknown) => {
@@ -199,7 +200,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   #preparedLate (entry: Entry<C>, waiter: Waiter<C>): void {
     if (entry.state !== PREPARING) return
     this.work.finish(entry)
-    // A long `onAcquire` may have seen the last tick.
+    // During a long `onAcquire` the periodic ticks may have stopped.
     this.site.wake()
     if (!waiter.waiting || !this.site.checks.isDead(entry)) return this.#prepared(entry, waiter)
     this.#setPreparing(waiter, false)
@@ -210,7 +211,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   #prepared (entry: Entry<C>, waiter: Waiter<C>): void {
     if (waiter.waiting) this.#handOver(entry, waiter)
-    // Prepared for somebody who has left: not for the next one.
+    // A connection that was prepared for a caller that has left is cleaned before another one gets it.
     else this.site.cleaning.again(entry)
   }
 
@@ -251,7 +252,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   // --- Leaving -------------------------------------------------------------------------------------------------------
 
   /**
-   * Takes a waiter out of the line, or from the connection that is being prepared for it. False: it has left already.
+   * Ends a wait, in the line or for a connection that is being prepared. False: it had ended already.
    */
   leave (waiter: Waiter<C>): boolean {
     if (!waiter.waiting) return false
@@ -261,7 +262,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.entries.creating > 0) this.site.supply.cancelSpare()
     if (this.line.size === 0) {
       this.#overflowing = false
-      // Connections that were kept for who waited.
+      // A pool that drains keeps idle connections and creates only for callers that wait.
       if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
       this.site.closing.settle()
     }
@@ -270,7 +271,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   /** The acquire's deadline has passed. */
   expire (waiter: Waiter<C>): void {
-    // Before it leaves: from a pool that drains, the idle connections go with the last who waits.
+    // Read before it leaves: in a pool that drains, the idle connections go with the last waiter, and the obstacle too.
     const { obstacle } = this.site.checks
     if (!this.leave(waiter)) return
     this.books.timeouts++
@@ -288,7 +289,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     return faults.timedOut(report.situation, timeout, obstacle, { ...this.#crowd, cause })
   }
 
-  /** Sends all away who wait now: not those who come back at once. */
+  /** Rejects all that wait now, but not those that come back at once. */
   turnAllAway (why: () => PoolError): void {
     for (const waiter of [...this.line]) this.turnAway(waiter, faults.withoutStack(why))
   }
@@ -311,18 +312,19 @@ export class Waiting<C> extends Room<C, Site<C>> {
   // --- Telling -------------------------------------------------------------------------------------------------------
 
   /**
-   * Whether the line tells how fast it moves: where it is empty it does not, and where it is stopped everybody waits.
+   * Whether the line tells how fast it moves. An empty line does not; a suspended one does not move, and everybody
+   * waits.
    */
   get #isPaced (): boolean {
     return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown(this.entries.max)
   }
 
-  /** How long somebody who came now would wait, in ms, where the line tells. */
+  /** How long a new caller would wait by the pace of the line, in ms. */
   get #nextTurn (): number {
     return (this.line.size + 1) * this.pace.mean
   }
 
-  /** How long somebody who came now would wait, in ms, as far as recent leases tell. */
+  /** How long a new caller would wait, in ms, by the pace of the line or else by how long leases are held. */
   get #wait (): number {
     if (this.#isPaced) return this.#nextTurn
     const { count, p50 } = this.books.holds.summary()

@@ -24,17 +24,17 @@ export interface Site<C> {
   isClosed (): boolean
   /** One more connection may be made. */
   hasRoom (): boolean
-  /** Somebody acquires. */
+  /** Called at every acquire: the checks begin with the first one. */
   start (): void
-  /** Somebody waits for a primary. */
+  /** A caller waits for a primary: the targets are asked soon. */
   askSoon (): void
   closedError (): PoolError
 }
 
-/** A target whose turn came when it had no idle connection gets one more each time that has happened so often. */
+/** A target whose turn came this many times when it had no idle connection gets one more. */
 const PATIENCE = 4
 
-/** Codes of acquires that never got into a line, or were sent away. */
+/** Codes of acquires that were refused, or sent away from a line. */
 const refusals: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
   'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_DEADLOCK', 'FST_POOL_CLOSED',
 ])
@@ -44,13 +44,13 @@ const timeouts: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
   'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_CONNECT_FAILED',
 ])
 
-/** An acquire that was not served at once. Its deadline stays what it was, wherever it waits. */
+/** An acquire that was not served at once. Its deadline stays the same, wherever it waits. */
 interface Request {
   readonly role: Role
   readonly options: AcquireOptions
   readonly since: number
   readonly deadline: number
-  /** At whose line it stands; undefined: in the line for a primary. */
+  /** The target in whose line it waits; undefined: it waits for a primary. */
   target?: string | undefined
 }
 
@@ -64,13 +64,13 @@ class Claim<C> extends Waiter<C> {
   }
 }
 
-/** Takes callers to targets: to the next one that can serve them, into its line, or into the line for a primary. */
+/** Sends callers to targets: to one that can serve them now, into the line of one, or into the line for a primary. */
 export class Dispatch<C> {
   readonly #site: Site<C>
-  /** Those who wait for a primary. */
+  /** The callers that wait for a primary. */
   readonly #line = new Waiters<C>()
   readonly time: Time
-  /** Acquires that have not come to their end. */
+  /** How many acquires were not served at once and have not settled. */
   #unsettled = 0
   #quiet: Array<() => void> = []
   timeouts = 0
@@ -83,7 +83,7 @@ export class Dispatch<C> {
     this.time = new Time(clock, (fn) => events.run(fn), () => { this.#tick() }, () => this.#line.size > 0)
   }
 
-  /** How many wait for a primary. */
+  /** How many callers wait for a primary. */
   get pending (): number {
     return this.#line.size
   }
@@ -105,7 +105,7 @@ export class Dispatch<C> {
   take (role: Role, { holder }: AcquireOptions): Lease<C> | null {
     const { choice, roles } = this.#site
     this.#site.start()
-    // Who stands in the line is served when there is what it waits for, before anybody else.
+    // Callers that wait for a primary come first.
     if (this.#line.size > 0) return null
     const eligible = roles.eligible(role)
     if (eligible.length === 1) return eligible[0]!.engine.take(holder)
@@ -126,12 +126,12 @@ export class Dispatch<C> {
 
   #took (target: Target<C>, eligible: ReadonlyArray<Target<C>>, best: Target<C>): void {
     this.#site.choice.took(target, eligible)
-    // Nobody waits where another target has an idle connection; but then the idle ones would stay where they were
-    // first.
+    // A caller never waits while another target has an idle connection. Without `grow`, all connections would stay at
+    // the target that had the first ones.
     if (best !== target && ++best.passedOver % PATIENCE === 0) this.#grow(best)
   }
 
-  /** One more connection, where there is room. */
+  /** Makes one more connection of a target, where there is room. */
   #grow (target: Target<C>): void {
     const { entries: { coming, total }, supply } = target.engine
     if (target.growing || coming > 0 || supply.creator.circuit.state !== 'closed') return
@@ -141,11 +141,11 @@ export class Dispatch<C> {
       target.growing = false
       lease?.release()
     }
-    // Where it fails, the engine has reported why, or somebody else is told; it is tried again.
+    // A failure was reported by the engine; the next turn of the target tries again.
     this.#site.events.run(() => target.engine.acquire({ holder: HOLDER })).then(grown, () => { grown() })
   }
 
-  /** For who is not served at once. */
+  /** Acquires for a caller that was not served at once. */
   async #serve (role: Role, options: AcquireOptions): Promise<Lease<C>> {
     const since = this.time.read()
     const request = { role, options, since, deadline: since + (options.timeout ?? this.#site.acquireTimeout) }
@@ -160,7 +160,7 @@ export class Dispatch<C> {
     }
   }
 
-  /** Counts and tells of an acquire that failed. What failed at a target, its engine has counted. */
+  /** Counts an acquire that failed, and emits its event. Failures at a target were counted by its engine. */
   #tell (error: PoolError, { since, target, options: { holder } }: Request): void {
     const { events } = this.#site
     const wait = this.time.read() - since
@@ -175,7 +175,7 @@ export class Dispatch<C> {
     }
   }
 
-  /** At the next target, in its line where there is one; else in the line for a primary. */
+  /** Acquires at the next target, or waits for a primary. */
   #attempt (request: Request): Promise<Lease<C>> {
     const { choice, roles } = this.#site
     const eligible = roles.eligible(request.role)
@@ -194,7 +194,7 @@ export class Dispatch<C> {
     })
   }
 
-  /** Waits until a target has the role. */
+  /** Waits until a target has the role, then acquires there. */
   #standInLine (request: Request): Promise<Lease<C>> {
     const { askSoon, events } = this.#site
     const { options: { signal, holder }, deadline } = request
@@ -215,7 +215,7 @@ export class Dispatch<C> {
     return served
   }
 
-  /** Why a request may not even wait for a primary. */
+  /** Why a request may not wait for a primary; undefined: it may. */
   #refusal (request: Request): PoolError | undefined {
     const { closedError, isClosed, maxPending, name, roles } = this.#site
     const { options: { signal }, deadline } = request
@@ -245,11 +245,11 @@ export class Dispatch<C> {
     this.time.keepAlive()
   }
 
-  /** After every change: who waits for a primary is served, waits on, or has nothing to wait for. */
+  /** Called after every change: serves callers that wait for a primary, or rejects them where none can be had. */
   review (): void {
     const { roles } = this.#site
     for (const claim of [...this.#line] as Array<Claim<C>>) {
-      // What serving one sets off may have served others.
+      // To serve one may have led to others being served.
       if (!claim.inLine) continue
       if (roles.eligible(claim.request.role).length > 0) {
         this.#leave(claim)
@@ -258,12 +258,12 @@ export class Dispatch<C> {
     }
   }
 
-  /** Resolves when all acquires have come to their end; undefined: they have. */
+  /** Resolves when all acquires have settled; undefined: they have. */
   settled (): Promise<void> | undefined {
     return this.#unsettled === 0 ? undefined : new Promise((resolve) => { this.#quiet.push(resolve) })
   }
 
-  /** The pool closes. */
+  /** The pool closes: rejects all that wait. */
   close (): void {
     for (const claim of [...this.#line]) this.#reject(claim, this.#site.closedError())
     this.time.end()
@@ -275,7 +275,7 @@ export class Dispatch<C> {
     return `pool '${this.#site.name}' has no primary among its ${this.#site.targets.length} targets`
   }
 
-  /** Why a target can't be connected to. */
+  /** Why a target can't be connected to; undefined: none is known to fail. */
   get cause (): Error | undefined {
     return this.#site.targets.find(({ failing }) => failing)?.failure
   }

@@ -5,18 +5,18 @@ import type { Target } from './target.js'
 /**
  * Which target has which role.
  *
- * The last target that became the primary is it: one that says 'primary' and said 'replica' before, or was given as
- * one. Where the old primary still says the same, or wakes up and says so again, it gets no writes, even when the new
- * one dies, until it has followed.
+ * The primary is the target that was promoted last: it says 'primary', and said 'replica' before or was given as one.
+ * An old primary that still says 'primary', or says so again after an outage, gets no writes until it has followed
+ * another server, even where the new primary dies.
  */
 export class Roles<C> {
   readonly #targets: ReadonlyArray<Target<C>>
   readonly #clock: Clock
   readonly #maxLag: number
   primary: Target<C> | undefined
-  /** The primary that listeners know of. */
+  /** The primary that the last `failover` event told of. */
   #told: Target<C> | undefined
-  /** There was a primary once: another one is a failover. */
+  /** There was a primary: a change from now on is a failover. */
   #settled: boolean
 
   /** @param maxLag replicas that are further behind are left out: in ms, or in bytes */
@@ -43,8 +43,8 @@ export class Roles<C> {
     target.shows = role === 'primary' ? -Infinity : Math.max(target.shows, at - lag)
     if (promoted) for (const other of this.#targets) other.supersededBy = target
     if (promoted || role === 'replica') target.supersededBy = undefined
-    // A server that was promoted once, and now follows again, follows one that it had superseded: that one may be
-    // primary again.
+    // A server that was promoted once now follows again. The server that it follows is one that it had superseded, so
+    // that one may be primary again.
     if (role === 'replica' && state.lag !== Infinity) {
       for (const other of this.#targets) if (other.supersededBy === target) other.supersededBy = undefined
     }
@@ -52,23 +52,23 @@ export class Roles<C> {
     return role === 'replica' && target === this.primary ? this.another : this.primary
   }
 
-  /** A target that says it is the primary, and can be used. */
+  /** Another target that says it is the primary, and can be used. */
   get another (): Target<C> | undefined {
     return this.#targets.find((target) => target !== this.primary && target.role === 'primary' && target.known &&
       !target.lost && !target.isSuperseded)
   }
 
-  /** The primary of now is lost, or there is none. */
+  /** The primary is lost, or there is none. */
   get isLost (): boolean {
     return this.primary?.lost !== false
   }
 
-  /** A target may become the primary, or be it again, while somebody waits. */
+  /** Whether a target may become the primary while a caller waits. */
   get mayGetPrimary (): boolean {
     return this.#targets.some((target) => target.usable && (target.speaks || target.role === 'primary'))
   }
 
-  /** Whoever waits for a primary, or may soon have to, wants to know at once. */
+  /** There is no primary, or it may be lost: targets are asked more often. */
   get isUrgent (): boolean {
     const { primary } = this
     return primary === undefined || !primary.usable || primary.failing || primary.answer !== 'given'
@@ -80,7 +80,7 @@ export class Roles<C> {
     if (role === 'primary') return primary
     const replicas = this.#targets
       .filter((target) => target.role === 'replica' && target.known && target.usable && this.#isClose(target))
-    // One that fails is tried where there is no other; its next check tells when it is back.
+    // A target that fails is used only where there is no other. Its next check tells when it is back.
     const sound = replicas.filter((target) => target.sound)
     if (sound.length > 0) return sound
     const useAll = primary.length === 0 || replicas.some(({ speaks }) => !speaks)
@@ -92,8 +92,9 @@ export class Roles<C> {
   }
 
   /**
-   * How far a replica is behind; null: not known. In time that can't grow faster than the clock: not to Infinity when
-   * the primary dies, nor to an idle hour at the first change after it.
+   * How far a replica is behind, in ms or in bytes; null: not known. A lag in ms is bounded by the time since the
+   * replica was up to date: servers report Infinity when the primary dies, and an hour at the first change after an
+   * idle hour.
    */
   lagOf ({ state, role, shows }: Target<C>): number | null {
     if (state === undefined || role === 'primary') return null
@@ -103,8 +104,8 @@ export class Roles<C> {
   }
 
   /**
-   * The failover that is to be told, once; undefined: none. Where one target steps down and another says in the same
-   * breath that it is the primary now, that is one failover, and not two.
+   * The failover to emit, once; undefined: none. Where one target steps down and another is promoted in the same round
+   * of checks, that is one failover and not two.
    */
   takeFailover (): { readonly from: string | undefined, readonly to: string | undefined } | undefined {
     const [from, to] = [this.#told, this.primary]

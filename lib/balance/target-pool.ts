@@ -34,27 +34,27 @@ const circuitRank: readonly Circuit[] = ['closed', 'half-open', 'open']
 const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
   all.reduce((worse, one) => rank.indexOf(one) > rank.indexOf(worse) ? one : worse)
 
-/** Events of the pool as a whole: of a target alone they say nothing, since an acquire may go on at another one. */
+/**
+ * Events of the pool as a whole. Those of a single engine are not passed on: an acquire may go on at another target.
+ */
 const wholes: ReadonlySet<PoolEventName> =
   new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'open', 'drain', 'close'])
 
 /**
  * A pool over several targets: one that writes (the primary), and others that only read.
  *
- * Each has an engine of its own; `max` is hard for all together, and where it does not suffice nobody starves (see
- * `Budget`). `min` is the primary's: so many connections are kept at whichever target that is. Replicas keep what they
- * needed last, and one that is asked.
+ * Each target has an engine. `max` is hard for all together (`Budget`). `min` connections are kept at the primary,
+ * whichever target that is; replicas keep what they needed last, and one connection for checks.
  *
- * A target that can say what it is, is asked again and again (`Watch`): who was given as the primary may no longer be
- * it (`Roles`). When another one becomes the primary, the callers in the old one's line go to the new one; the old
- * one's connections are closed, lent ones when they come back. Who wants the primary while there is none waits
- * (`Dispatch`).
+ * Targets that can say what they are, are asked again and again (`Watch`), since the primary may change (`Roles`). When
+ * another target becomes the primary, the callers in the old one's line move to the new one. The old one's connections
+ * are closed, lent ones when they come back. Callers that need a primary while there is none wait (`Dispatch`).
  */
 export class TargetPool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
   readonly closeTimeout: number
   readonly replicas: boolean
   readonly #targets: ReadonlyArray<Target<C>>
-  /** The targets are parts of one database, and `max` is divided between them for good. */
+  /** All targets have a fixed role, as SQLite's writer and readers have, and `max` is divided between them for good. */
   readonly #parts: boolean
   readonly #budget = new Budget<C>()
   readonly #events: Events
@@ -68,12 +68,13 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   #suspended = false
   readonly #openers = new Openers()
   #closed: Promise<void> | undefined
-  /** For which role the transactions that run now were begun. */
+  /** The roles for which the transactions that run now were begun. */
   readonly #begunFor = new WeakMap<object, Role>()
 
   /**
    * @param targets at least one
-   * @param options as of `Pool`, and how to balance; `min` and `max` are of all together, `max` at least one for each
+   * @param options those of `Pool`, and how to balance; `min` and `max` are for all targets together, `max` at least
+   * one for each
    * @throws `FST_POOL_BAD_OPTIONS`
    */
   constructor (targets: ReadonlyArray<TargetSpec<C>>, options: TargetOptions<C> = {}, clock: Clock = systemClock) {
@@ -124,9 +125,9 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   /**
-   * Of a connector with a `replica`: connections that write (role 'primary', the default), and others that only read
-   * ('replica'). `max` (at least 2) and `min` are of both together: the writers get what their connector allows, the
-   * readers the rest.
+   * A pool of a connector with a `replica`: connections that write (role 'primary', the default) and connections that
+   * only read ('replica'). `max` (at least 2) and `min` are for both together: the writers get what their connector
+   * allows, the readers the rest.
    *
    * @throws `FST_POOL_BAD_OPTIONS`
    */
@@ -152,7 +153,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return target
   }
 
-  /** What the engine of a target asks and tells. @param get not called before there is an engine */
+  /** What a target's engine asks, and is told by. @param get must not be called before the engine is made */
   #ownerOf (name: string, get: () => Target<C>): Owner {
     const budget = this.#budget
     return {
@@ -174,12 +175,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
         this.#review()
       },
       lost: (ill) => {
-        // What a check itself has ended tells nothing new.
+        // A connection that a check has ended tells nothing new.
         if (ill && get().check === undefined) this.#watch.soon()
         if (this.#dispatch.pending > 0) this.#review()
       },
       circuitMoved: (from, to) => {
-        // Not at each probe of one that stays away.
+        // Only when it opens or closes, not at each probe.
         if (from === 'closed' || to === 'closed') this.#watch.soon()
         this.#review()
       },
@@ -232,17 +233,10 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return this.#dispatch.acquire(options)
   }
 
-  /** Lends an idle connection of a target that has the role now, or returns null where somebody would have to wait. */
   tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role'> = {}): Lease<C> | null {
     return this.#dispatch.take(readRole(options), options)
   }
 
-  /**
-   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where a
-   * connector calls the error transient.
-   *
-   * @throws what `acquire` or `fn` throws; `FST_POOL_BAD_OPTIONS`
-   */
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
     return await useWithRetry(this.#retrying, fn, options)
   }
@@ -280,37 +274,36 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   // --- Roles ---------------------------------------------------------------------------------------------------------
 
-  /** Checks begin with the pool's first use. */
+  /** The pool's first use: begins the checks. */
   #start (): void {
     if (this.#started || this.#phase !== 'open') return
     this.#started = true
     this.#watch.begin()
   }
 
-  /** The target is the primary from now on; undefined: there is none. */
+  /** Makes a target the primary; undefined: there is none now. */
   #become (target: Target<C> | undefined): void {
     const from = this.#roles.primary
     if (from === target) return
     this.#roles.primary = target
     this.#spread()
-    // Its connections were made, or waited for, in the belief that it is the primary.
+    // Connections of the old primary were made, or waited for, because it was the primary.
     if (from !== undefined) {
-      // The line first: creates that nobody waits for any more are given up, and a hung one makes room for the new
-      // primary.
+      // The line first: without waiters its creates are cancelled, which makes room for the new primary.
       from.engine.waiting.turnAllAway(() => new Moved(this.name))
       from.engine.evict()
     }
     this.#review()
   }
 
-  /** Who waits at a replica that fails, or hangs, has nothing to wait for while another target has the role. */
+  /** Callers in the line of a replica that fails move, where another target can serve them. */
   #relieve (target: Target<C>): void {
     if (target === this.#roles.primary || target.sound || target.engine.line.size === 0) return
     if (!this.#roles.eligible('replica').some((other) => other !== target)) return
     target.engine.waiting.turnAllAway(() => new Moved(this.name))
   }
 
-  /** After every change: whether there is a primary, and what those who wait for one can do. */
+  /** Called after every change: chooses another primary where needed, and looks after those who wait for one. */
   #review (): void {
     if (this.#phase === 'closed') return
     const { another, isLost, primary } = this.#roles
@@ -318,7 +311,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const failover = this.#roles.takeFailover()
     if (failover !== undefined) this.#events.emit('failover', failover)
     this.#dispatch.review()
-    // Suspended, nobody is asked.
+    // While the pool is suspended, targets are not asked.
     const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
     if (this.#openers.size === 0 || !isKnown) return
     for (const resolve of this.#openers.take(0, 0)) resolve()
@@ -346,7 +339,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       throw new PoolError('FST_POOL_CONNECT_FAILED', `${noPrimary} (${this.#reasons})`, { cause })
     }
     await primary.engine.open()
-    // The writers came first: they make the file that the readers read.
+    // The writers were opened first: they make the file that the readers read.
     if (this.#parts) for (const { engine } of this.#targets) if (engine !== primary.engine) await engine.open()
     const { driver } = this.backend
     this.#events.emit('open', { ...(driver !== undefined && { driver }) })
@@ -356,7 +349,6 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     for (const { engine } of this.#targets) engine.evict(options)
   }
 
-  /** @throws `FST_POOL_BAD_OPTIONS` */
   resize ({ min = this.#min, max = this.#budget.max }: { min?: number, max?: number }): void {
     const [least, limit] = [this.#targets.length, this.#limit]
     const each = this.#parts ? 'one that writes and one that reads' : 'one for each target'
@@ -372,20 +364,20 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#budget.settle()
   }
 
-  /** As many connections as the connectors allow together. */
+  /** The most connections that the connectors allow together. */
   get #limit (): number {
     const limits = this.#targets.map(({ spec: { connector } }) => limitOf(connector))
     return limits.reduce((sum, limit) => Math.min(Number.MAX_SAFE_INTEGER, sum + limit), 0)
   }
 
-  /** How many each may have, and the primary keeps. */
+  /** Sets `min` and `max` of each engine. */
   #spread (): void {
     const { max } = this.#budget
     let [left, kept] = [max, this.#min]
     for (const [index, target] of this.#targets.entries()) {
       const own = Math.min(target.spec.max ?? max, limitOf(target.spec.connector), max)
       const isPrimary = target === this.#roles.primary
-      // Of parts each leaves one for each that follows, and the last keeps most of them.
+      // With fixed roles, each target leaves one connection for each that follows; the last has most of the `min`.
       const most = this.#parts ? Math.min(own, left - (this.#targets.length - 1 - index)) : own
       const least = this.#parts ? Math.min(kept, most, index === 0 ? 1 : most) : isPrimary ? Math.min(kept, most) : 0
       left -= most
@@ -407,15 +399,11 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#watch.soon()
   }
 
-  /**
-   * Stops keeping idle connections. Whoever waits, and whoever still comes, is served. Resolves when nobody waits and
-   * none is used.
-   */
   async drain (): Promise<void> {
     this.#beginDrain()
     while (true) {
       await Promise.all(this.#targets.map(({ engine }) => engine.closing.drain()))
-      // Who went from one target to another was in no engine's line meanwhile.
+      // A caller that moved from one target to another was in no engine's line meanwhile.
       const settled = this.#dispatch.settled()
       if (settled !== undefined) await settled
       else if (this.#targets.every(({ busy }) => busy === 0)) return
@@ -435,7 +423,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
    */
   close (options?: { timeout?: number }): Promise<void> {
-    // Called again, they check their option and give what they gave the first time.
+    // At a second call the engines check the option, and return their first promise.
     const all = this.#targets.map(({ engine }) => engine.closing.close(options?.timeout))
     this.#closed ??= this.#shut(all)
     return this.#closed
@@ -473,7 +461,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     }
   }
 
-  /** What concerns one target says which, in `target`; what concerns the pool as a whole is told once. */
+  /** Events of one target have its name in `target`. */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
     const undos = [this.#events.on(event, listener)]
     if (!wholes.has(event)) undos.push(...this.#targets.map(({ engine }) => engine.events.on(event, listener)))
@@ -482,7 +470,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   // --- Reading -------------------------------------------------------------------------------------------------------
 
-  /** The sum of all, and each in `targets`; `refused` counts whom no target served in the end. */
+  /** The sums over all targets, and each one's numbers in `targets`. `refused` counts callers that no target served. */
   stats (): PoolStats {
     const { pending, timeouts, refused, aborted } = this.#dispatch
     const targets = this.#targets.map((target) => {
@@ -515,8 +503,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   /**
-   * As the primary is; `degraded` where another target is not up, or an old primary does not know that it is one no
-   * more; `down` where there is no primary.
+   * The health of the primary; `degraded` where another target is not up, or an old primary still says that it is the
+   * primary; `down` where there is no primary.
    */
   async health (): Promise<PoolHealth> {
     const ask = async (target: Target<C>) => ({ target, ...await target.engine.report.health() })
@@ -539,7 +527,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
 interface Around<C> { readonly transactions: LeaseTransactions<C>, readonly target: Target<C> }
 
-/** Each number of a pool's books is the sum of its targets'. */
+/** Adds up the numbers of all targets. */
 function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
   const { target: _target, role: _role, lag: _lag, destroyed, ...whole } = first!
   const add = <T extends object>(to: T, more: T): T => {

@@ -9,23 +9,23 @@ import type { Candidate } from './choice.js'
 export interface TargetSpec<C> {
   /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
   readonly name?: string | undefined
-  /** What it is, until it has said so itself. Default `'primary'`. */
+  /** The role until the target has said it itself. Default `'primary'`. */
   readonly role?: Role | undefined
   /** Its share beside the others of its role. Default 1. */
   readonly weight?: number | undefined
-  /** Its connections at most. Default: the pool's `max`. */
+  /** The most connections of this target. Default: the pool's `max`. */
   readonly max?: number | undefined
   readonly connector: Connector<C>
   /**
-   * The role was decided with the connector, which is not asked: SQLite's connections that write, and those that read.
-   * Default false.
+   * The role does not change and is not asked, as for SQLite's connections that write and those that only read. Default
+   * false.
    */
   readonly fixed?: boolean
-  /** What a pool of this target alone would be given, where that is not the same for all. */
+  /** The engine options of this target, where they are not the same for all. */
   readonly options?: EngineOptions<C>
 }
 
-/** What came of it when a target was asked last: an answer; silence; or there was no connection to ask on. */
+/** What came of the last check: an answer, silence, or there was no connection to ask on. */
 type Answer = 'given' | 'none' | 'no connection'
 
 /** A server, its engine, and what is known of it. */
@@ -34,30 +34,30 @@ export class Target<C> implements Member<C>, Candidate {
   readonly spec: TargetSpec<C>
   readonly weight: number
   readonly engine: Engine<C>
-  /** The role that the options say. */
+  /** The role in the options. */
   readonly given: Role
   role: Role
-  /** It can say what it is. */
+  /** The target can say what its role is. */
   readonly speaks: boolean
-  /** What it said last. */
+  /** What the target said last. */
   state: ServerState | undefined
-  /** The role counts: the target has said it, or can't say. */
+  /** `role` is reliable: the target has said it, or can't say. */
   known: boolean
   answer: Answer = 'given'
   /** The last create failed. */
   failing = false
   /**
-   * The server that became the primary after this one. What was written there this one does not have: it is no primary
-   * any more, whatever it says, until it has followed.
+   * The target that became the primary after this one. This one does not have what was written there, so it is no
+   * primary any more, whatever it says, until it has followed.
    */
   supersededBy: Target<C> | undefined
-  /** Of a replica that tells its lag in ms: until when it is known to show all that was done, on the pool's clock. */
+  /** The time, on the pool's clock, up to which a replica that tells its lag in ms shows all that was done. */
   shows = -Infinity
   /** Set while the target is asked. */
   check: AbortController | undefined
   /** How many checks gave up waiting for a connection. */
   gaveUp = 0
-  /** A connection more is being made because the target's turn came too often when none was idle. */
+  /** `Dispatch` is making one more connection. */
   growing = false
   passedOver = 0
   credit = 0
@@ -91,7 +91,7 @@ export class Target<C> implements Member<C>, Candidate {
     return this.speaks
   }
 
-  /** A caller would most likely be served at once. */
+  /** A caller would most likely be served at once: a connection is idle, and nobody waits. */
   get ready (): boolean {
     return this.#idle > 0 && this.engine.line.size === 0
   }
@@ -101,27 +101,27 @@ export class Target<C> implements Member<C>, Candidate {
     return this.engine.supply.creator.circuit.state === 'closed' || this.engine.entries.here > 0
   }
 
-  /** Another target is to be preferred: there is no connection, or none but lent ones, which may be dead. */
+  /** No connection is known to be good: there are none, or only lent ones, while creates and checks fail. */
   get lost (): boolean {
     return !this.usable || (this.failing && this.answer !== 'given' && this.#idle === 0)
   }
 
-  /** It takes itself for the primary, as another one does that became it later. */
+  /** The target says that it is the primary, but another one became it later. */
   get isSuperseded (): boolean {
     return this.role === 'primary' && this.supersededBy !== undefined
   }
 
-  /** Nothing speaks against it; what is lent of it may be dead. */
+  /** The target is not known to fail: it answers, and can create connections or has idle ones. */
   get sound (): boolean {
     return this.answer !== 'none' && (!this.failing || this.#idle > 0)
   }
 
-  /** It has been seen whether it can be used, and what for. */
+  /** It is known whether the target can be used, and in which role. */
   get settled (): boolean {
     return this.known || this.failing || this.answer !== 'given' || !this.usable
   }
 
-  /** Why it is not the primary. */
+  /** Why the target is not the primary. */
   get why (): string {
     if (this.failure !== undefined) return this.failure.message
     if (!this.known) return 'it does not answer'
@@ -129,7 +129,7 @@ export class Target<C> implements Member<C>, Candidate {
   }
 }
 
-/** Rejects those who wait at a target that is of no use any more: they try elsewhere, and no caller sees it. */
+/** Rejects callers in the line of a target that is not eligible any more. `Dispatch` sends them elsewhere. */
 export class Moved extends PoolError {
   constructor (name: string) {
     super('FST_POOL_CONNECT_FAILED', `pool '${name}': this target is not the one to wait for any more`)

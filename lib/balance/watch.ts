@@ -5,34 +5,34 @@ import { bare } from '../engine/lease.js'
 import { Alarm } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
-/** Who takes connections for the pool's own needs. */
+/** The holder of connections that the pool takes for itself. */
 export const HOLDER = 'fastify-pool'
-/** Where it is urgent, targets are asked again after one to two times this, in ms; and never sooner. */
+/** The shortest pause between two rounds of checks, in ms. Where it is urgent, the pause is one to two times this. */
 const PAUSE = 100
 
 export interface Watching<C> {
-  /** How often each is asked, in ms. */
+  /** How often each target is asked, in ms. */
   readonly interval: number
-  /** How long it may take to answer, in ms. */
+  /** How long an answer may take, in ms. */
   readonly timeout: number
   run<T> (fn: () => T): T
   /** Somebody waits for the answers. */
   isAwaited (): boolean
-  /** Somebody may still want to know. */
+  /** Whether checks go on. */
   goesOn (): boolean
   isPaused (): boolean
   isUrgent (): boolean
-  /** @param at when it was asked */
+  /** A target has said what it is. @param at when it was asked */
   said (target: Target<C>, state: ServerState, at: number): void
-  /** Whether what failed so may succeed on another connection. */
+  /** Whether a check that failed with this error may succeed on another connection. */
   isTransient (target: Target<C>, error: unknown): boolean
   /** A target answered with an error. */
   refused (error: unknown): void
-  /** A target was asked, whatever came of it. */
+  /** A check is over, whatever came of it. */
   done (target: Target<C>): void
 }
 
-/** Asks targets what they are: those that can say so, all at the same time, again and again. */
+/** Asks all targets that can say what they are, in rounds. */
 export class Watch<C> {
   readonly #targets: ReadonlyArray<Target<C>>
   readonly #clock: Clock
@@ -55,7 +55,7 @@ export class Watch<C> {
     this.#tick()
   }
 
-  /** Something has changed: all are asked, but for the pause since they were last. */
+  /** Something has changed: the next round comes as soon as the shortest pause allows. */
   soon (): void {
     if (this.#begun) this.#ringAt(Math.max(this.#clock.now() + 1, this.#askedAt + PAUSE))
   }
@@ -85,7 +85,7 @@ export class Watch<C> {
     if (this.#targets.length > 0) this.#alarm.set(at)
   }
 
-  /** On a connection of its own. Never two at the same time. */
+  /** Asks a target on a connection that it acquires; never twice at the same time. */
   async #ask (target: Target<C>): Promise<void> {
     if (target.check !== undefined) return
     const { timeout, said, done, isUrgent } = this.#watching
@@ -96,7 +96,7 @@ export class Watch<C> {
     }, timeout)
     let lease: Lease<C> | undefined
     try {
-      // The signal comes first: who is busy has not failed, and its books count no timeout.
+      // The timeout is longer than the signal's: a busy target has not failed, and must not count a timeout.
       lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
       const connection = bare(lease)
       const at = this.#clock.now()
@@ -118,7 +118,7 @@ export class Watch<C> {
     const { said, isTransient, refused } = this.#watching
     if (lease === undefined) {
       if (error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
-      // One that was never reached may only be slow to connect to: whether that fails, its engine tells.
+      // A target that was never reached may only be slow to connect; if its creates fail, its engine tells.
       const isMute = target.known && !(error instanceof Moved)
       if (this.#begun && target.answer !== 'none') target.answer = isMute ? 'no connection' : 'given'
       return
@@ -127,18 +127,18 @@ export class Watch<C> {
     const before = target.answer
     target.answer = aborted || lease.ended || isTransient(target, error) ? 'none' : 'given'
     if (target.answer === 'none') {
-      // It may have been this connection alone.
+      // Perhaps only this connection failed: the next check comes soon.
       if (before !== 'none') this.soon()
       return lease.destroy(error as Error)
     }
-    // It answers, and not this question: then it is what it was given as.
+    // The target answers with an error, so it can't say its role: that is the given one.
     lease.release()
     if (!target.known) said(target, { role: target.given }, this.#clock.now())
     refused(error)
   }
 }
 
-/** Foreign. */
+/** Checks what the connector returned. */
 function readState (state: ServerState): ServerState {
   const { role, lag = 0, offset = 0 } = (state as Partial<ServerState> | undefined) ?? {}
   if (role !== 'primary' && role !== 'replica') throw badOption('inspect().role', role, "'primary' or 'replica'")

@@ -51,14 +51,15 @@ export class Creator<C> extends Room<C, Site<C>> {
   begin (): void {
     const now = this.time.read(true)
     const entry = new Entry<C>(this.owner?.nextId() ?? ++this.#lastId, Math.floor(now))
-    const creation = (entry.creation = new Creation(now, this.backoff.failures))
+    const creation = new Creation(now, this.backoff.failures)
     this.entries.add(entry)
-    const { signal } = this.work.begin(entry, now + this.options.connectTimeout)
+    const operation = this.work.begin(entry, now + this.options.connectTimeout)
+    operation.creation = creation
     // While creates fail, each start puts off the next one. So a hung create does not stop the others, and no burst
     // follows a failure.
     if (this.backoff.failures > 0) this.backoff.pause(now)
     this.circuit.begin()
-    this.events.run(() => this.#make(entry, creation, signal))
+    this.events.run(() => this.#make(entry, creation, operation.signal))
     this.#tellCircuit()
   }
 
@@ -92,6 +93,7 @@ export class Creator<C> extends Room<C, Site<C>> {
   #made (entry: Entry<C>, creation: Creation): void {
     const now = this.time.read(true)
     const took = now - creation.began
+    this.entries.move(entry, VALIDATING)
     this.work.finish(entry)
     this.books.created++
     this.books.creates.record(took)
@@ -101,11 +103,9 @@ export class Creator<C> extends Room<C, Site<C>> {
     const { maxLifetime } = this.options
     // Up to a tenth less, so that connections that were made together do not end together.
     if (maxLifetime > 0) entry.expiresAt = Math.max(1, Math.floor(now + maxLifetime * (1 - 0.1 * this.time.random())))
-    this.entries.move(entry, VALIDATING)
     if (this.events.heard.connect) this.events.emit('connect', { id: entry.id, took })
     this.owner?.connected()
     entry.createdAt = Math.floor(now)
-    entry.creation = undefined
     this.#tellCircuit()
     if (creation.unwanted !== undefined) this.site.destroy(entry, creation.unwanted)
     else this.site.offer(entry)
@@ -133,15 +133,14 @@ export class Creator<C> extends Room<C, Site<C>> {
     const { delivered, unwanted } = creation
     const error = new Error(`no connection within ${this.options.connectTimeout} ms (connectTimeout)`)
     this.work.abort(entry, error)
+    this.entries.move(entry, delivered ? VALIDATING : LATE)
     this.work.finish(entry)
-    if (delivered) {
-      // The connection was delivered, and `onConnect` is still running.
-      this.entries.move(entry, VALIDATING)
-      if (unwanted === undefined) this.#failed(creation, error)
-      return this.site.destroy(entry, unwanted ?? 'error', error)
+    if (unwanted === undefined) {
+      if (delivered) this.#failed(creation, error)
+      else this.#failedLate(creation, error)
     }
-    this.entries.move(entry, LATE)
-    if (unwanted === undefined) this.#failedLate(creation, error)
+    // The connection was delivered, and `onConnect` is still running.
+    if (delivered) this.site.destroy(entry, unwanted ?? 'error', error)
   }
 
   /** Returns the scrubbed copy of the cause. */

@@ -228,11 +228,11 @@ export class Engine<C> implements Parts<C> {
 
   /** Returns how long the lease was held, in ms. */
   giveBack (entry: Entry<C>): number {
-    const { holder, transactions } = entry
+    const { holder, extras } = entry
     const held = this.#endLease(entry)
     if (this.checks.isDead(entry)) this.destroy(entry, 'error', entry.broken)
-    else if (this.#returnsAsItIs && transactions === undefined) this.offer(entry, true)
-    else this.cleaning.begin(entry, holder, transactions)
+    else if (this.#returnsAsItIs && extras?.transactions === undefined) this.offer(entry, true)
+    else this.cleaning.begin(entry, holder, extras?.transactions)
     return held
   }
 
@@ -244,27 +244,24 @@ export class Engine<C> implements Parts<C> {
 
   /** The pool itself ends a lease. @param failed the failure to report */
   revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void {
-    entry.revokedAfter = this.time.read() - entry.takenAt
+    const held = this.time.read() - entry.takenAt
     // Before the report, since a listener may end the lease, too.
     this.#endLease(entry)
+    entry.more.held = held
     this.destroy(entry, reason, failed && this.events.report(failed.error, failed.phase))
   }
 
   #endLease (entry: Entry<C>): number {
-    const { holder, watch, onEnd } = entry
+    const { holder, extras } = entry
     entry.state = RESETTING
     entry.turn++
     entry.holder = undefined
-    entry.watch = undefined
-    entry.transactions = undefined
+    entry.extras = undefined
     this.books.released++
-    if (onEnd !== undefined) {
-      entry.onEnd = undefined
-      onEnd()
-    }
-    // While no tick is due the coarse clock stands still.
-    const exactly = entry.timed || (this.#gate & (ASLEEP | HEARD)) !== 0 || watch?.reported === true
-    return exactly ? this.#tellReturn(entry, holder, watch) : Math.max(0, this.time.now - entry.takenAt)
+    extras?.onEnd?.()
+    // While there are no periodic ticks the coarse clock stands still.
+    const exactly = entry.timed || (this.#gate & (ASLEEP | HEARD)) !== 0 || extras?.watch?.reported === true
+    return exactly ? this.#tellReturn(entry, holder, extras?.watch) : Math.max(0, this.time.now - entry.takenAt)
   }
 
   #tellReturn (entry: Entry<C>, holder: HolderLabel | undefined, watch: Watch | undefined): number {
@@ -285,7 +282,7 @@ export class Engine<C> implements Parts<C> {
   }
 
   transactionsOf (entry: Entry<C>): LeaseTransactions<C> {
-    return (entry.transactions ??= new LeaseTransactions(new LeaseHost<C>(this, entry)))
+    return (entry.more.transactions ??= new LeaseTransactions(new LeaseHost<C>(this, entry)))
   }
 
   // --- Offering ------------------------------------------------------------------------------------------------------
@@ -301,7 +298,9 @@ export class Engine<C> implements Parts<C> {
     if (reason !== undefined) return this.destroy(entry, reason, entry.broken)
     if ((this.#gate !== 0 || this.owner !== undefined) && this.#isTaken(entry)) return
     entry.freshAt = Math.floor(this.time.now)
-    entry.goodUntil = Math.min(entry.freshAt + this.#validateAfter, entry.expiresAt || Infinity)
+    const staleAt = entry.freshAt + this.#validateAfter
+    // No `Math.min`: this keeps small integers, which V8 stores without an allocation.
+    entry.goodUntil = entry.expiresAt !== 0 && entry.expiresAt < staleAt ? entry.expiresAt : staleAt
     this.entries.rest(entry, entry.freshAt, since)
     if (this.supply.isAwaited) this.supply.settleOpeners()
   }
@@ -383,8 +382,8 @@ export class Engine<C> implements Parts<C> {
     const { books, events, hooks, time, work } = this
     // A borrower may be waiting for its transaction, and the driver may never answer.
     if (entry.operation?.phase !== undefined) work.abort(entry, 'the connection is destroyed')
-    work.finish(entry)
     this.entries.move(entry, CLOSING)
+    work.finish(entry)
     const now = time.read()
     work.begin(entry, now + this.options.destroyTimeout)
     books.destroyed[reason]++
@@ -419,8 +418,8 @@ export class Engine<C> implements Parts<C> {
   }
 
   gone (entry: Entry<C>): void {
-    this.work.finish(entry)
     this.entries.move(entry, GONE)
+    this.work.finish(entry)
     this.closing.settle()
     this.pump()
     this.owner?.freed()

@@ -35,6 +35,8 @@ export class Operation<C> {
   /** Set in the phase 'commit'. */
   commit: Commit | undefined
   controller: AbortController | undefined
+  /** Set while the connection is created. */
+  creation: Creation | undefined
 
   get signal (): AbortSignal {
     return (this.controller ??= new AbortController()).signal
@@ -70,6 +72,18 @@ export class Watch {
   }
 }
 
+/** What only some leases need. */
+export class LeaseExtras<C> {
+  /** The transactions of the lease, from the first one on. */
+  transactions: LeaseTransactions<C> | undefined
+  /** Where the pool looks for leaks. */
+  watch: Watch | undefined
+  /** Called when the lease ends: set by `onEnd`. */
+  onEnd: (() => void) | undefined
+  /** How long the lease was held, in ms, where the pool itself ended it. */
+  held = 0
+}
+
 /**
  * The pool's record of one connection. There may be thousands: what only some need for a while is in objects of its
  * own, and times are whole ms (V8 stores them without an allocation), except `takenAt`.
@@ -89,11 +103,8 @@ export class Entry<C> {
   takenAt = 0
   /** `takenAt` is exact, and not read from the coarse clock. */
   timed = false
-  /** The transactions of the lease that is out, from the first one on. */
-  transactions: LeaseTransactions<C> | undefined
-  watch: Watch | undefined
-  /** Called when the lease that is out ends: set by `onEnd`. */
-  onEnd: (() => void) | undefined
+  /** Of the lease that is out, or of the last one where the pool itself ended it. */
+  extras: LeaseExtras<C> | undefined
   idleSince = 0
   /** When the connection was last known to be alive. */
   freshAt = 0
@@ -102,19 +113,26 @@ export class Entry<C> {
   /** Until then an idle connection may be lent without a further check; 0: not at all. */
   goodUntil = 0
   operation: Operation<C> | undefined
-  creation: Creation | undefined
   /** Why the pool will not lend it again. */
   doomed: DestroyReason | undefined
   /** Why the connection is dead. */
   broken: Error | undefined
-  /** How long the last lease was held, in ms, where the pool itself ended it. */
-  revokedAfter = 0
 
   constructor (readonly id: number, public createdAt: number) {}
 
   /** The connection was made and is not closed. These states share one counter, so a loan changes no count. */
   get isHere (): boolean {
     return this.state >= IDLE && this.state <= RESETTING
+  }
+
+  /** The extras of the lease that is out. */
+  get more (): LeaseExtras<C> {
+    return (this.extras ??= new LeaseExtras())
+  }
+
+  /** Set while the connection is created. */
+  get creation (): Creation | undefined {
+    return this.operation?.creation
   }
 
   /** How many times the connection was lent. */
@@ -168,7 +186,10 @@ export class Entries<C> {
     this.creating++
   }
 
-  /** Changes the state, except to `IDLE`, which is `rest`. */
+  /**
+   * Changes the state, except to `IDLE`, which is `rest`. The operation of the old state must not have been finished
+   * yet.
+   */
   move (entry: Entry<C>, state: Exclude<State, typeof CREATING | typeof IDLE>): void {
     if (entry.state === IDLE) this.#leaveIdle(entry)
     if (entry.state === CREATING && entry.creation!.unwanted !== undefined) this.#unwanted--

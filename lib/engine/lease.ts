@@ -31,12 +31,12 @@ export class PoolLease<C> implements Lease<C> {
 
   get connection (): C {
     this.#mustBeOut()
-    return this.#entry.transactions?.connection ?? this.#entry.face
+    return this.#entry.extras?.transactions?.connection ?? this.#entry.face
   }
 
   get raw (): unknown {
     this.#mustBeOut()
-    return this.#entry.transactions?.raw ?? this.#entry.connection
+    return this.#entry.extras?.transactions?.raw ?? this.#entry.connection
   }
 
   get pool (): string {
@@ -53,7 +53,7 @@ export class PoolLease<C> implements Lease<C> {
 
   get heldFor (): number {
     if (this.#entry.turn === this.#turn) return this.#lender.heldSince(this.#entry)
-    return this.#held ?? this.#entry.revokedAfter
+    return this.#held ?? this.#entry.extras?.held ?? 0
   }
 
   release (): void {
@@ -108,7 +108,7 @@ export class PoolLease<C> implements Lease<C> {
 
   /** For the request scope: see `isBeside`. */
   static isBeside<C> (lease: Lease<C>): boolean {
-    return lease instanceof PoolLease && lease.#entry.transactions !== undefined && lease.#entry.transactions.isBeside
+    return lease instanceof PoolLease && lease.#entry.extras?.transactions?.isBeside === true
   }
 
   static bare<C> (lease: Lease<C>): C {
@@ -118,7 +118,7 @@ export class PoolLease<C> implements Lease<C> {
   /** For a bulkhead: see `onEnd`. */
   static onEnd<C> (lease: Lease<C>, listener: () => void): void {
     if (lease.ended) listener()
-    else (lease as PoolLease<C>).#entry.onEnd = listener
+    else (lease as PoolLease<C>).#entry.more.onEnd = listener
   }
 
   /** For the request scope: see `abandon`. */

@@ -130,14 +130,14 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     if (this.#registry === undefined) return
     this.#registry.register(lease, { entry, turn: entry.turn })
     // A stack costs 3 us, so stacks are only taken once something has leaked.
-    entry.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
+    entry.more.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
   }
 
   /** Reports a lease that has been out for too long. Returns when to look again. */
   #watch (entry: Entry<C>, now: number): number {
     const leakAt = entry.takenAt + this.options.leakAfter
     if (leakAt > now) return leakAt
-    const watch = entry.watch!
+    const watch = entry.more.watch!
     if (watch.reported) return Infinity
     this.books.leaked++
     watch.reported = true
@@ -151,7 +151,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
 
   /** The lease object was garbage collected, and the lease was not released. */
   #lose (entry: Entry<C>): void {
-    const watch = entry.watch!
+    const watch = entry.more.watch!
     watch.lost = true
     if (watch.reported) this.site.revoke(entry, 'leaked')
   }

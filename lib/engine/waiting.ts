@@ -60,7 +60,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   // --- Coming --------------------------------------------------------------------------------------------------------
 
-  /** @param since when the caller began to wait, where that was elsewhere */
+  /** @param since when the caller began to wait, where that was at another engine */
   join (
     options: AcquireOptions | undefined, since: number | undefined, resolve: Waiter<C>['resolve'],
     reject: (error: Error) => void
@@ -80,8 +80,10 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
     const waiter = new Waiter<C>(holder, since ?? now, now + timeout, resolve)
     if (signal !== undefined) this.#listen(waiter, signal)
-    if (this.line.size === 0) this.pace.begin(now)
-    if (this.line.size === 0) this.site.checks.begin()
+    if (this.line.size === 0) {
+      this.pace.begin(now)
+      this.site.checks.begin()
+    }
     this.line.add(waiter)
     this.#entered(waiter)
     // Where all connections are used and there is no room for more, the pump could do nothing.
@@ -125,7 +127,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
    * serve do not wait for capacity, and are not counted.
    */
   get #isFull (): boolean {
-    const { options: { maxPending } } = this.site
+    const { maxPending } = this.options
     if (this.line.size < maxPending) return false
     const { idle, coming, max, total } = this.entries
     return this.line.size >= maxPending + idle.length + coming + this.work.awaited + Math.max(0, max - total)

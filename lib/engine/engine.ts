@@ -64,24 +64,25 @@ const SAMPLES = 64
 
 /** One pool's machine. Its faces are `Pool` and `TargetPool`. */
 export class Engine<C> implements Parts<C> {
-  readonly name: string
-  readonly options: Settings<C>
-  readonly backend: Connector<C>
-  readonly owner: Owner | undefined
-  readonly entries: Entries<C>
+  // `declare`: see `Room`.
+  declare readonly name: string
+  declare readonly options: Settings<C>
+  declare readonly backend: Connector<C>
+  declare readonly owner: Owner | undefined
+  declare readonly entries: Entries<C>
   readonly line = new Waiters<C>()
-  readonly events: Events
-  readonly time: Time
-  readonly work: Operations<C>
+  declare readonly events: Events
+  declare readonly time: Time
+  declare readonly work: Operations<C>
   readonly books = new Books()
-  readonly hooks: Hooks<C>
-  readonly checks: Checks<C>
-  readonly cleaning: Cleaning<C>
-  readonly supply: Supply<C>
-  readonly waiting: Waiting<C>
-  readonly upkeep: Upkeep<C>
-  readonly closing: Closing<C>
-  readonly report: Report<C>
+  declare readonly hooks: Hooks<C>
+  declare readonly checks: Checks<C>
+  declare readonly cleaning: Cleaning<C>
+  declare readonly supply: Supply<C>
+  declare readonly waiting: Waiting<C>
+  declare readonly upkeep: Upkeep<C>
+  declare readonly closing: Closing<C>
+  declare readonly report: Report<C>
   /** The bits that are set now. 0: an idle connection is lent the short way. */
   #gate = ASLEEP
   readonly #idle: Array<Entry<C>>

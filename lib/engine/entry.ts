@@ -143,10 +143,11 @@ export class Entry<C> {
 
 /** The connections of one pool and their states. It knows no policy. */
 export class Entries<C> {
+  // `declare`: see `Room`.
   /** The number of connections to keep when nobody waits. */
-  min: number
+  declare min: number
   /** The most that `total` may be. It is more only after `max` was made smaller, until enough have gone. */
-  max: number
+  declare max: number
   readonly #all = new Set<Entry<C>>()
   /** The last is lent next, so those at the front idle out. */
   readonly idle: Array<Entry<C>> = []

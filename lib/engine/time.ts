@@ -94,9 +94,10 @@ interface Sleeper { readonly at: number, readonly wake: () => void }
 
 /** The time of one engine. */
 export class Time {
-  readonly clock: Clock
+  // `declare`: see `Room`.
+  declare readonly clock: Clock
   /** The time of the last read: the coarse clock of the fast path. */
-  now: number
+  declare now: number
   readonly #alarm: Alarm
   readonly #sleepers = new Set<Sleeper>()
 

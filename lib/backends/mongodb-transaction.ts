@@ -4,7 +4,7 @@ import type {
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
 import { PoolError } from '../pool/errors.js'
-import { somewhere } from './driver.js'
+import { somewhere } from './shared/failures.js'
 import type { Transaction, TransactionOptions } from '../../types/connector.js'
 
 /** What is used of the driver's inside. */

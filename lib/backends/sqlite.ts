@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { badOption, PoolError } from '../pool/errors.js'
-import { badDriver, facesOf, requirePackage } from './driver.js'
+import { badDriver, facesOf, requirePackage } from './shared/driver.js'
 import { dialectOf, isBusy } from './sqlite/dialect.js'
 import type { Dialect, DriverName, Handle } from './sqlite/dialect.js'
 import { patiently } from './sqlite/lock.js'

@@ -1,5 +1,5 @@
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
-import { requirePackage } from '../backends/driver.js'
+import { requirePackage } from '../backends/shared/driver.js'
 import { PoolError } from '../pool/errors.js'
 import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
 import { likeBetterSqlite3, type Sqlite } from './native.js'

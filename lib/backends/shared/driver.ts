@@ -2,8 +2,7 @@ import { existsSync, realpathSync } from 'node:fs'
 // Bundlers do things of their own with an imported `createRequire`.
 import * as modules from 'node:module'
 import { join } from 'node:path'
-import { PoolError, badOption, secretsOf, show } from '../pool/errors.js'
-import type { Address } from '../pool/options.js'
+import { PoolError, badOption, show } from '../../pool/errors.js'
 
 /** One of the drivers: how to get it, and how to know it. */
 export interface DriverKind<T> {
@@ -110,82 +109,4 @@ function findRequire (name: string): { require?: NodeJS.Require, error?: unknown
 function mainFile (): string | undefined {
   const [, script] = process.argv
   return script !== undefined && existsSync(script) ? realpathSync(script) : undefined
-}
-
-/** Settles as `work` does, or rejects as soon as the signal aborts: the pool destroys the connection then, and that settles `work`. */
-export function unlessAborted<T> (work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const aborted = () => reject(signal.reason)
-    if (signal.aborted) aborted()
-    else signal.addEventListener('abort', aborted)
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
-  })
-}
-
-/** What drivers say of a failure, in one way or another. */
-export type Failure = Readonly<Record<'code' | 'errno' | 'severity' | 'message' | 'cause', unknown>>
-
-/**
- * Whether it is true of an error, or of a cause of it: query builders wrap the driver's errors, and so does a commit
- * that came too late. Never of a commit whose outcome nobody knows: what caused that says nothing of what may be done
- * again.
- */
-export function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
-  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
-    const failure = error as Failure
-    if (failure.code === 'FST_POOL_COMMIT_UNKNOWN') return false
-    if (is(failure)) return true
-    error = failure.cause
-  }
-  return false
-}
-
-/** Where a database is, and as whom to log in, at one create. */
-export interface AddressNow { readonly url: string | undefined, readonly connection: Readonly<Record<string, unknown>> }
-
-/** How many answers' secrets are remembered: an error of a connection may come long after the create that made it. */
-const remembered = 8
-
-/** `url` and `connection` of a backend's options, where either may be a function that is asked at each create. */
-export class Addresses {
-  /** Whether there is a function. */
-  readonly change: boolean
-  readonly #options: Pick<Address, 'url' | 'connection'>
-  readonly #answers: AddressNow[] = []
-  #secrets: readonly string[]
-
-  constructor ({ url, connection }: Pick<Address, 'url' | 'connection'>) {
-    this.#options = { url, connection }
-    this.change = typeof url === 'function' || typeof connection === 'function'
-    this.#secrets = secretsOf({ url, connection })
-  }
-
-  /** What is secret in what was given, and in the last answers. Another list where there are others. */
-  get secrets (): readonly string[] {
-    return this.#secrets
-  }
-
-  /**
-   * The address as of now.
-   *
-   * @throws what a function throws; `FST_POOL_BAD_OPTIONS` where it answers something else; the signal's reason, where a function takes too long
-   */
-  async now (signal: AbortSignal): Promise<AddressNow> {
-    const { url, connection = {} } = this.#options
-    const ask = <T>(option: T | (() => T | Promise<T>)): Promise<T> => unlessAborted((async () => typeof option === 'function' ? await (option as () => T | Promise<T>)() : option)(), signal)
-    const answer: AddressNow = { url: await ask<string | undefined>(url), connection: await ask<AddressNow['connection']>(connection) }
-    if (!this.change) return answer
-    if (typeof url === 'function' && (typeof answer.url !== 'string' || answer.url === '')) throw badOption('url()', answer.url, 'a text that is not empty')
-    if (typeof answer.connection !== 'object' || answer.connection === null || Array.isArray(answer.connection)) throw badOption('connection()', answer.connection, 'an object')
-    this.#answers.push(answer)
-    if (this.#answers.length > remembered) this.#answers.shift()
-    this.#secrets = secretsOf({ url: this.#answers.map((one) => one.url), connection: this.#answers.map((one) => one.connection) })
-    return answer
-  }
-
-  /** What was given, where nothing is to be asked. */
-  get fixed (): AddressNow {
-    const { url, connection = {} } = this.#options
-    return { url: typeof url === 'string' ? url : undefined, connection: typeof connection === 'function' ? {} : connection }
-  }
 }

@@ -1,313 +1,23 @@
 import { randomBytes } from 'node:crypto'
-import type { EventEmitter } from 'node:events'
-import type { Socket } from 'node:net'
-import type { Connection as Callbacks, ConnectionOptions } from 'mysql2'
-import { badOption, PoolError } from '../pool/errors.js'
-import { Addresses } from './shared/address.js'
-import { loadDriver } from './shared/driver.js'
-import { somewhere, type Failure } from './shared/failures.js'
-import { unlessAborted } from './shared/signal.js'
-import type { AddressNow } from './shared/address.js'
-import type { DriverKind } from './shared/driver.js'
-import type { Address } from '../pool/options.js'
-import type { Connector, Isolation, ServerState, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
-import type { Connection } from '../../types/drivers.js'
-import type { Role } from '../../types/pool.js'
-
-export interface MysqlOptions {
-  /**
-   * `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. A function is asked at each create.
-   * Default `mysql://localhost:3306`.
-   */
-  url?: Address['url']
-  /** Default 'localhost'. Not next to `url`. */
-  host?: string
-  /** Default 3306. Not next to `url`. */
-  port?: number
-  /** Default: the URL's, else none. */
-  database?: string
-  /**
-   * mysql2's own options, untouched: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ... Those that would do the pool's work are refused.
-   * `maxPreparedStatements` is 100 unless it is here. A function is asked at each create; what is wrong with its answer is that create's
-   * `FST_POOL_BAD_OPTIONS`.
-   */
-  connection?: Address['connection']
-  /** How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create` allows. */
-  connectTimeout?: number
-  /** The module mysql2, for bundles and copies of one's own. With mysql2/promise it is loaded by its name. Default: the installed one. */
-  driver?: unknown
-  /**
-   * What is undone at return. Default 'session'.
-   * - 'session': whatever the next borrower could notice. Costs nothing where nothing was sent.
-   * - 'transaction': an open transaction, and listeners. Variables, temporary tables, locks of LOCK TABLES and GET_LOCK, the database, the character set
-   *   and `autocommit` stay as they are.
-   * - 'none': nothing.
-   */
-  reset?: 'session' | 'transaction' | 'none'
-}
-
-export interface MysqlConnector extends Connector<Connection> {
-  readonly system: 'mysql'
-  readonly transactions: Transactions<Connection>
-  inspect (connection: Connection, signal: AbortSignal): Promise<ServerState>
-  isTransient (error: unknown): boolean
-}
-
-/**
- * MySQL 8 and MariaDB 10.2.4 or later, on mysql2. A connection is one of mysql2's promise connections.
- *
- * In mode 'session' a connection is reset (COM_RESET_CONNECTION) before its first loan too, as that changes what connecting had set: the `IGNORE_SPACE` of
- * mysql2's flags, the `wait_timeout` of the flag `INTERACTIVE`, and what the server's `init_connect` set (but for the character set, which is kept).
- *
- * Not undone by a reset: properties set on the object, and a role (SET ROLE) that a stored function or trigger sets. A statement from `prepare()` that is
- * kept over a reset fails. A statement that runs when its connection is destroyed goes on in the server, for nobody.
- *
- * A connection on which the server refused a write because it is read only (1290, 1836; 1792, unless the borrower asked for a transaction that only reads)
- * is broken: another one may reach a server that takes it. Not so where `inspect` has found a replica.
- *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
- */
-export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
-  const addresses = new Addresses(options)
-  const config = configsOf(options, addresses)
-  return new MysqlBackend(loadDriver(mysqlDriver, options.driver), config, addresses, options)
-}
-
-type Driver = Pick<typeof import('mysql2'), 'createConnection'>
-
-const mysqlDriver: DriverKind<Driver> = {
-  backend: 'mysql',
-  name: 'mysql2',
-  expected: 'the module mysql2',
-  read (module) {
-    const { createConnection, Connection } = module as { createConnection?: unknown, Connection?: { prototype?: Partial<Callbacks> } }
-    return typeof createConnection === 'function' && typeof Connection?.prototype?.promise === 'function' ? module as unknown as Driver : undefined
-  },
-  // mysql2/promise: what it makes can't be ended before it is connected.
-  belongs: ({ PromiseConnection }) => typeof PromiseConnection === 'function',
-}
-
-class MysqlBackend implements MysqlConnector {
-  // Of MariaDB too: nothing tells before the first connection which of the two it is.
-  readonly system = 'mysql'
-  readonly #driver: Driver
-  readonly #config: Config
-  readonly #addresses: Addresses
-  readonly #mode: 'session' | 'transaction' | 'none'
-  readonly #guards = new WeakMap<Connection, Guard>()
-  /** As `inspect` has found it last. */
-  #role: Role | undefined
-
-  constructor (driver: Driver, config: Config, addresses: Addresses, { reset = 'session' }: MysqlOptions) {
-    this.#driver = driver
-    this.#config = config
-    this.#addresses = addresses
-    this.#mode = reset
-  }
-
-  get secrets (): readonly string[] {
-    return this.#addresses.secrets
-  }
-
-  readonly transactions: Transactions<Connection> = {
-    isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
-    readOnly: true,
-    begin: (connection, options, signal) => this.#guardOf(connection).begin(options, signal),
-    isTransient: (error) => somewhere(error, ({ errno }) => conflicts.has(errno)),
-  }
-
-  async create (signal: AbortSignal): Promise<Connection> {
-    signal.throwIfAborted()
-    const config = await this.#config(signal)
-    // Not the promise flavour: that gives nothing to abort before it is connected. A copy, since the driver changes what it is given.
-    const core = this.#driver.createConnection({ ...config }) as unknown as Core
-    // For all of its life: an error that nobody listens for ends the process. Before `Guard` listens, `connect` tells the first one.
-    core.on('error', () => {})
-    try {
-      await within(core, signal, new Promise<void>((resolve, reject) => core.connect((error) => error ? reject(error) : resolve())))
-      const connection = core.promise()
-      const guard = new Guard(connection, core, this.#mode)
-      await within(core, signal, guard.open())
-      this.#guards.set(connection, guard)
-      return connection
-    } catch (error) {
-      await cut(core)
-      throw error
-    }
-  }
-
-  /**
-   * COM_QUIT, and waits until the server has closed, for 100 ms. What is dead or not at rest is cut off at once: a running statement goes on in the server,
-   * which frees its transaction's locks when it hears of it (MariaDB asks every 5 s where it sleeps, else at the statement's end).
-   */
-  async destroy (connection: Connection): Promise<void> {
-    await this.#guardOf(connection).close()
-  }
-
-  /** COM_PING. */
-  async validate (connection: Connection, signal: AbortSignal): Promise<boolean> {
-    const guard = this.#guardOf(connection)
-    return !guard.broken && await guard.ping(signal)
-  }
-
-  isBroken (connection: Connection): boolean {
-    const guard = this.#guardOf(connection)
-    // The pool asks before every loan: the first time after a reset is when `onConnect` is done, and no borrower was there.
-    guard.settle()
-    // And at every return.
-    guard.forgetStatements()
-    return guard.broken || guard.spoilt || (guard.misplaced && this.#role !== 'replica')
-  }
-
-  /**
-   * 'replica': it is read only, for all (`read_only`, `innodb_read_only`), or it follows another server, even where it would take writes. So of servers that
-   * follow each other in a ring none is a primary.
-   *
-   * The lag is the server's own Seconds_Behind_Master, in whole seconds and of the worst where it follows several; Infinity where that is NULL: replication
-   * does not run, or its primary is out of reach. To ask for it takes a privilege: REPLICATION CLIENT, of MariaDB from 10.5.9 on SLAVE MONITOR. Without it
-   * (and on readers of Amazon Aurora, which replicate in another way) the lag is left out, and `read_only` alone tells the role.
-   */
-  async inspect (connection: Connection, signal: AbortSignal): Promise<ServerState> {
-    const state = await unlessAborted(this.#guardOf(connection).inspect(), signal)
-    this.#role = state.role
-    return state
-  }
-
-  /** That the connection died or was ended, or its server ends; that it takes no writes. Not what is said to who connects: connects are the pool's to try again. */
-  isTransient (error: unknown): boolean {
-    return somewhere(error, isPassing)
-  }
-
-  /**
-   * What is still under way is waited for. An unread `.stream()` never ends: past the deadline the pool destroys the connection, which ends this too.
-   *
-   * @throws (rejects) where the user or the configured database can't be had again, or where the connection is used meanwhile
-   */
-  reset (connection: Connection): Promise<void> | undefined {
-    return this.#guardOf(connection).reset()
-  }
-
-  onDeath (connection: Connection, listener: (error?: Error) => void): void {
-    this.#guardOf(connection).onDeath(listener)
-  }
-
-  #guardOf (connection: Connection): Guard {
-    const guard = this.#guards.get(connection)
-    if (guard === undefined) throw new TypeError('this connection is not of this connector')
-    return guard
-  }
-}
-
-// --- Options --------------------------------------------------------------------------------------------------------------------------
-
-const queueing = 'callers wait in the pool, see acquireTimeout and maxPending'
-/** The driver's keys that would do the pool's work, and what to use instead. */
-const refused = new Map(Object.entries({
-  host: 'use the option host',
-  port: 'use the option port',
-  database: 'use the option database',
-  uri: 'use the option url',
-  connectTimeout: 'use the option connectTimeout',
-  connectionLimit: 'use the option max',
-  maxIdle: 'use the options min and max',
-  idleTimeout: 'use the option idleTimeout',
-  queueLimit: queueing,
-  waitForConnections: queueing,
-  resetOnRelease: 'use the option reset',
-  gracefulEnd: 'the pool ends each connection itself, see destroyTimeout',
-  pool: 'the connection is in this pool',
-  isServer: 'the connection is a client\'s',
-  Promise: 'connections give promises of the language',
-}))
-
-/** mysql2's own that people may well put beside `url`. */
-const belongInside = [
-  'user', 'password', 'ssl', 'charset', 'timezone', 'socketPath', 'flags', 'multipleStatements', 'namedPlaceholders', 'rowsAsArray', 'nestTables', 'typeCast',
-  'dateStrings', 'decimalNumbers', 'supportBigNumbers', 'bigNumberStrings', 'jsonStrings', 'maxPreparedStatements', 'enableKeepAlive',
-  'keepAliveInitialDelay', 'compress', 'connectAttributes', 'authPlugins', 'infileStreamFactory', 'stream', 'localAddress', 'debug', 'trace',
-]
-
-/** What the next connection is made from. */
-type Config = (signal: AbortSignal) => ConnectionOptions | Promise<ConnectionOptions>
-
-/** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
-function configsOf (options: MysqlOptions, addresses: Addresses): Config {
-  const { url } = options
-  // As it is, to be refused by its own name where it is no text.
-  const config = driverOptions({ ...addresses.fixed, ...(typeof url !== 'function' && { url }) }, options)
-  return addresses.change ? async (signal) => driverOptions(await addresses.now(signal), options) : () => config
-}
-
-function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions): ConnectionOptions {
-  const { host, port, database, connectTimeout } = options
-  const given = new Map<string, unknown>(Object.entries(options))
-  for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
-  for (const [name, instead] of refused) {
-    const isOurs = name === 'host' || name === 'port' || name === 'database' || name === 'connectTimeout' || name === 'idleTimeout'
-    if (!isOurs && given.get(name) !== undefined) throw badOption(name, given.get(name), `nothing here: ${instead}`)
-    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
-  }
-  if (connection.stream !== undefined && typeof connection.stream !== 'function') {
-    throw badOption('connection.stream', connection.stream, 'a function that makes a stream: each connection needs its own')
-  }
-  const addressed = Object.entries({ url: options.url, host, port }).find(([, value]) => value !== undefined)
-  if (connection.socketPath !== undefined && addressed !== undefined) {
-    throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to connection.socketPath`)
-  }
-  for (const [name, value] of Object.entries({ host, port })) {
-    if (value !== undefined && options.url !== undefined) throw badOption(name, value, `no ${name} next to url: it has one`)
-  }
-  const base: Record<string, unknown> = { maxPreparedStatements: 100, ...(url === undefined ? {} : parseUrl(url)) }
-  const said = { ...connection, host, port, database }
-  for (const [name, value] of Object.entries(said)) if (value !== undefined) base[name] = value
-  // The driver writes into it, and knows TLS sessions by it: one for all connections, and not the caller's.
-  if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }
-  // 0: none of the driver's own, which would be 10 s.
-  base.connectTimeout = connectTimeout ?? 0
-  return base
-}
-
-/** By hand: the driver lets `options` be overridden by a URL's query, and its errors show the URL. No error of ours has the text. */
-function parseUrl (url: unknown): Record<string, unknown> {
-  const wrong = (expected: string) => badOption('url', url, expected)
-  const form = 'mysql://user:password@host:port/database, or mariadb://...'
-  if (typeof url !== 'string' || !/^(?:mysql|mariadb):\/\//i.test(url) || !URL.canParse(url)) throw wrong(form)
-  const { username, password, hostname, port, pathname, searchParams } = new URL(url)
-  const options: Record<string, unknown> = {}
-  if (hostname !== '') options.host = hostname.replace(/^\[|\]$/g, '')
-  if (port !== '') options.port = Number(port)
-  try {
-    for (const [name, part] of Object.entries({ user: username, password, database: pathname.replace(/^\//, '') })) {
-      if (part !== '') options[name] = decodeURIComponent(part)
-    }
-  } catch {
-    throw wrong('a url whose user, password and database are percent-encoded')
-  }
-  for (const [name, value] of searchParams) {
-    if (name === 'charset' || name === 'timezone') options[name] = value
-    else if (name === 'ssl') options.ssl = sslOf(value, wrong)
-    else throw wrong('a url without other options than charset, timezone and ssl: the driver\'s go into connection')
-  }
-  return options
-}
-
-/** The name of a profile of mysql2's, or an object as JSON. */
-function sslOf (text: string, wrong: (expected: string) => Error): unknown {
-  if (!text.startsWith('{')) return text
-  try {
-    return JSON.parse(text)
-  } catch {
-    throw wrong('a url whose ssl is the name of a profile, or an object as JSON')
-  }
-}
-
-// --- One connection -------------------------------------------------------------------------------------------------------------------
+import { PoolError } from '../../pool/errors.js'
+import { type Failure } from '../shared/failures.js'
+import { unlessAborted } from '../shared/signal.js'
+import type { Isolation, ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
+import type { Connection } from '../../../types/drivers.js'
+import { isAnswer, errors, isReadOnly } from './errors.js'
+import { replications, isOn, follows, lagOf } from './inspect.js'
+import type { Replication } from './inspect.js'
+import { isOpen, cut, within, afterNumber, quote } from './wire.js'
+import type { Listener, Emitter, Command, Done, Packet, Core } from './wire.js'
 
 /** Of the status that the server sends with each answer. */
 const inTransaction = 1
+
 const autocommit = 2
+
 /** Of the client's flags. */
 const multiStatements = 0x10000
+
 /** The number of the command. */
 const resetConnection = 0x1f
 
@@ -316,17 +26,19 @@ const resetConnection = 0x1f
  * follows. Whatever is written in another way counts for more than it is.
  */
 const plain = /^\s*(?:select|insert|update|delete|replace|with)\b/i
+
 /**
  * Can change neither role nor database; `bounds`, where nothing else is in the text. No part of a text can be matched
  * in two ways: to try all of them would take minutes for a long one.
  */
 const harmless = /^\s*(?:select|insert|update|delete|replace|with|savepoint|show)\b/i
+
 const bounds = /^\s*(?:start\s+transaction|begin|commit|rollback)\s*(?:;\s*)?$/i
 
 /** Explicitly, since the variable `completion_type` may say otherwise. */
 const commit = 'COMMIT AND NO CHAIN NO RELEASE'
-const rollback = 'ROLLBACK AND NO CHAIN NO RELEASE'
 
+const rollback = 'ROLLBACK AND NO CHAIN NO RELEASE'
 const state = 'SELECT DATABASE(), CURRENT_ROLE()'
 
 /** A text that may make transactions read only, of those that are not harmless: by its own words, or by some that it has elsewhere. */
@@ -339,7 +51,7 @@ const resettable = /\b(?:ACTIVE|IDLE|ROLLBACK ONLY)\b/
 const quitGrace = 100
 
 /** Sees all that goes through one connection, and knows how to undo it. */
-class Guard {
+export class Guard {
   readonly #connection: Connection
   readonly #core: Core
   readonly #mode: 'session' | 'transaction' | 'none'
@@ -854,12 +566,6 @@ class Guard {
   }
 }
 
-/** Whether the server refused a statement. Where it ends the connection it says nothing of the statement. */
-function isAnswer (error: unknown): boolean {
-  const { errno, sqlState } = error as { readonly errno?: unknown, readonly sqlState?: unknown }
-  return sqlState !== undefined && !endings.has(errno)
-}
-
 /** An open transaction. */
 interface Open {
   /** It has the savepoint that marks it. */
@@ -871,6 +577,7 @@ interface Open {
 
 /** Of this process and not of each transaction, since the server's statistics (statement digests) keep each name. */
 const salt = randomBytes(8).toString('hex')
+
 const mark = `\`fastify_pool_${salt}\``
 
 const levels: Record<Isolation, string> = {
@@ -890,186 +597,6 @@ function unlessGone (otherwise: (cause: unknown) => Error | undefined): (error: 
   }
 }
 
-// --- What a server says ---------------------------------------------------------------------------------------------------------------
-
-/**
- * How a server is asked for its replication. The first is MariaDB's and of all that it follows, the second that of MySQL from 8.0.22 on (8.4 has no other), the
- * last that of MySQL before.
- */
-const replications = ['SHOW ALL SLAVES STATUS', 'SHOW REPLICA STATUS', 'SHOW SLAVE STATUS'] as const
-
-/** Of a variable: newer servers have more than two values. */
-function isOn (value: unknown): boolean {
-  return !['0', 'OFF'].includes(String(value))
-}
-
-/** Under the names of `SHOW REPLICA STATUS`, or the older ones. */
-type Replication = Readonly<Record<string, unknown>>
-
-function named (row: Replication, name: string): unknown {
-  const older = name.replace('Replica', 'Slave').replace('Source', 'Master')
-  return name in row ? row[name] : row[older]
-}
-
-/** It applies what another server does, or tries to. */
-function follows (row: Replication): boolean {
-  return ['Replica_IO_Running', 'Replica_SQL_Running'].some((name) => named(row, name) !== 'No')
-}
-
-/** In ms. */
-function lagOf (row: Replication): number {
-  const seconds = named(row, 'Seconds_Behind_Source')
-  return seconds === null || seconds === undefined ? Infinity : Number(seconds) * 1000
-}
-
-const errors = {
-  /** ER_ILLEGAL_HA: of every write that comes after the reset of a prepared XA transaction. */
-  illegalHandler: 1031,
-  syntax: 1064,
-  accessDenied: 1227,
-  /** ER_UNKNOWN_STMT_HANDLER */
-  unknownStatement: 1243,
-  optionPrevents: 1290,
-  /** ER_XAER_RMFAIL: not in the state in which an XA transaction is. */
-  xaState: 1399,
-  /** ER_NEED_REPREPARE */
-  needsReprepare: 1615,
-  readOnlyTransaction: 1792,
-  readOnlyMode: 1836,
-} as const
-
-/** Its text is looked at, since 1290 is also said of other options: the option's name is in it, in whatever language. */
-function isReadOnly (errno: unknown, text: () => string): boolean {
-  return errno === errors.readOnlyMode || (errno === errors.optionPrevents && /read[-_]only/i.test(text()))
-}
-
-/**
- * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group replication). Not ER_LOCK_WAIT_TIMEOUT: by
- * default it undoes one statement and not the transaction, and whoever waited for 50 s does not want to wait again unasked.
- */
-const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
-
-/**
- * The server ends (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927 ER_CONNECTION_KILLED, 3169
- * ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own (2006, 2013).
- */
-const endings: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 3169, 4031])
-
-/**
- * 1792: where the borrower asked for it himself, to run again is of no use, and of no harm.
- *
- * Not 1317 ER_QUERY_INTERRUPTED: somebody did not want that statement. Not 1040, 1203: they are said to who connects.
- */
-const passingNumbers: ReadonlySet<unknown> = new Set([...endings, errors.readOnlyTransaction])
-
-/** Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given a `timeout`. */
-const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
-
-function isPassing ({ code, errno, message }: Failure): boolean {
-  if (passingNumbers.has(errno) || passingCodes.has(code) || isReadOnly(errno, () => String(message))) return true
-  // mysql2's own have no code.
-  return code === undefined && typeof message === 'string' && /^Can't (?:add new command when connection is|write) in closed state$/.test(message)
-}
-
-// --- mysql2's inside ------------------------------------------------------------------------------------------------------------------
-
-type Listener = (...args: unknown[]) => void
-type Emitter = Pick<EventEmitter, 'on' | 'off'>
-
-/** A command of the driver's queue. */
-interface Command {
-  sql?: string
-  /** Of a statement that is prepared. */
-  readonly query?: string
-  readonly statement?: { readonly query: string }
-  readonly parameterCount?: number
-  readonly id?: number
-}
-
-interface Query extends Command {
-  start (packet: undefined, connection: Core): unknown
-  doneInsert (header: unknown): unknown
-}
-
-type Done<T = void> = (error: Error | null, result?: T) => void
-
-interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
-
-/** A packet to be sent: its first four bytes are written last. */
-interface Outgoing { readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing }
-
-/** What is used of mysql2, be it in its types or not: those differ from version to version. */
-interface Core extends EventEmitter {
-  readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query }
-  readonly config: Record<string, unknown> & { readonly clientFlags: number }
-  readonly stream: Socket
-  /** From 3.16 on. */
-  readonly state?: string
-  readonly authorized: boolean
-  clientEncoding: string
-  _closing?: boolean
-  readonly _fatalError?: unknown
-  readonly _protocolError?: unknown
-  readonly _command: Command | null | undefined
-  readonly _commands: { readonly length: number }
-  readonly _statements: { entries (): Iterable<[string, unknown]>, delete (key: string): void, clear (): void }
-  readonly _paused: boolean
-  _resetSequenceId (): void
-  _notifyError (error: Error): void
-  addCommand (command: Command): unknown
-  handlePacket (packet?: Packet): void
-  writePacket (packet: Outgoing): void
-  connect (done: Done): void
-  ping (done: Done): void
-  /** From 3.22 on. */
-  reset? (done: Done): void
-  changeUser (options: object, done: Done): void
-  end (): void
-  promise (): Connection
-}
-
-/** It was logged in, and neither side has ended it: as the driver's `state` says, where it has one. */
-function isOpen (core: Core): boolean {
-  if (core.state !== undefined) return core.state === 'authenticated'
-  return core.authorized && !core._closing && !core._fatalError && !core._protocolError && !core.stream.destroyed
-}
-
-/** Ends it at once, whatever it is doing. Not the driver's `destroy()`, which only half-closes. */
-async function cut (core: Core): Promise<void> {
-  const { stream } = core
-  if (!stream.closed) {
-    await new Promise<void>((resolve) => {
-      stream.once('close', () => resolve())
-      stream.destroy()
-    })
-  }
-  // Where the borrower had closed it himself, nobody told those that wait for an answer.
-  if (core._command || core._commands.length > 0) core._notifyError(new Error('the connection was closed'))
-}
-
-/** Cut off when `signal` aborts, so that nothing hangs. */
-async function within (core: Core, signal: AbortSignal, work: Promise<void>): Promise<void> {
-  const abort = () => core.stream.destroy()
-  signal.addEventListener('abort', abort)
-  try {
-    if (signal.aborted) abort()
-    await unlessAborted(work, signal)
-  } finally {
-    signal.removeEventListener('abort', abort)
-  }
-}
-
-/** Where the number that is at `at` ends. */
-function afterNumber (buffer: Buffer, at: number): number {
-  const first = buffer[at]!
-  if (first < 0xfb) return at + 1
-  return at + (first === 0xfc ? 3 : first === 0xfd ? 4 : 9)
-}
-
 function textOrNull (value: unknown): string | null {
   return value === null || value === undefined ? null : String(value)
-}
-
-function quote (name: string): string {
-  return `\`${name.replaceAll('`', '``')}\``
 }

@@ -1,0 +1,118 @@
+import type { EventEmitter } from 'node:events'
+import type { Socket } from 'node:net'
+import type { Connection as Callbacks } from 'mysql2'
+import { unlessAborted } from '../shared/signal.js'
+import type { DriverKind } from '../shared/driver.js'
+import type { Connection } from '../../../types/drivers.js'
+
+export type Driver = Pick<typeof import('mysql2'), 'createConnection'>
+
+export const mysqlDriver: DriverKind<Driver> = {
+  backend: 'mysql',
+  name: 'mysql2',
+  expected: 'the module mysql2',
+  read (module) {
+    const { createConnection, Connection } = module as { createConnection?: unknown, Connection?: { prototype?: Partial<Callbacks> } }
+    return typeof createConnection === 'function' && typeof Connection?.prototype?.promise === 'function' ? module as unknown as Driver : undefined
+  },
+  // mysql2/promise: what it makes can't be ended before it is connected.
+  belongs: ({ PromiseConnection }) => typeof PromiseConnection === 'function',
+}
+
+export type Listener = (...args: unknown[]) => void
+
+export type Emitter = Pick<EventEmitter, 'on' | 'off'>
+
+/** A command of the driver's queue. */
+export interface Command {
+  sql?: string
+  /** Of a statement that is prepared. */
+  readonly query?: string
+  readonly statement?: { readonly query: string }
+  readonly parameterCount?: number
+  readonly id?: number
+}
+
+interface Query extends Command {
+  start (packet: undefined, connection: Core): unknown
+  doneInsert (header: unknown): unknown
+}
+
+export type Done<T = void> = (error: Error | null, result?: T) => void
+
+export interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
+
+/** A packet to be sent: its first four bytes are written last. */
+interface Outgoing { readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing }
+
+/** What is used of mysql2, be it in its types or not: those differ from version to version. */
+export interface Core extends EventEmitter {
+  readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query }
+  readonly config: Record<string, unknown> & { readonly clientFlags: number }
+  readonly stream: Socket
+  /** From 3.16 on. */
+  readonly state?: string
+  readonly authorized: boolean
+  clientEncoding: string
+  _closing?: boolean
+  readonly _fatalError?: unknown
+  readonly _protocolError?: unknown
+  readonly _command: Command | null | undefined
+  readonly _commands: { readonly length: number }
+  readonly _statements: { entries (): Iterable<[string, unknown]>, delete (key: string): void, clear (): void }
+  readonly _paused: boolean
+  _resetSequenceId (): void
+  _notifyError (error: Error): void
+  addCommand (command: Command): unknown
+  handlePacket (packet?: Packet): void
+  writePacket (packet: Outgoing): void
+  connect (done: Done): void
+  ping (done: Done): void
+  /** From 3.22 on. */
+  reset? (done: Done): void
+  changeUser (options: object, done: Done): void
+  end (): void
+  promise (): Connection
+}
+
+/** It was logged in, and neither side has ended it: as the driver's `state` says, where it has one. */
+export function isOpen (core: Core): boolean {
+  if (core.state !== undefined) return core.state === 'authenticated'
+  return core.authorized && !core._closing && !core._fatalError && !core._protocolError && !core.stream.destroyed
+}
+
+/** Ends it at once, whatever it is doing. Not the driver's `destroy()`, which only half-closes. */
+export async function cut (core: Core): Promise<void> {
+  const { stream } = core
+  if (!stream.closed) {
+    await new Promise<void>((resolve) => {
+      stream.once('close', () => resolve())
+      stream.destroy()
+    })
+  }
+  // Where the borrower had closed it himself, nobody told those that wait for an answer.
+  if (core._command || core._commands.length > 0) core._notifyError(new Error('the connection was closed'))
+}
+
+/** Cut off when `signal` aborts, so that nothing hangs. */
+export async function within (core: Core, signal: AbortSignal, work: Promise<void>): Promise<void> {
+  const abort = () => core.stream.destroy()
+  signal.addEventListener('abort', abort)
+  try {
+    if (signal.aborted) abort()
+    await unlessAborted(work, signal)
+  } finally {
+    signal.removeEventListener('abort', abort)
+  }
+}
+
+/** Where the number that is at `at` ends. */
+export function afterNumber (buffer: Buffer, at: number): number {
+  const first = buffer[at]!
+  if (first < 0xfb) return at + 1
+  return at + (first === 0xfc ? 3 : first === 0xfd ? 4 : 9)
+}
+
+export function quote (name: string): string {
+  return `\`${name.replaceAll('`', '``')}\``
+}

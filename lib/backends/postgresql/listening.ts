@@ -1,0 +1,247 @@
+import { AsyncResource } from 'node:async_hooks'
+import { badOption, PoolError } from '../../pool/errors.js'
+import { unlessAborted } from '../shared/signal.js'
+import type { DriverEvent } from '../../../types/connector.js'
+import type { Notification } from '../../../types/drivers.js'
+import { quoted } from './wire.js'
+import { Guard } from './session.js'
+import { codeOf } from './errors.js'
+
+export interface ListenOptions {
+  /** Called when the channel is listened to again after an outage: what was notified meanwhile is lost. */
+  onReconnect?: () => unknown
+}
+
+/** Gets the payload, '' where there is none. What it throws, or rejects with, is told as the driver event `listener-error`. */
+export type NotificationListener = (payload: string, notification: Notification) => unknown
+
+interface Subscription {
+  readonly channel: string
+  readonly notify: (notification: Notification) => void
+  readonly onReconnect: (() => void) | undefined
+  /** Settles the call of `listen`, until it has. */
+  settle: ((error?: unknown) => void) | undefined
+  /** It was told of an outage, or will be. */
+  since: number
+}
+
+interface ListeningOptions {
+  open (signal: AbortSignal): Promise<Guard>
+  connectTimeout: number
+  scrub (error: unknown): Error
+  tell (event: DriverEvent): void
+}
+
+/**
+ * The connection that listens. One loop brings it from what is to what should be: connected while somebody listens, to exactly these channels.
+ */
+export class Listening {
+  readonly #options: ListeningOptions
+  /** A connection is made for all: none of its callers' async context may show in another's listener. */
+  readonly #context = new AsyncResource('fastify-pool listen')
+  readonly #subscriptions = new Map<string, Set<Subscription>>()
+  /** What the server knows of. */
+  readonly #known = new Set<string>()
+  readonly #closing = new AbortController()
+  #guard: Guard | undefined
+  /** How many connections there were. */
+  #generation = 0
+  /** How many failures there were since it worked. */
+  #failures = 0
+  #loop: Promise<void> | undefined
+  /** Wait for the loop's next turn. */
+  readonly #turned: Array<() => void> = []
+  /** Ends the pause between two attempts. */
+  #hurry: (() => void) | undefined
+
+  constructor (options: ListeningOptions) { this.#options = options }
+
+  async listen (channel: string, fn: NotificationListener, onReconnect: (() => unknown) | undefined): Promise<() => Promise<void>> {
+    // The server would cut off the rest, and then notify another channel. NUL ends a text there.
+    if (typeof channel !== 'string' || channel === '' || Buffer.byteLength(channel) > 63 || channel.includes('\0')) {
+      throw badOption('channel', channel, 'the name of a channel: 1 to 63 bytes')
+    }
+    if (typeof fn !== 'function') throw badOption('fn', fn, 'a function')
+    if (this.#closing.signal.aborted) throw closed()
+    const call = AsyncResource.bind((fn: (...args: never[]) => unknown, args: never[]) => this.#call(channel, fn, args))
+    const subscription: Subscription = {
+      channel,
+      notify: (notification) => call(fn, [notification.payload, notification] as never[]),
+      onReconnect: onReconnect && (() => call(onReconnect, [])),
+      settle: undefined,
+      since: 0,
+    }
+    const subscribed = new Promise<void>((resolve, reject) => {
+      subscription.settle = (error) => {
+        subscription.settle = undefined
+        if (error === undefined) resolve()
+        else reject(error)
+      }
+    })
+    const others = this.#subscriptions.get(channel) ?? new Set()
+    this.#subscriptions.set(channel, others.add(subscription))
+    this.#hurry?.()
+    this.#start()
+    await subscribed
+    return async () => {
+      this.#forget(subscription)
+      if (this.#closing.signal.aborted) return
+      this.#start()
+      // In an outage the server knows of no channel, and the loop goes on for the others.
+      while (this.#known.has(channel) && !this.#subscriptions.has(channel)) await new Promise<void>((resolve) => { this.#turned.push(resolve) })
+      if (this.#subscriptions.size > 0) return
+      this.#hurry?.()
+      await this.#loop
+    }
+  }
+
+  async close (): Promise<void> {
+    this.#closing.abort(closed())
+    this.#hurry?.()
+    for (const subscription of this.#all()) {
+      this.#forget(subscription)
+      subscription.settle?.(closed())
+    }
+    this.#start()
+    // What waits for an answer is rejected.
+    await this.#disconnect()
+    await this.#loop
+  }
+
+  #start (): void {
+    if (this.#settled) return
+    this.#loop ??= this.#context.runInAsyncScope(() => this.#run())
+  }
+
+  async #run (): Promise<void> {
+    while (!this.#settled) {
+      try {
+        await this.#step()
+        this.#failures = 0
+      } catch (error) {
+        await this.#failed(error)
+        this.#failures++
+      }
+      for (const turned of this.#turned.splice(0)) turned()
+      if (this.#failures > 0 && this.#subscriptions.size > 0) await this.#pause(Math.min(1000, 25 * 2 ** this.#failures))
+    }
+    this.#loop = undefined
+  }
+
+  get #settled (): boolean {
+    if (this.#subscriptions.size === 0) return this.#guard === undefined
+    return this.#guard !== undefined && this.#missing.length === 0 && this.#surplus.length === 0 &&
+      this.#all().every(({ settle }) => settle === undefined)
+  }
+
+  get #missing (): string[] {
+    return [...this.#subscriptions.keys()].filter((channel) => !this.#known.has(channel))
+  }
+
+  get #surplus (): string[] {
+    return [...this.#known].filter((channel) => !this.#subscriptions.has(channel))
+  }
+
+  async #step (): Promise<void> {
+    if (this.#subscriptions.size === 0) return await this.#disconnect()
+    const guard = this.#guard ?? await this.#connect()
+    const missing = this.#missing
+    const surplus = this.#surplus
+    const statements = [...surplus.map((channel) => `UNLISTEN ${quoted(channel)}`), ...missing.map((channel) => `LISTEN ${quoted(channel)}`)]
+    if (statements.length > 0) await unlessAborted(guard.client.query(statements.join('; ')), AbortSignal.timeout(this.#options.connectTimeout))
+    for (const channel of surplus) this.#known.delete(channel)
+    for (const channel of missing) this.#known.add(channel)
+    const again = this.#all().filter(({ channel, since }) => this.#known.has(channel) && since !== this.#generation)
+    const restored = again.some(({ since }) => since !== 0)
+    if (restored) this.#options.tell({ name: 'listen-restored', channels: this.#known.size })
+    for (const subscription of again) {
+      const isNew = subscription.since === 0
+      subscription.since = this.#generation
+      if (isNew) subscription.settle?.()
+      else subscription.onReconnect?.()
+    }
+  }
+
+  async #connect (): Promise<Guard> {
+    const deadline = new AbortController()
+    const { connectTimeout } = this.#options
+    const timer = setTimeout(() => deadline.abort(new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)), connectTimeout)
+    let guard: Guard
+    try {
+      guard = await this.#options.open(AbortSignal.any([this.#closing.signal, deadline.signal]))
+    } finally {
+      clearTimeout(timer)
+    }
+    this.#guard = guard
+    this.#generation++
+    guard.client.on('notification', (notification) => {
+      for (const { notify } of [...this.#subscriptions.get(notification.channel) ?? []]) notify(notification)
+    })
+    guard.onDeath((error) => this.#context.runInAsyncScope(() => this.#lost(error)))
+    return guard
+  }
+
+  async #disconnect (): Promise<void> {
+    const guard = this.#guard
+    this.#guard = undefined
+    this.#known.clear()
+    await guard?.close()
+  }
+
+  #lost (error: Error): void {
+    this.#guard = undefined
+    this.#known.clear()
+    this.#options.tell({ name: 'listen-lost', code: codeOf(error) })
+    this.#start()
+  }
+
+  /** Who waits for it is told, and is forgotten. For those who listened already it is tried again. */
+  async #failed (cause: unknown): Promise<void> {
+    const error = this.#options.scrub(cause)
+    const connected = this.#guard !== undefined
+    for (const subscription of this.#all()) {
+      if (subscription.settle === undefined) continue
+      this.#forget(subscription)
+      // Refused by a server that serves: its own error says more.
+      subscription.settle(connected ? error : new PoolError('FST_POOL_CONNECT_FAILED', `no connection to listen on: ${error.message}`, { cause: error }))
+    }
+    await this.#disconnect()
+    if (this.#subscriptions.size === 0) return
+    this.#options.tell({ name: 'listen-failed', code: codeOf(cause) })
+  }
+
+  /** With full jitter. */
+  async #pause (longest: number): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, Math.max(1, Math.random() * longest))
+      this.#hurry = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+    this.#hurry = undefined
+  }
+
+  #all (): Subscription[] {
+    return [...this.#subscriptions.values()].flatMap((set) => [...set])
+  }
+
+  #forget (subscription: Subscription): void {
+    const others = this.#subscriptions.get(subscription.channel)
+    others?.delete(subscription)
+    if (others?.size === 0) this.#subscriptions.delete(subscription.channel)
+  }
+
+  #call (channel: string, fn: (...args: never[]) => unknown, args: never[]): void {
+    const failed = (error: unknown) => this.#options.tell({ name: 'listener-error', channel, message: this.#options.scrub(error).message })
+    try {
+      Promise.resolve(fn(...args)).catch(failed)
+    } catch (error) {
+      failed(error)
+    }
+  }
+}
+
+function closed (): PoolError {
+  return new PoolError('FST_POOL_CLOSED', 'the pool of this connection is closed')
+}

@@ -1,0 +1,161 @@
+import type { ClientConfig } from 'pg'
+import { badOption } from '../../pool/errors.js'
+import { Addresses } from '../shared/address.js'
+import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
+import type { AddressNow } from '../shared/address.js'
+import type { Address } from '../../pool/options.js'
+import { postgresDriver } from './wire.js'
+import type { Inside } from './wire.js'
+
+export interface PostgresOptions {
+  /**
+   * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or the folder of a Unix socket.
+   * What the other options say wins over it. A function is asked at each create, that of `listen` too. Default: what pg takes from the environment
+   * (`PGHOST`, ...), else localhost.
+   */
+  url?: Address['url']
+  /** Instead of `url`. Default: `PGHOST`, else 'localhost'. */
+  host?: string
+  /** Instead of `url`. Default: `PGPORT`, else 5432. */
+  port?: number
+  /** Default: the URL's, else `PGDATABASE`, else the user's name. */
+  database?: string
+  /**
+   * pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those that would do the pool's work are
+   * refused. A function is asked at each create; what is wrong with its answer is that create's `FST_POOL_BAD_OPTIONS`.
+   */
+  connection?: Address['connection']
+  /**
+   * What is undone at return. Default 'session'.
+   * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made, listeners and type parsers of the object.
+   *   Statements that the driver named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named statements.
+   * - 'transaction': an open transaction, nothing else. No round trip where none is open.
+   * - 'none': nothing.
+   */
+  reset?: 'session' | 'transaction' | 'none'
+  /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
+  connectTimeout?: number
+  /** The module pg, or an object with its `Client`: for bundles, and copies of one's own. Default: the installed one. */
+  driver?: unknown
+}
+
+/** The driver's keys that would do the pool's work, or would not do what their name says, and what to use instead. */
+const refused = new Map(Object.entries({
+  connectionString: 'use the option url',
+  host: 'use the option host',
+  port: 'use the option port',
+  connectionTimeoutMillis: 'use the option connectTimeout',
+  pipeline: 'a reset must be known to have worked before the next borrower sends anything',
+  max: 'use the option max',
+  poolSize: 'use the option max',
+  min: 'use the option min',
+  idleTimeoutMillis: 'use the option idleTimeout',
+  maxUses: 'use the option maxUses',
+  maxLifetimeSeconds: 'use the option maxLifetime',
+  allowExitOnIdle: 'close the pool when the app ends',
+  onConnect: 'use the option onConnect',
+  verify: 'use the option onConnect',
+  log: 'use the pool\'s events',
+  Client: 'a connection is a pg.Client',
+  Promise: 'a connection is a pg.Client that returns promises',
+  connection: 'each client has its own',
+  tls: 'pg calls it ssl',
+  username: 'pg calls it user',
+}))
+
+/** pg's own that people may well put beside `url`. */
+const belongInside = [
+  'user', 'username', 'password', 'ssl', 'tls', 'sslnegotiation', 'application_name', 'fallback_application_name', 'client_encoding', 'options', 'types',
+  'statement_timeout', 'query_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'keepAlive', 'keepAliveInitialDelayMillis', 'binary',
+  'enableChannelBinding', 'replication', 'stream', 'pipeline', 'connectionString', 'connectionTimeoutMillis', 'idleTimeoutMillis', 'allowExitOnIdle',
+]
+
+/** What the next connection is made from. */
+export type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfig>
+
+/** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
+export function configsOf (options: PostgresOptions, addresses: Addresses): Config {
+  const { url, driver } = options
+  checkNames(options)
+  if (typeof url !== 'function') checkUrl(url)
+  const parse = url === undefined ? undefined : parserOf(driver)
+  const make = (address: AddressNow) => driverOptions(address, options, parse)
+  const config = make(addresses.fixed)
+  return addresses.change ? async (signal) => make(await addresses.now(signal)) : () => config
+}
+
+/** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
+function checkNames (options: PostgresOptions): void {
+  const { url, host, port } = options
+  const given = new Map<string, unknown>(Object.entries(options))
+  for (const name of belongInside) {
+    if (given.get(name) === undefined) continue
+    const instead = refused.get(name)
+    throw badOption(name, given.get(name), instead === undefined ? `it inside of connection: { ${name} }` : `nothing here: ${instead}`)
+  }
+  for (const [name, value] of Object.entries({ host, port })) {
+    if (url !== undefined && value !== undefined) throw badOption(name, value, `no ${name} next to a url`)
+  }
+}
+
+/** `url` is the base, the other options win over it, the driver's come as they are. */
+function driverOptions ({ url, connection }: AddressNow, { host, port, database }: PostgresOptions, parse: Parser | undefined): ClientConfig {
+  for (const [name, instead] of refused) {
+    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
+  }
+  if (connection.stream !== undefined && typeof connection.stream !== 'function') {
+    throw badOption('connection.stream', connection.stream, 'a function that makes a stream for each connection')
+  }
+  if (database !== undefined && connection.database !== undefined) {
+    throw badOption('connection.database', connection.database, 'nothing here next to the option database')
+  }
+  const base = url === undefined ? {} : parseUrl(url, parse!)
+  for (const [name, value] of Object.entries({ host, port, database, ...connection })) if (value !== undefined) Object.assign(base, { [name]: value })
+  const { ssl } = base
+  // A pg that was given the same object before has made its key invisible to a copy.
+  if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }
+  return base
+}
+
+type Parser = (url: string) => Record<string, unknown>
+
+/** pg's own. Beside a driver that the app has bundled its package may be absent: there it is what a client makes of the url. */
+function parserOf (driver: unknown): Parser {
+  try {
+    const module = requirePackage('pg-connection-string', { via: 'pg', backend: 'postgresql' })
+    return facesOf(module).find((face) => typeof face === 'function') as unknown as Parser
+  } catch (error) {
+    if (driver === undefined) throw error
+    const { Client } = loadDriver(postgresDriver, driver)
+    return (url) => {
+      const { connectionParameters } = new Client({ connectionString: url }) as unknown as Inside
+      // The password is not enumerable there.
+      return { ...connectionParameters, password: connectionParameters.password }
+    }
+  }
+}
+
+function checkUrl (url: unknown): void {
+  if (url === undefined || (typeof url === 'string' && /^(postgres(ql)?:\/\/|socket:|\/)/i.test(url))) return
+  throw badOption('url', url, 'postgresql://user:password@host:port/database, or the folder of a Unix socket')
+}
+
+/** By pg's own parser, so that each parameter means what it means to pg. No error of ours has the text. */
+function parseUrl (url: string, parse: Parser): ClientConfig {
+  checkUrl(url)
+  const wrong = (expected: string) => badOption('url', url, expected)
+  let parsed: Record<string, unknown>
+  try {
+    parsed = parse(url)
+  } catch {
+    // Its error may have the url in it.
+    throw wrong('a url that pg can parse, whose certificate files can be read')
+  }
+  const options: ClientConfig = {}
+  for (const [name, value] of Object.entries(parsed)) {
+    if (value === undefined || value === null || value === '') continue
+    if (name !== 'host' && name !== 'port' && refused.has(name)) throw wrong(`a url without ${name}: ${refused.get(name)!}`)
+    Object.assign(options, { [name]: value })
+  }
+  return options
+}

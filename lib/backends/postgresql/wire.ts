@@ -1,0 +1,74 @@
+import type { EventEmitter } from 'node:events'
+import type { Socket } from 'node:net'
+import type { DriverKind } from '../shared/driver.js'
+import type { Client } from '../../../types/drivers.js'
+
+/** What is used of the module pg. */
+export interface Driver { readonly Client: new (config: object) => Client, readonly Query: unknown }
+
+export const postgresDriver: DriverKind<Driver> = {
+  backend: 'postgresql',
+  name: 'pg',
+  expected: 'the module pg, or an object with its Client (not pg.native)',
+  read ({ Client }) {
+    const { prototype, Query } = (Client ?? {}) as { prototype?: Partial<Client>, Query?: unknown }
+    // The native client has no `escapeLiteral`, and no connection that could be cut.
+    return typeof prototype?.escapeLiteral === 'function' && typeof Query === 'function' ? { Client: Client as Driver['Client'], Query } : undefined
+  },
+}
+
+export const terminate = Buffer.from([0x58, 0, 0, 0, 4])
+
+/** What the server has when a session begins, and `DISCARD ALL` but for what the driver prepared. */
+const fresh = 'CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP'
+
+/** Ready to be sent: it saves what is done anew at each return. */
+export const messages = {
+  rollback: message('ROLLBACK'),
+  discard: message('DISCARD ALL'),
+  fresh: message(fresh),
+  rollbackDiscard: message(`ROLLBACK; ${fresh}; DEALLOCATE ALL`),
+  rollbackFresh: message(`ROLLBACK; ${fresh}`),
+}
+
+/** As the protocol has a simple query: 'Q', the length of the rest, the text, 0. */
+function message (text: string): Buffer {
+  const buffer = Buffer.alloc(text.length + 6)
+  buffer.write('Q')
+  buffer.writeInt32BE(text.length + 5, 1)
+  buffer.write(text, 5)
+  return buffer
+}
+
+/** What is used of pg and not in its types; all of it is in 8.11 too, but for what may be undefined. */
+export interface Inside {
+  readonly connection: Wire
+  readonly host: string
+  readonly port: number
+  readonly ssl: unknown
+  readonly sslNegotiation?: string
+  readonly processID: number | null
+  readonly secretKey: number
+  readonly readyForQuery: boolean | undefined
+  readonly _ending: boolean
+  /** Its older name would warn where this one is there. */
+  readonly _activeQuery?: { readonly name?: string } | null
+  readonly activeQuery?: { readonly name?: string } | null
+  readonly connectionParameters: Record<string, unknown>
+  readonly _types: { text: object, binary: object }
+}
+
+export interface Wire extends EventEmitter {
+  readonly stream: Socket
+  parsedStatements: object
+  submittedNamedStatements?: object
+  parse (query: { readonly name?: string }): void
+  close (what: { readonly type: 'S', readonly name: string }): void
+  connect (port: number | string, host?: string): void
+  requestSsl (): void
+  cancel (processID: number, secretKey: number): void
+}
+
+export function quoted (name: string): string {
+  return `"${name.replaceAll('"', '""')}"`
+}

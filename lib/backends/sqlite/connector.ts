@@ -1,31 +1,16 @@
 import { existsSync } from 'node:fs'
-import { dirname, resolve } from 'node:path'
-import { badOption, PoolError } from '../pool/errors.js'
-import { badDriver, facesOf, requirePackage } from './shared/driver.js'
-import { dialectOf, isBusy } from './sqlite/dialect.js'
-import type { Dialect, DriverName, Handle } from './sqlite/dialect.js'
-import { patiently } from './sqlite/lock.js'
-import { Watch } from './sqlite/watch.js'
-import type { Address } from '../pool/options.js'
-import type { Connector, DestroyReason, Transactions } from '../../types/connector.js'
-import type { SqliteDatabase, SqliteDriver } from './sqlite/handle.js'
+import { dirname } from 'node:path'
+import { badOption } from '../../pool/errors.js'
+import { dialectOf, isBusy } from './dialect.js'
+import type { Dialect, DriverName, Handle } from './dialect.js'
+import { patiently } from './lock.js'
+import { Watch } from './session.js'
+import type { Connector, DestroyReason, Transactions } from '../../../types/connector.js'
+import type { SqliteDatabase, SqliteDriver } from './handle.js'
+import { pathOf } from './options.js'
+import type { SqliteOptions } from './options.js'
+import { driverOf } from './driver.js'
 
-export type { SqliteDatabase, SqliteDriver, SqliteStatement, SqliteTransaction } from './sqlite/handle.js'
-export interface SqliteOptions {
-  /** A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does not change its address. */
-  url?: Address['url']
-  /**
-   * Options of the driver's class, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking the event loop, and
-   * where it is more than 0 the pool does not look for the lock before a loan. No function.
-   */
-  connection?: Address['connection']
-  /** 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and iterators are ended. */
-  reset?: 'session' | 'transaction' | 'none'
-  /** The name of the driver, its class, or its module. Default: better-sqlite3, else libsql, else Node's own (22.16 or later). */
-  driver?: DriverName | SqliteDriver<unknown> | object
-  /** The pool's, for messages. */
-  name?: string
-}
 
 /** Makes the handle that writes; its `replica` makes those that read. */
 export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
@@ -204,74 +189,4 @@ class Writer extends Handles {
     super(Database, path, options, false)
     if (path !== ':memory:') this.replica = new Handles(Database, path, options, true)
   }
-}
-
-// --- Options --------------------------------------------------------------------------------------------------------------------------
-
-/** By itself ('app.db') as it is; both drivers take a URL differently, so the path is taken out here. */
-function pathOf (url: unknown): string {
-  const expected = "a path, 'file:' and a path, or ':memory:'"
-  if (typeof url !== 'string' || url === '') throw badOption('url', url, expected)
-  let path = url
-  if (/^file:/i.test(url)) {
-    const rest = url.slice('file:'.length).replace(/^\/\/(?:localhost)?(?=\/)/i, '')
-    if (rest === '' || /[?#]/.test(rest) || rest.startsWith('//')) throw badOption('url', url, `${expected}; without host or query`)
-    try {
-      path = decodeURIComponent(rest)
-    } catch {
-      throw badOption('url', url, `${expected}; percent-encoded`)
-    }
-  } else if (/^[a-z][a-z0-9+.-]+:/i.test(url)) {
-    throw badOption('url', url, expected)
-  }
-  // As it is now: the working directory may change.
-  return path === ':memory:' ? path : resolve(path)
-}
-
-/** The strongest first. libsql installs in seconds, without a compiler; Node's own is there without any install. */
-const drivers = ['better-sqlite3', 'libsql', 'node:sqlite'] as const
-
-function driverOf (driver: SqliteOptions['driver']): SqliteDriver<unknown> {
-  if (drivers.includes(driver as DriverName)) return load(driver as DriverName)
-  if (driver !== undefined) {
-    const found = classIn(driver)
-    if (found === undefined) throw badDriver(driver, "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them")
-    return found
-  }
-  const causes: unknown[] = []
-  for (const name of drivers) {
-    try {
-      return load(name)
-    } catch (error) {
-      causes.push(error)
-    }
-  }
-  const message = "backend 'sqlite' needs the package better-sqlite3 or libsql, or Node 22.16: npm install libsql"
-  throw new PoolError('FST_POOL_MISSING_DRIVER', message, { cause: new AggregateError(causes) })
-}
-
-function load (name: DriverName): SqliteDriver<unknown> {
-  if (name === 'node:sqlite') return builtIn()
-  const found = classIn(requirePackage(name, { backend: 'sqlite' }))
-  if (found !== undefined) return found
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `backend 'sqlite' needs ${name}: what is installed under that name is something else`)
-}
-
-/** A driver's class, or the one that its module exports: as `DatabaseSync` where it is Node's. */
-function classIn (driver: unknown): SqliteDriver<unknown> | undefined {
-  const candidates: unknown[] = facesOf(driver).flatMap((face) => [face, face.DatabaseSync])
-  return candidates.find(isDriver) as SqliteDriver<unknown> | undefined
-}
-
-function isDriver (candidate: unknown): boolean {
-  const { prepare, exec } = ((candidate as { prototype?: unknown } | undefined)?.prototype ?? {}) as Partial<SqliteDatabase>
-  return typeof prepare === 'function' && typeof exec === 'function'
-}
-
-/** @throws `FST_POOL_MISSING_DRIVER` where this Node has none, or one that does not tell of its transactions */
-function builtIn (): SqliteDriver<unknown> {
-  const module = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as { readonly DatabaseSync: SqliteDriver<unknown> } | undefined
-  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
-  if (module !== undefined && (major > 22 || (major === 22 && minor >= 16))) return module.DatabaseSync
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`)
 }

@@ -3,9 +3,9 @@ import type {
   MongoError, TopologyDescription, WithSessionCallback,
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
-import { PoolError } from '../pool/errors.js'
-import { somewhere } from './shared/failures.js'
-import type { Transaction, TransactionOptions } from '../../types/connector.js'
+import { PoolError } from '../../pool/errors.js'
+import { somewhere } from '../shared/failures.js'
+import type { Transaction, TransactionOptions } from '../../../types/connector.js'
 
 /** What is used of the driver's inside. */
 export interface Topology {

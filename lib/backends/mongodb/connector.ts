@@ -1,0 +1,256 @@
+import { isDeepStrictEqual } from 'node:util'
+import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
+import { Addresses } from '../shared/address.js'
+import { loadDriver } from '../shared/driver.js'
+import { unlessAborted } from '../shared/signal.js'
+import type { AddressNow } from '../shared/address.js'
+import { checkDriver } from './check.js'
+import { MongoTransaction, mayRunAgain, topologyOf } from './transaction.js'
+import type { Connector, DriverEvent, TransactionOptions, Transactions } from '../../../types/connector.js'
+import type { Db, MongoClient } from '../../../types/drivers.js'
+import { mongoDriver, makeClient } from './options.js'
+import type { MongoOptions } from './options.js'
+import { Shared } from './client.js'
+import { isTransient, isRefusedLogin } from './errors.js'
+
+export interface MongoConnector extends Connector<Db> {
+  readonly system: 'mongodb'
+  /**
+   * The client that all connections share; the driver connects it again after a failure. Only where `url` or `connection` is a function there is another
+   * one when its answer changes: this is the newest. The one before is closed when the last connection made from it is destroyed, which `pool.evict()`
+   * brings about softly; whoever has kept it gets the driver's `MongoNotConnectedError` from then on.
+   */
+  readonly client: MongoClient
+  readonly database: string
+  readonly secrets: readonly string[]
+  readonly transactions: Transactions<Db>
+  isTransient (error: unknown): boolean
+}
+
+/**
+ * MongoDB. A connection is the right to use one shared `MongoClient`, as a `Db` of its own; the driver keeps the sockets, and finds its way to the primary.
+ *
+ * A create opens nothing where the client has a server. Where it has none it waits for one, as long as any of the servers answers (an election will end);
+ * once the driver has looked at all of them since it began, and none was there, it rejects with the reason.
+ *
+ * A function for `url` or `connection` should answer the same for as long as that holds: with each other answer there is another client, with sockets and
+ * monitors of its own, up to 4; while there are that many, creates use the newest. A client whose login is refused is dead to the driver, and so are its
+ * connections: the next create asks again.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; `FST_POOL_CONNECT_FAILED` where a function fails, or takes longer than `connectTimeout`.
+ * Nothing is opened yet.
+ */
+export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
+  const { client, url, host, port, connection = {}, connectTimeout = 3000 } = options
+  const addresses = new Addresses(options)
+  if (client === undefined) {
+    const driver = loadDriver(mongoDriver, options.driver)
+    const address = addresses.change ? await firstAddress(addresses, connectTimeout) : addresses.fixed
+    return new Mongo(options, addresses, address, (address) => makeClient(driver, options, address))
+  }
+  for (const [name, given] of Object.entries({ url, host, port })) {
+    if (given !== undefined) throw badOption(name, given, `no ${name} next to a client`)
+  }
+  if (typeof connection === 'function' || Object.keys(connection).length > 0) throw badOption('connection', connection, 'no connection options next to a client')
+  return new Mongo(options, addresses, addresses.fixed, () => client)
+}
+
+async function firstAddress (addresses: Addresses, timeout: number): Promise<AddressNow> {
+  try {
+    return await addresses.now(AbortSignal.timeout(timeout))
+  } catch (error) {
+    if (error instanceof PoolError) throw error
+    const cause = scrub(error, addresses.secrets)
+    throw new PoolError('FST_POOL_CONNECT_FAILED', `the function for url or connection failed: ${cause.message}`, { cause })
+  }
+}
+
+/** How many clients there are at most besides the newest, and the one whose place it takes. */
+const maxOthers = 3
+
+class Mongo implements MongoConnector {
+  readonly system = 'mongodb'
+  readonly transactions: Transactions<Db> = {
+    isolation: ['snapshot'],
+    readOnly: false,
+    begin: (db, options, signal) => this.#begin(db, options, signal),
+    isTransient: mayRunAgain,
+  }
+
+  readonly #owned: boolean
+  readonly #secrets: readonly string[] | undefined
+  readonly #addresses: Addresses
+  readonly #make: (address: AddressNow) => Shared
+  /** In the order of their making: the last is the newest. */
+  readonly #clients: Shared[] = []
+  readonly #from = new WeakMap<Db, Shared>()
+  /** The last one of each connection. */
+  readonly #transactions = new WeakMap<Db, MongoTransaction>()
+  #newest: Shared
+  /** What the newest was made from, and which question that was the answer to: one that was asked before it says nothing new. */
+  #address: AddressNow
+  #answered = 0
+  #asked = 0
+  #listener: ((event: DriverEvent) => void) | undefined
+  #closing: Promise<void> | undefined
+  #closeErrors: unknown[] = []
+
+  constructor (options: MongoOptions, addresses: Addresses, address: AddressNow, client: (address: AddressNow) => MongoClient) {
+    this.#owned = options.client === undefined
+    this.#secrets = options.client && secretsOf({ connection: options.client.options.credentials })
+    this.#addresses = addresses
+    this.#address = address
+    this.#make = (address) => new Shared(client(address), this.#owned, options.database)
+    this.#newest = this.#add(address)
+  }
+
+  get secrets (): readonly string[] {
+    return this.#secrets ?? this.#addresses.secrets
+  }
+
+  get client (): MongoClient {
+    return this.#newest.client
+  }
+
+  get database (): string {
+    return this.#newest.database
+  }
+
+  async create (signal: AbortSignal): Promise<Db> {
+    signal.throwIfAborted()
+    this.#mustBeOpen()
+    const shared = this.#addresses.change ? await this.#ask(signal) : this.#enter()
+    try {
+      if (!shared.up) await shared.reach(signal)
+      const db = shared.client.db(shared.database)
+      if (this.#addresses.change) this.#from.set(db, shared)
+      return db
+    } catch (error) {
+      // Whoever made another one meanwhile left it to us to close this one.
+      this.#leave(shared)?.catch((error: unknown) => { this.#closeErrors.push(error) })
+      throw error
+    }
+  }
+
+  /**
+   * The sockets are the client's; it is closed with the last connection of an address that has changed. A transaction that is open is undone when the
+   * server gets round to it, and nobody waits for it: after `transactionLifetimeLimitSeconds` (60 unless told otherwise) the server ends it by itself.
+   */
+  destroy (db: Db): Promise<void> | void {
+    const transaction = this.#transactions.get(db)
+    // The driver tells no error of a rollback, and if it did there would be nobody left to tell.
+    if (transaction !== undefined) Promise.allSettled([transaction.rollback()])
+    const shared = this.#of(db)
+    shared.deaths.delete(db)
+    return this.#leave(shared)
+  }
+
+  async validate (db: Db, signal: AbortSignal): Promise<boolean> {
+    await this.#of(db).ping(db, signal)
+    return true
+  }
+
+  isBroken (db: Db): boolean {
+    return !this.#of(db).up
+  }
+
+  /**
+   * True for what may go well a moment later on a connection to whichever server is there then: no network, no server, a primary that is one no more, a
+   * server that shuts down, and what the driver or the server itself labels as such. False for what would only add to a load (no socket in time, an
+   * overloaded server: the driver has tried again by itself), for the caller's own deadlines, and for all that the server means to say.
+   */
+  isTransient (error: unknown): boolean {
+    // Another connection logs in with what the function says by then.
+    return isTransient(error) || (this.#addresses.change && isRefusedLogin(error))
+  }
+
+  async #begin (db: Db, options: TransactionOptions, signal: AbortSignal): Promise<MongoTransaction> {
+    const { client } = this.#of(db)
+    signal.throwIfAborted()
+    await unlessAborted(checkDriver(client), signal)
+    const transaction = new MongoTransaction(client, topologyOf(client), db.databaseName, options)
+    this.#transactions.set(db, transaction)
+    return transaction
+  }
+
+  onDeath (db: Db, listener: (error?: Error) => void): void {
+    this.#of(db).deaths.set(db, listener)
+  }
+
+  onDriverEvent (listener: (event: DriverEvent) => void): void {
+    this.#listener = listener
+    for (const shared of this.#clients) shared.tell(listener)
+  }
+
+  /** Closes the clients, if we made them. Operations under way on them fail. */
+  close (): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close (): Promise<void> {
+    const closed = await Promise.allSettled(this.#clients.map((shared) => shared.close()))
+    const errors = [...this.#closeErrors, ...closed.flatMap((one) => one.status === 'rejected' ? [one.reason as unknown] : [])]
+    if (errors.length > 0) throw errors[0]
+  }
+
+  #mustBeOpen (): void {
+    if (this.#closing !== undefined) throw new Error('the MongoDB connector is closed')
+  }
+
+  /** Whose it is. Asked at every loan and return. */
+  #of (db: Db): Shared {
+    return this.#addresses.change ? this.#from.get(db)! : this.#newest
+  }
+
+  /** One connection more, of the newest client: told at once, so that no other answer closes it meanwhile. */
+  #enter (): Shared {
+    this.#newest.users++
+    return this.#newest
+  }
+
+  /** As `#enter`, when the newest client is that of the address as of now. */
+  async #ask (signal: AbortSignal): Promise<Shared> {
+    const question = ++this.#asked
+    const address = await this.#addresses.now(signal)
+    this.#mustBeOpen()
+    if (question > this.#answered) {
+      this.#answered = question
+      if (!isDeepStrictEqual(address, this.#address)) this.#change(address)
+    }
+    return this.#enter()
+  }
+
+  /** @throws `FST_POOL_BAD_OPTIONS` */
+  #change (address: AddressNow): void {
+    const before = this.#newest
+    const others = this.#clients.filter((shared) => shared !== before || before.users > 0)
+    if (others.length > maxOthers) return
+    this.#newest = this.#add(address)
+    this.#address = address
+    if (before.users === 0) this.#retire(before).catch((error: unknown) => { this.#closeErrors.push(error) })
+  }
+
+  /** @throws `FST_POOL_BAD_OPTIONS` */
+  #add (address: AddressNow): Shared {
+    const shared = this.#make(address)
+    if (this.#listener !== undefined) shared.tell(this.#listener)
+    this.#clients.push(shared)
+    return shared
+  }
+
+  /** One connection less. */
+  #leave (shared: Shared): Promise<void> | undefined {
+    shared.users--
+    return shared === this.#newest || shared.users > 0 ? undefined : this.#retire(shared)
+  }
+
+  async #retire (shared: Shared): Promise<void> {
+    try {
+      await shared.close()
+    } finally {
+      const index = this.#clients.indexOf(shared)
+      if (index >= 0) this.#clients.splice(index, 1)
+    }
+  }
+}

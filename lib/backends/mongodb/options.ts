@@ -1,0 +1,125 @@
+import type { MongoClientOptions } from 'mongodb'
+import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
+import type { Address } from '../../pool/options.js'
+import type { AddressNow } from '../shared/address.js'
+import type { DriverKind } from '../shared/driver.js'
+import type { MongoClient } from '../../../types/drivers.js'
+
+export interface MongoOptions {
+  /**
+   * `mongodb://` or `mongodb+srv://`. Its query may hold any option of the driver's, but for those that `connection` may not have either.
+   * A function is asked once by `mongodb()` itself, for the first client, and then at each create.
+   */
+  url?: Address['url']
+  /** Instead of `url`. Default 'localhost'. */
+  host?: string
+  /** With `host`. Default 27017. */
+  port?: number
+  /** Default: the one in the URL's path, else the driver's own ('test'). */
+  database?: string
+  /** Options of the driver's `MongoClient`, untouched: `tls`, `authSource`, `replicaSet`, `readPreference`, ... A function is asked as `url` is. */
+  connection?: Address['connection']
+  /** The most sockets per server and client; the driver's monitors come on top. Default 10. */
+  max?: number
+  /** How long an operation waits for a socket, and at most for a server, in ms. Default 5000. */
+  acquireTimeout?: number
+  /** The module mongodb, `mongoose.mongo` or @fastify/mongodb: for bundles, and copies of one's own. Default: the one that @fastify/mongodb uses. */
+  driver?: unknown
+  /** How long opening one socket may take, in ms, where neither `url` nor `connection` says `connectTimeoutMS`. Default 3000. */
+  connectTimeout?: number
+  /** A client that the app made: it is used as it is, never closed, and none of the options above goes with it but for `database`. */
+  client?: MongoClient
+}
+
+/** What is used of the module mongodb. */
+interface Driver {
+  readonly MongoClient: new (url: string, options?: object) => MongoClient
+  readonly ObjectId?: unknown
+}
+
+export const mongoDriver: DriverKind<Driver> = {
+  backend: 'mongodb',
+  name: 'mongodb',
+  via: '@fastify/mongodb',
+  expected: 'the module mongodb, mongoose.mongo or @fastify/mongodb',
+  read (module) {
+    // @fastify/mongodb has its copy there.
+    const driver = (module.MongoClient === undefined ? module.mongodb : module) as Partial<Driver> | undefined
+    const { prototype } = (driver?.MongoClient ?? {}) as { prototype?: Partial<MongoClient> }
+    return typeof prototype?.startSession === 'function' ? driver as Driver : undefined
+  },
+}
+
+/** The driver's options that are the pool's to set, in lower case as the driver compares them, and ours instead. */
+const reserved: ReadonlyMap<string, string> = new Map([
+  ['maxpoolsize', 'max'], ['minpoolsize', 'min'], ['maxconnecting', 'maxConnecting'], ['waitqueuetimeoutms', 'acquireTimeout'],
+])
+
+export function makeClient ({ MongoClient }: Driver, options: MongoOptions, address: AddressNow): MongoClient {
+  const { host, port, max = 10, acquireTimeout = 5000, connectTimeout = 3000 } = options
+  const { connection } = address
+  const url = urlOf(address.url, host, port)
+  const inUrl = [...new URLSearchParams(/\?([^#]*)/.exec(url)?.[1] ?? '')]
+  for (const key of Object.keys(connection)) {
+    const ours = reserved.get(key.toLowerCase())
+    if (ours !== undefined) throw badOption(`connection.${key}`, connection[key], `nothing there: it is set from the pool's option ${ours}`)
+  }
+  for (const [key] of inUrl) {
+    const ours = reserved.get(key.toLowerCase())
+    if (ours !== undefined) throw badOption('url', url, `a URL without ${key}: it is set from the pool's option ${ours}`)
+  }
+  // The driver takes an option's name in any case, and `connection` before the URL.
+  const said = (name: string) => [...inUrl, ...Object.entries(connection)].findLast(([key]) => key.toLowerCase() === name.toLowerCase())?.[1]
+  const selection = Number(said('serverSelectionTimeoutMS') ?? acquireTimeout)
+  try {
+    return new MongoClient(url, {
+      ...Object.fromEntries(Object.entries(connection).filter(([key]) => key.toLowerCase() !== 'serverselectiontimeoutms')),
+      ...said('connectTimeoutMS') === undefined && { connectTimeoutMS: connectTimeout },
+      maxPoolSize: max,
+      // The default of 2 would have requests wait for each other's handshakes.
+      maxConnecting: max,
+      waitQueueTimeoutMS: acquireTimeout,
+      // 0 means for ever to the driver.
+      serverSelectionTimeoutMS: selection > 0 ? Math.min(selection, acquireTimeout) : acquireTimeout,
+    } satisfies MongoClientOptions)
+  } catch (error) {
+    if (!accepts(() => new MongoClient(url))) {
+      // What the driver says of a bad URL may show parts of it.
+      throw badOption('url', url, 'a MongoDB URL (mongodb:// or mongodb+srv://, user and password percent-encoded, options known to the driver)')
+    }
+    const cause = scrub(error, secretsOf(address))
+    throw new PoolError('FST_POOL_BAD_OPTIONS', `option connection is not what the MongoDB driver takes: ${cause.message}`, { cause })
+  }
+}
+
+function accepts (make: () => unknown): boolean {
+  try {
+    make()
+    return true
+  } catch {
+    // The question was whether it throws.
+    return false
+  }
+}
+
+/** Whether there is an `@` that is neither the one before the hosts nor in the value of an option. */
+function isMisread (url: string): boolean {
+  const [, authority = '', rest = ''] = /^[^/]*\/\/([^/?#]*)(.*)$/s.exec(url) ?? []
+  const [before, ...more] = rest.split('@')
+  if (authority.split('@').length > 2) return true
+  const option = before!.slice(Math.max(before!.indexOf('?'), before!.lastIndexOf('&')) + 1)
+  return more.length > 0 && !(before!.includes('?') && option.includes('='))
+}
+
+function urlOf (url: string | undefined, host: string | undefined, port: number | undefined): string {
+  if (url !== undefined) {
+    if (host !== undefined) throw badOption('host', host, 'no host next to a url')
+    if (port !== undefined) throw badOption('port', port, 'no port next to a url')
+    // The driver would take a part of such a password for a host, look it up, and say its name in errors and events.
+    if (isMisread(url)) throw badOption('url', url, 'a MongoDB URL whose user and password are percent-encoded')
+    return url
+  }
+  if (host === undefined && port === undefined) throw badOption('url', undefined, 'a MongoDB URL, or host and port')
+  const name = host ?? 'localhost'
+  return `mongodb://${name.includes(':') && !name.startsWith('[') ? `[${name}]` : name}:${port ?? 27017}/`
+}

@@ -1,0 +1,191 @@
+import type { RedisOptions as IORedisOptions } from 'ioredis'
+import { badOption } from '../../pool/errors.js'
+import type { Address } from '../../pool/options.js'
+import type { AddressNow } from '../shared/address.js'
+import type { Redis } from '../../../types/drivers.js'
+import { takesNoWrites } from './errors.js'
+
+export interface RedisOptions {
+  /**
+   * `redis://`, `rediss://` (TLS), or a Unix socket: `/run/redis.sock`, `unix:///run/redis.sock`. Default `redis://localhost:6379`.
+   * What the other options say wins over it. A function is asked at each create.
+   */
+  url?: Address['url']
+  /** Default: the URL's, else 'localhost'. */
+  host?: string
+  /** Default: the URL's, else 6379. */
+  port?: number
+  /** The number of the database, 0 or more, as a number or a text. Default: the URL's, else 0. */
+  database?: string | number
+  /**
+   * ioredis' own options, untouched: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that would do the pool's work are refused. A
+   * function is asked at each create.
+   */
+  connection?: Address['connection']
+  /**
+   * What is undone at return. Default 'session'.
+   * - 'session': whatever the next borrower could notice, at the price of the connection where nothing else undoes it.
+   * - 'transaction': an open MULTI and watched keys. The selected database, subscriptions, listeners and what `CLIENT` set stay as they are.
+   * - 'none': nothing.
+   */
+  reset?: 'session' | 'transaction' | 'none'
+  /** How long one attempt of the shared client may take, in ms; sentinels share it. An exclusive connection obeys its signal. Default 3000. */
+  connectTimeout?: number
+  /** The module ioredis, or its class: for bundles, and copies of one's own. Default: the one that @fastify/redis uses. */
+  driver?: unknown
+  /**
+   * A client that the app made, instead of `url`, `host` and `port`: it is the shared one, its options are those of the exclusive connections, and
+   * it is never closed.
+   */
+  client?: Redis
+}
+
+/** How long a half-closed connection may take until it is cut off, in ms. */
+export const disconnectTimeout = 100
+
+/** What makes a connection exclusive: it lives once, sends at once or not at all, and tells each failure to the pool. */
+export const exclusive: IORedisOptions = {
+  lazyConnect: true,
+  // ioredis 5 takes it, and does not say so.
+  retryStrategy: null as unknown as () => null,
+  reconnectOnError: null,
+  enableOfflineQueue: false,
+  enableReadyCheck: false,
+  autoResubscribe: false,
+  autoResendUnfulfilledCommands: false,
+  maxRetriesPerRequest: null,
+  sentinelRetryStrategy: () => null,
+  failoverDetector: false,
+  monitor: false,
+  connectTimeout: 0,
+  disconnectTimeout,
+}
+
+/** How soon the shared client tries again, in ms: as often as the pool does. */
+export const retryStrategy = (times: number): number => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random())
+
+/** What the shared client needs where there are sentinels. */
+export function sentinelled ({ role = 'master' }: IORedisOptions): IORedisOptions {
+  return {
+    sentinelRetryStrategy: retryStrategy,
+    // Its server has become a replica: what that refused is sent again to the new master.
+    ...(role === 'master' && { reconnectOnError: (error: Error) => takesNoWrites(error) && 2 }),
+  }
+}
+
+const replaces = 'the pool replaces a connection that dies, see backoff'
+
+/** The driver's keys that would do the pool's work, and what to use instead. */
+const refused = new Map(Object.entries({
+  host: 'use the option host',
+  port: 'use the option port',
+  path: 'use the option url: unix:///path/of/the/socket',
+  db: 'use the option database',
+  connectTimeout: 'use the option connectTimeout',
+  disconnectTimeout: 'use the option destroyTimeout',
+  retryStrategy: replaces,
+  reconnectOnError: replaces,
+  sentinelRetryStrategy: replaces,
+  sentinelReconnectStrategy: replaces,
+  failoverDetector: 'the pool listens to the sentinels itself',
+  maxRetriesPerRequest: `exclusive connections never retry; ${replaces}`,
+  autoResubscribe: `exclusive connections never reconnect; ${replaces}`,
+  autoResendUnfulfilledCommands: `exclusive connections never reconnect; ${replaces}`,
+  lazyConnect: 'the pool decides when to connect, see min and startup',
+  enableOfflineQueue: 'callers wait in the pool, see acquireTimeout and maxPending',
+  enableReadyCheck: 'the pool asks each new connection itself',
+  maxLoadingRetryTime: 'the pool tries again while the server loads, see backoff',
+  monitor: 'call monitor() on a connection or on the shared client',
+}))
+
+/** ioredis' own that people may well put beside `url`. */
+const belongInside = [
+  'username', 'password', 'tls', 'family', 'keyPrefix', 'connectionName',
+  'sentinels', 'sentinelUsername', 'sentinelPassword', 'sentinelTLS', 'natMap',
+  'commandTimeout', 'socketTimeout', 'blockingTimeout', 'keepAlive', 'noDelay', 'readOnly', 'protocol', 'replyMapping', 'stringNumbers',
+  'enableAutoPipelining', 'showFriendlyErrorStack', 'scripts', 'clientInfoTag',
+]
+
+/** What connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
+export function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
+  const { host, port, database, client } = options
+  const given = new Map<string, unknown>(Object.entries(options))
+  for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
+  for (const [name, instead] of refused) {
+    const isOurs = name === 'host' || name === 'port' || name === 'connectTimeout'
+    if (!isOurs && given.get(name) !== undefined) throw badOption(name, given.get(name), `nothing here: ${instead}`)
+    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
+  }
+  if (connection.cluster !== undefined) throw badOption('connection.cluster', connection.cluster, 'it given to redisCluster(), and not by a function')
+  const addressed = Object.entries({ url: options.url, host, port }).find(([, value]) => value !== undefined)
+  if (client !== undefined) {
+    if (typeof client.options !== 'object' || client.isCluster) throw badOption('client', client, 'an ioredis Redis, and not a Cluster')
+    if (addressed !== undefined) throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to a client`)
+  }
+  const { sentinels, name: group } = connection
+  if (sentinels !== undefined) {
+    if (!Array.isArray(sentinels) || sentinels.length === 0) throw badOption('connection.sentinels', sentinels, 'an array of { host, port }')
+    if (typeof group !== 'string' || group === '') throw badOption('connection.name', group, 'the name of the master that the sentinels know')
+    if (addressed !== undefined) throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to connection.sentinels`)
+  }
+  const fromUrl = url === undefined ? {} : parseUrl(url)
+  for (const [name, value] of Object.entries({ host, port })) {
+    if (value !== undefined && fromUrl.path !== undefined) throw badOption(name, value, `no ${name} next to the url of a Unix socket`)
+  }
+  if (fromUrl.tls !== undefined && connection.tls !== undefined && !connection.tls) {
+    throw badOption('connection.tls', connection.tls, 'an object, since the url says rediss://')
+  }
+  const base: IORedisOptions = { ...client?.options, ...fromUrl }
+  const said = [...Object.entries({ host, port, db: numberOf(database) }), ...Object.entries(connection)]
+  for (const [name, value] of said) if (value !== undefined) Object.assign(base, { [name]: value })
+  return base
+}
+
+function numberOf (database: unknown): number | undefined {
+  if (database === undefined) return undefined
+  const number = typeof database === 'string' && /^\d+$/.test(database) ? Number(database) : database
+  if (typeof number !== 'number' || !Number.isSafeInteger(number) || number < 0) {
+    throw badOption('database', database, 'the number of a database: 0 or more')
+  }
+  return number
+}
+
+/** By hand: ioredis lets the URL win over the options, takes any text for a host, and takes its query for options. No error of ours has the text. */
+function parseUrl (url: unknown): IORedisOptions {
+  const wrong = (expected: string) => badOption('url', url, expected)
+  const form = 'redis://user:password@host:port/database, rediss://..., or the path of a Unix socket'
+  if (typeof url !== 'string') throw wrong(form)
+  const socket = /^(?:unix:\/\/)?(\/[^/?#][^?#]*)(?:\?([^#]*))?$/i.exec(url)
+  if (socket === null && !/^rediss?:\/\//i.test(url)) throw wrong(form)
+  const options: IORedisOptions = {}
+  let query: URLSearchParams
+  if (socket !== null) {
+    options.path = socket[1]!
+    query = new URLSearchParams(socket[2])
+  } else {
+    if (!URL.canParse(url)) throw wrong(form)
+    const { protocol, username, password, hostname, port, pathname, searchParams } = new URL(url)
+    query = searchParams
+    if (protocol === 'rediss:') options.tls = {}
+    if (hostname !== '') options.host = hostname.replace(/^\[|\]$/g, '')
+    if (port !== '') options.port = Number(port)
+    try {
+      if (username !== '') options.username = decodeURIComponent(username)
+      if (password !== '') options.password = decodeURIComponent(password)
+    } catch {
+      throw wrong('a url whose user and password are percent-encoded')
+    }
+    if (pathname !== '' && pathname !== '/') options.db = databaseOf(pathname.slice(1), wrong)
+  }
+  for (const [name, value] of query) {
+    if (name === 'db') options.db = databaseOf(value, wrong)
+    else if (name === 'family' && /^[046]$/.test(value)) options.family = Number(value)
+    else throw wrong('a url without other options than db and family: the driver\'s go into connection')
+  }
+  return options
+}
+
+function databaseOf (text: string, wrong: (expected: string) => Error): number {
+  if (!/^\d{1,9}$/.test(text)) throw wrong('a url whose database is a number: redis://host/3')
+  return Number(text)
+}

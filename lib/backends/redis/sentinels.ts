@@ -1,0 +1,89 @@
+import type { RedisOptions as IORedisOptions } from 'ioredis'
+import type { Redis } from '../../../types/drivers.js'
+import { disconnected, cut } from './wire.js'
+import type { Driver, Newer } from './wire.js'
+import { disconnectTimeout } from './options.js'
+
+/** How long after a sentinel went away it is looked for again, in ms. */
+const sentinelPause = 1000
+
+/** Hears from each of the sentinels that were named when there is another master. It has no part in making connections. */
+export class SentinelWatch {
+  readonly #driver: Driver
+  /** As of the last answer: the sentinels' password may change, which they are does not. */
+  readonly #base: () => IORedisOptions
+  readonly #connectTimeout: number
+  readonly #moved: () => void
+  readonly #connections = new Set<Redis>()
+  readonly #timers = new Set<NodeJS.Timeout>()
+  #master: string | undefined
+  #closed = false
+
+  constructor (driver: Driver, base: () => IORedisOptions, connectTimeout: number, moved: () => void) {
+    this.#driver = driver
+    this.#base = base
+    this.#connectTimeout = connectTimeout
+    this.#moved = moved
+    for (const at of base().sentinels ?? []) this.#listen(at)
+  }
+
+  async close (): Promise<void> {
+    this.#closed = true
+    for (const timer of this.#timers) clearTimeout(timer)
+    await Promise.all([...this.#connections].map((connection) => disconnected(connection)))
+  }
+
+  #listen (at: { host?: string, port?: number, family?: number }): void {
+    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#base() as IORedisOptions & Newer
+    const connection = new this.#driver.Redis({
+      host: at.host,
+      port: at.port ?? 26379,
+      family: at.family ?? family,
+      username: sentinelUsername,
+      password: sentinelPassword,
+      tls: sentinelTLS,
+      protocol,
+      retryStrategy: null,
+      lazyConnect: true,
+      enableReadyCheck: false,
+      connectTimeout: this.#connectTimeout,
+      disconnectTimeout,
+    } as object as IORedisOptions)
+    this.#connections.add(connection)
+    // That a sentinel can't be had is told by the creates that ask it. Without a listener ioredis writes errors to the console.
+    connection.on('error', () => {})
+    connection.on('message', (_channel, text) => {
+      const [name, , , host, port] = text.split(' ')
+      if (name === this.#base().name) this.#hear(`${host}:${port}`)
+    })
+    connection.once('end', () => {
+      this.#connections.delete(connection)
+      if (this.#closed) return
+      const timer = setTimeout(() => {
+        this.#timers.delete(timer)
+        this.#listen(at)
+      }, sentinelPause).unref()
+      this.#timers.add(timer)
+    })
+    this.#ask(connection).catch(() => {
+      // It ended, or is not asked so: then it is tried again, as above.
+      cut(connection)
+    })
+  }
+
+  async #ask (connection: Redis): Promise<void> {
+    await connection.connect()
+    // It is no reason for the process to live.
+    connection.stream.unref()
+    // Sent together, so that nothing is missed between them; and in RESP2 nothing can be asked after it.
+    const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#base().name!)
+    const [address] = await Promise.all([asked, connection.subscribe('+switch-master')])
+    if (Array.isArray(address)) this.#hear(address.join(':'))
+  }
+
+  #hear (address: string): void {
+    const moved = this.#master !== undefined && this.#master !== address
+    this.#master = address
+    if (moved && !this.#closed) this.#moved()
+  }
+}

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
-import { Addresses } from '../shared/address.js'
+import { Addresses, refuseNextTo } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { unlessAborted } from '../shared/signal.js'
 import type { AddressNow } from '../shared/address.js'
@@ -48,9 +48,7 @@ export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
     const address = addresses.change ? await firstAddress(addresses, connectTimeout) : addresses.fixed
     return new Mongo(options, addresses, address, (address) => makeClient(driver, options, address))
   }
-  for (const [name, given] of Object.entries({ url, host, port })) {
-    if (given !== undefined) throw badOption(name, given, `no ${name} next to a client`)
-  }
+  refuseNextTo('a client', { url, host, port })
   if (typeof connection === 'function' || Object.keys(connection).length > 0) throw badOption('connection', connection, 'no connection options next to a client')
   return new Mongo(options, addresses, addresses.fixed, () => client)
 }

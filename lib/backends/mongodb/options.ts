@@ -1,6 +1,7 @@
 import type { MongoClientOptions } from 'mongodb'
 import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
 import type { Address } from '../../pool/options.js'
+import { refuseNextTo } from '../shared/address.js'
 import type { AddressNow } from '../shared/address.js'
 import type { DriverKind } from '../shared/driver.js'
 import type { MongoClient } from '../../../types/drivers.js'
@@ -113,8 +114,7 @@ function isMisread (url: string): boolean {
 
 function urlOf (url: string | undefined, host: string | undefined, port: number | undefined): string {
   if (url !== undefined) {
-    if (host !== undefined) throw badOption('host', host, 'no host next to a url')
-    if (port !== undefined) throw badOption('port', port, 'no port next to a url')
+    refuseNextTo('a url', { host, port })
     // The driver would take a part of such a password for a host, look it up, and say its name in errors and events.
     if (isMisread(url)) throw badOption('url', url, 'a MongoDB URL whose user and password are percent-encoded')
     return url

@@ -1,7 +1,7 @@
 import type { ConnectionOptions } from 'mysql2'
 import { badOption } from '../../pool/errors.js'
-import { Addresses } from '../shared/address.js'
-import type { AddressNow } from '../shared/address.js'
+import { assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
+import type { Addresses, AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Address } from '../../pool/options.js'
 
 export interface MysqlOptions {
@@ -39,7 +39,7 @@ export interface MysqlOptions {
 const queueing = 'callers wait in the pool, see acquireTimeout and maxPending'
 
 /** The driver's keys that would do the pool's work, and what to use instead. */
-const refused = new Map(Object.entries({
+const refused: RefusedKeys = new Map(Object.entries({
   host: 'use the option host',
   port: 'use the option port',
   database: 'use the option database',
@@ -57,46 +57,40 @@ const refused = new Map(Object.entries({
   Promise: 'connections give promises of the language',
 }))
 
-/** mysql2's own that people may well put beside `url`. */
-const belongInside = [
-  'user', 'password', 'ssl', 'charset', 'timezone', 'socketPath', 'flags', 'multipleStatements', 'namedPlaceholders', 'rowsAsArray', 'nestTables', 'typeCast',
-  'dateStrings', 'decimalNumbers', 'supportBigNumbers', 'bigNumberStrings', 'jsonStrings', 'maxPreparedStatements', 'enableKeepAlive',
-  'keepAliveInitialDelay', 'compress', 'connectAttributes', 'authPlugins', 'infileStreamFactory', 'stream', 'localAddress', 'debug', 'trace',
+/** Names that mean something else among our own options. */
+const ours = ['host', 'port', 'database', 'connectTimeout', 'idleTimeout']
+
+/** mysql2's own options that people may well put beside `url`. */
+const beside = [
+  'user', 'password', 'ssl', 'charset', 'timezone', 'socketPath', 'flags', 'multipleStatements', 'namedPlaceholders',
+  'rowsAsArray', 'nestTables', 'typeCast', 'dateStrings', 'decimalNumbers', 'supportBigNumbers', 'bigNumberStrings',
+  'jsonStrings', 'maxPreparedStatements', 'enableKeepAlive', 'keepAliveInitialDelay', 'compress', 'connectAttributes',
+  'authPlugins', 'infileStreamFactory', 'stream', 'localAddress', 'debug', 'trace',
+  ...[...refused.keys()].filter((name) => !ours.includes(name)),
 ]
 
 /** What the next connection is made from. */
 export type Config = (signal: AbortSignal) => ConnectionOptions | Promise<ConnectionOptions>
 
-/** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
+/** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
 export function configsOf (options: MysqlOptions, addresses: Addresses): Config {
-  const { url } = options
-  // As it is, to be refused by its own name where it is no text.
-  const config = driverOptions({ ...addresses.fixed, ...(typeof url !== 'function' && { url }) }, options)
-  return addresses.change ? async (signal) => driverOptions(await addresses.now(signal), options) : () => config
+  const { url, host, port } = options
+  refuseBeside(options, beside, refused)
+  if (url !== undefined) refuseNextTo('url: it has one', { host, port })
+  return addresses.configs((address) => driverOptions(address, options))
 }
 
 function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions): ConnectionOptions {
   const { host, port, database, connectTimeout } = options
-  const given = new Map<string, unknown>(Object.entries(options))
-  for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
-  for (const [name, instead] of refused) {
-    const isOurs = name === 'host' || name === 'port' || name === 'database' || name === 'connectTimeout' || name === 'idleTimeout'
-    if (!isOurs && given.get(name) !== undefined) throw badOption(name, given.get(name), `nothing here: ${instead}`)
-    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
-  }
+  refuseKeys(connection, refused)
   if (connection.stream !== undefined && typeof connection.stream !== 'function') {
-    throw badOption('connection.stream', connection.stream, 'a function that makes a stream: each connection needs its own')
+    const expected = 'a function that makes a stream: each connection needs its own'
+    throw badOption('connection.stream', connection.stream, expected)
   }
-  const addressed = Object.entries({ url: options.url, host, port }).find(([, value]) => value !== undefined)
-  if (connection.socketPath !== undefined && addressed !== undefined) {
-    throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to connection.socketPath`)
-  }
-  for (const [name, value] of Object.entries({ host, port })) {
-    if (value !== undefined && options.url !== undefined) throw badOption(name, value, `no ${name} next to url: it has one`)
-  }
-  const base: Record<string, unknown> = { maxPreparedStatements: 100, ...(url === undefined ? {} : parseUrl(url)) }
-  const said = { ...connection, host, port, database }
-  for (const [name, value] of Object.entries(said)) if (value !== undefined) base[name] = value
+  if (connection.socketPath !== undefined) refuseNextTo('connection.socketPath', { url: options.url, host, port })
+  const base: Record<string, unknown> = { maxPreparedStatements: 100 }
+  if (url !== undefined) assignGiven(base, parseUrl(url))
+  assignGiven(base, connection, { host, port, database })
   // The driver writes into it, and knows TLS sessions by it: one for all connections, and not the caller's.
   if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }
   // 0: none of the driver's own, which would be 10 s.
@@ -104,23 +98,13 @@ function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions):
   return base
 }
 
-/** By hand: the driver lets `options` be overridden by a URL's query, and its errors show the URL. No error of ours has the text. */
 function parseUrl (url: unknown): Record<string, unknown> {
   const wrong = (expected: string) => badOption('url', url, expected)
   const form = 'mysql://user:password@host:port/database, or mariadb://...'
-  if (typeof url !== 'string' || !/^(?:mysql|mariadb):\/\//i.test(url) || !URL.canParse(url)) throw wrong(form)
-  const { username, password, hostname, port, pathname, searchParams } = new URL(url)
-  const options: Record<string, unknown> = {}
-  if (hostname !== '') options.host = hostname.replace(/^\[|\]$/g, '')
-  if (port !== '') options.port = Number(port)
-  try {
-    for (const [name, part] of Object.entries({ user: username, password, database: pathname.replace(/^\//, '') })) {
-      if (part !== '') options[name] = decodeURIComponent(part)
-    }
-  } catch {
-    throw wrong('a url whose user, password and database are percent-encoded')
-  }
-  for (const [name, value] of searchParams) {
+  if (typeof url !== 'string' || !/^(?:mysql|mariadb):\/\//i.test(url)) throw wrong(form)
+  const { user, password, host, port, path: database, query } = readUrl(url, form)
+  const options: Record<string, unknown> = { user, password, host, port, database }
+  for (const [name, value] of query) {
     if (name === 'charset' || name === 'timezone') options[name] = value
     else if (name === 'ssl') options.ssl = sslOf(value, wrong)
     else throw wrong('a url without other options than charset, timezone and ssl: the driver\'s go into connection')

@@ -1,23 +1,23 @@
 import { scrub, secretsOf } from '../../pool/errors.js'
+import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
+import type { Client } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
-import { unlessAborted } from '../shared/signal.js'
-import type { Connector, DriverEvent, ServerState, Transactions } from '../../../types/connector.js'
-import type { Client } from '../../../types/drivers.js'
-import type { Role } from '../../../types/pool.js'
-import { configsOf } from './options.js'
-import type { PostgresOptions, Config } from './options.js'
+import { DriverEvents } from '../shared/events.js'
+import { ServerConnector, sessionOf } from '../shared/session.js'
+import { cutAtAbort, unlessAborted } from '../shared/signal.js'
+import { isConflict, isPassing } from './errors.js'
+import { Inspection } from './inspect.js'
 import { Listening } from './listening.js'
 import type { ListenOptions, NotificationListener } from './listening.js'
+import { configsOf } from './options.js'
+import type { Config, PostgresOptions } from './options.js'
+import { ownQueries } from './queries.js'
+import { PostgresSession } from './session.js'
+import type { Common } from './session.js'
+import { begin, levels } from './transaction.js'
 import { postgresDriver } from './wire.js'
 import type { Driver } from './wire.js'
-import { guardOf, Guard } from './session.js'
-import type { Mode } from './session.js'
-import { ownQueries } from './queries.js'
-import type { OwnQueries } from './queries.js'
-import { asText, readsOnly, lag, untold } from './inspect.js'
-import { isPassing, isConflict } from './errors.js'
-import { levels, begin } from './transaction.js'
 
 export interface PostgresConnector extends Connector<Client> {
   readonly system: 'postgresql'
@@ -51,147 +51,99 @@ export async function postgresql (options: PostgresOptions): Promise<PostgresCon
   return new PostgresBackend(loadDriver(postgresDriver, options.driver), config, addresses, options)
 }
 
-class PostgresBackend implements PostgresConnector {
+/**
+ * `destroy` ends in good order what is idle, and has the server cancel what still runs. `isTransient` means that the
+ * connection died, or its server ends, is not up yet, or takes no writes (25006). Not that the server has too many
+ * connections (53300): that is said to who connects, and the pool tries connects again in its own time.
+ *
+ * `inspect` says 'replica' where the server recovers, or where its transactions are read only unless they say otherwise,
+ * and not by a borrower's doing. The lag is 0 where all is replayed that is known to exist, else the age of the last
+ * commit that is replayed. It is Infinity where nothing is received: its primary is gone or out of reach, or has refused
+ * it; a replica by log shipping alone receives nothing either. With the role `pg_read_all_stats` (of `pg_monitor`) it
+ * includes what is still on its way from the primary; without it, a replica that catches up may seem to have done so.
+ * Of a replica of a replica it is the lag behind that one. Rejects within a failed transaction.
+ */
+class PostgresBackend extends ServerConnector<Client, PostgresSession> implements PostgresConnector {
   readonly system = 'postgresql'
-  readonly transactions: Transactions<Client>
+  readonly isTransient = isPassing
+  readonly transactions: Transactions<Client> = {
+    isolation: [...levels.keys()],
+    readOnly: true,
+    begin: (connection, options, signal) => unlessAborted(begin(sessionOf(connection), options), signal),
+    isTransient: isConflict,
+  }
+
   readonly #driver: Driver
   readonly #config: Config
   readonly #addresses: Addresses
   readonly #ownSecrets = secretsOf({ connection: { password: process.env.PGPASSWORD } })
   #secrets: { of: readonly string[], all: readonly string[] } | undefined
-  readonly #mode: Mode
-  readonly #own: OwnQueries
+  readonly #common: Common
   readonly #listening: Listening
-  #listener: ((event: DriverEvent) => void) | undefined
-  /** As `inspect` has found it last. */
-  #role: Role | undefined
-  /** The server does not tell of its replication. */
-  #reticent = false
+  readonly #events = new DriverEvents()
 
-  constructor (driver: Driver, config: Config, addresses: Addresses, { reset = 'session', connectTimeout = 3000 }: PostgresOptions) {
+  constructor (driver: Driver, config: Config, addresses: Addresses, options: PostgresOptions) {
+    super()
+    const { reset = 'session', connectTimeout = 3000 } = options
     this.#driver = driver
     this.#config = config
     this.#addresses = addresses
-    this.#mode = reset
-    this.#own = ownQueries(driver)
-    this.transactions = {
-      isolation: [...levels.keys()],
-      readOnly: true,
-      begin: (connection, options, signal) => unlessAborted(begin(guardOf(connection), options), signal),
-      isTransient: isConflict,
-    }
+    this.#common = { own: ownQueries(driver), inspection: new Inspection(), mode: reset }
     this.#listening = new Listening({
-      open: (signal) => this.#open(signal),
+      open: (signal) => this.open(signal),
       connectTimeout,
       scrub: (error) => scrub(error, this.secrets),
-      tell: (event) => this.#tell(event),
+      tell: (name, detail) => {
+        if (this.#events.tell(name, detail) || name !== 'listener-error') return
+        const { channel, message } = detail
+        process.emitWarning(`a listener of channel ${String(channel)} failed: ${String(message)}`, 'PoolWarning')
+      },
     })
   }
 
   /** A pool that was not given the url and the connection itself does not know what is secret in them. */
   get secrets (): readonly string[] {
     const { secrets: of } = this.#addresses
-    if (this.#secrets?.of !== of) this.#secrets = { of, all: [...of, ...this.#ownSecrets].sort((a, b) => b.length - a.length) }
+    if (this.#secrets?.of !== of) {
+      this.#secrets = { of, all: [...of, ...this.#ownSecrets].sort((a, b) => b.length - a.length) }
+    }
     return this.#secrets.all
   }
 
-  async create (signal: AbortSignal): Promise<Client> {
-    return (await this.#open(signal)).client
-  }
-
-  async #open (signal: AbortSignal): Promise<Guard> {
-    signal.throwIfAborted()
+  protected override async open (signal: AbortSignal): Promise<PostgresSession> {
     const config = await this.#config(signal)
     signal.throwIfAborted()
     const { ssl } = config
     // pg changes the object that it is given.
     const client = new this.#driver.Client({ ...config, ...(typeof ssl === 'object' && { ssl: { ...ssl } }) })
-    const guard = new Guard(client, this.#own, config)
-    const abort = () => guard.cut()
-    signal.addEventListener('abort', abort, { once: true })
-    try {
-      await client.connect()
-      signal.throwIfAborted()
-      guard.open(this.#mode)
-      return guard
-    } catch (error) {
-      await guard.close()
-      throw signal.aborted ? signal.reason : error
-    } finally {
-      signal.removeEventListener('abort', abort)
-    }
-  }
-
-  /** In good order where it is idle. What still runs is cancelled. */
-  async destroy (connection: Client): Promise<void> {
-    await guardOf(connection).close()
-  }
-
-  async validate (connection: Client, signal: AbortSignal): Promise<boolean> {
-    const guard = guardOf(connection)
-    if (guard.broken) return false
-    // The empty statement: it is answered within a failed transaction too.
-    await unlessAborted(connection.query(''), signal)
-    guard.mark()
-    return true
+    const session = new PostgresSession(client, this.#common, config)
+    return await cutAtAbort(signal, () => session.cut(), async () => {
+      try {
+        await client.connect()
+        signal.throwIfAborted()
+        session.open()
+        return session
+      } catch (error) {
+        await session.end()
+        throw signal.aborted ? signal.reason : error
+      }
+    })
   }
 
   /**
-   * 'replica': it recovers, or its transactions are read only unless they say otherwise, and not by a borrower's doing. The lag is 0 where all is replayed
-   * that is known to exist, else the age of the last commit that is replayed. It is Infinity where nothing is received: its primary is gone or out of reach,
-   * or has refused it; a replica by log shipping alone receives nothing either.
-   *
-   * Whoever has the role `pg_read_all_stats` (of `pg_monitor`) also sees what is still on its way from the primary; others see but what has arrived, and a
-   * replica that catches up may seem to have done so. Of a replica of a replica it is the lag behind that one. Rejects within a failed transaction.
-   */
-  async inspect (connection: Client, signal: AbortSignal): Promise<ServerState> {
-    const guard = guardOf(connection)
-    const state = await unlessAborted(this.#inspect(connection), signal)
-    guard.mark()
-    this.#role = state.role
-    return state
-  }
-
-  async #inspect (connection: Client): Promise<ServerState> {
-    try {
-      const { rows: [row] } = await connection.query<string[]>({ text: this.#reticent ? `SELECT ${readsOnly}` : `SELECT ${readsOnly}, ${lag}`, rowMode: 'array', types: asText })
-      if (row![0] !== 'true') return { role: 'primary' }
-      return row!.length < 2 ? { role: 'replica' } : { role: 'replica', lag: Number(row![1]) }
-    } catch (error) {
-      if (this.#reticent || !untold.has((error as { code?: unknown }).code)) throw error
-      this.#reticent = true
-      return await this.#inspect(connection)
-    }
-  }
-
-  isBroken (connection: Client): boolean {
-    const guard = guardOf(connection)
-    return guard.broken || guard.spoilt || (guard.misplaced && this.#role !== 'replica')
-  }
-
-  /**
-   * That the connection died, or its server ends or is not up yet; that it takes no writes (25006). Not that the server has too many connections (53300):
-   * that is said to who connects, and connects are the pool's to try again, in its own time.
-   */
-  isTransient (error: unknown): boolean {
-    return isPassing(error)
-  }
-
-  /**
-   * Goes behind what is still queued or running. Does not listen to the signal: past it, the pool destroys the connection, and then the server is asked
-   * to cancel what runs.
+   * Does not listen to the signal: past it, the pool destroys the connection, and then the server is asked to cancel
+   * what runs.
    */
   reset (connection: Client): Promise<void> | undefined {
-    return guardOf(connection).reset()
+    return sessionOf<PostgresSession>(connection).undo()
   }
 
-  onDeath (connection: Client, listener: (error?: Error) => void): void {
-    guardOf(connection).onDeath(listener)
-  }
-
-  /** Of `listen`: `listen-lost` {code}, `listen-failed` {code}, `listen-restored` {channels}, `listener-error` {channel, message}. */
+  /**
+   * Of `listen`: `listen-lost` {code}, `listen-failed` {code}, `listen-restored` {channels}, `listener-error`
+   * {channel, message}.
+   */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
-    this.#listener = listener
+    this.#events.listen(listener)
   }
 
   listen (channel: string, fn: NotificationListener, { onReconnect }: ListenOptions = {}): Promise<() => Promise<void>> {
@@ -200,10 +152,5 @@ class PostgresBackend implements PostgresConnector {
 
   close (): Promise<void> {
     return this.#listening.close()
-  }
-
-  #tell (event: DriverEvent): void {
-    if (this.#listener !== undefined) this.#listener(event)
-    else if (event.name === 'listener-error') process.emitWarning(`a listener of channel ${String(event.channel)} failed: ${String(event.message)}`, 'PoolWarning')
   }
 }

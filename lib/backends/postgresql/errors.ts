@@ -1,4 +1,4 @@
-import { somewhere } from '../shared/failures.js'
+import { socketCodes, somewhere } from '../shared/failures.js'
 
 export const readOnly = '25006'
 
@@ -13,7 +13,7 @@ export type Failed = Error & { readonly code?: string, readonly routine?: string
 export const outdated: ReadonlySet<unknown> = new Set(['0A000', '26000', '42P05', 'XX000', '42704'])
 
 /** Of the server: it ends (57P01), a process of it crashed (57P02), it is not up yet (57P03). Of the socket, once it was connected. */
-const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
+const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', ...socketCodes])
 
 export function isPassing (error: unknown): boolean {
   return somewhere(error, ({ code, severity, message }) => {
@@ -36,10 +36,4 @@ export const unresolved: ReadonlySet<unknown> = new Set(['08007', '40003'])
 /** A serialization failure or a deadlock. */
 export function isConflict (error: unknown): boolean {
   return somewhere(error, ({ code }) => code === '40001' || code === '40P01')
-}
-
-/** ECONNREFUSED, 57P01, ...: never the text, which may hold anything. */
-export function codeOf (error: unknown): string {
-  const { code, name = 'Error' } = error as { code?: unknown, name?: string }
-  return typeof code === 'string' ? code : name
 }

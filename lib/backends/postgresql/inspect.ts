@@ -1,19 +1,46 @@
-export const asText = { getTypeParser: () => String }
+import type { ServerState } from '../../../types/connector.js'
+import type { Client } from '../../../types/drivers.js'
 
 /** SQL. What a borrower set is not meant, where no reset has undone it. */
-export const readsOnly = `(pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AND
+const readsOnly = `(pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AND
   (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on')::text`
 
 /**
- * SQL, in ms. Of the receiver's row a user without privileges sees the pid alone, and all others the end of the primary's log too. The positions come first:
- * a server that does not support them (Amazon Aurora) has no receiver either, and must not be taken for one that follows nobody.
+ * SQL, in ms. Without privileges a user sees nothing of the receiver's row but the pid. Others see the end of the
+ * primary's log too.
+ *
+ * The positions come first: a server that does not support them (Amazon Aurora) has no receiver either, and must not be
+ * taken for one that follows nobody.
  */
-export const lag = `(SELECT CASE
+const lag = `(SELECT CASE
   WHEN NOT pg_is_in_recovery() THEN 'Infinity'
   WHEN pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) AND follows THEN 0
-  WHEN follows THEN greatest(0, coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 'Infinity'))
+  WHEN follows THEN
+    greatest(0, coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 'Infinity'))
   ELSE 'Infinity'
-  END FROM (VALUES (1)) AS always LEFT JOIN pg_stat_wal_receiver r ON true, LATERAL (SELECT r.pid IS NOT NULL AND coalesce(r.status, 'streaming') = 'streaming' AS follows) f)::float8::text`
+  END FROM (VALUES (1)) AS always LEFT JOIN pg_stat_wal_receiver r ON true,
+  LATERAL (SELECT r.pid IS NOT NULL AND coalesce(r.status, 'streaming') = 'streaming' AS follows) f)::float8::text`
 
-/** Not supported, not allowed, or not there: what only speaks PostgreSQL's protocol. */
-export const untold: ReadonlySet<unknown> = new Set(['0A000', '42501', '42883', '42P01', '42703'])
+/** Not supported, not allowed, or not there: the answers of servers that only speak PostgreSQL's protocol. */
+const untold: ReadonlySet<unknown> = new Set(['0A000', '42501', '42883', '42P01', '42703'])
+
+const asText = { getTypeParser: () => String }
+
+/** Asks one server, over its connections, what it is. */
+export class Inspection {
+  /** The server does not tell of its replication. */
+  #reticent = false
+
+  async of (client: Client): Promise<ServerState> {
+    const text = this.#reticent ? `SELECT ${readsOnly}` : `SELECT ${readsOnly}, ${lag}`
+    try {
+      const { rows: [row] } = await client.query<string[]>({ text, rowMode: 'array', types: asText })
+      if (row![0] !== 'true') return { role: 'primary' }
+      return row!.length < 2 ? { role: 'replica' } : { role: 'replica', lag: Number(row![1]) }
+    } catch (error) {
+      if (this.#reticent || !untold.has((error as { code?: unknown }).code)) throw error
+      this.#reticent = true
+      return await this.of(client)
+    }
+  }
+}

@@ -1,11 +1,10 @@
 import { AsyncResource } from 'node:async_hooks'
 import { badOption, PoolError } from '../../pool/errors.js'
 import { unlessAborted } from '../shared/signal.js'
-import type { DriverEvent } from '../../../types/connector.js'
 import type { Notification } from '../../../types/drivers.js'
-import { quoted } from './wire.js'
-import { Guard } from './session.js'
-import { codeOf } from './errors.js'
+import { codeOf } from '../shared/failures.js'
+import { quote } from '../shared/sql.js'
+import type { PostgresSession } from './session.js'
 
 export interface ListenOptions {
   /** Called when the channel is listened to again after an outage: what was notified meanwhile is lost. */
@@ -26,10 +25,10 @@ interface Subscription {
 }
 
 interface ListeningOptions {
-  open (signal: AbortSignal): Promise<Guard>
+  open (signal: AbortSignal): Promise<PostgresSession>
   connectTimeout: number
   scrub (error: unknown): Error
-  tell (event: DriverEvent): void
+  tell (name: string, detail: Readonly<Record<string, unknown>>): void
 }
 
 /**
@@ -43,7 +42,7 @@ export class Listening {
   /** What the server knows of. */
   readonly #known = new Set<string>()
   readonly #closing = new AbortController()
-  #guard: Guard | undefined
+  #session: PostgresSession | undefined
   /** How many connections there were. */
   #generation = 0
   /** How many failures there were since it worked. */
@@ -129,8 +128,8 @@ export class Listening {
   }
 
   get #settled (): boolean {
-    if (this.#subscriptions.size === 0) return this.#guard === undefined
-    return this.#guard !== undefined && this.#missing.length === 0 && this.#surplus.length === 0 &&
+    if (this.#subscriptions.size === 0) return this.#session === undefined
+    return this.#session !== undefined && this.#missing.length === 0 && this.#surplus.length === 0 &&
       this.#all().every(({ settle }) => settle === undefined)
   }
 
@@ -144,16 +143,16 @@ export class Listening {
 
   async #step (): Promise<void> {
     if (this.#subscriptions.size === 0) return await this.#disconnect()
-    const guard = this.#guard ?? await this.#connect()
+    const session = this.#session ?? await this.#connect()
     const missing = this.#missing
     const surplus = this.#surplus
-    const statements = [...surplus.map((channel) => `UNLISTEN ${quoted(channel)}`), ...missing.map((channel) => `LISTEN ${quoted(channel)}`)]
-    if (statements.length > 0) await unlessAborted(guard.client.query(statements.join('; ')), AbortSignal.timeout(this.#options.connectTimeout))
+    const statements = [...surplus.map((channel) => `UNLISTEN ${quote(channel)}`), ...missing.map((channel) => `LISTEN ${quote(channel)}`)]
+    if (statements.length > 0) await unlessAborted(session.connection.query(statements.join('; ')), AbortSignal.timeout(this.#options.connectTimeout))
     for (const channel of surplus) this.#known.delete(channel)
     for (const channel of missing) this.#known.add(channel)
     const again = this.#all().filter(({ channel, since }) => this.#known.has(channel) && since !== this.#generation)
     const restored = again.some(({ since }) => since !== 0)
-    if (restored) this.#options.tell({ name: 'listen-restored', channels: this.#known.size })
+    if (restored) this.#options.tell('listen-restored', { channels: this.#known.size })
     for (const subscription of again) {
       const isNew = subscription.since === 0
       subscription.since = this.#generation
@@ -162,43 +161,43 @@ export class Listening {
     }
   }
 
-  async #connect (): Promise<Guard> {
+  async #connect (): Promise<PostgresSession> {
     const deadline = new AbortController()
     const { connectTimeout } = this.#options
     const timer = setTimeout(() => deadline.abort(new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)), connectTimeout)
-    let guard: Guard
+    let session: PostgresSession
     try {
-      guard = await this.#options.open(AbortSignal.any([this.#closing.signal, deadline.signal]))
+      session = await this.#options.open(AbortSignal.any([this.#closing.signal, deadline.signal]))
     } finally {
       clearTimeout(timer)
     }
-    this.#guard = guard
+    this.#session = session
     this.#generation++
-    guard.client.on('notification', (notification) => {
+    session.connection.on('notification', (notification) => {
       for (const { notify } of [...this.#subscriptions.get(notification.channel) ?? []]) notify(notification)
     })
-    guard.onDeath((error) => this.#context.runInAsyncScope(() => this.#lost(error)))
-    return guard
+    session.onDeath((error) => this.#context.runInAsyncScope(() => this.#lost(error)))
+    return session
   }
 
   async #disconnect (): Promise<void> {
-    const guard = this.#guard
-    this.#guard = undefined
+    const session = this.#session
+    this.#session = undefined
     this.#known.clear()
-    await guard?.close()
+    await session?.end()
   }
 
-  #lost (error: Error): void {
-    this.#guard = undefined
+  #lost (error: Error | undefined): void {
+    this.#session = undefined
     this.#known.clear()
-    this.#options.tell({ name: 'listen-lost', code: codeOf(error) })
+    this.#options.tell('listen-lost', { code: codeOf(error) })
     this.#start()
   }
 
   /** Who waits for it is told, and is forgotten. For those who listened already it is tried again. */
   async #failed (cause: unknown): Promise<void> {
     const error = this.#options.scrub(cause)
-    const connected = this.#guard !== undefined
+    const connected = this.#session !== undefined
     for (const subscription of this.#all()) {
       if (subscription.settle === undefined) continue
       this.#forget(subscription)
@@ -207,7 +206,7 @@ export class Listening {
     }
     await this.#disconnect()
     if (this.#subscriptions.size === 0) return
-    this.#options.tell({ name: 'listen-failed', code: codeOf(cause) })
+    this.#options.tell('listen-failed', { code: codeOf(cause) })
   }
 
   /** With full jitter. */
@@ -233,7 +232,7 @@ export class Listening {
   }
 
   #call (channel: string, fn: (...args: never[]) => unknown, args: never[]): void {
-    const failed = (error: unknown) => this.#options.tell({ name: 'listener-error', channel, message: this.#options.scrub(error).message })
+    const failed = (error: unknown) => this.#options.tell('listener-error', { channel, message: this.#options.scrub(error).message })
     try {
       Promise.resolve(fn(...args)).catch(failed)
     } catch (error) {

@@ -1,8 +1,8 @@
 import type { ClientConfig } from 'pg'
 import { badOption } from '../../pool/errors.js'
-import { Addresses } from '../shared/address.js'
+import { assignGiven, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
-import type { AddressNow } from '../shared/address.js'
+import type { Addresses, AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Address } from '../../pool/options.js'
 import { postgresDriver } from './wire.js'
 import type { Inside } from './wire.js'
@@ -40,7 +40,7 @@ export interface PostgresOptions {
 }
 
 /** The driver's keys that would do the pool's work, or would not do what their name says, and what to use instead. */
-const refused = new Map(Object.entries({
+const refused: RefusedKeys = new Map(Object.entries({
   connectionString: 'use the option url',
   host: 'use the option host',
   port: 'use the option port',
@@ -63,46 +63,33 @@ const refused = new Map(Object.entries({
   username: 'pg calls it user',
 }))
 
-/** pg's own that people may well put beside `url`. */
-const belongInside = [
-  'user', 'username', 'password', 'ssl', 'tls', 'sslnegotiation', 'application_name', 'fallback_application_name', 'client_encoding', 'options', 'types',
-  'statement_timeout', 'query_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'keepAlive', 'keepAliveInitialDelayMillis', 'binary',
-  'enableChannelBinding', 'replication', 'stream', 'pipeline', 'connectionString', 'connectionTimeoutMillis', 'idleTimeoutMillis', 'allowExitOnIdle',
+/** pg's own options that people may well put beside `url`. */
+const beside = [
+  'user', 'username', 'password', 'ssl', 'tls', 'sslnegotiation', 'application_name', 'fallback_application_name',
+  'client_encoding', 'options', 'types', 'statement_timeout', 'query_timeout', 'lock_timeout',
+  'idle_in_transaction_session_timeout', 'keepAlive', 'keepAliveInitialDelayMillis', 'binary', 'enableChannelBinding',
+  'replication', 'stream', 'pipeline', 'connectionString', 'connectionTimeoutMillis', 'idleTimeoutMillis',
+  'allowExitOnIdle',
 ]
 
 /** What the next connection is made from. */
 export type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfig>
 
-/** Made once, or anew at each create where a function is to be asked: what is known without it is checked now all the same. */
+/** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
 export function configsOf (options: PostgresOptions, addresses: Addresses): Config {
-  const { url, driver } = options
-  checkNames(options)
+  const { url, host, port, driver } = options
+  refuseBeside(options, beside, refused)
+  if (url !== undefined) refuseNextTo('a url', { host, port })
   if (typeof url !== 'function') checkUrl(url)
   const parse = url === undefined ? undefined : parserOf(driver)
-  const make = (address: AddressNow) => driverOptions(address, options, parse)
-  const config = make(addresses.fixed)
-  return addresses.change ? async (signal) => make(await addresses.now(signal)) : () => config
-}
-
-/** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
-function checkNames (options: PostgresOptions): void {
-  const { url, host, port } = options
-  const given = new Map<string, unknown>(Object.entries(options))
-  for (const name of belongInside) {
-    if (given.get(name) === undefined) continue
-    const instead = refused.get(name)
-    throw badOption(name, given.get(name), instead === undefined ? `it inside of connection: { ${name} }` : `nothing here: ${instead}`)
-  }
-  for (const [name, value] of Object.entries({ host, port })) {
-    if (url !== undefined && value !== undefined) throw badOption(name, value, `no ${name} next to a url`)
-  }
+  return addresses.configs((address) => driverOptions(address, options, parse))
 }
 
 /** `url` is the base, the other options win over it, the driver's come as they are. */
-function driverOptions ({ url, connection }: AddressNow, { host, port, database }: PostgresOptions, parse: Parser | undefined): ClientConfig {
-  for (const [name, instead] of refused) {
-    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
-  }
+function driverOptions (address: AddressNow, options: PostgresOptions, parse: Parser | undefined): ClientConfig {
+  const { url, connection } = address
+  const { host, port, database } = options
+  refuseKeys(connection, refused)
   if (connection.stream !== undefined && typeof connection.stream !== 'function') {
     throw badOption('connection.stream', connection.stream, 'a function that makes a stream for each connection')
   }
@@ -110,7 +97,7 @@ function driverOptions ({ url, connection }: AddressNow, { host, port, database 
     throw badOption('connection.database', connection.database, 'nothing here next to the option database')
   }
   const base = url === undefined ? {} : parseUrl(url, parse!)
-  for (const [name, value] of Object.entries({ host, port, database, ...connection })) if (value !== undefined) Object.assign(base, { [name]: value })
+  assignGiven(base, { host, port, database }, connection)
   const { ssl } = base
   // A pg that was given the same object before has made its key invisible to a copy.
   if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }

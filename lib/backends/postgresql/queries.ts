@@ -1,10 +1,48 @@
 import type { Submittable } from 'pg'
+import type { Client } from '../../../types/drivers.js'
 import type { Driver, Wire } from './wire.js'
-import { Guard } from './session.js'
 
-type Callback = (error: Error | null | undefined, result?: { command: string } | Array<{ command: string }>) => void
+/** What the query that undoes asks of its session. */
+interface UndoSite {
+  readonly connection: Client
+  /** What is to be sent, now that all that came before is answered. undefined: nothing. */
+  undoing (): Buffer | undefined
+  undone (): void
+  /** Ends the connection at once. */
+  cut (): void
+}
 
-interface Submitted {
+/** The reset of one connection, used again and again. */
+export interface Undo {
+  /** Resolves when the server has undone it all. */
+  begin (): Promise<void>
+  send (): void
+  handleError (error: Error): void
+}
+
+type Result = { command: string } | Array<{ command: string }>
+type Callback = (error: Error | null | undefined, result?: Result) => void
+
+type StepClass = new (decide: () => string | Error, callback: Callback) =>
+{ readonly completed: number, submit (): void }
+
+/** Our queries. They extend the driver's own class: in some modes it takes no others. */
+export interface OwnQueries {
+  readonly Undo: new (site: UndoSite) => Undo
+  /** A statement whose text is decided when its turn comes. */
+  readonly Step: StepClass
+}
+
+export function ownQueries (driver: Driver): OwnQueries {
+  const Query = driver.Query as unknown as QueryClass
+  return { Undo: undoClass(Query), Step: stepClass(Query) }
+}
+
+/** What a query of ours is refused with where there is nothing to send. That is no failure. */
+export const nothingToDo = new Error('nothing to do')
+
+/** What is used of pg's queries. */
+interface Query {
   text: string
   callback: Callback | undefined
   submit (wire: Wire): Error | null
@@ -15,47 +53,33 @@ interface Submitted {
   handleError (error: Error): void
 }
 
-export interface Undo {
-  /** Resolves when the server has undone it all. */
-  begin (): Promise<void>
-  send (): void
-  handleError (error: Error): void
-}
+type QueryClass = new (text: string, values?: undefined, callback?: Callback) => Query
 
-type Step = new (decide: () => string | Error, callback: Callback) => { readonly completed: number, submit (): void }
+interface Settle { readonly resolve: () => void, readonly reject: (error: Error) => void }
 
-export interface OwnQueries { readonly Undo: new (guard: Guard) => Undo, readonly Step: Step }
+/** The reset is one query that is sent at each return, so it goes without all that makes a query expensive. */
+function undoClass (Base: QueryClass): OwnQueries['Undo'] {
+  return class UndoQuery extends Base implements Undo {
+    readonly #site: UndoSite
+    #settle: Settle | undefined
 
-/** Of the driver's own class: in some modes it takes no others. */
-export function ownQueries (driver: Driver): OwnQueries {
-  const Query = driver.Query as unknown as new (text: string, values?: undefined, callback?: Callback) => Submitted
-
-  /** The reset, used again and again, and without what makes a query dear. */
-  class UndoQuery extends Query implements Undo {
-    readonly #guard: Guard
-    #resolve: (() => void) | undefined
-    #reject: ((error: Error) => void) | undefined
-
-    constructor (guard: Guard) {
+    constructor (site: UndoSite) {
       super('')
-      this.#guard = guard
+      this.#site = site
     }
 
     begin (): Promise<void> {
-      return new Promise((resolve, reject) => {
-        this.#resolve = resolve
-        this.#reject = reject
-      })
+      return new Promise((resolve, reject) => { this.#settle = { resolve, reject } })
     }
 
     send (): void {
       // pg before 8.19 calls it, with `query_timeout`, whether there is one or not.
       this.callback = unheard
-      this.#guard.client.query(this as unknown as Submittable)
+      this.#site.connection.query(this as unknown as Submittable)
     }
 
     override submit (wire: Wire): Error | null {
-      const message = this.#guard.undoing()
+      const message = this.#site.undoing()
       if (message === undefined) return nothingToDo
       wire.stream.write(message)
       return null
@@ -66,33 +90,33 @@ export function ownQueries (driver: Driver): OwnQueries {
     override handleCommandComplete (): void {}
 
     override handleReadyForQuery (): void {
-      this.#guard.undone()
-      this.#settle()?.resolve()
+      this.#site.undone()
+      this.#end()?.resolve()
     }
 
     override handleError (error: Error): void {
-      const settle = this.#settle(error)
+      const settle = this.#end(error)
       if (settle === undefined) return
       if (error === nothingToDo) return settle.resolve()
-      // Else what is queued behind it would go out on a connection that is not clean.
-      this.#guard.cut()
+      // What is queued behind it would go out on a connection that is not clean.
+      this.#site.cut()
       settle.reject(error)
     }
 
-    #settle (error?: Error): { resolve: () => void, reject: (error: Error) => void } | undefined {
+    #end (error?: Error): Settle | undefined {
       // With `query_timeout` it ends a timer.
       this.callback?.(error)
       this.callback = undefined
-      if (this.#resolve === undefined || this.#reject === undefined) return undefined
-      const settle = { resolve: this.#resolve, reject: this.#reject }
-      this.#resolve = this.#reject = undefined
+      const settle = this.#settle
+      this.#settle = undefined
       return settle
     }
   }
+}
 
-  /** A text that is decided when its turn comes. */
-  class StepQuery extends Query {
-    /** How many of its commands have. */
+function stepClass (Base: QueryClass): OwnQueries['Step'] {
+  class StepQuery extends Base {
+    /** How many of its commands have completed. */
     completed = 0
     readonly #decide: () => string | Error
 
@@ -113,11 +137,7 @@ export function ownQueries (driver: Driver): OwnQueries {
       super.handleCommandComplete(message, wire)
     }
   }
-
-  return { Undo: UndoQuery, Step: StepQuery as unknown as Step }
+  return StepQuery as unknown as StepClass
 }
 
 function unheard (): void {}
-
-/** What a statement is refused with where that is right. */
-export const nothingToDo = new Error('nothing to do')

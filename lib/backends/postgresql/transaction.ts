@@ -2,8 +2,8 @@ import { randomBytes } from 'node:crypto'
 import { PoolError } from '../../pool/errors.js'
 import type { Isolation, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
-import { quoted } from './wire.js'
-import { Guard } from './session.js'
+import { quote } from '../shared/sql.js'
+import type { PostgresSession } from './session.js'
 import { nothingToDo } from './queries.js'
 import { unresolved } from './errors.js'
 import type { Failed, Coded } from './errors.js'
@@ -39,29 +39,29 @@ const noSavepoint = '3B001'
 const hadFailed = 'the transaction had failed: nothing of it can be committed'
 const begunByHand = 'a transaction was begun on this connection by a statement of its own'
 
-export async function begin (guard: Guard, { isolation, readOnly = false }: TransactionOptions): Promise<Transaction<Client>> {
+export async function begin (session: PostgresSession, { isolation, readOnly = false }: TransactionOptions): Promise<Transaction<Client>> {
   const level = isolation === undefined ? '' : levels.get(isolation)
   if (level === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `PostgreSQL has no isolation level '${isolation!}'`)
   let began = false
   try {
-    await guard.run(() => {
-      guard.failure = undefined
-      guard.doubtful = false
+    await session.run(() => {
+      session.failure = undefined
+      session.doubtful = false
       // The server would only warn, and a commit would commit what came before it too.
-      if (guard.status !== 'I') return new PoolError('FST_POOL_NOT_SUPPORTED', begunByHand)
+      if (session.status !== 'I') return new PoolError('FST_POOL_NOT_SUPPORTED', begunByHand)
       began = true
       return `BEGIN${level}${readOnly ? ' READ ONLY' : ''}; ${setMark}`
     })
   } catch (error) {
-    if (began && !guard.broken) await guard.run(() => guard.status === 'I' ? nothingToDo : 'ROLLBACK').catch(unlessDone)
+    if (began && !session.broken) await session.run(() => session.status === 'I' ? nothingToDo : 'ROLLBACK').catch(unlessDone)
     throw error
   }
-  return new OpenTransaction(guard)
+  return new OpenTransaction(session)
 }
 
 class OpenTransaction implements Transaction<Client> {
   readonly connection: Client
-  readonly #guard: Guard
+  readonly #session: PostgresSession
   readonly #turn: number
   /** In quotes. undefined: it is the outermost. */
   readonly #savepoint: string | undefined
@@ -70,9 +70,9 @@ class OpenTransaction implements Transaction<Client> {
   /** The server has refused its COMMIT, and ended it with that. */
   #refused = false
 
-  constructor (guard: Guard, turn = guard.turn, savepoint?: string) {
-    this.connection = guard.client
-    this.#guard = guard
+  constructor (session: PostgresSession, turn = session.turn, savepoint?: string) {
+    this.connection = session.connection
+    this.#session = session
     this.#turn = turn
     this.#savepoint = savepoint
   }
@@ -82,9 +82,9 @@ class OpenTransaction implements Transaction<Client> {
     const tag = await this.#run(statement, () => { this.inDoubt = true }).catch(async (error: unknown) => {
       // What the server said, where something else was made of it.
       const { cause = error } = error as { readonly cause?: unknown }
-      const answered = cause === this.#guard.failure && !unresolved.has((cause as Coded).code)
-      const told = answered && await this.#guard.settles()
-      this.#refused = this.inDoubt && told && this.#guard.status === 'I'
+      const answered = cause === this.#session.failure && !unresolved.has((cause as Coded).code)
+      const told = answered && await this.#session.settles()
+      this.#refused = this.inDoubt && told && this.#session.status === 'I'
       this.inDoubt &&= !told
       throw error
     })
@@ -98,10 +98,10 @@ class OpenTransaction implements Transaction<Client> {
     if (this.#refused) return
     const savepoint = this.#savepoint
     // A savepoint goes with its transaction. Whatever else was begun instead of the outermost is rolled back too.
-    const isOver = () => this.#guard.status === 'I' || (savepoint !== undefined && this.#guard.turn !== this.#turn)
+    const isOver = () => this.#session.status === 'I' || (savepoint !== undefined && this.#session.turn !== this.#turn)
     const whole = savepoint === undefined
     const statement = whole ? 'ROLLBACK' : `ROLLBACK TO SAVEPOINT ${savepoint}; RELEASE SAVEPOINT ${savepoint}`
-    await this.#guard.run(() => isOver() ? nothingToDo : statement).catch((error: Failed) => {
+    await this.#session.run(() => isOver() ? nothingToDo : statement).catch((error: Failed) => {
       // It went with another savepoint, or with its transaction. What is open has failed now, and can't be committed.
       if (whole || error.code !== noSavepoint) unlessDone(error)
     })
@@ -109,22 +109,22 @@ class OpenTransaction implements Transaction<Client> {
 
   async savepoint (name: string): Promise<Transaction<Client>> {
     // One that no text of a borrower's has.
-    const savepoint = quoted(`${name}_${mark}`)
+    const savepoint = quote(`${name}_${mark}`)
     await this.#run(`SAVEPOINT ${savepoint}`)
-    return new OpenTransaction(this.#guard, this.#turn, savepoint)
+    return new OpenTransaction(this.#session, this.#turn, savepoint)
   }
 
   /** @param sent called when it goes out */
   async #run (statement: string, sent: () => void = () => {}): Promise<string> {
-    const guard = this.#guard
-    if (guard.broken) throw this.#ended('the connection of the transaction is gone', guard.error)
+    const session = this.#session
+    if (session.broken) throw this.#ended('the connection of the transaction is gone', session.error)
     const ended = (cause?: Error) => this.#ended('the transaction was ended by a statement of its own', cause)
     const isInner = this.#savepoint !== undefined
     let checked = false
-    return await guard.run(() => {
-      if (guard.turn !== this.#turn) return ended()
-      if (guard.status === 'E') return this.#ended(hadFailed, guard.failure)
-      checked = guard.doubtful
+    return await session.run(() => {
+      if (session.turn !== this.#turn) return ended()
+      if (session.status === 'E') return this.#ended(hadFailed, session.failure)
+      checked = session.doubtful
       sent()
       return checked ? `${checkMark}; ${statement}` : statement
     }, (error: Failed, first) => {

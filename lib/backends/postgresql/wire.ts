@@ -68,7 +68,3 @@ export interface Wire extends EventEmitter {
   requestSsl (): void
   cancel (processID: number, secretKey: number): void
 }
-
-export function quoted (name: string): string {
-  return `"${name.replaceAll('"', '""')}"`
-}

@@ -1,6 +1,8 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
 import type { Address } from '../../pool/options.js'
+import { refuseKeys } from '../shared/address.js'
+import type { RefusedKeys } from '../shared/address.js'
 import type { Cluster } from '../../../types/drivers.js'
 
 export interface RedisClusterOptions {
@@ -31,13 +33,13 @@ export const disconnectTimeout = 100
 const itself = 'the client reconnects by itself, as often as the pool would'
 const first = 'the client connects when the pool first needs it, see startup'
 
-const refused = new Map(Object.entries({
+const refused: RefusedKeys = new Map(Object.entries({
   lazyConnect: first,
   clusterRetryStrategy: itself,
   enableReadyCheck: 'the pool needs to know whether the cluster is whole',
 }))
 
-const refusedOfNodes = new Map(Object.entries({
+const refusedOfNodes: RefusedKeys = new Map(Object.entries({
   host: 'the nodes are in connection.cluster',
   port: 'the nodes are in connection.cluster',
   path: 'the nodes are in connection.cluster',
@@ -68,12 +70,8 @@ export function clusterOptions ({ connection }: RedisClusterOptions): Given {
   for (const name of belongInside) {
     if (rest[name] !== undefined) throw badOption(`connection.${name}`, rest[name], `it inside of connection: { redisOptions: { ${name} } }`)
   }
-  for (const [path, options, names] of [['connection', rest, refused], ['connection.redisOptions', redisOptions, refusedOfNodes]] as const) {
-    for (const [name, value] of Object.entries(options)) {
-      const instead = names.get(name)
-      if (instead !== undefined && value !== undefined) throw badOption(`${path}.${name}`, value, `nothing here: ${instead}`)
-    }
-  }
+  refuseKeys(rest, refused)
+  refuseKeys(redisOptions as Record<string, unknown>, refusedOfNodes, 'connection.redisOptions')
   return { nodes: cluster as ClusterNode[], options: rest }
 }
 

@@ -1,7 +1,8 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
 import type { Address } from '../../pool/options.js'
-import type { AddressNow } from '../shared/address.js'
+import { assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
+import type { AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Redis } from '../../../types/drivers.js'
 import { takesNoWrites } from './errors.js'
 
@@ -76,7 +77,7 @@ export function sentinelled ({ role = 'master' }: IORedisOptions): IORedisOption
 const replaces = 'the pool replaces a connection that dies, see backoff'
 
 /** The driver's keys that would do the pool's work, and what to use instead. */
-const refused = new Map(Object.entries({
+const refused: RefusedKeys = new Map(Object.entries({
   host: 'use the option host',
   port: 'use the option port',
   path: 'use the option url: unix:///path/of/the/socket',
@@ -98,47 +99,49 @@ const refused = new Map(Object.entries({
   monitor: 'call monitor() on a connection or on the shared client',
 }))
 
-/** ioredis' own that people may well put beside `url`. */
-const belongInside = [
+/** Names that mean something else among our own options. */
+const ours = ['host', 'port', 'connectTimeout']
+
+/** ioredis' own options that people may well put beside `url`. */
+const beside = [
   'username', 'password', 'tls', 'family', 'keyPrefix', 'connectionName',
   'sentinels', 'sentinelUsername', 'sentinelPassword', 'sentinelTLS', 'natMap',
-  'commandTimeout', 'socketTimeout', 'blockingTimeout', 'keepAlive', 'noDelay', 'readOnly', 'protocol', 'replyMapping', 'stringNumbers',
-  'enableAutoPipelining', 'showFriendlyErrorStack', 'scripts', 'clientInfoTag',
+  'commandTimeout', 'socketTimeout', 'blockingTimeout', 'keepAlive', 'noDelay', 'readOnly', 'protocol', 'replyMapping',
+  'stringNumbers', 'enableAutoPipelining', 'showFriendlyErrorStack', 'scripts', 'clientInfoTag',
+  ...[...refused.keys()].filter((name) => !ours.includes(name)),
 ]
 
 /** What connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
 export function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
   const { host, port, database, client } = options
-  const given = new Map<string, unknown>(Object.entries(options))
-  for (const name of belongInside) if (given.get(name) !== undefined) throw badOption(name, given.get(name), `it inside of connection: { ${name} }`)
-  for (const [name, instead] of refused) {
-    const isOurs = name === 'host' || name === 'port' || name === 'connectTimeout'
-    if (!isOurs && given.get(name) !== undefined) throw badOption(name, given.get(name), `nothing here: ${instead}`)
-    if (connection[name] !== undefined) throw badOption(`connection.${name}`, connection[name], `nothing here: ${instead}`)
+  refuseBeside(options, beside, refused)
+  refuseKeys(connection, refused)
+  if (connection.cluster !== undefined) {
+    throw badOption('connection.cluster', connection.cluster, 'it given to redisCluster(), and not by a function')
   }
-  if (connection.cluster !== undefined) throw badOption('connection.cluster', connection.cluster, 'it given to redisCluster(), and not by a function')
-  const addressed = Object.entries({ url: options.url, host, port }).find(([, value]) => value !== undefined)
   if (client !== undefined) {
-    if (typeof client.options !== 'object' || client.isCluster) throw badOption('client', client, 'an ioredis Redis, and not a Cluster')
-    if (addressed !== undefined) throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to a client`)
+    if (typeof client.options !== 'object' || client.isCluster) {
+      throw badOption('client', client, 'an ioredis Redis, and not a Cluster')
+    }
+    refuseNextTo('a client', { url: options.url, host, port })
   }
   const { sentinels, name: group } = connection
   if (sentinels !== undefined) {
-    if (!Array.isArray(sentinels) || sentinels.length === 0) throw badOption('connection.sentinels', sentinels, 'an array of { host, port }')
-    if (typeof group !== 'string' || group === '') throw badOption('connection.name', group, 'the name of the master that the sentinels know')
-    if (addressed !== undefined) throw badOption(addressed[0], addressed[1], `no ${addressed[0]} next to connection.sentinels`)
+    if (!Array.isArray(sentinels) || sentinels.length === 0) {
+      throw badOption('connection.sentinels', sentinels, 'an array of { host, port }')
+    }
+    if (typeof group !== 'string' || group === '') {
+      throw badOption('connection.name', group, 'the name of the master that the sentinels know')
+    }
+    refuseNextTo('connection.sentinels', { url: options.url, host, port })
   }
   const fromUrl = url === undefined ? {} : parseUrl(url)
-  for (const [name, value] of Object.entries({ host, port })) {
-    if (value !== undefined && fromUrl.path !== undefined) throw badOption(name, value, `no ${name} next to the url of a Unix socket`)
-  }
+  if (fromUrl.path !== undefined) refuseNextTo('the url of a Unix socket', { host, port })
   if (fromUrl.tls !== undefined && connection.tls !== undefined && !connection.tls) {
     throw badOption('connection.tls', connection.tls, 'an object, since the url says rediss://')
   }
   const base: IORedisOptions = { ...client?.options, ...fromUrl }
-  const said = [...Object.entries({ host, port, db: numberOf(database) }), ...Object.entries(connection)]
-  for (const [name, value] of said) if (value !== undefined) Object.assign(base, { [name]: value })
-  return base
+  return assignGiven(base, { host, port, db: numberOf(database) }, connection)
 }
 
 function numberOf (database: unknown): number | undefined {
@@ -150,32 +153,22 @@ function numberOf (database: unknown): number | undefined {
   return number
 }
 
-/** By hand: ioredis lets the URL win over the options, takes any text for a host, and takes its query for options. No error of ours has the text. */
 function parseUrl (url: unknown): IORedisOptions {
   const wrong = (expected: string) => badOption('url', url, expected)
   const form = 'redis://user:password@host:port/database, rediss://..., or the path of a Unix socket'
   if (typeof url !== 'string') throw wrong(form)
   const socket = /^(?:unix:\/\/)?(\/[^/?#][^?#]*)(?:\?([^#]*))?$/i.exec(url)
-  if (socket === null && !/^rediss?:\/\//i.test(url)) throw wrong(form)
   const options: IORedisOptions = {}
   let query: URLSearchParams
   if (socket !== null) {
     options.path = socket[1]!
     query = new URLSearchParams(socket[2])
   } else {
-    if (!URL.canParse(url)) throw wrong(form)
-    const { protocol, username, password, hostname, port, pathname, searchParams } = new URL(url)
-    query = searchParams
-    if (protocol === 'rediss:') options.tls = {}
-    if (hostname !== '') options.host = hostname.replace(/^\[|\]$/g, '')
-    if (port !== '') options.port = Number(port)
-    try {
-      if (username !== '') options.username = decodeURIComponent(username)
-      if (password !== '') options.password = decodeURIComponent(password)
-    } catch {
-      throw wrong('a url whose user and password are percent-encoded')
-    }
-    if (pathname !== '' && pathname !== '/') options.db = databaseOf(pathname.slice(1), wrong)
+    if (!/^rediss?:\/\//i.test(url)) throw wrong(form)
+    const { protocol, user, password, host, port, path, query: found } = readUrl(url, form)
+    query = found
+    assignGiven(options, { username: user, password, host, port, ...(protocol === 'rediss:' && { tls: {} }) })
+    if (path !== undefined) options.db = databaseOf(path, wrong)
   }
   for (const [name, value] of query) {
     if (name === 'db') options.db = databaseOf(value, wrong)

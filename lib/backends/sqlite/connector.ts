@@ -11,7 +11,6 @@ import { pathOf } from './options.js'
 import type { SqliteOptions } from './options.js'
 import { driverOf } from './driver.js'
 
-
 /** Makes the handle that writes; its `replica` makes those that read. */
 export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
   readonly system: 'sqlite'

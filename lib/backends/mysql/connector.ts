@@ -1,16 +1,15 @@
-import { Addresses } from '../shared/address.js'
-import { loadDriver } from '../shared/driver.js'
-import { somewhere } from '../shared/failures.js'
-import { unlessAborted } from '../shared/signal.js'
 import type { Connector, ServerState, Transactions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
-import type { Role } from '../../../types/pool.js'
+import { Addresses } from '../shared/address.js'
+import { loadDriver } from '../shared/driver.js'
+import { ServerConnector, sessionOf } from '../shared/session.js'
+import type { ResetMode } from '../shared/session.js'
+import { isConflict, isPassing } from './errors.js'
 import { configsOf } from './options.js'
-import type { MysqlOptions, Config } from './options.js'
-import { mysqlDriver, cut, within } from './wire.js'
-import type { Driver, Core } from './wire.js'
-import { Guard } from './session.js'
-import { conflicts, isPassing } from './errors.js'
+import type { Config, MysqlOptions } from './options.js'
+import { MysqlSession } from './session.js'
+import { cut, mysqlDriver, within } from './wire.js'
+import type { Core, Driver } from './wire.js'
 
 export interface MysqlConnector extends Connector<Connection> {
   readonly system: 'mysql'
@@ -39,18 +38,36 @@ export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
   return new MysqlBackend(loadDriver(mysqlDriver, options.driver), config, addresses, options)
 }
 
-class MysqlBackend implements MysqlConnector {
+/**
+ * `destroy` sends COM_QUIT, and waits until the server has closed, for 100 ms. What is dead or not at rest is cut off at
+ * once: a running statement goes on in the server, which frees its transaction's locks when it hears of it (MariaDB asks
+ * every 5 s where it sleeps, else at the statement's end). `validate` sends COM_PING.
+ *
+ * `inspect` says 'replica' where the server is read only, for all (`read_only`, `innodb_read_only`), or follows another
+ * server, even where it would take writes. So of servers that follow each other in a ring none is a primary. The lag is
+ * the server's own Seconds_Behind_Master, in whole seconds and of the worst where it follows several; Infinity where that
+ * is NULL: replication does not run, or its primary is out of reach. To ask for it takes a privilege: REPLICATION CLIENT,
+ * of MariaDB from 10.5.9 on SLAVE MONITOR. Without it (and on readers of Amazon Aurora, which replicate in another way)
+ * the lag is left out, and `read_only` alone tells the role.
+ */
+class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements MysqlConnector {
   // Of MariaDB too: nothing tells before the first connection which of the two it is.
   readonly system = 'mysql'
+  readonly isTransient = isPassing
+  readonly transactions: Transactions<Connection> = {
+    isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
+    readOnly: true,
+    begin: (connection, options, signal) => sessionOf<MysqlSession>(connection).begin(options, signal),
+    isTransient: isConflict,
+  }
+
   readonly #driver: Driver
   readonly #config: Config
   readonly #addresses: Addresses
-  readonly #mode: 'session' | 'transaction' | 'none'
-  readonly #guards = new WeakMap<Connection, Guard>()
-  /** As `inspect` has found it last. */
-  #role: Role | undefined
+  readonly #mode: ResetMode
 
   constructor (driver: Driver, config: Config, addresses: Addresses, { reset = 'session' }: MysqlOptions) {
+    super()
     this.#driver = driver
     this.#config = config
     this.#addresses = addresses
@@ -61,27 +78,22 @@ class MysqlBackend implements MysqlConnector {
     return this.#addresses.secrets
   }
 
-  readonly transactions: Transactions<Connection> = {
-    isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
-    readOnly: true,
-    begin: (connection, options, signal) => this.#guardOf(connection).begin(options, signal),
-    isTransient: (error) => somewhere(error, ({ errno }) => conflicts.has(errno)),
-  }
-
-  async create (signal: AbortSignal): Promise<Connection> {
-    signal.throwIfAborted()
+  protected override async open (signal: AbortSignal): Promise<MysqlSession> {
     const config = await this.#config(signal)
-    // Not the promise flavour: that gives nothing to abort before it is connected. A copy, since the driver changes what it is given.
+    // Not the promise flavour: that gives nothing to abort before it is connected. A copy of the configuration, since
+    // the driver changes what it is given.
     const core = this.#driver.createConnection({ ...config }) as unknown as Core
-    // For all of its life: an error that nobody listens for ends the process. Before `Guard` listens, `connect` tells the first one.
+    // For all of its life: an error that nobody listens for ends the process. Before the session listens, `connect`
+    // tells the first one.
     core.on('error', () => {})
+    const connected = (resolve: () => void, reject: (error: Error) => void) => {
+      core.connect((error) => error ? reject(error) : resolve())
+    }
     try {
-      await within(core, signal, new Promise<void>((resolve, reject) => core.connect((error) => error ? reject(error) : resolve())))
-      const connection = core.promise()
-      const guard = new Guard(connection, core, this.#mode)
-      await within(core, signal, guard.open())
-      this.#guards.set(connection, guard)
-      return connection
+      await within(core, signal, new Promise<void>(connected))
+      const session = new MysqlSession(core.promise(), core, this.#mode)
+      await within(core, signal, session.prepare())
+      return session
     } catch (error) {
       await cut(core)
       throw error
@@ -89,63 +101,13 @@ class MysqlBackend implements MysqlConnector {
   }
 
   /**
-   * COM_QUIT, and waits until the server has closed, for 100 ms. What is dead or not at rest is cut off at once: a running statement goes on in the server,
-   * which frees its transaction's locks when it hears of it (MariaDB asks every 5 s where it sleeps, else at the statement's end).
-   */
-  async destroy (connection: Connection): Promise<void> {
-    await this.#guardOf(connection).close()
-  }
-
-  /** COM_PING. */
-  async validate (connection: Connection, signal: AbortSignal): Promise<boolean> {
-    const guard = this.#guardOf(connection)
-    return !guard.broken && await guard.ping(signal)
-  }
-
-  isBroken (connection: Connection): boolean {
-    const guard = this.#guardOf(connection)
-    // The pool asks before every loan: the first time after a reset is when `onConnect` is done, and no borrower was there.
-    guard.settle()
-    // And at every return.
-    guard.forgetStatements()
-    return guard.broken || guard.spoilt || (guard.misplaced && this.#role !== 'replica')
-  }
-
-  /**
-   * 'replica': it is read only, for all (`read_only`, `innodb_read_only`), or it follows another server, even where it would take writes. So of servers that
-   * follow each other in a ring none is a primary.
+   * What is still under way is waited for. An unread `.stream()` never ends: past the deadline the pool destroys the
+   * connection, which ends this too.
    *
-   * The lag is the server's own Seconds_Behind_Master, in whole seconds and of the worst where it follows several; Infinity where that is NULL: replication
-   * does not run, or its primary is out of reach. To ask for it takes a privilege: REPLICATION CLIENT, of MariaDB from 10.5.9 on SLAVE MONITOR. Without it
-   * (and on readers of Amazon Aurora, which replicate in another way) the lag is left out, and `read_only` alone tells the role.
-   */
-  async inspect (connection: Connection, signal: AbortSignal): Promise<ServerState> {
-    const state = await unlessAborted(this.#guardOf(connection).inspect(), signal)
-    this.#role = state.role
-    return state
-  }
-
-  /** That the connection died or was ended, or its server ends; that it takes no writes. Not what is said to who connects: connects are the pool's to try again. */
-  isTransient (error: unknown): boolean {
-    return somewhere(error, isPassing)
-  }
-
-  /**
-   * What is still under way is waited for. An unread `.stream()` never ends: past the deadline the pool destroys the connection, which ends this too.
-   *
-   * @throws (rejects) where the user or the configured database can't be had again, or where the connection is used meanwhile
+   * @throws (rejects) where the user or the configured database can't be had again, or where the connection is used
+   * meanwhile
    */
   reset (connection: Connection): Promise<void> | undefined {
-    return this.#guardOf(connection).reset()
-  }
-
-  onDeath (connection: Connection, listener: (error?: Error) => void): void {
-    this.#guardOf(connection).onDeath(listener)
-  }
-
-  #guardOf (connection: Connection): Guard {
-    const guard = this.#guards.get(connection)
-    if (guard === undefined) throw new TypeError('this connection is not of this connector')
-    return guard
+    return sessionOf<MysqlSession>(connection).undo()
   }
 }

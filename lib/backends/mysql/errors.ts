@@ -1,4 +1,4 @@
-import { type Failure } from '../shared/failures.js'
+import { socketCodes, somewhere, type Failure } from '../shared/failures.js'
 
 /** Whether the server refused a statement. Where it ends the connection it says nothing of the statement. */
 export function isAnswer (error: unknown): boolean {
@@ -31,7 +31,7 @@ export function isReadOnly (errno: unknown, text: () => string): boolean {
  * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group replication). Not ER_LOCK_WAIT_TIMEOUT: by
  * default it undoes one statement and not the transaction, and whoever waited for 50 s does not want to wait again unasked.
  */
-export const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
+const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
 
 /**
  * The server ends (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927 ER_CONNECTION_KILLED, 3169
@@ -47,10 +47,22 @@ const endings: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 316
 const passingNumbers: ReadonlySet<unknown> = new Set([...endings, errors.readOnlyTransaction])
 
 /** Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given a `timeout`. */
-const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH'])
+const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', ...socketCodes])
 
-export function isPassing ({ code, errno, message }: Failure): boolean {
+function isPassingOne ({ code, errno, message }: Failure): boolean {
   if (passingNumbers.has(errno) || passingCodes.has(code) || isReadOnly(errno, () => String(message))) return true
   // mysql2's own have no code.
   return code === undefined && typeof message === 'string' && /^Can't (?:add new command when connection is|write) in closed state$/.test(message)
+}
+
+/**
+ * The connection died or was ended, or its server ends; or it takes no writes. Not what is said to who connects: the
+ * pool tries connects again in its own time.
+ */
+export function isPassing (error: unknown): boolean {
+  return somewhere(error, isPassingOne)
+}
+
+export function isConflict (error: unknown): boolean {
+  return somewhere(error, ({ errno }) => conflicts.has(errno))
 }

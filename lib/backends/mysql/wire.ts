@@ -1,7 +1,7 @@
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Connection as Callbacks } from 'mysql2'
-import { unlessAborted } from '../shared/signal.js'
+import { cutAtAbort, unlessAborted } from '../shared/signal.js'
 import type { DriverKind } from '../shared/driver.js'
 import type { Connection } from '../../../types/drivers.js'
 
@@ -18,10 +18,6 @@ export const mysqlDriver: DriverKind<Driver> = {
   // mysql2/promise: what it makes can't be ended before it is connected.
   belongs: ({ PromiseConnection }) => typeof PromiseConnection === 'function',
 }
-
-export type Listener = (...args: unknown[]) => void
-
-export type Emitter = Pick<EventEmitter, 'on' | 'off'>
 
 /** A command of the driver's queue. */
 export interface Command {
@@ -43,7 +39,7 @@ export type Done<T = void> = (error: Error | null, result?: T) => void
 export interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
 
 /** A packet to be sent: its first four bytes are written last. */
-interface Outgoing { readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing }
+export interface Outgoing { readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing }
 
 /** What is used of mysql2, be it in its types or not: those differ from version to version. */
 export interface Core extends EventEmitter {
@@ -94,25 +90,7 @@ export async function cut (core: Core): Promise<void> {
   if (core._command || core._commands.length > 0) core._notifyError(new Error('the connection was closed'))
 }
 
-/** Cut off when `signal` aborts, so that nothing hangs. */
+/** Settles as `work` does, and is cut off when the signal aborts, so that nothing hangs. */
 export async function within (core: Core, signal: AbortSignal, work: Promise<void>): Promise<void> {
-  const abort = () => core.stream.destroy()
-  signal.addEventListener('abort', abort)
-  try {
-    if (signal.aborted) abort()
-    await unlessAborted(work, signal)
-  } finally {
-    signal.removeEventListener('abort', abort)
-  }
-}
-
-/** Where the number that is at `at` ends. */
-export function afterNumber (buffer: Buffer, at: number): number {
-  const first = buffer[at]!
-  if (first < 0xfb) return at + 1
-  return at + (first === 0xfc ? 3 : first === 0xfd ? 4 : 9)
-}
-
-export function quote (name: string): string {
-  return `\`${name.replaceAll('`', '``')}\``
+  await cutAtAbort(signal, () => core.stream.destroy(), () => unlessAborted(work, signal))
 }

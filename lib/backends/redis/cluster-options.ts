@@ -27,9 +27,6 @@ export function isCluster ({ connection }: { connection?: unknown }): boolean {
 
 export interface Given { readonly nodes: readonly ClusterNode[], readonly options: ClusterOptions }
 
-/** How long a half-closed connection may take until it is cut off, in ms. */
-export const disconnectTimeout = 100
-
 const itself = 'the client reconnects by itself, as often as the pool would'
 const first = 'the client connects when the pool first needs it, see startup'
 

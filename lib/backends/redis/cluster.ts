@@ -1,13 +1,14 @@
 import { PoolError, secretsOf } from '../../pool/errors.js'
 import { leavesState } from './commands.js'
 import { codeOf, isTransient } from './errors.js'
-import { cut, drained, isBusy, redisDriver, sendOf } from './wire.js'
+import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace } from './wire.js'
 import type { Driver } from './wire.js'
 import { loadDriver } from '../shared/driver.js'
+import { DriverEvents } from '../shared/events.js'
 import { unlessAborted } from '../shared/signal.js'
 import type { Connector, DriverEvent } from '../../../types/connector.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
-import { disconnectTimeout, clusterOptions, checkClient } from './cluster-options.js'
+import { clusterOptions, checkClient } from './cluster-options.js'
 import type { RedisClusterOptions, Given } from './cluster-options.js'
 
 export interface RedisClusterConnector extends Connector<Cluster> {
@@ -69,7 +70,7 @@ class ClusterBackend implements RedisClusterConnector {
   /** It has the slots, and asks whether the cluster is whole. */
   #checking = false
   #closing: Promise<void> | undefined
-  #listener: ((event: DriverEvent) => void) | undefined
+  readonly #events = new DriverEvents()
 
   constructor (driver: Driver, given: Given | undefined, { connection, connectTimeout = 3000, client }: RedisClusterOptions) {
     this.#driver = driver
@@ -132,7 +133,7 @@ class ClusterBackend implements RedisClusterConnector {
    * {code}.
    */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
-    this.#listener = listener
+    this.#events.listen(listener)
   }
 
   /** Ends the client, if we made it: what it was asked is answered, up to 500 ms. One that was never used never connects. */
@@ -273,12 +274,9 @@ class ClusterBackend implements RedisClusterConnector {
   }
 
   #tell (name: string, detail: { code?: string, port?: number | undefined } = {}): void {
-    this.#listener?.({ name, shared: true, ...detail })
+    this.#events.tell(name, { shared: true, ...detail })
   }
 }
-
-/** How long `close` waits for what the client was asked, in ms. */
-const sharedGrace = 500
 
 /** What is used of ioredis and not in its types. */
 interface Inside {

@@ -1,3 +1,5 @@
+import { codeOf as sharedCodeOf, socketCodes } from '../shared/failures.js'
+
 /** Also from within a script, and for the EXEC of a transaction that has writes. */
 export function takesNoWrites ({ message }: Error): boolean {
   return message.startsWith('READONLY') || /[ -]READONLY You can't write against/.test(message)
@@ -25,7 +27,7 @@ const deaths = new Set([
 ])
 
 /** Of the network, as Node says them. */
-const network = new Set(['ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'ECONNABORTED', 'EHOSTUNREACH', 'ENETUNREACH', 'EAI_AGAIN'])
+const network = new Set([...socketCodes, 'ECONNREFUSED', 'ECONNABORTED', 'EAI_AGAIN'])
 
 /** Whether what failed with it may succeed on another connection, a moment later. */
 export function isTransient (error: unknown): boolean {
@@ -44,8 +46,19 @@ export function isTransient (error: unknown): boolean {
   return passing.has(reason ?? '') || (Array.isArray(previousErrors) && previousErrors.some(isTransient))
 }
 
-/** ECONNREFUSED, WRONGPASS, ...: never the text, which may hold anything. */
+/** As for all backends, and where the server answered with an error, the word that it begins with: WRONGPASS, ... */
 export function codeOf (error: unknown): string {
-  const { code, message = '', name = 'Error' } = (error ?? {}) as { code?: unknown, message?: string, name?: string }
-  return typeof code === 'string' ? code : /^[A-Z]{3,}\b/.exec(message)?.[0] ?? name
+  const { code, message = '' } = (error ?? {}) as { code?: unknown, message?: string }
+  const word = typeof code === 'string' ? undefined : /^[A-Z]{3,}\b/.exec(message)?.[0]
+  return word ?? sharedCodeOf(error)
+}
+
+/** The answer; undefined where the user may not ask: then it can't be known, and the server did answer. */
+export async function unlessDenied (answer: Promise<unknown>): Promise<unknown> {
+  try {
+    return await answer
+  } catch (error) {
+    if (error instanceof Error && error.message.startsWith('NOPERM')) return undefined
+    throw error
+  }
 }

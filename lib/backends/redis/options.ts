@@ -1,10 +1,11 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
 import type { Address } from '../../pool/options.js'
-import { assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
+import { Addresses, assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
 import type { AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Redis } from '../../../types/drivers.js'
 import { takesNoWrites } from './errors.js'
+import { disconnectTimeout } from './wire.js'
 
 export interface RedisOptions {
   /**
@@ -40,9 +41,6 @@ export interface RedisOptions {
    */
   client?: Redis
 }
-
-/** How long a half-closed connection may take until it is cut off, in ms. */
-export const disconnectTimeout = 100
 
 /** What makes a connection exclusive: it lives once, sends at once or not at all, and tells each failure to the pool. */
 export const exclusive: IORedisOptions = {
@@ -111,8 +109,41 @@ const beside = [
   ...[...refused.keys()].filter((name) => !ours.includes(name)),
 ]
 
+/** What the connections of a connector are made from. */
+export class Source {
+  /** As of the last answer. */
+  base: IORedisOptions
+  /** Whether a function has answered. */
+  answered = false
+  readonly #options: RedisOptions
+  readonly #addresses: Addresses
+
+  /** @throws `FST_POOL_BAD_OPTIONS` */
+  constructor (options: RedisOptions) {
+    this.#options = options
+    this.#addresses = new Addresses(options)
+    this.base = driverOptions(options, this.#addresses.fixed)
+  }
+
+  /** Whether there is a function to ask. */
+  get changes (): boolean {
+    return this.#addresses.change
+  }
+
+  get secrets (): readonly string[] {
+    return this.#addresses.secrets
+  }
+
+  async now (signal: AbortSignal): Promise<IORedisOptions> {
+    if (!this.changes) return this.base
+    this.base = driverOptions(this.#options, await this.#addresses.now(signal))
+    this.answered = true
+    return this.base
+  }
+}
+
 /** What connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
-export function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
+function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
   const { host, port, database, client } = options
   refuseBeside(options, beside, refused)
   refuseKeys(connection, refused)

@@ -1,8 +1,8 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import type { Redis } from '../../../types/drivers.js'
-import { disconnected, cut } from './wire.js'
-import type { Driver, Newer } from './wire.js'
-import { disconnectTimeout } from './options.js'
+import type { Source } from './options.js'
+import { cut, disconnected, disconnectTimeout } from './wire.js'
+import type { Driver, Inside, Newer, Timed } from './wire.js'
 
 /** How long after a sentinel went away it is looked for again, in ms. */
 const sentinelPause = 1000
@@ -10,8 +10,8 @@ const sentinelPause = 1000
 /** Hears from each of the sentinels that were named when there is another master. It has no part in making connections. */
 export class SentinelWatch {
   readonly #driver: Driver
-  /** As of the last answer: the sentinels' password may change, which they are does not. */
-  readonly #base: () => IORedisOptions
+  /** The sentinels' password may change with an answer; which sentinels there are does not. */
+  readonly #source: Source
   readonly #connectTimeout: number
   readonly #moved: () => void
   readonly #connections = new Set<Redis>()
@@ -19,12 +19,12 @@ export class SentinelWatch {
   #master: string | undefined
   #closed = false
 
-  constructor (driver: Driver, base: () => IORedisOptions, connectTimeout: number, moved: () => void) {
+  constructor (driver: Driver, source: Source, connectTimeout: number, moved: () => void) {
     this.#driver = driver
-    this.#base = base
+    this.#source = source
     this.#connectTimeout = connectTimeout
     this.#moved = moved
-    for (const at of base().sentinels ?? []) this.#listen(at)
+    for (const at of source.base.sentinels ?? []) this.#listen(at)
   }
 
   async close (): Promise<void> {
@@ -34,7 +34,7 @@ export class SentinelWatch {
   }
 
   #listen (at: { host?: string, port?: number, family?: number }): void {
-    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#base() as IORedisOptions & Newer
+    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#source.base as IORedisOptions & Newer
     const connection = new this.#driver.Redis({
       host: at.host,
       port: at.port ?? 26379,
@@ -54,7 +54,7 @@ export class SentinelWatch {
     connection.on('error', () => {})
     connection.on('message', (_channel, text) => {
       const [name, , , host, port] = text.split(' ')
-      if (name === this.#base().name) this.#hear(`${host}:${port}`)
+      if (name === this.#source.base.name) this.#hear(`${host}:${port}`)
     })
     connection.once('end', () => {
       this.#connections.delete(connection)
@@ -76,7 +76,7 @@ export class SentinelWatch {
     // It is no reason for the process to live.
     connection.stream.unref()
     // Sent together, so that nothing is missed between them; and in RESP2 nothing can be asked after it.
-    const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#base().name!)
+    const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#source.base.name!)
     const [address] = await Promise.all([asked, connection.subscribe('+switch-master')])
     if (Array.isArray(address)) this.#hear(address.join(':'))
   }
@@ -85,5 +85,38 @@ export class SentinelWatch {
     const moved = this.#master !== undefined && this.#master !== address
     this.#master = address
     if (moved && !this.#closed) this.#moved()
+  }
+}
+
+/**
+ * Limits what a client may take to ask its sentinels. ioredis asks each over a connection that only it knows: without a
+ * deadline for one that accepts and is silent, and leaving a timer of 2 s behind. Here each gets its share of
+ * `connectTimeout`, and can be cut off.
+ *
+ * @param sentinels gets these connections, until they have ended
+ * @param stopped whether no other sentinel is to be asked
+ */
+export function limitSentinels (client: Redis, connectTimeout: number, sentinels: Set<Redis>, stopped: () => boolean): void {
+  const { connector } = client as unknown as Inside
+  const connect = connector.connectToSentinel
+  if (connect === undefined) return
+  const { sentinels: seeds, sentinelCommandTimeout } = client.options
+  const share = Math.max(1, Math.floor(connectTimeout / ((seeds?.length ?? 0) + 1)))
+  connector.connectToSentinel = (endpoint, given) => {
+    if (stopped()) throw new Error('Connection is closed.')
+    const commandTimeout = sentinelCommandTimeout ?? share
+    const sentinel = connect.call(connector, endpoint, { connectTimeout: share, commandTimeout, ...given })
+    sentinels.add(sentinel)
+    sentinel.disconnect = () => {
+      sentinels.delete(sentinel)
+      cut(sentinel)
+    }
+    const { sendCommand } = sentinel
+    sentinel.sendCommand = (command, stream) => {
+      // ioredis before 5.10 leaves the timer of a command that fails in another way.
+      command.promise.catch(() => clearTimeout((command as unknown as Timed)._commandTimeoutTimer))
+      return sendCommand.call(sentinel, command, stream)
+    }
+    return sentinel
   }
 }

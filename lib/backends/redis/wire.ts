@@ -9,6 +9,12 @@ export function sendOf (client: Redis | Cluster): Cluster['sendCommand'] {
   return (command, stream, node) => (own ?? { value: prototype.sendCommand }).value.call(client as Cluster, command, stream, node)
 }
 
+/** How long a half-closed connection may take until it is cut off, in ms. */
+export const disconnectTimeout = 100
+
+/** How long the end of a shared client waits for what the client was asked, in ms. */
+export const sharedGrace = 500
+
 /** What is used of the module ioredis. */
 export interface Driver {
   readonly Redis: new (options: object) => Redis

@@ -9,7 +9,8 @@ import { driverEvents, plain } from './events.js'
 export class Shared {
   readonly client: MongoClient
   readonly database: string
-  readonly deaths = new Map<Db, (error?: Error) => void>()
+  /** Called once no operation would find a server any more. */
+  readonly deaths = new Set<(error: Error | undefined) => void>()
   /** How many connections were made from it, or are being made, and are not destroyed. */
   users = 0
   /** Whether an operation would find a server, worked out when something changes: it is asked at every loan and return. */
@@ -166,7 +167,7 @@ export class Shared {
     this.up = up
     if (up) return
     const error = this.#lastError()
-    const deaths = [...this.deaths.values()]
+    const deaths = [...this.deaths]
     this.deaths.clear()
     for (const death of deaths) death(error)
   }

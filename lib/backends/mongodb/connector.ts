@@ -2,11 +2,11 @@ import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
 import { Addresses, refuseNextTo } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
-import { unlessAborted } from '../shared/signal.js'
 import type { AddressNow } from '../shared/address.js'
-import { checkDriver } from './check.js'
-import { MongoTransaction, mayRunAgain, topologyOf } from './transaction.js'
-import type { Connector, DriverEvent, TransactionOptions, Transactions } from '../../../types/connector.js'
+import { SessionConnector, sessionOf } from '../shared/session.js'
+import { MongoSession } from './session.js'
+import { mayRunAgain } from './transaction.js'
+import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
 import { mongoDriver, makeClient } from './options.js'
 import type { MongoOptions } from './options.js'
@@ -46,11 +46,11 @@ export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   if (client === undefined) {
     const driver = loadDriver(mongoDriver, options.driver)
     const address = addresses.change ? await firstAddress(addresses, connectTimeout) : addresses.fixed
-    return new Mongo(options, addresses, address, (address) => makeClient(driver, options, address))
+    return new MongoBackend(options, addresses, address, (address) => makeClient(driver, options, address))
   }
   refuseNextTo('a client', { url, host, port })
   if (typeof connection === 'function' || Object.keys(connection).length > 0) throw badOption('connection', connection, 'no connection options next to a client')
-  return new Mongo(options, addresses, addresses.fixed, () => client)
+  return new MongoBackend(options, addresses, addresses.fixed, () => client)
 }
 
 async function firstAddress (addresses: Addresses, timeout: number): Promise<AddressNow> {
@@ -66,12 +66,17 @@ async function firstAddress (addresses: Addresses, timeout: number): Promise<Add
 /** How many clients there are at most besides the newest, and the one whose place it takes. */
 const maxOthers = 3
 
-class Mongo implements MongoConnector {
+/**
+ * The sockets are the client's, which is closed with the last connection of an address that has changed. A transaction
+ * that is open when its connection is destroyed is undone when the server gets round to it, and nobody waits for it:
+ * after `transactionLifetimeLimitSeconds` (60 unless told otherwise) the server ends it by itself.
+ */
+class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoConnector {
   readonly system = 'mongodb'
   readonly transactions: Transactions<Db> = {
     isolation: ['snapshot'],
     readOnly: false,
-    begin: (db, options, signal) => this.#begin(db, options, signal),
+    begin: (db, options, signal) => sessionOf<MongoSession>(db).begin(options, signal),
     isTransient: mayRunAgain,
   }
 
@@ -81,9 +86,6 @@ class Mongo implements MongoConnector {
   readonly #make: (address: AddressNow) => Shared
   /** In the order of their making: the last is the newest. */
   readonly #clients: Shared[] = []
-  readonly #from = new WeakMap<Db, Shared>()
-  /** The last one of each connection. */
-  readonly #transactions = new WeakMap<Db, MongoTransaction>()
   #newest: Shared
   /** What the newest was made from, and which question that was the answer to: one that was asked before it says nothing new. */
   #address: AddressNow
@@ -94,6 +96,7 @@ class Mongo implements MongoConnector {
   #closeErrors: unknown[] = []
 
   constructor (options: MongoOptions, addresses: Addresses, address: AddressNow, client: (address: AddressNow) => MongoClient) {
+    super()
     this.#owned = options.client === undefined
     this.#secrets = options.client && secretsOf({ connection: options.client.options.credentials })
     this.#addresses = addresses
@@ -114,42 +117,17 @@ class Mongo implements MongoConnector {
     return this.#newest.database
   }
 
-  async create (signal: AbortSignal): Promise<Db> {
-    signal.throwIfAborted()
+  protected override async open (signal: AbortSignal): Promise<MongoSession> {
     this.#mustBeOpen()
     const shared = this.#addresses.change ? await this.#ask(signal) : this.#enter()
     try {
       if (!shared.up) await shared.reach(signal)
-      const db = shared.client.db(shared.database)
-      if (this.#addresses.change) this.#from.set(db, shared)
-      return db
+      return new MongoSession(shared, () => this.#leave(shared))
     } catch (error) {
       // Whoever made another one meanwhile left it to us to close this one.
       this.#leave(shared)?.catch((error: unknown) => { this.#closeErrors.push(error) })
       throw error
     }
-  }
-
-  /**
-   * The sockets are the client's; it is closed with the last connection of an address that has changed. A transaction that is open is undone when the
-   * server gets round to it, and nobody waits for it: after `transactionLifetimeLimitSeconds` (60 unless told otherwise) the server ends it by itself.
-   */
-  destroy (db: Db): Promise<void> | void {
-    const transaction = this.#transactions.get(db)
-    // The driver tells no error of a rollback, and if it did there would be nobody left to tell.
-    if (transaction !== undefined) Promise.allSettled([transaction.rollback()])
-    const shared = this.#of(db)
-    shared.deaths.delete(db)
-    return this.#leave(shared)
-  }
-
-  async validate (db: Db, signal: AbortSignal): Promise<boolean> {
-    await this.#of(db).ping(db, signal)
-    return true
-  }
-
-  isBroken (db: Db): boolean {
-    return !this.#of(db).up
   }
 
   /**
@@ -160,19 +138,6 @@ class Mongo implements MongoConnector {
   isTransient (error: unknown): boolean {
     // Another connection logs in with what the function says by then.
     return isTransient(error) || (this.#addresses.change && isRefusedLogin(error))
-  }
-
-  async #begin (db: Db, options: TransactionOptions, signal: AbortSignal): Promise<MongoTransaction> {
-    const { client } = this.#of(db)
-    signal.throwIfAborted()
-    await unlessAborted(checkDriver(client), signal)
-    const transaction = new MongoTransaction(client, topologyOf(client), db.databaseName, options)
-    this.#transactions.set(db, transaction)
-    return transaction
-  }
-
-  onDeath (db: Db, listener: (error?: Error) => void): void {
-    this.#of(db).deaths.set(db, listener)
   }
 
   onDriverEvent (listener: (event: DriverEvent) => void): void {
@@ -194,11 +159,6 @@ class Mongo implements MongoConnector {
 
   #mustBeOpen (): void {
     if (this.#closing !== undefined) throw new Error('the MongoDB connector is closed')
-  }
-
-  /** Whose it is. Asked at every loan and return. */
-  #of (db: Db): Shared {
-    return this.#addresses.change ? this.#from.get(db)! : this.#newest
   }
 
   /** One connection more, of the newest client: told at once, so that no other answer closes it meanwhile. */

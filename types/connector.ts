@@ -1,4 +1,5 @@
-import type { Role } from './pool.js'
+/** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
+export type Role = 'primary' | 'replica'
 
 /** Why a connection was destroyed. The first five are the pool's own decision (it evicts); the others were asked for, or happened. */
 export type DestroyReason =

@@ -1,6 +1,6 @@
 import type { Connector } from './connector.js'
 import type { AcquireOptions, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions } from './pool.js'
-import type { RoutePools } from '../lib/pool/options.js'
+import type { RoutePools } from './plugin.js'
 
 /**
  * The pools of your app, by name: what `request.<name>` is. Yours to augment:

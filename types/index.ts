@@ -1,4 +1,6 @@
 export type * from './connector.js'
 export type * from './errors.js'
 export type * from './fastify.js'
+export type * from './options.js'
+export type * from './plugin.js'
 export type * from './pool.js'

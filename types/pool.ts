@@ -1,5 +1,4 @@
-import type { Pool } from '../lib/pool/pool.js'
-import type { Connector, DestroyReason, DriverEvent, TransactionOptions } from './connector.js'
+import type { Connector, DestroyReason, DriverEvent, Role, TransactionOptions } from './connector.js'
 
 /** Who takes a connection: a text, or the route and id of a request. Shown by `holders()`, events and the log, never to a client. */
 export type HolderLabel = string | { readonly route?: string, readonly id?: string }
@@ -31,9 +30,6 @@ export interface AcquireOptions {
   /** Which kind of connection, where there are two: 'replica' for one that only reads. Default 'primary'. */
   role?: Role
 }
-
-/** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
-export type Role = 'primary' | 'replica'
 
 /** How `use(fn, options)` runs. */
 export interface UseOptions extends AcquireOptions {
@@ -260,5 +256,98 @@ export interface Clock {
 
 export interface Timer { ref (): void, unref (): void, cancel (): void }
 
-/** All that a pool offers, be it one pool or several behind one name. */
-export interface PoolFace<C, K extends Connector<C> = Connector<C>> extends Pick<Pool<C, K>, keyof Pool<C, K>> {}
+/** A pool as its users see it: one pool, or several behind one name. */
+export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
+  readonly name: string
+  /** The connector: it has what only this database has. */
+  readonly backend: K
+  /** How long `close()` takes at most unless its call says otherwise, in ms. */
+  readonly closeTimeout: number
+  /** Whether `role: 'replica'` may get another kind of connection. */
+  readonly replicas: boolean
+  /**
+   * Lends a connection; waits for one if none is idle.
+   *
+   * @throws at its deadline `FST_POOL_ACQUIRE_TIMEOUT`, or `FST_POOL_CONNECT_FAILED` where there is no connection and
+   * none can be created; at once `FST_POOL_QUEUE_FULL` when `maxPending` callers wait, `FST_POOL_OVERLOADED` when the line
+   * moves too slowly for its deadline, `FST_POOL_CIRCUIT_OPEN` when there is no connection and creates keep failing,
+   * `FST_POOL_DEADLOCK` when all holders wait for each other, `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the signal
+   * aborts; `FST_POOL_BAD_OPTIONS`; what `onAcquire` throws
+   */
+  acquire (options?: AcquireOptions): Promise<Lease<C>>
+  /**
+   * Lends an idle connection now; null where a caller would have to wait: for a round trip, for others in line, for an
+   * async hook.
+   *
+   * @throws what a synchronous `onAcquire` throws
+   */
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role'>): Lease<C> | null
+  /**
+   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where the
+   * connector calls the error transient.
+   *
+   * @throws what `acquire` or `fn` throws; `FST_POOL_BAD_OPTIONS`
+   */
+  use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T>
+  /**
+   * Calls `fn` in a transaction, on a connection that goes back whatever happens. Within another transaction of this pool
+   * it is a savepoint in that one.
+   *
+   * @throws what `acquire` and `Lease.transaction` throw
+   */
+  transaction<T> (fn: (connection: C) => T | Promise<T>, options?: AcquireOptions & RunOptions): Promise<T>
+  /**
+   * Waits until `max(1, min)` connections are there. Optional: `acquire` works without it.
+   *
+   * @throws `FST_POOL_CONNECT_FAILED` as soon as one can't be created, saying why; `FST_POOL_CLOSED`
+   */
+  open (): Promise<void>
+  /**
+   * Retires every connection: the idle ones now, the lent ones when they are given back, those being created when they
+   * come.
+   *
+   * @param options.idle only the idle ones
+   */
+  evict (options?: { idle?: boolean }): void
+  /**
+   * Changes `min` and `max` from now on. Idle connections above the new `max` are destroyed, lent ones when they are
+   * given back.
+   *
+   * @throws `FST_POOL_BAD_OPTIONS`
+   */
+  resize (options: { min?: number, max?: number }): void
+  /** Lends nothing from now on: callers wait, until their deadlines. What is lent stays lent. */
+  suspend (): void
+  /** Ends `suspend`. */
+  resume (): void
+  /**
+   * Stops keeping idle connections. Callers that wait, and those that still come, are served. Resolves when nobody waits
+   * and no connection is used.
+   */
+  drain (): Promise<void>
+  /**
+   * Drains and refuses newcomers; then destroys what is still lent, and rejects those that still wait. Always resolves,
+   * by `timeout`: leases have until `destroyTimeout` before it, or a quarter of it if that is less.
+   *
+   * @param options.timeout in ms; `closeTimeout` unless given
+   * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
+   */
+  close (options?: { timeout?: number }): Promise<void>
+  [Symbol.asyncDispose] (): Promise<void>
+  /** A frozen copy of the books. */
+  stats (): PoolStats
+  /** The leases that are out now, the longest held first. */
+  holders (): Holder[]
+  /**
+   * How the pool is. Asks one idle connection, if there is one and the connector can; never waits for a connection, never
+   * opens one.
+   */
+  health (): Promise<PoolHealth>
+  /**
+   * Listens to an event. What a listener throws goes to the listeners of `error`.
+   *
+   * @returns its own undo
+   * @throws `FST_POOL_BAD_OPTIONS` for an unknown event
+   */
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void
+}

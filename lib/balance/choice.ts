@@ -1,6 +1,6 @@
-export type Balance = 'weighted' | 'round-robin' | 'least-used' | 'random'
+import type { Balance } from '../../types/options.js'
 
-export const balances: readonly Balance[] = ['weighted', 'round-robin', 'least-used', 'random']
+export const balances = ['weighted', 'round-robin', 'least-used', 'random'] as const satisfies readonly Balance[]
 
 export interface Candidate {
   /** Its share beside the others. */

@@ -1,4 +1,5 @@
-import type { AcquireOptions, AcquireSignal, Role, Timer } from '../../types/pool.js'
+import type { Role } from '../../types/connector.js'
+import type { AcquireOptions, AcquireSignal, Timer } from '../../types/pool.js'
 
 /** An acquire that was not served at once. Its deadline is what it was, wherever it waits. */
 export interface Request {

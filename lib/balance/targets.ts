@@ -1,17 +1,18 @@
 import { AsyncResource } from 'node:async_hooks'
-import type { Connector, ServerState } from '../../types/connector.js'
+import type { Connector, Role, ServerState } from '../../types/connector.js'
 import type {
-  AcquireOptions, AcquireSignal, Circuit, Clock, ErrorPhase, Holder, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, Role, RunOptions, TargetStats, UseOptions,
+  AcquireOptions, AcquireSignal, Circuit, Clock, ErrorPhase, Holder, Lease, PoolEventName, PoolEvents, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions, TargetStats, UseOptions,
 } from '../../types/pool.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import { systemClock } from '../pool/clock.js'
 import { PoolError, badOption, scrub, secretsOf } from '../pool/errors.js'
-import { poolDefaults, type EngineOptions } from '../pool/options.js'
+import type { BalanceOptions, EngineOptions } from '../../types/options.js'
+import { poolDefaults } from '../pool/options.js'
 import { Pool, durationsOf, inside } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { LeaseTransactions, checkRunOptions } from '../pool/transaction.js'
 import { Budget } from './budget.js'
-import { Choice, balances, type Balance } from './choice.js'
+import { Choice, balances } from './choice.js'
 import { Listeners } from './events.js'
 import { Line, type Request } from './line.js'
 import { Moved, Target, type TargetSpec } from './target.js'
@@ -19,14 +20,7 @@ import { HOLDER, Watch } from './watch.js'
 
 export type { TargetSpec }
 
-export interface TargetOptions<C> extends EngineOptions<C> {
-  /** Which target of a role the next lease is of. Default `'weighted'`. */
-  readonly balance?: Balance | undefined
-  /** Replicas that are further behind, or do not say how far, are left out: in ms, or in bytes. Default: however far. */
-  readonly maxLag?: number | undefined
-  /** How often each target is asked for its role and its lag, in ms. Default 1000. */
-  readonly checkInterval?: number | undefined
-}
+export interface TargetOptions<C> extends EngineOptions<C>, BalanceOptions {}
 
 /** A target that had none idle when it was its turn gets one more connection each time that has happened so often. */
 const PATIENCE = 4

@@ -14,7 +14,7 @@ import { redisCluster, type RedisClusterConnector } from '../backends/redis/clus
 import { sqlite } from '../backends/sqlite/connector.js'
 import { PoolError, scrub, secretsOf } from '../pool/errors.js'
 import { Pool } from '../pool/pool.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
+import type { ResolvedPoolOptions } from './options.js'
 
 /** Makes the client that a pool shares with the app known to it: once the pool is open, or has been told not to wait for that. */
 export type Share = () => Promise<void>

@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import type { ErrorPhase, Holder, HolderLabel, PoolEventName, PoolEvents } from '../../types/pool.js'
-import type { ResolvedPluginOptions } from '../pool/options.js'
+import type { ResolvedPluginOptions } from './options.js'
 import type { PoolManager } from './pools.js'
 import { RequestHolder } from './scope.js'
 

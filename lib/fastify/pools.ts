@@ -3,7 +3,7 @@ import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
 import { healthRank } from '../balance/targets.js'
 import { PoolError } from '../pool/errors.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
+import type { ResolvedPoolOptions } from './options.js'
 import { rulesOf } from './plan.js'
 
 type Policy = ResolvedPoolOptions['lease']

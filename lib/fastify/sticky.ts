@@ -1,7 +1,8 @@
 import type { FastifyRequest } from 'fastify'
-import type { Clock, Role } from '../../types/pool.js'
+import type { Role } from '../../types/connector.js'
+import type { Clock } from '../../types/pool.js'
 import { systemClock } from '../pool/clock.js'
-import type { ResolvedPoolOptions } from '../pool/options.js'
+import type { ResolvedPoolOptions } from './options.js'
 import { askKey, bounded, type KeyOf } from './keys.js'
 
 /** Keys that are remembered at most: beyond that the one that wrote longest ago is forgotten. */

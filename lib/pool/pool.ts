@@ -8,7 +8,8 @@ import type {
 import { Circuit } from './circuit.js'
 import { systemClock } from './clock.js'
 import { PoolError, badOption, scrub, secretsOf } from './errors.js'
-import { checkEngineOptions, type EngineOptions, type PoolHooks, type ResolvedEngineOptions } from './options.js'
+import type { EngineOptions, PoolHooks } from '../../types/options.js'
+import { checkEngineOptions, type ResolvedEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
 import { Histogram } from './stats.js'
 import {

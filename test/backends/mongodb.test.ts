@@ -3,14 +3,16 @@ import {
   MongoTopologyClosedError, ObjectId, ReadPreference,
 } from 'mongodb'
 import type { Collection, CollectionOptions, Db, DbOptions, MongoClient as Client, MongoError } from 'mongodb'
+import Fastify from 'fastify'
 import { once } from 'node:events'
 import t from 'tap'
 import type { Test } from 'tap'
+import { fastifyPool } from '../../index.js'
 import { mongodb } from '../../lib/backends/mongodb/connector.js'
 import type { MongoConnector } from '../../lib/backends/mongodb/connector.js'
 import type { MongoOptions } from '../../lib/backends/mongodb/options.js'
 import { PoolError } from '../../lib/pool/errors.js'
-import type { EngineOptions } from '../../lib/pool/options.js'
+import type { EngineOptions } from '../../types/options.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type { DriverEvent, Transaction, TransactionOptions } from '../../types/connector.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
@@ -1634,6 +1636,207 @@ t.test('through a pool on the double: a rollback on a server that has fallen sil
   await until(() => server.openTransactions === 0)
   t.strictSame(numbers(server), [])
 })
+
+interface Loss {
+  /** Called in the transaction, behind its last operation. Returns what makes the server well again. */
+  lose (server: MongoDouble): () => unknown
+  /** What of it is stored when the server is well again: once at most. */
+  readonly stored: readonly number[]
+  /** How often the server is asked to commit: the driver itself asks a second time where a socket died. */
+  readonly commits: number
+  /** How many transactions the server is left with: nobody aborts what may be committed, so their age ends them. */
+  readonly open: number
+  /** The answer does not come: `commitTimeout` ends it. */
+  readonly silent: boolean
+}
+
+const cut = { commands: 'commitTransaction', closeConnection: true, times: Infinity } as const
+
+const losses: Record<string, Loss> = {
+  'whose answer never comes': {
+    lose (server) {
+      const hold = server.hold('commitTransaction')
+      return () => { hold.release() }
+    },
+    stored: [1],
+    commits: 1,
+    open: 0,
+    silent: true,
+  },
+  'on a server that falls silent': {
+    lose (server) {
+      server.members[0]!.pause()
+      return () => { server.members[0]!.resume() }
+    },
+    stored: [1],
+    commits: 1,
+    open: 0,
+    silent: true,
+  },
+  'whose server dies': {
+    lose (server) {
+      const [member] = server.members
+      const hold = server.hold('commitTransaction')
+      const killed = hold.reached.then(() => member!.kill())
+      return async () => {
+        await killed
+        hold.release()
+        await member!.restart()
+      }
+    },
+    stored: [],
+    commits: 2,
+    open: 0,
+    silent: true,
+  },
+  'whose answers are lost with their sockets': {
+    lose (server) {
+      const fault = server.failCommand({ ...cut, when: 'after' })
+      return () => { fault.off() }
+    },
+    stored: [1],
+    commits: 2,
+    open: 0,
+    silent: false,
+  },
+  'which is lost with its sockets': {
+    lose (server) {
+      const fault = server.failCommand({ ...cut, when: 'before' })
+      return () => { fault.off() }
+    },
+    stored: [],
+    commits: 2,
+    open: 1,
+    silent: false,
+  },
+}
+
+const unknownCommit = { name: 'PoolError', code: 'FST_POOL_COMMIT_UNKNOWN', message: /^nobody knows/ }
+
+for (const [name, { lose, stored, commits, open, silent }] of Object.entries(losses)) {
+  /** What is true whichever way it was committed, when the error is told. */
+  const behind = async (t: Test, server: MongoDouble, heal: () => unknown, next: () => Promise<unknown>) => {
+    await heal()
+    await t.resolves(next(), 'the next one is served')
+    const sent = (name: string) => names(server).filter((command) => command === name).length
+    await until(() => server.openTransactions === open && sent('commitTransaction') === commits)
+    t.strictSame(numbers(server), stored)
+    t.equal(sent('insert'), 1, 'it was not run again')
+    t.equal(sent('abortTransaction'), 0)
+  }
+
+  t.test(`through a pool on the double: nobody knows of a commit ${name}, and nothing is run again`, async (t) => {
+    const server = await startMongoDouble(t)
+    const pool = await pooled(t, server, { max: 2 })
+    let heal = (): unknown => undefined
+    let runs = 0
+    const late = alarm(60_000)
+    const error = await failure(pool.use((_, lease) => lease.transaction(async (db) => {
+      runs++
+      await db.collection('items').insertOne({ n: 1 })
+      heal = lose(server)
+    }, { retry: 2, commitTimeout: silent ? 300 : 60_000 }), { retry: 2 }))
+    t.match(error, unknownCommit)
+    if (!silent) t.match(error, { cause: { name: 'MongoNetworkError' } }, 'it says why, as the driver does')
+    t.notOk(late.rang)
+    t.equal(runs, 1)
+    t.match(pool.stats(), { used: 0, destroyed: { error: 1 } }, 'its connection is not lent again')
+    await behind(t, server, heal, () => pool.use((db) => db.collection('items').findOne()))
+  })
+
+  t.test(`on a route on the double: nobody knows of a commit ${name}, and its client is told`, async (t) => {
+    const server = await startMongoDouble(t)
+    const app = Fastify()
+    t.teardown(() => app.close())
+    const commitTimeout = silent ? 300 : 60_000
+    await app.register(fastifyPool, { backend: 'mongodb', url: server.url, max: 2, commitTimeout, log: false })
+    let heal = (): unknown => undefined
+    app.get('/', { config: { pools: { db: { transaction: true } } } }, async (request) => {
+      await (request.db as unknown as Db).collection('items').insertOne({ n: 1 })
+      heal = lose(server)
+      return 'well'
+    })
+    const { statusCode, body } = await app.inject('/')
+    t.equal(statusCode, 500)
+    t.match(JSON.parse(body), { code: unknownCommit.code, message: unknownCommit.message })
+    const find = (db: unknown) => (db as Db).collection('items').findOne()
+    await behind(t, server, heal, () => app.pools.get('db').use(find))
+  })
+}
+
+t.test('through a pool on the double: commits whose sockets die twice are unknown, and applied once', async (t) => {
+  const server = await startMongoDouble(t)
+  const pool = await pooled(t, server, { max: 4 })
+  await pool.use((db) => openSockets(server, db, 4))
+  // The second commit of each, as the driver asks for it.
+  server.failCommand({ ...cut, when: 'after', where: ({ body }) => Boolean(body.writeConcern) })
+  const runs: number[] = []
+  const results = await loseTogether(server, 'commitTransaction', 4, 'after', () => [1, 2, 3, 4].map((n) =>
+    pool.transaction(async (db) => {
+      runs.push(n)
+      await db.collection('items').insertOne({ n })
+    }, { retry: 2 })))
+  const errors = reasons(results)
+  t.equal(errors.length, 4)
+  for (const error of errors) t.match(error, unknownCommit)
+  t.strictSame(runs.sort(), [1, 2, 3, 4])
+  t.strictSame(numbers(server).sort(), [1, 2, 3, 4])
+})
+
+t.test('through a pool on the double: a commit behind an operation that does not end is not sent', async (t) => {
+  const server = await startMongoDouble(t)
+  const pool = await pooled(t, server, { max: 2 })
+  const hold = server.hold('update')
+  let update: Promise<unknown> | undefined
+  const error = await failure(pool.transaction(async (db) => {
+    await db.collection('items').insertOne({ n: 1 })
+    update = db.collection('items').updateOne({ n: 1 }, { $set: { m: 1 } })
+    await hold.reached
+  }, { commitTimeout: 300 }))
+  t.match(error, { name: 'PoolError', code: 'FST_POOL_COMMIT_TIMEOUT' })
+  hold.release()
+  await update
+  await until(() => server.openTransactions === 0)
+  t.strictSame(numbers(server), [])
+  t.notOk(names(server).includes('commitTransaction'))
+})
+
+// What may become useless between two operations: with a pool it is as with the driver alone.
+const gone: Record<string, (server: MongoDouble, db: Db) => Promise<unknown>> = {
+  'its collection is dropped': (_, db) => db.collection('items').drop(),
+  'its collection is dropped and made again': async (_, db) => {
+    await db.collection('items').drop()
+    await db.collection('items').insertOne({ n: 1 })
+  },
+  'its server is killed, and another is elected': async (server) => {
+    await server.primary!.kill()
+    server.elect(1)
+  },
+}
+
+for (const [name, happen] of Object.entries(gone)) {
+  t.test(`through a pool on the double: a cursor that is open when ${name} is the driver's own matter`, async (t) => {
+    /** What the rest of the cursor is, or its error, and what the next request hears. */
+    const told = async (server: MongoDouble, db: Db) => {
+      await db.collection('items').insertMany([{ n: 1 }, { n: 2 }, { n: 3 }])
+      const cursor = db.collection('items').find({}, { batchSize: 1 })
+      await cursor.next()
+      await happen(server, db)
+      const rest = await cursor.toArray().then((all) => all.length, ({ name, code }: MongoError) => ({ name, code }))
+      const next = await db.collection('items').insertOne({ n: 9 })
+      return { rest, next: next.acknowledged }
+    }
+    const bare = await startMongoDouble(t, { members: 3 })
+    const client = new MongoClient(bare.url)
+    t.teardown(() => client.close())
+    const alone = await told(bare, client.db('test'))
+    const server = await startMongoDouble(t, { members: 3 })
+    const pool = await pooled(t, server, { max: 1 })
+    t.strictSame(await pool.use((db) => told(server, db)), alone)
+    t.ok(await pool.use((db) => db.collection('items').findOne()))
+    t.equal(pool.stats().used, 0)
+  })
+}
 
 // --- Options --------------------------------------------------------------------------------------------------------------------------
 

@@ -101,6 +101,27 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
     await t.rejects(own.exec(), /EXEC without MULTI/, 'a client of one\'s own asks the server')
   })
 
+  await t.test('a script that a node has lost fails in one MULTI at most, and otherwise not at all', async (t) => {
+    const scripts = { both: { lua: 'return redis.call("incr", KEYS[1])', numberOfKeys: 1 } }
+    const { client } = await connector(t, { connection: { cluster: at(masters), scripts } })
+    type Chain = ReturnType<Cluster['multi']> & { both (key: string): Chain }
+    const scripted = client as Cluster & { both (key: string): Promise<number> }
+    const lose = () => Promise.all(client.nodes('master').map((node) => node.script('FLUSH')))
+    for (const node of masters) {
+      const key = await cluster.keyOn(node)
+      const inMulti = async () => (await (client.multi() as Chain).both(key).get(key).exec())![0]
+      await client.del(key)
+      t.equal(await scripted.both(key), 1)
+      await lose()
+      t.equal(await scripted.both(key), 2)
+      await lose()
+      t.match(await inMulti(), [{ message: /^NOSCRIPT/ }])
+      t.strictSame(await inMulti(), [null, 3])
+      t.strictSame(await inMulti(), [null, 4])
+      await client.del(key)
+    }
+  })
+
   await t.test('a client that somebody disconnected is connected again by the next acquire', async (t) => {
     const backend = await connector(t, { connection: { cluster: at(masters) } })
     const pool = new Pool<Cluster, RedisClusterConnector>(backend, { max: 2 })

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
@@ -357,12 +358,77 @@ t.test('mode none undoes nothing', async (t) => {
   const { backend, connection } = await pair(t, { reset: 'none' })
   await connection.client('SETNAME', 'me')
   await connection.select(2)
-  t.notOk(Object.hasOwn(connection, 'sendCommand'))
   t.equal(backend.reset!(connection, soon()), undefined)
   t.match(await stateOf(connection), { db: '2', name: 'me' })
   unheeded(connection.get('a'))
   t.equal(backend.reset!(connection, soon()), undefined, 'and waits for nothing')
   t.equal(await backend.validate!(connection, soon()), true)
+})
+
+const lua = 'return redis.call("incr", KEYS[1])'
+interface Scripts { both (key: string): Promise<number> }
+type Scripted = Redis & Scripts
+type Chain = ReturnType<Redis['multi']> & { both (key: string): Chain }
+/** What the first of them answered, or its error. */
+const firstOf = (all: Array<[error: Error | null, result: unknown]>) => all[0]![0] ?? all[0]![1]
+
+type Call = (connection: Scripted, key: string) => Promise<unknown>
+/** The ways to call a script of `defineCommand`, and how often each fails on a connection whose server has lost it. */
+const scripted: Record<string, readonly [failures: number, call: Call]> = {
+  'by itself': [0, (connection, key) => connection.both(key)],
+  'in a pipeline': [0, async (connection, key) =>
+    firstOf((await (connection.pipeline() as Chain).both(key).exec())!)],
+  'in MULTI': [1, async (connection, key) =>
+    firstOf((await (connection.multi() as Chain).both(key).get(key).exec())!)],
+  'in MULTI, one after the other': [1, async (connection, key) => {
+    await connection.multi({ pipeline: false })
+    await connection.both(key)
+    return firstOf((await connection.exec())!)
+  }],
+}
+
+for (const reset of ['session', 'transaction', 'none'] as const) {
+  for (const [way, [failures, call]] of Object.entries(scripted)) {
+    t.test(`reset ${reset}: a script that the server has lost fails ${failures} times, ${way}`, async (t) => {
+      const scripts = { both: { lua, numberOfKeys: 1 } }
+      const backend = await redis({ url: server.url, reset, connection: { scripts } })
+      const pool = new Pool(backend, { max: 2 })
+      t.teardown(() => pool.close())
+      const key = freshName()
+      const leases = [await pool.acquire(), await pool.acquire()]
+      for (const { connection } of leases) t.type(await call(connection as Scripted, key), 'number')
+      for (const { connection } of leases) {
+        await admin.script('FLUSH')
+        const answers: unknown[] = []
+        for (let times = 0; times < 3; times++) answers.push(await call(connection as Scripted, key))
+        t.match(answers.splice(0, failures), Array(failures).fill({ message: /^NOSCRIPT/ }))
+        for (const answer of answers) t.type(answer, 'number')
+      }
+      for (const lease of leases) lease.release()
+      await until(() => pool.stats().idle === 2)
+      t.equal(pool.stats().created, 2, 'and the connections are kept')
+      t.equal(Number(await admin.get(key)), 8 - 2 * failures, 'each that was answered was done once')
+      await admin.del(key)
+    })
+  }
+}
+
+t.test('a hash that the server does not know is the caller\'s own, until somebody sends its script', async (t) => {
+  const backend = await redis({ url: server.url })
+  const pool = new Pool(backend, { max: 2 })
+  t.teardown(() => pool.close())
+  const key = freshName()
+  await admin.script('FLUSH')
+  const sha = createHash('sha1').update(lua).digest('hex')
+  const leases = [await pool.acquire(), await pool.acquire()]
+  const error = await leases[0]!.connection.evalsha(sha, 1, key).then(() => undefined, (error: unknown) => error)
+  t.match(error, { message: /^NOSCRIPT/ })
+  t.notOk(backend.isTransient!(error), 'another connection would hear the same')
+  await leases[0]!.connection.eval(lua, 1, key)
+  t.equal(await leases[1]!.connection.evalsha(sha, 1, key), 2, 'scripts are the server\'s, not a connection\'s')
+  for (const lease of leases) lease.release()
+  t.match(pool.stats(), { idle: 2, created: 2 })
+  await admin.del(key)
 })
 
 t.test('the options of a connection can\'t be changed by whoever has it', async (t) => {

@@ -1,8 +1,8 @@
 import { getEventListeners } from 'node:events'
 import t, { type Test } from 'tap'
 import { TargetPool, type TargetOptions, type TargetSpec } from '../../lib/balance/targets.js'
-import type { ServerState } from '../../types/connector.js'
-import type { Lease, PoolEventName, PoolEvents, Role, TargetStats } from '../../types/pool.js'
+import type { Role, ServerState } from '../../types/connector.js'
+import type { Lease, PoolEventName, PoolEvents, TargetStats } from '../../types/pool.js'
 import { VirtualClock } from '../support/clock.js'
 import { FakeConnector, failure, watch, type FakeConnection, type Watched } from '../support/fake-connector.js'
 

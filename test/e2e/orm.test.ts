@@ -1,12 +1,14 @@
 import { sql as drizzleSql } from 'drizzle-orm'
 import { drizzle as drizzlePg } from 'drizzle-orm/node-postgres'
+import { integer, pgTable } from 'drizzle-orm/pg-core'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Knex } from 'knex'
 import { sql as kyselySql, type Kysely } from 'kysely'
 import { join } from 'node:path'
+import type { Client } from 'pg'
 import t, { type Test } from 'tap'
 import fastifyPool from '../../index.js'
-import type { PoolOptions } from '../../index.js'
+import type { PoolFace as Pool, PoolOptions } from '../../index.js'
 import { drizzle } from '../../lib/wrap/drizzle.js'
 import { knex } from '../../lib/wrap/knex.js'
 import { kysely } from '../../lib/wrap/kysely.js'
@@ -332,5 +334,56 @@ t.test('whatever is thrown in a transaction of a library comes out as it is, and
     })
     t.same((await app.inject({ method: 'POST', url: '/' })).json(), { status: 'rejected', reason: true }, name)
     t.same(await stored(), [])
+  }
+})
+
+// What a library has not prepared no migration makes useless. By their user's wish Drizzle and Knex prepare.
+const preparing: Record<string, { wrap: PoolOptions['wrap'], prepared (db: unknown): Promise<unknown> }> = {
+  'Drizzle, prepare(name)': {
+    wrap: drizzle(),
+    prepared: (db) => (db as ReturnType<typeof drizzlePg>).select().from(pgTable('moved', { a: integer() }))
+      .prepare('of_moved').execute(),
+  },
+  'Knex, options({ name })': {
+    wrap: knex(),
+    prepared: async (db) => await (db as Knex)('moved').select('a').options({ name: 'of_moved' }),
+  },
+}
+
+t.test('PostgreSQL: a prepared statement of a library fails at most once on a connection, any reset', async (t) => {
+  const { url } = await startPostgres(t)
+  for (const [name, { wrap, prepared }] of Object.entries(preparing)) {
+    for (const reset of ['session', 'transaction', 'none'] as const) {
+      const app = Fastify()
+      const options = { backend: 'postgresql', url, max: 1 } as const
+      await app.register(fastifyPool, { pools: { db: { ...options, reset, wrap }, admin: options } as never })
+      const pool = app.pools.get('db') as unknown as Pool<unknown>
+      const admin = app.pools.get('admin') as unknown as Pool<Client>
+      const run = (sql: string) => admin.use((client) => client.query(sql))
+      await run('drop table if exists moved; create table moved (a int); insert into moved values (1)')
+      await pool.use(prepared)
+      const known = await pool.use((_, lease) => (lease.raw as Client).query('select name from pg_prepared_statements'))
+      if (reset !== 'session') t.same(known.rows, [{ name: 'of_moved' }], `${name}, reset ${reset}: it is prepared`)
+      await run('alter table moved alter a type numeric')
+      const settled: string[] = []
+      for (let times = 0; times < 4; times++) settled.push(await pool.use(prepared).then(() => 'well', () => 'failed'))
+      t.same(settled.slice(1), ['well', 'well', 'well'], `${name}, reset ${reset}: ${settled.join()}`)
+      await app.close()
+    }
+  }
+})
+
+t.test('PostgreSQL: no library prepares a statement that its user has not named', async (t) => {
+  const { url } = await startPostgres(t)
+  const options: PoolOptions = { backend: 'postgresql', url, reset: 'none' }
+  for (const [name, library] of Object.entries(libraries)) {
+    const { app } = await set(t, options, library)
+    const pool = app.pools.get('db') as unknown as Pool<unknown>
+    await pool.use(async (db, lease) => {
+      await library.transaction(db, (tx) => library.add(tx, 1))
+      await library.list(db)
+      const { rows } = await (lease.raw as Client).query('select name from pg_prepared_statements')
+      t.same(rows, [], name)
+    })
   }
 })

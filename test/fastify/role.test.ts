@@ -4,7 +4,7 @@ import { fastifyPool } from '../../index.js'
 import type { PluginOptions, PoolOptions } from '../../index.js'
 import { TargetPool } from '../../lib/balance/targets.js'
 import { Pool } from '../../lib/pool/pool.js'
-import type { Role } from '../../types/pool.js'
+import type { Role } from '../../types/connector.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
 import { until } from '../support/until.js'
 

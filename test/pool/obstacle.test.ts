@@ -1,6 +1,6 @@
 // What is in the way of a loan, outside of the pool: callers wait for it, and who waits in vain is told what it was.
 import t from 'tap'
-import type { EngineOptions } from '../../lib/pool/options.js'
+import type { EngineOptions } from '../../types/options.js'
 import { Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 import { watch } from '../support/fake-connector.js'

@@ -1,10 +1,12 @@
 import t, { type Test } from 'tap'
 import Fastify from 'fastify'
 import { PoolError } from '../../lib/pool/errors.js'
+import { isMemoryUrl } from '../../lib/backends/sqlite/options.js'
 import {
-  checkEngineOptions, checkPluginOptions, checkPoolOptions, isMemoryUrl, pluginOptionsSchema, poolDefaults, poolOptionsSchema, readRoutePools,
-  requestProperties, type PoolOptions,
-} from '../../lib/pool/options.js'
+  checkPluginOptions, checkPoolOptions, pluginOptionsSchema, poolOptionsSchema, readRoutePools, requestProperties,
+} from '../../lib/fastify/options.js'
+import { checkEngineOptions, poolDefaults } from '../../lib/pool/options.js'
+import type { PoolOptions } from '../../types/plugin.js'
 
 const connector = { system: 'ldap', create: async () => ({}), destroy () {} }
 const redis = { backend: 'redis' } as const

@@ -1,5 +1,5 @@
 import t from 'tap'
-import type { EngineOptions } from '../../lib/pool/options.js'
+import type { EngineOptions } from '../../types/options.js'
 import type { Lease } from '../../types/pool.js'
 import { settle, VirtualClock } from '../support/clock.js'
 import { failure, FakeConnector, fakePool, warm, watch, type FakeConnection, type FakePool } from '../support/fake-connector.js'

@@ -5,7 +5,7 @@ import type { Connector, DestroyReason, Transaction, Transactions } from '../../
 import type { PoolErrorCode } from '../../types/errors.js'
 import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats } from '../../types/pool.js'
 import { PoolError } from '../../lib/pool/errors.js'
-import type { EngineOptions } from '../../lib/pool/options.js'
+import type { EngineOptions } from '../../types/options.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 

@@ -1,5 +1,5 @@
 import type { PoolError } from '../../lib/pool/errors.js'
-import type { EngineOptions } from '../../lib/pool/options.js'
+import type { EngineOptions } from '../../types/options.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type { Connector, DestroyReason, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { PoolEventName, PoolEvents } from '../../types/pool.js'

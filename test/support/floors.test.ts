@@ -11,21 +11,22 @@ function check (folder: string) {
   return { status, said: stdout + stderr }
 }
 
-t.test('imports that point down, or are types only, are fine', async (t) => {
+t.test('imports that point down are fine', async (t) => {
   const { status, said } = check(t.testdir({
     'index.ts': "import './lib/fastify/plugin.js'\nimport 'fastify-plugin'\nexport type { A } from './types/a.js'\n",
     lib: {
       fastify: { 'plugin.ts': "import { pool } from '../pool/pool.js'\nexport { pool }\n" },
       backends: { 'redis.ts': "import type { Redis } from 'ioredis'\nimport { E } from '../pool/errors.js'\nexport const load = () => import('ioredis')\n" },
       pool: {
-        'pool.ts': "import type { Plugin } from '../fastify/plugin.js'\nimport { E } from './errors.js'\nimport { once } from 'node:events'\n",
-        'options.ts': "import Type from 'typebox'\nimport { Compile } from 'typebox/compile'\n",
+        'pool.ts': "import type { Engine } from '../engine/engine.js'\nimport { E } from './errors.js'\nimport { once } from 'node:events'\n",
+        'schema.ts': "import Type from 'typebox'\nimport { Compile } from 'typebox/compile'\n",
         'errors.ts': '// import "../fastify/plugin.js" in a comment is none\n',
       },
+      engine: { 'engine.ts': '' },
     },
     types: { 'a.ts': "import type { FastifyRequest } from 'fastify'\nexport interface A { x: FastifyRequest }\n" },
   }))
-  t.equal(said, 'floors: 9 imports in 7 files, all point down\n')
+  t.equal(said, 'floors: 13 imports in 8 files, all point down, no circle\n')
   t.equal(status, 0)
 })
 
@@ -41,7 +42,12 @@ const wrong: Array<[promise: string, file: string, source: string, said: string]
   ['nothing of ours imports an adapter', 'lib/fastify/plugin.ts', "import { kysely } from '../wrap/kysely.js'", "lib/fastify/plugin.ts:1 '../wrap/kysely.js': lib/fastify may not import lib/wrap/kysely.ts"],
   ['a backend imports its driver late', 'lib/backends/redis.ts', "import { Redis } from 'ioredis'", "lib/backends/redis.ts:1 'ioredis': lib/backends may not import the package"],
   ['a backend knows nothing of the pool', 'lib/backends/pool.ts', "import { Pool } from '../pool/pool.js'", 'lib/backends may not import lib/pool/pool.ts'],
-  ['types import nothing at run time', 'types/a.ts', "import { b } from './b.js'", 'types may not import types/b.ts'],
+  ['types that point up are found', 'lib/pool/type.ts', "import type { Plugin } from '../fastify/plugin.js'", "lib/pool/type.ts:1 '../fastify/plugin.js': points up"],
+  ['a type within an expression counts', 'lib/pool/inline.ts', "export type A = import('../fastify/plugin.js').A", "lib/pool/inline.ts:1 '../fastify/plugin.js': points up"],
+  ['the engine knows no types of packages', 'lib/engine/package.ts', "import type { FastifyRequest } from 'fastify'", "lib/engine/package.ts:1 'fastify': lib/engine may not import the package"],
+  ['only its faces know the engine', 'lib/fastify/engine.ts', "import type { Engine } from '../engine/engine.js'", 'lib/fastify may not import lib/engine/engine.ts'],
+  ['a circle is found, however long, also of types', 'lib/pool/circle-a.ts', "import './circle-b.js'", 'lib/pool/circle-a.ts:1 is in a circle: lib/pool/circle-a.ts, lib/pool/circle-b.ts, lib/pool/circle-c.ts'],
+  ['types import nothing at run time', 'types/a.ts', "import { b } from './b.js'", 'types may not import types/b.ts at run time'],
   ['nothing of ours imports tests', 'lib/pool/test.ts', "import '../../test/support/until.js'", 'test/support/until.ts is on no floor'],
   ['a file on no floor is found', 'lib/utils.ts', '', 'lib/utils.ts:1 is on no floor'],
 ]
@@ -52,6 +58,8 @@ t.test('what points up, or is not allowed, is told with file and line', async (t
     mkdirSync(join(folder, dirname(file)), { recursive: true })
     writeFileSync(join(folder, file), source)
   }
+  writeFileSync(join(folder, 'lib/pool/circle-b.ts'), "import type { C } from './circle-c.js'")
+  writeFileSync(join(folder, 'lib/pool/circle-c.ts'), "export * from './circle-a.js'")
   const { status, said } = check(folder)
   t.equal(status, 1)
   t.equal(said.trim().split('\n').length, wrong.length, said)

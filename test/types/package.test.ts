@@ -43,7 +43,7 @@ t.test('the README names every option, event and error code', async (t) => {
   const { pluginOptionsSchema, poolOptionsSchema } = await import('../../index.js')
   const readme = readFileSync(new URL('README.md', root), 'utf8')
   const [map, one] = pluginOptionsSchema.anyOf
-  const events = Object.keys(map.properties.log.anyOf[1].properties)
+  const events = Object.keys(map.properties.log!.anyOf![1].properties!)
   const names = new Set([...Object.keys(poolOptionsSchema.properties), ...Object.keys(map.properties), ...Object.keys(one.properties), ...events])
   for (const name of names) t.match(readme, new RegExp(`\\b${name}\\b`), name)
   for (const [code] of readFileSync(new URL('types/errors.ts', root), 'utf8').matchAll(/FST_POOL_\w+/g)) t.ok(readme.includes(code), code)

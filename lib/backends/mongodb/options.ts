@@ -1,6 +1,6 @@
 import type { MongoClientOptions } from 'mongodb'
 import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
-import type { Address } from '../../pool/options.js'
+import type { Address } from '../../../types/options.js'
 import { refuseNextTo } from '../shared/address.js'
 import type { AddressNow } from '../shared/address.js'
 import type { DriverKind } from '../shared/driver.js'

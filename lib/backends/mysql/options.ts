@@ -2,7 +2,7 @@ import type { ConnectionOptions } from 'mysql2'
 import { badOption } from '../../pool/errors.js'
 import { assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
 import type { Addresses, AddressNow, RefusedKeys } from '../shared/address.js'
-import type { Address } from '../../pool/options.js'
+import type { Address } from '../../../types/options.js'
 
 export interface MysqlOptions {
   /**

@@ -3,7 +3,7 @@ import { badOption } from '../../pool/errors.js'
 import { assignGiven, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
 import type { Addresses, AddressNow, RefusedKeys } from '../shared/address.js'
-import type { Address } from '../../pool/options.js'
+import type { Address } from '../../../types/options.js'
 import { postgresDriver } from './wire.js'
 import type { Inside } from './wire.js'
 

@@ -1,6 +1,6 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
-import type { Address } from '../../pool/options.js'
+import type { Address } from '../../../types/options.js'
 import { refuseKeys } from '../shared/address.js'
 import type { RefusedKeys } from '../shared/address.js'
 import type { Cluster } from '../../../types/drivers.js'

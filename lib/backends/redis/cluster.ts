@@ -1,6 +1,7 @@
 import { PoolError, secretsOf } from '../../pool/errors.js'
 import { leavesState } from './commands.js'
 import { codeOf, isTransient } from './errors.js'
+import { healScripts } from './scripts.js'
 import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace } from './wire.js'
 import type { Driver } from './wire.js'
 import { loadDriver } from '../shared/driver.js'
@@ -289,6 +290,7 @@ interface Inside {
 function refuseWhatIsShared (client: Cluster): void {
   const send = sendOf(client)
   const value: Cluster['sendCommand'] = (command, stream, node) => {
+    if (command.name === 'exec') healScripts(client, command)
     // In a pipeline all or none must be sent, and MULTI and WATCH are together with what they are of.
     if (stream !== undefined || !leavesState(command)) return send(command, stream, node)
     const name = command.name.toUpperCase()

@@ -1,6 +1,6 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
-import type { Address } from '../../pool/options.js'
+import type { Address } from '../../../types/options.js'
 import { Addresses, assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
 import type { AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Redis } from '../../../types/drivers.js'

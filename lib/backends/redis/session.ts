@@ -8,6 +8,7 @@ import { harmlessClient, kindOf } from './commands.js'
 import type { Kind } from './commands.js'
 import { codeOf, takesNoWrites, unlessDenied } from './errors.js'
 import { inspect } from './inspect.js'
+import { healScripts } from './scripts.js'
 import { disconnected, drained, isBusy, sendOf, speaksResp3 } from './wire.js'
 import type { Driver } from './wire.js'
 
@@ -59,10 +60,12 @@ export class RedisSession extends ServerSession<Redis> {
   open (mode: ResetMode): void {
     this.#mode = mode
     this.#open = true
-    if (mode === 'none') return
     this.#seam = (command, stream) => {
       const kind = kindOf(command.name)
-      if (kind !== 'harmless' && (mode === 'session' || ofTransactions.has(kind))) this.#note(kind, command)
+      if (kind === 'exec') healScripts(this.connection, command)
+      if (mode === 'session' ? kind !== 'harmless' : mode === 'transaction' && ofTransactions.has(kind)) {
+        this.#note(kind, command)
+      }
       return this.#send(command, stream)
     }
     const value = this.#seam

@@ -1,5 +1,5 @@
 import { badOption, secretsOf } from '../../pool/errors.js'
-import type { Address } from '../../pool/options.js'
+import type { Address } from '../../../types/options.js'
 import { unlessAborted } from './signal.js'
 
 /** Where a database is, and as whom to log in, at one create. */

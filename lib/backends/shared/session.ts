@@ -1,5 +1,4 @@
-import type { Connector, DestroyReason, ServerState } from '../../../types/connector.js'
-import type { Role } from '../../../types/pool.js'
+import type { Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
 import { Listeners } from './listeners.js'
 import { unlessAborted } from './signal.js'
 

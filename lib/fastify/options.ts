@@ -1,0 +1,385 @@
+// The options of the plugin, of its pools and of routes: schemas, defaults and the check. Their types: types/plugin.ts.
+import type { Connector, Role } from '../../types/connector.js'
+import type { Balance } from '../../types/options.js'
+import type {
+  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, LogLevel, Policy, StickyOptions,
+} from '../../types/plugin.js'
+import type { PoolEventName } from '../../types/pool.js'
+import { rulesOf } from '../backends/rules.js'
+import { balances } from '../balance/choice.js'
+import { PoolError, badOption } from '../pool/errors.js'
+import {
+  addressProperties, checkAddress, checkTogether, connectorSchema, engineProperties, hookProperties, seal,
+  type ResolvedEngineOptions,
+} from '../pool/options.js'
+import {
+  deadlineOnly, expected, isObject, isValid, join, nameSchema, optionalFunction, read, readAll, readObject, time, timeOnly,
+  type ObjectSchema, type Options, type Properties,
+} from '../pool/schema.js'
+
+// --- Schemas ---------------------------------------------------------------------------------------------------------
+
+/** @internal */
+export const policyProperties = {
+  acquire: { enum: ['onRequest', 'preHandler', 'manual'] },
+  release: { enum: ['onResponse', 'onSend'] },
+  transaction: {
+    anyOf: [{ type: 'boolean' }, {
+      type: 'object',
+      properties: {
+        isolation: { enum: ['read uncommitted', 'read committed', 'repeatable read', 'serializable', 'snapshot'] },
+        readOnly: { type: 'boolean' },
+        commitOn: { enum: ['success', 'reply'] },
+        commitTimeout: timeOnly,
+      },
+      additionalProperties: false,
+    }],
+  },
+  role: { enum: ['primary', 'replica'] },
+} as const
+
+const policySchema = { type: 'object', properties: policyProperties, additionalProperties: false } as const
+const policyOrFalse = { anyOf: [{ const: false }, policySchema] } as const
+
+/** @internal Of a pool over several servers. */
+export const balanceProperties = {
+  balance: { enum: balances },
+  maxLag: deadlineOnly,
+  checkInterval: deadlineOnly,
+  sticky: {
+    type: 'object',
+    properties: {
+      cookie: { type: 'string', minLength: 1, title: 'the name of a cookie' },
+      header: { type: 'string', minLength: 1, title: 'the name of a header' },
+      key: optionalFunction,
+    },
+    additionalProperties: false,
+  },
+  stickyFor: deadlineOnly,
+} as const
+
+const driverProperties = {
+  // What it may be depends on the backend, which says so itself.
+  driver: {
+    anyOf: [optionalFunction, { anyOf: [{ enum: ['better-sqlite3', 'libsql', 'node:sqlite'] }, { type: 'object' }] }],
+    title: "the driver's module or class, or of sqlite 'better-sqlite3', 'libsql' or 'node:sqlite'",
+  },
+} as const
+
+/** @internal */
+export const targetProperties = {
+  name: nameSchema,
+  ...addressProperties,
+  // Without a default: what a target leaves out is the pool's.
+  connection: { anyOf: addressProperties.connection.anyOf, title: addressProperties.connection.title },
+  role: { enum: ['primary', 'replica'] },
+  weight: { type: 'number', exclusiveMinimum: 0, title: 'a number above 0' },
+  ...driverProperties,
+  max: { type: 'integer', minimum: 1 },
+} as const
+
+const targetSchema = {
+  type: 'object', properties: { connector: connectorSchema, ...targetProperties }, additionalProperties: false,
+} as const
+
+/** @internal */
+export const backendSchema = { enum: ['mongodb', 'redis', 'postgresql', 'postgres', 'mysql', 'sqlite'] } as const
+
+/** @internal */
+export const poolProperties = {
+  backend: backendSchema,
+  connector: connectorSchema,
+  targets: { type: 'array', minItems: 1, items: targetSchema, title: 'a list of at least one target' },
+  ...driverProperties,
+  ...engineProperties,
+  ...hookProperties,
+  lease: policyOrFalse,
+  bulkhead: {
+    type: 'object',
+    required: ['key', 'max'],
+    properties: { key: optionalFunction, max: { type: 'integer', minimum: 1 } },
+    additionalProperties: false,
+    title: 'an object with key and max',
+  },
+  ...balanceProperties,
+} as const
+
+const level = { enum: ['fatal', 'error', 'warn', 'info', 'debug', 'trace', false] } as const
+
+/** @internal */
+export const pluginProperties = {
+  lease: policyOrFalse,
+  abortGrace: time(5000),
+  bodyGrace: time(1000),
+  log: {
+    anyOf: [{ const: false }, {
+      type: 'object',
+      properties: {
+        connect: level,
+        disconnect: level,
+        acquire: level,
+        release: level,
+        wait: level,
+        overflow: level,
+        timeout: level,
+        refuse: level,
+        leak: level,
+        unleak: level,
+        error: level,
+        circuit: level,
+        failover: level,
+        driver: level,
+        open: level,
+        drain: level,
+        close: level,
+      } satisfies Record<PoolEventName, { readonly enum: readonly LogLevel[] }>,
+      additionalProperties: false,
+    }],
+    default: {},
+  },
+} as const
+
+/**
+ * One pool's options, as a JSON Schema (with TypeBox's `type: 'function'`). What one option says about another is not in
+ * it.
+ */
+export const poolOptionsSchema: ObjectSchema = {
+  type: 'object', properties: poolProperties, additionalProperties: false,
+}
+
+/**
+ * The plugin's options, as a JSON Schema (with TypeBox's `type: 'function'`). What one option says about another is not
+ * in it.
+ */
+export const pluginOptionsSchema: { readonly anyOf: readonly [ObjectSchema, ObjectSchema] } = {
+  anyOf: [{
+    type: 'object',
+    properties: {
+      pools: { type: 'object', minProperties: 1, additionalProperties: poolOptionsSchema }, ...pluginProperties,
+    },
+    required: ['pools'],
+    additionalProperties: false,
+  }, {
+    type: 'object',
+    properties: { name: nameSchema, ...poolProperties, ...pluginProperties },
+    additionalProperties: false,
+  }],
+}
+
+// --- Checked options -------------------------------------------------------------------------------------------------
+
+/** One server of a pool over several: checked, complete and frozen. */
+export interface ResolvedTarget<C = unknown> {
+  readonly name: string
+  readonly role: Role
+  readonly weight: number
+  readonly max: number
+  readonly connector?: Connector<C>
+  /** The options of a pool of this target alone: the pool's own, with the target's address. */
+  readonly options: ResolvedPoolOptions<C>
+}
+
+/** One pool's options: checked, complete and frozen. */
+export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<C> {
+  readonly backend?: Backend
+  /** As it was given. */
+  readonly driver?: NonNullable<DriverOption['driver']>
+  /** The very object that was given. */
+  readonly connector?: Connector<C>
+  /** Complete: the pool's own policy over the plugin's. */
+  readonly lease: Policy | false
+  readonly targets?: ReadonlyArray<ResolvedTarget<C>>
+  readonly balance: Balance
+  /** Infinity: no limit. */
+  readonly maxLag: number
+  readonly checkInterval: number
+  readonly bulkhead?: BulkheadOptions
+  readonly sticky?: StickyOptions
+  readonly stickyFor: number
+}
+
+/** The plugin's options: checked, complete and frozen. */
+export interface ResolvedPluginOptions {
+  /** In the order in which they were given. */
+  readonly pools: ReadonlyMap<string, ResolvedPoolOptions>
+  readonly lease: Policy | false
+  readonly abortGrace: number
+  readonly bodyGrace: number
+  /** Only what was given; lib/fastify/logging.ts has the defaults. */
+  readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
+}
+
+/** The pools that a route leases, each with what the route says about it. */
+export type ResolvedRoutePools = ReadonlyMap<string, Partial<Policy>>
+
+const balanceDefaults = Object.freeze({ balance: 'weighted', maxLag: Infinity, checkInterval: 1000, stickyFor: 5000 })
+export const defaultPolicy: Policy = Object.freeze({
+  acquire: 'onRequest', release: 'onResponse', transaction: false,
+})
+
+// --- Names -----------------------------------------------------------------------------------------------------------
+
+/** What a request has already, so that no pool can have such a name. Fastify's own, then ours. */
+export const requestProperties: ReadonlySet<string> = new Set([
+  'body', 'compileValidationSchema', 'constructor', 'getDecorator', 'getValidationFunction', 'headers', 'host',
+  'hostname', 'id', 'ip', 'ips', 'is404', 'log', 'mediaType', 'method', 'originalUrl', 'params', 'port', 'protocol',
+  'query', 'raw', 'routeOptions', 'server', 'setDecorator', 'signal', 'socket', 'url', 'validateInput',
+  'validationError',
+  'acquire', 'lease', 'transaction',
+])
+
+/** Fastify's own options of `register`: it leaves them in the plugin's options. */
+const registerOptions: ReadonlySet<string> = new Set(['prefix', 'logLevel', 'logSerializers'])
+
+/**
+ * @param path where the name was given
+ * @throws `FST_POOL_BAD_OPTIONS`: no pool of a request can have that name
+ */
+export function checkRequestName (name: unknown, path = 'name'): asserts name is string {
+  if (!isValid(nameSchema, name)) throw badOption(path, name, nameSchema.title)
+  if (requestProperties.has(name as string) || name as string in Object.prototype) {
+    throw new PoolError('FST_POOL_BAD_OPTIONS', `a pool can't have the name '${String(name)}': ` +
+      `request.${String(name)} is something else already. Give it another name.`)
+  }
+}
+
+// --- The check -------------------------------------------------------------------------------------------------------
+
+/**
+ * One pool's options, complete and frozen; what is given stays as it is.
+ *
+ * @param path how the user gets there: 'pools.db', or '' where the options are the plugin's own
+ * @throws `FST_POOL_BAD_OPTIONS`, for the first thing that is wrong
+ */
+export function checkPoolOptions<C = unknown> (
+  options: unknown, path: string, { name = 'db', lease = defaultPolicy }: { name?: string, lease?: Policy | false } = {}
+): ResolvedPoolOptions<C> {
+  const given = readObject(poolProperties, options, path)
+  const { lease: own, targets, ...result } = readAll(poolProperties, given, path)
+  if (given.backend === undefined && given.connector === undefined && targets === undefined) {
+    throw badOption(join(path, 'backend'), undefined, `${expected(backendSchema)}, or a connector or targets instead`)
+  }
+  for (const other of ['backend', 'targets']) {
+    if (given[other] !== undefined && given.connector !== undefined) throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
+  }
+  if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
+  rulesOf(given.backend).adapt?.(result, given, path)
+  checkTogether(result, given, path)
+  checkSticky(result, path)
+  const complete: Options = { ...balanceDefaults, ...result, name, lease: own === undefined ? lease : mergePolicy(own, lease) }
+  if (targets !== undefined) return seal<ResolvedPoolOptions<C>>({ ...complete, targets: Object.freeze(readTargets(targets as Options[], complete, path)) })
+  for (const key of Object.keys(balanceProperties)) if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
+  return seal<ResolvedPoolOptions<C>>(complete)
+}
+
+/** Each with the options of a pool of its own. */
+function readTargets (targets: readonly Options[], pool: Options, path: string): ResolvedTarget[] {
+  const names = new Set<string>()
+  const { noTargets } = rulesOf(pool.backend)
+  if (noTargets !== undefined) throw badOption(join(path, 'targets'), targets, noTargets)
+  if (pool.max as number < targets.length) throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
+  return targets.map((target, index) => {
+    const where = join(path, `targets.${index}`)
+    const { connector, role = 'primary', weight = 1, max = pool.max, name = `${String(role)}-${index}`, ...address } = target
+    if (names.has(name as string)) throw badOption(join(where, 'name'), name, 'a name that no other target has')
+    names.add(name as string)
+    if (pool.backend !== undefined && connector !== undefined) throw badOption(join(where, 'connector'), connector, 'none beside backend')
+    if (pool.backend === undefined && target.driver !== undefined) throw badOption(join(where, 'driver'), target.driver, 'none without backend')
+    if (pool.backend === undefined && connector === undefined) throw badOption(join(where, 'connector'), undefined, connectorSchema.title)
+    checkAddress(target, where)
+    // An address is of one piece: a host of the target's own is not looked up at the pool's url.
+    const { url, host, port, ...rest } = pool
+    const own = ['url', 'host', 'port'].some((key) => address[key] !== undefined)
+    const options = seal<ResolvedPoolOptions>({ ...rest, ...(own ? {} : { url, host, port }), ...address, ...(connector !== undefined && { connector }), max })
+    return Object.freeze({ name, role, weight, max, ...(connector !== undefined && { connector }), options }) as unknown as ResolvedTarget
+  })
+}
+
+/** @throws `FST_POOL_BAD_OPTIONS` */
+function checkSticky ({ sticky }: Options, path: string): void {
+  if (sticky === undefined || Object.keys(sticky as object).length === 1) return
+  throw badOption(join(path, 'sticky'), sticky, 'one of cookie, header and key')
+}
+
+/**
+ * The plugin's options, complete and frozen; what is given stays as it is.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, for the first thing that is wrong
+ */
+export function checkPluginOptions (options: unknown): ResolvedPluginOptions {
+  if (!isObject(options)) throw badOption('', options, 'an object')
+  // Without a prototype, so that '__proto__' is a name like any other: an unknown one.
+  const own: Record<string, unknown> = Object.create(null)
+  for (const key in options) if (!registerOptions.has(key)) own[key] = options[key]
+  return own.pools === undefined ? checkOnePool(own) : checkPoolMap(own)
+}
+
+function checkPoolMap (options: Options): ResolvedPluginOptions {
+  for (const key in options) {
+    if (options[key] === undefined || key === 'pools' || Object.hasOwn(pluginProperties, key)) continue
+    if (key === 'name') throw new PoolError('FST_POOL_BAD_OPTIONS', 'unknown option name: beside pools, whose keys are the names')
+    if (Object.hasOwn(poolProperties, key)) throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${key}: it belongs to a pool, pools.<name>.${key}`)
+  }
+  const { pools: map, ...rest } = readObject({ pools: {}, ...pluginProperties }, options, '')
+  const plugin = readPlugin(rest)
+  if (!isObject(map)) throw badOption('pools', map, 'an object with the options of each pool by its name')
+  const pools = new Map<string, ResolvedPoolOptions>()
+  for (const name in map) {
+    if (map[name] === undefined) continue
+    checkRequestName(name, 'pools.<name>')
+    pools.set(name, checkPoolOptions(map[name], `pools.${name}`, { name, lease: plugin.lease }))
+  }
+  if (pools.size === 0) throw badOption('pools', map, 'at least one pool in it')
+  return Object.freeze({ ...plugin, pools })
+}
+
+function checkOnePool (options: Options): ResolvedPluginOptions {
+  const given = readObject({ pools: {}, name: nameSchema, ...pluginProperties, ...poolProperties }, options, '')
+  const part = (properties: Properties) => Object.fromEntries(Object.entries(given).filter(([key]) => Object.hasOwn(properties, key)))
+  const plugin = readPlugin(part(pluginProperties))
+  const { name = 'db' } = given
+  checkRequestName(name, 'name')
+  const { lease: _, ...pool } = part(poolProperties)
+  return Object.freeze({ ...plugin, pools: new Map([[name, checkPoolOptions(pool, '', { name, lease: plugin.lease })]]) })
+}
+
+function readPlugin (given: Options): Omit<ResolvedPluginOptions, 'pools'> {
+  const { lease, ...rest } = readAll(pluginProperties, given, '')
+  return { ...rest, lease: lease === undefined ? defaultPolicy : mergePolicy(lease, defaultPolicy) } as Omit<ResolvedPluginOptions, 'pools'>
+}
+
+/**
+ * A route's `config.pools`, in one form: `undefined` where the route says nothing, an empty map where it wants none. Whether pools of those names
+ * exist is not asked.
+ *
+ * @param config the route's `config`
+ * @param where 'route GET /a': errors begin with it
+ * @throws `FST_POOL_BAD_OPTIONS`
+ */
+export function readRoutePools (config: unknown, where: string): ResolvedRoutePools | undefined {
+  const pools = isObject(config) ? config.pools : undefined
+  if (pools === undefined) return undefined
+  if (pools === false) return new Map()
+  const path = 'config.pools'
+  try {
+    if (Array.isArray(pools)) return new Map(Array.from(pools as unknown[], (name, index) => [read(nameSchema, name, `${path}.${index}`) as string, {}]))
+    if (!isObject(pools)) throw badOption(path, pools, 'false, an array of names, or an object with a policy for each name')
+    const result = new Map<string, Partial<Policy>>()
+    for (const name in pools) {
+      const policy = pools[name]
+      if (policy === undefined) continue
+      if (policy !== true && !isObject(policy)) {
+        throw badOption(join(path, name), policy, 'true or a policy (a route leases exactly the pools that it names)')
+      }
+      result.set(name, policy === true ? {} : read(policySchema, policy, join(path, name)) as Partial<Policy>)
+    }
+    return result
+  } catch (error) {
+    if (!(error instanceof PoolError)) throw error
+    throw new PoolError(error.code, `${where}: ${error.message}`)
+  }
+}
+
+function mergePolicy (own: unknown, outer: Policy | false): Policy | false {
+  return own === false ? false : Object.freeze({ ...(outer === false ? defaultPolicy : outer), ...own as Partial<Policy> })
+}

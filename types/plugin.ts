@@ -1,0 +1,179 @@
+// The plugin's options. Schemas with the same names and defaults: lib/fastify/options.ts; a type test
+// (test/types/options.test.ts) holds the two equal.
+import type { FastifyRequest } from 'fastify'
+import type { Connector, Isolation, Role } from './connector.js'
+import type { Address, BalanceOptions, EngineNumbers, PoolHooks } from './options.js'
+import type { PoolEventName } from './pool.js'
+
+/** A backend that is built in. */
+export type Backend = 'mongodb' | 'redis' | 'postgresql' | 'postgres' | 'mysql' | 'sqlite'
+
+/** A route's own transaction: how it begins, and which replies commit it. */
+export interface RouteTransaction {
+  /** Default: the database's own. */
+  isolation?: Isolation | undefined
+  /** It may only read. Default false. */
+  readOnly?: boolean | undefined
+  /**
+   * Which replies commit it. `'success'`: those with a status below 400. `'reply'`: all that the handler sends; only
+   * where it throws is it rolled back. Default `'success'`.
+   */
+  commitOn?: 'success' | 'reply' | undefined
+  /** The deadline of the commit in ms; 0: none. Default: the pool's `commitTimeout`. */
+  commitTimeout?: number | undefined
+}
+
+/** When routes lease a connection, and until when. */
+export interface Policy {
+  /**
+   * When the request takes its connection. `'preHandler'`: after its body was read and validated. `'manual'`: only when
+   * the handler calls `request.acquire(name)`. Default `'onRequest'`.
+   */
+  acquire: 'onRequest' | 'preHandler' | 'manual'
+  /**
+   * When it goes back. `'onSend'`: before the reply is sent, so that a slow reader holds no connection. Default
+   * `'onResponse'`.
+   */
+  release: 'onResponse' | 'onSend'
+  /**
+   * The whole request in one transaction: begun when the connection is taken, committed before the reply is sent.
+   * Default false.
+   */
+  transaction: boolean | RouteTransaction
+  /**
+   * Which kind of connection, where the pool has two. Default: GET and HEAD read from a `'replica'`; other methods, and
+   * transactions that may write, get the `'primary'`.
+   */
+  role?: Role | undefined
+}
+
+/** A policy as a pool or the plugin states it: what it leaves out has its default. */
+export type PartialPolicy = { [K in keyof Policy]?: Policy[K] | undefined }
+
+/**
+ * `config.pools` of a route: none, exactly these, or exactly these with a policy; what a policy leaves out is as in the
+ * pool's.
+ */
+export type RoutePools = false | readonly string[] | Readonly<Record<string, true | Partial<Policy>>>
+
+/** Which driver a backend uses. */
+export interface DriverOption {
+  /**
+   * The driver itself, as the app has imported it: `pg`, `mysql2`, `ioredis`, `mongodb` (or `mongoose.mongo`), for
+   * SQLite its class or its name. For bundles, and where the app has a copy of its own. Default: the installed package,
+   * found from here, else from the app.
+   */
+  driver?: object | 'better-sqlite3' | 'libsql' | 'node:sqlite' | undefined
+}
+
+/** Fair shares among requests of different keys. */
+export interface BulkheadOptions {
+  /** A tenant, a route: whatever has a share. `undefined`: this request has no limit. */
+  key: (request: FastifyRequest) => string | undefined
+  /** The most connections of the pool that requests with the same key have at a time. At least 1. */
+  max: number
+}
+
+/** Where the key of a request that reads its own writes comes from: exactly one of the three. */
+export interface StickyOptions {
+  /** The name of a cookie. */
+  cookie?: string | undefined
+  /** The name of a header. */
+  header?: string | undefined
+  /** `undefined`: the request has no key. */
+  key?: ((request: FastifyRequest) => string | undefined) | undefined
+}
+
+/** What a pool asks of a request. */
+export interface RequestOptions {
+  /** The policy of this pool; what it leaves out is as in the plugin's. `false`: no route leases it unless its config says so. */
+  lease?: false | PartialPolicy | undefined
+  /**
+   * Fair shares: requests with the same key (a tenant, a route) have `max` of the pool's connections at most, and wait
+   * for each other beyond that. A key of `undefined` has no such limit.
+   */
+  bulkhead?: BulkheadOptions | undefined
+  /**
+   * Read your writes: after a request that took a connection of the primary, those with the same key get it too, for
+   * `stickyFor` ms.
+   */
+  sticky?: StickyOptions | undefined
+  /** How long `sticky` lasts, in ms, from the end of the last write. At least 1. Default 5000. */
+  stickyFor?: number | undefined
+}
+
+/** One server of a pool over several. */
+export interface Target<C = unknown> extends DriverOption, Address {
+  /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
+  name?: string | undefined
+  /** What it is for, until it has been asked itself. Default `'primary'`. */
+  role?: Role | undefined
+  /** Its share beside the others of its role. Above 0. Default 1. */
+  weight?: number | undefined
+  /** Its connections at most. Default: the pool's `max`. */
+  max?: number | undefined
+  /** How its connections are made, where the pool has no `backend`. */
+  connector?: Connector<C> | undefined
+}
+
+/** What the options of any pool have. */
+export interface CommonPoolOptions<C = unknown>
+  extends EngineNumbers, DriverOption, Address, RequestOptions, BalanceOptions, PoolHooks<C> {}
+
+/** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
+export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
+  /** The database: `'mongodb'`, `'redis'`, `'postgresql'` (or `'postgres'`), `'mysql'` (MariaDB too) or `'sqlite'`. */
+  backend: Backend
+  connector?: undefined
+  /** The servers, where there are several: each with an address of its own; what it leaves out of that is the pool's. */
+  targets?: ReadonlyArray<Omit<Target<C>, 'connector'>> | undefined
+} | {
+  /** How to make and unmake connections of any other kind. */
+  connector: Connector<C>
+  backend?: undefined
+  targets?: undefined
+} | {
+  /** Several servers of any other kind, each with a connector of its own. */
+  targets: ReadonlyArray<Target<C> & { connector: Connector<C> }>
+  backend?: undefined
+  connector?: undefined
+})
+
+/** A level of Fastify's logger, or `false`: not logged. */
+export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | false
+
+/** What the plugin's options have beside its pools. */
+export interface CommonPluginOptions {
+  /**
+   * Which connections a request leases by itself, and when; what it leaves out has its default. `false`: none unless the
+   * route's config says so. Default `{ acquire: 'onRequest', release: 'onResponse', transaction: false }`.
+   */
+  lease?: false | PartialPolicy | undefined
+  /**
+   * How long a request that ended abnormally (the client went away) may go on using its connection, in ms, before that
+   * is destroyed. 0: destroyed at once. Default 5000.
+   */
+  abortGrace?: number | undefined
+  /**
+   * A request whose body is not in after this many ms gives its untouched connections back until it is. 0: unless the
+   * body is there already. Default 1000.
+   */
+  bodyGrace?: number | undefined
+  /**
+   * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event or
+   * for all: not at all.
+   */
+  log?: false | { [E in PoolEventName]?: LogLevel | undefined } | undefined
+}
+
+/** The plugin's options: several pools in a map, or the options of one. */
+export type PluginOptions =
+  (CommonPluginOptions & {
+    /** The pools, by name: `request[name]` is the connection. In the order in which a request takes its connections. */
+    pools: Record<string, PoolOptions>
+  }) |
+  (CommonPluginOptions & PoolOptions & {
+    /** The name of the one pool. Default `'db'`. */
+    name?: string | undefined
+    pools?: undefined
+  })

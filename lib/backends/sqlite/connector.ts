@@ -4,8 +4,10 @@ import { badOption } from '../../pool/errors.js'
 import { dialectOf, isBusy } from './dialect.js'
 import type { Dialect, DriverName, Handle } from './dialect.js'
 import { patiently } from './lock.js'
-import { Watch } from './session.js'
-import type { Connector, DestroyReason, Transactions } from '../../../types/connector.js'
+import { SqliteSession } from './session.js'
+import { SessionConnector, sessionOf } from '../shared/session.js'
+import type { ResetMode } from '../shared/session.js'
+import type { Connector, Transactions } from '../../../types/connector.js'
 import type { SqliteDatabase, SqliteDriver } from './handle.js'
 import { pathOf } from './options.js'
 import type { SqliteOptions } from './options.js'
@@ -57,126 +59,93 @@ export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promi
   return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>
 }
 
-class Handles implements Connector<Handle> {
+class Handles extends SessionConnector<Handle, SqliteSession> {
   readonly system = 'sqlite'
   readonly driver: DriverName
-  readonly transactions: Transactions<Handle>
+  readonly transactions: Transactions<Handle> = {
+    // All that SQLite has.
+    isolation: ['serializable'],
+    readOnly: true,
+    begin: (db, options, signal) => sessionOf<SqliteSession>(db).begin(options, signal),
+    isTransient: isBusy,
+  }
+
   readonly #Database: SqliteDriver<unknown>
   readonly #dialect: Dialect
   readonly #path: string
   readonly #options: Record<string, unknown>
-  readonly #whole: boolean
-  readonly #memory: boolean
-  /** Of those that only read: what a write is told. */
-  readonly #refusal: string | undefined
-  readonly #watches = new WeakMap<Handle, Watch>()
+  readonly #duty: { readonly refusal: string | undefined, readonly memory: boolean, readonly mode: ResetMode }
   /** The one handle of ':memory:'. */
   #kept: Handle | undefined
   #closed = false
 
-  constructor (Database: SqliteDriver<unknown>, path: string, { connection, reset, name }: SqliteOptions, reads: boolean) {
+  constructor (Database: SqliteDriver<unknown>, path: string, options: SqliteOptions, reads: boolean) {
+    super()
+    const { connection, reset = 'session', name } = options
     this.#Database = Database
     this.#dialect = dialectOf(Database)
     this.driver = this.#dialect.name
     this.#path = path
     this.#options = this.#dialect.options({ ...connection })
-    this.#whole = reset !== 'transaction'
-    this.#memory = path === ':memory:'
-    this.#refusal = reads ? `this connection${name === undefined ? '' : ` of pool '${name}'`} only reads: lease role: 'primary' to write` : undefined
-    this.transactions = {
-      // All that SQLite has.
-      isolation: ['serializable'],
-      readOnly: true,
-      begin: (db, options, signal) => this.#watchOf(db).begin(options, signal),
-      isTransient: isBusy,
-    }
+    const of = name === undefined ? '' : ` of pool '${name}'`
+    const refusal = reads ? `this connection${of} only reads: lease role: 'primary' to write` : undefined
+    this.#duty = { refusal, memory: path === ':memory:', mode: reset }
   }
 
-  async create (signal: AbortSignal): Promise<Handle> {
-    signal.throwIfAborted()
+  protected override async open (signal: AbortSignal): Promise<SqliteSession> {
     if (this.#closed) throw new Error('the SQLite connector is closed')
+    const { memory } = this.#duty
     if (this.#kept !== undefined && this.#dialect.isOpen(this.#kept)) {
-      this.#watchOf(this.#kept).reopen()
-      return this.#kept
+      const session = sessionOf<SqliteSession>(this.#kept)
+      session.reopen()
+      return session
     }
-    const db = this.#open()
+    const db = this.#make()
     try {
       // Writes to the file only where it is not so already. A reader does it as well: it may be the first.
-      if (!this.#memory && !this.#isReadOnly(db)) await patiently(() => db.exec('PRAGMA journal_mode = WAL'), signal)
-      this.#watches.set(db, new Watch(db, this.#dialect, { refusal: this.#refusal, shared: !this.#memory }))
+      if (!memory && !this.#isReadOnly(db)) await patiently(() => db.exec('PRAGMA journal_mode = WAL'), signal)
+      const session = new SqliteSession(db, this.#dialect, this.#duty)
+      if (memory) this.#kept = db
+      return session
     } catch (error) {
       db.close()
       throw error
     }
-    if (this.#memory) this.#kept = db
-    return db
   }
 
-  destroy (db: Handle, _reason?: DestroyReason): void {
-    const watch = this.#watchOf(db)
-    if (this.#memory && this.#dialect.isOpen(db)) {
-      watch.endLease()
-      return watch.undo()
-    }
-    watch.close()
-  }
-
-  async validate (db: Handle): Promise<boolean> {
-    // libsql's statements go on working on a handle that is closed.
-    if (!this.#dialect.isOpen(db)) return false
-    this.#watchOf(db).ping()
-    return true
-  }
-
-  isBroken (db: Handle): boolean {
-    const watch = this.#watchOf(db)
-    if (watch.isBroken) return true
-    // The pool asks before every loan: the first time is when `onConnect` is done and no borrower was there.
-    watch.settle()
-    return false
+  override destroy (db: Handle): void {
+    const session = sessionOf<SqliteSession>(db)
+    if (this.#duty.memory && this.#dialect.isOpen(db)) session.rest()
+    else session.end()
   }
 
   obstacle (db: Handle): string | undefined {
-    return this.#watchOf(db).obstacle()
+    return sessionOf<SqliteSession>(db).obstacle()
   }
 
   reset (db: Handle): Promise<void> | undefined {
-    const watch = this.#watchOf(db)
-    try {
-      watch.endLease()
-      if (!this.#whole) watch.endWorkOnly()
-      else if (this.#memory) watch.undo()
-      else watch.check()
-      return undefined
-    } catch (error) {
-      return Promise.reject(error)
-    }
+    return sessionOf<SqliteSession>(db).undo()
   }
 
   close (): void {
     this.#closed = true
-    if (this.#kept !== undefined) this.#watchOf(this.#kept).close()
+    if (this.#kept !== undefined) sessionOf<SqliteSession>(this.#kept).end()
     this.#kept = undefined
   }
 
-  #open (): Handle {
+  #make (): Handle {
     try {
       return new this.#Database(this.#path, this.#options) as Handle
     } catch (cause) {
-      if (this.#memory || existsSync(dirname(this.#path))) throw cause
+      if (this.#duty.memory || existsSync(dirname(this.#path))) throw cause
       throw new Error(`the database file's directory does not exist: ${dirname(this.#path)}`, { cause })
     }
   }
 
   /** libsql has no such handles. */
   #isReadOnly (db: Handle): boolean {
-    return (db as { readonly?: boolean }).readonly === true || (this.driver === 'node:sqlite' && this.#options.readOnly === true)
-  }
-
-  #watchOf (db: Handle): Watch {
-    const watch = this.#watches.get(db)
-    if (watch === undefined) throw new TypeError('this handle is not of this connector')
-    return watch
+    const isNode = this.driver === 'node:sqlite'
+    return (db as { readonly?: boolean }).readonly === true || (isNode && this.#options.readOnly === true)
   }
 }
 

@@ -1,5 +1,7 @@
+import { quote } from '../shared/sql.js'
+
 /** What a text may have changed. */
-export const schema = 1
+const schema = 1
 export const pragmas = 2
 /** Something that can't be read back. */
 export const unreadable = 4
@@ -119,8 +121,4 @@ export class Residue {
   #pragmasNow (): string {
     return this.#ask(pragmasQuery) as string
   }
-}
-
-export function quote (name: string): string {
-  return `"${name.replaceAll('"', '""')}"`
 }

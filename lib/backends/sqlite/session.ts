@@ -1,4 +1,6 @@
 import { PoolError } from '../../pool/errors.js'
+import { Session } from '../shared/session.js'
+import type { ResetMode } from '../shared/session.js'
 import { codeOf, first, isBusy } from './dialect.js'
 import type { Dialect, Handle, Statement } from './dialect.js'
 import { Iterators } from './iterators.js'
@@ -12,11 +14,12 @@ import type { Transaction, TransactionOptions } from '../../../types/connector.j
 const forever = Number.MAX_SAFE_INTEGER
 
 /** What a handle is for. */
-export interface Duty {
+interface Duty {
   /** It only reads: what a write is told. */
   readonly refusal?: string | undefined
-  /** Others may have the file, too. */
-  readonly shared: boolean
+  /** It is a database in memory, which others can't have, and which would lose its data with its handle. */
+  readonly memory: boolean
+  readonly mode: ResetMode
 }
 
 /** The methods that some drivers' handles have and others have not. */
@@ -33,11 +36,12 @@ type Run = (this: unknown, ...args: unknown[]) => unknown
  * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of the handle hide those of
  * the class, look at the text, and call them. Only after a text that can leave something is the handle compared with what it was before.
  */
-export class Watch {
+export class SqliteSession extends Session<Handle> {
   readonly #db: Handle
   readonly #dialect: Dialect
   readonly #exec: (sql: string) => unknown
   readonly #prepare: Handle['prepare']
+  readonly #duty: Duty
   readonly #refusal: string | undefined
   /** Whether somebody else's lock may be in the way of its borrower. */
   readonly #writesShared: boolean
@@ -71,11 +75,14 @@ export class Watch {
   /** It only reads: what `query_only` was before. */
   #queryOnly: unknown
 
-  constructor (db: Handle, dialect: Dialect, { refusal, shared }: Duty) {
+  constructor (db: Handle, dialect: Dialect, duty: Duty) {
+    super(db)
+    const { refusal, memory } = duty
     this.#db = db
     this.#dialect = dialect
+    this.#duty = duty
     this.#refusal = refusal
-    this.#writesShared = refusal === undefined && shared
+    this.#writesShared = refusal === undefined && !memory
     this.#exec = db.exec.bind(db)
     this.#prepare = db.prepare.bind(db)
     this.#residue = new Residue((sql) => this.#ask(sql), this.#exec)
@@ -91,14 +98,24 @@ export class Watch {
     if (refusal !== undefined) this.#exec('PRAGMA query_only = OFF')
   }
 
-  ping (): void {
+  override get broken (): boolean {
+    return this.#stuck || !this.#dialect.isOpen(this.#db)
+  }
+
+  override async ping (): Promise<boolean> {
     this.#ask('select 1')
     if (this.#writesShared) this.#rivals.look()
+    return true
+  }
+
+  override unfit (): boolean {
+    if (this.broken) return true
+    if (!this.#settled) this.#settle()
+    return false
   }
 
   /** What was set until now is no borrower's. */
-  settle (): void {
-    if (this.#settled) return
+  #settle (): void {
     this.#settled = true
     // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
     if (this.#refusal !== undefined) this.#exec('PRAGMA query_only = ON')
@@ -113,11 +130,6 @@ export class Watch {
   reopen (): void {
     this.#settled = false
     this.#stamp = forever
-  }
-
-  /** Whether it can't be lent again. */
-  get isBroken (): boolean {
-    return this.#stuck || !this.#dialect.isOpen(this.#db)
   }
 
   /** What keeps its next borrower from writing now. It is only looked for where somebody else writes. */
@@ -135,25 +147,48 @@ export class Watch {
     }
   }
 
-  /** What was prepared until now can't be run any more. */
-  endLease (): void {
-    this.#floor = this.#stamp = ++this.#turn
-  }
+  // --- Reset ----------------------------------------------------------------------------------------------------------
 
-  close (): void {
-    this.#closed = true
-    this.#floor = Infinity
-    if (!this.#dialect.isOpen(this.#db)) return
+  /** Never a promise but a rejected one: nothing here waits. */
+  undo (): Promise<void> | undefined {
     try {
-      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
-      this.endWork()
-    } finally {
-      this.#db.close()
+      if (this.#duty.mode !== 'transaction') this.rest()
+      else this.#restOnly()
+      return undefined
+    } catch (error) {
+      return Promise.reject(error)
     }
   }
 
+  /** @throws where something is left that only a new handle is without, and there can be one */
+  rest (): void {
+    this.#endLease()
+    this.#endWork()
+    const changed = this.#seen | this.#prepared
+    if (changed === 0) return
+    // Before it is forgotten: where this fails, `destroy` tries it again.
+    if (this.#duty.memory) this.#residue.undo(changed)
+    this.#seen = 0
+    if (this.#duty.memory) return
+    const left = this.#residue.left(changed)
+    if (left.length > 0) throw new Error(`the SQLite handle was left with ${left.join(' and ')}: it is opened anew`)
+  }
+
+  #restOnly (): void {
+    this.#endLease()
+    this.#endWork()
+    const switchedOff = ((this.#seen | this.#prepared) & (pragmas | unreadable)) !== 0
+    if (this.#refusal !== undefined && switchedOff) this.#exec('PRAGMA query_only = ON')
+    this.#seen = 0
+  }
+
+  /** What was prepared until now can't be run any more. */
+  #endLease (): void {
+    this.#floor = this.#stamp = ++this.#turn
+  }
+
   /** Ends what is under way: transaction and iterators. */
-  endWork (): void {
+  #endWork (): void {
     // To ask a closed handle of libsql whether it is in a transaction aborts the process.
     if (!this.#dialect.isOpen(this.#db)) throw new Error('the SQLite handle is closed')
     if (this.#iterators.size > 0) this.#iterators.end()
@@ -161,28 +196,16 @@ export class Watch {
     this.#leave()
   }
 
-  /** For reset 'transaction'. */
-  endWorkOnly (): void {
-    this.endWork()
-    if (this.#refusal !== undefined && ((this.#seen | this.#prepared) & (pragmas | unreadable)) !== 0) this.#exec('PRAGMA query_only = ON')
-    this.#seen = 0
-  }
-
-  /** @throws where something is left that only a new handle is without */
-  check (): void {
-    this.endWork()
-    const changed = this.#seen | this.#prepared
-    if (changed === 0) return
-    this.#seen = 0
-    const left = this.#residue.left(changed)
-    if (left.length > 0) throw new Error(`the SQLite handle was left with ${left.join(' and ')}: it is opened anew`)
-  }
-
-  /** For a handle that can't be opened anew without losing its data. */
-  undo (): void {
-    this.endWork()
-    this.#residue.undo(this.#seen | this.#prepared)
-    this.#seen = 0
+  protected override close (): void {
+    this.#closed = true
+    this.#floor = Infinity
+    if (!this.#dialect.isOpen(this.#db)) return
+    try {
+      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
+      this.#endWork()
+    } finally {
+      this.#db.close()
+    }
   }
 
   // --- The pool's transactions ---
@@ -202,7 +225,7 @@ export class Watch {
       get isOpen () { return isOpen() },
       get inTransaction () { return inTransaction() },
       get endedBy () { return endedBy() },
-      endWork: () => { this.endWork() },
+      endWork: () => { this.#endWork() },
       endIterators: () => { if (this.#iterators.size > 0) this.#iterators.end() },
       readOnly: () => {
         this.#queryOnly = this.#ask('PRAGMA query_only')

@@ -4,11 +4,11 @@ import { stop } from './iterators.js'
 import type { Iterators } from './iterators.js'
 
 /** On each statement: in which turn it was prepared. */
-export const turnOf: unique symbol = Symbol('turn')
+const turnOf: unique symbol = Symbol('turn')
 /** On each statement: its rows are fetched at once. */
 const eagerOf: unique symbol = Symbol('eager')
 
-export interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
+interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
 
 /**
  * Rows of a write, and of a PRAGMA. Read one by one, such a statement is under way for as long, and what others write meanwhile is not committed; all it does is
@@ -85,30 +85,19 @@ export class Statements {
   }
 
   #make (): Statement {
-    const { iterators, admit, told } = this.#site
+    const { iterators, admit } = this.#site
     const driver = this.#driver
     const dialect = this.#dialect
+    const failed = <T>(error: unknown, statement: Statement, done: () => T): T => this.#failed(error, statement, done)
+    const runAll = (statement: Stamped, params: unknown[]) => this.#runAll(statement, params)
+    const tally = () => this.#count()
     const admitted = (statement: Stamped) => {
       admit(statement[turnOf])
       // better-sqlite3 refuses it, as it does everything then.
       if (!dialect.oneAtATime && iterators.size > 0) iterators.supersede(statement)
     }
-    /** @param result what it gives where it has done its work after all */
-    const failed = <T>(error: unknown, statement: Statement, result: T | (() => T)): T => {
-      const done = isBusy(error) && this.reset(statement)
-      const mine = told(error)
-      if (!done) throw mine
-      return typeof result === 'function' ? (result as () => T)() : result
-    }
-    const tally = () => this.#count()
     /** libsql's `all` calls `iterate`. */
     let inside = false
-    /** libsql's `run` takes one step: with rows to come, it leaves the statement under way. */
-    const runAll = (statement: Stamped, params: unknown[]) => {
-      const rows = driver.iterate.apply(statement, params)
-      while (rows.next().done !== true) { /* Nobody wants it. */ }
-      return statement[eagerOf] ? tally() : { ...tally(), changes: 0 }
-    }
     function run (this: Stamped, ...params: unknown[]) {
       admitted(this)
       try {
@@ -122,7 +111,7 @@ export class Statements {
       try {
         return driver.get.apply(this, params)
       } catch (error) {
-        return failed(error, this, undefined)
+        return failed(error, this, () => undefined)
       }
     }
     function iterate (this: Stamped, ...params: unknown[]) {
@@ -132,7 +121,7 @@ export class Statements {
         const rows = driver.iterate.apply(this, params)
         return this[eagerOf] ? iterators.follow(allOf(rows).values(), undefined) : iterators.follow(rows, this)
       } catch (error) {
-        return failed(error, this, [].values() as IterableIterator<unknown>)
+        return failed(error, this, () => [].values() as IterableIterator<unknown>)
       }
     }
     function all (this: Stamped, ...params: unknown[]) {
@@ -141,12 +130,27 @@ export class Statements {
       try {
         return driver.all.apply(this, params)
       } catch (error) {
-        return failed<unknown[]>(error, this, [])
+        return failed<unknown[]>(error, this, () => [])
       } finally {
         inside = false
       }
     }
     return { run, get, all, iterate }
+  }
+
+  /** @param done what it gives where it has done its work after all */
+  #failed<T> (error: unknown, statement: Statement, done: () => T): T {
+    const isDone = isBusy(error) && this.reset(statement)
+    const told = this.#site.told(error)
+    if (!isDone) throw told
+    return done()
+  }
+
+  /** libsql's `run` takes one step: with rows to come, it would leave the statement under way. */
+  #runAll (statement: Stamped, params: unknown[]): unknown {
+    const rows = this.#driver.iterate.apply(statement, params)
+    while (rows.next().done !== true) { /* Nobody wants it. */ }
+    return statement[eagerOf] ? this.#count() : { ...this.#count(), changes: 0 }
   }
 
   /** As libsql's `run` gives it. */

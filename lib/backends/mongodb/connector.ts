@@ -63,6 +63,11 @@ async function firstAddress (addresses: Addresses, timeout: number): Promise<Add
   }
 }
 
+/** A connector over a client that the app made. */
+export function adoptMongo (client: object, { database, max }: MongoOptions): Promise<MongoConnector> {
+  return mongodb({ client: client as MongoClient, database, max })
+}
+
 /** How many clients there are at most besides the newest, and the one whose place it takes. */
 const maxOthers = 3
 

@@ -1,7 +1,7 @@
 import type { Command, Core, Done, Outgoing } from './wire.js'
 
 /** A statement, or what decides when its turn has come what is sent: undefined is nothing. */
-export type Step = string | (() => string | undefined)
+type Step = string | (() => string | undefined)
 
 /** The number of COM_RESET_CONNECTION. */
 const resetConnection = 0x1f

@@ -20,11 +20,6 @@ export interface RedisClusterOptions {
   client?: Cluster
 }
 
-/** Whether these options are of a cluster. */
-export function isCluster ({ connection }: { connection?: unknown }): boolean {
-  return typeof connection === 'object' && connection !== null && 'cluster' in connection && connection.cluster !== undefined
-}
-
 export interface Given { readonly nodes: readonly ClusterNode[], readonly options: ClusterOptions }
 
 const itself = 'the client reconnects by itself, as often as the pool would'

@@ -133,7 +133,7 @@ export function assignGiven<T extends object> (base: T, ...all: ReadonlyArray<Re
 }
 
 /** The parts of a URL. What it leaves out is undefined. */
-export interface UrlParts {
+interface UrlParts {
   readonly protocol: string
   readonly user: string | undefined
   readonly password: string | undefined

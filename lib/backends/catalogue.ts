@@ -1,13 +1,13 @@
 // The backends that are built in. A further one is a folder and a line here (docs/adding-a-backend.md).
+import type { Options } from '../pool/schema.js'
 import type { Connector } from '../../types/connector.js'
 import type { Address } from '../../types/options.js'
 import type { Backend, DriverOption } from '../../types/plugin.js'
-import type { Options } from '../pool/schema.js'
+import type { ResetMode } from './shared/session.js'
 import { adoptMongo, mongodb } from './mongodb/connector.js'
 import { mysql } from './mysql/connector.js'
 import { postgresql } from './postgresql/connector.js'
 import { adoptRedis, redisOrCluster } from './redis/choice.js'
-import type { ResetMode } from './shared/session.js'
 import { sqlite } from './sqlite/connector.js'
 import { adaptToSqlite } from './sqlite/options.js'
 

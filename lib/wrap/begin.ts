@@ -18,5 +18,6 @@ export function optionsOf ({ isolationLevel, accessMode }: LibraryOptions = {}):
 
 /** An adapter that does not know this database. */
 export function unknownSystem (adapter: string, { system }: WrapInfo, known: readonly string[]): PoolError {
-  return new PoolError('FST_POOL_BAD_OPTIONS', `option wrap is ${adapter}(), which works on ${known.join(', ')}: this is ${system}`)
+  const message = `option wrap is ${adapter}(), which works on ${known.join(', ')}: this is ${system}`
+  return new PoolError('FST_POOL_BAD_OPTIONS', message)
 }

@@ -27,12 +27,16 @@ export type KnexOptions = Omit<Knex.Config, 'client' | 'connection' | 'pool' | '
 /**
  * For the option `wrap`: `request.<name>` is a Knex over the leased connection, on PostgreSQL, MySQL and SQLite.
  *
- * Knex' own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
- * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already.
+ * Knex' own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms
+ * at most), and within a route's transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs
+ * already.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on
+ * another backend
  */
-export function knex<Row extends {} = any> (options: KnexOptions = {}): (connection: unknown, info: WrapInfo) => Knex<Row> {
+export function knex<Row extends {} = any> (
+  options: KnexOptions = {}
+): (connection: unknown, info: WrapInfo) => Knex<Row> {
   return (connection, info) => {
     const name = clients[info.system]
     if (name === undefined) throw unknownSystem('knex', info, ['postgresql', 'mysql', 'sqlite'])

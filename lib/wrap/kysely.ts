@@ -1,7 +1,7 @@
 import { Kysely, MysqlDialect, PostgresDialect, SqliteDialect } from 'kysely'
 import type {
-  DatabaseConnection, Dialect, Driver, KyselyConfig, MysqlDialectConfig, MysqlPoolConnection, PostgresDialectConfig, PostgresPoolClient,
-  QueryCompiler, SqliteDialectConfig, TransactionSettings,
+  DatabaseConnection, Dialect, Driver, KyselyConfig, MysqlDialectConfig, MysqlPoolConnection, PostgresDialectConfig,
+  PostgresPoolClient, QueryCompiler, SqliteDialectConfig, TransactionSettings,
 } from 'kysely'
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { optionsOf, unknownSystem } from './begin.js'
@@ -16,13 +16,20 @@ export interface KyselyOptions extends Omit<KyselyConfig, 'dialect'> {
 /**
  * For the option `wrap`: `request.<name>` is a Kysely over the leased connection, on PostgreSQL, MySQL and SQLite.
  *
- * Kysely's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
- * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already.
+ * Kysely's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout`
+ * ms at most), and within a route's transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is
+ * theirs already.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on
+ * another backend
  */
-export function kysely<DB = any> ({ cursor, ...config }: KyselyOptions = {}): (connection: unknown, info: WrapInfo) => Kysely<DB> {
-  return (connection, info) => new Kysely<DB>({ ...config, dialect: new LeasedDialect(dialectOf(connection, info, cursor), info) })
+export function kysely<DB = any> (
+  { cursor, ...config }: KyselyOptions = {}
+): (connection: unknown, info: WrapInfo) => Kysely<DB> {
+  return (connection, info) => {
+    const dialect = new LeasedDialect(dialectOf(connection, info, cursor), info)
+    return new Kysely<DB>({ ...config, dialect })
+  }
 }
 
 export default kysely
@@ -32,17 +39,23 @@ function dialectOf (connection: unknown, info: WrapInfo, cursor: KyselyOptions['
   switch (info.system) {
     case 'postgresql': {
       const client = lent<PostgresPoolClient>(connection)
-      return new PostgresDialect({ pool: { connect: async () => client, end: async () => {} }, ...(cursor !== undefined && { cursor }) })
+      const pool = { connect: async () => client, end: async () => {} }
+      return new PostgresDialect({ pool, ...(cursor !== undefined && { cursor }) })
     }
     case 'mysql':
     case 'mariadb': {
       // mysql2's promises are around the object that Kysely works with.
       const client = lent<MysqlPoolConnection>((connection as { connection: unknown }).connection)
-      const pool: MysqlDialectConfig['pool'] = { getConnection (done) { done(undefined, client) }, end (done) { done(undefined) } }
+      const pool: MysqlDialectConfig['pool'] = {
+        getConnection (done) { done(undefined, client) },
+        end (done) { done(undefined) },
+      }
       return new MysqlDialect({ pool })
     }
-    case 'sqlite':
-      return new SqliteDialect({ database: likeBetterSqlite3(connection) as unknown as Exclude<SqliteDialectConfig['database'], (...args: never) => unknown> })
+    case 'sqlite': {
+      const database: unknown = likeBetterSqlite3(connection)
+      return new SqliteDialect({ database: database as SqliteDialectConfig['database'] })
+    }
     default:
       throw unknownSystem('kysely', info, ['postgresql', 'mysql', 'sqlite'])
   }
@@ -77,7 +90,10 @@ class LeasedDialect implements Dialect {
   }
 }
 
-/** What Kysely acquires for one query or one transaction: the leased connection, and the transaction on it that is this holder's. */
+/**
+ * What Kysely acquires for one query or one transaction: the leased connection, and the transaction on it that is this
+ * holder's.
+ */
 class Loan implements DatabaseConnection {
   readonly executeQuery: DatabaseConnection['executeQuery']
   readonly streamQuery: DatabaseConnection['streamQuery']
@@ -112,7 +128,8 @@ class LeasedDriver implements Driver {
 
   async init (...options: Parameters<Driver['init']>): Promise<void> {
     await this.#stock.init(...options)
-    // Once, and never given back: Kysely's driver for SQLite would let a query within a transaction wait for that transaction.
+    // Once, and never given back: Kysely's driver for SQLite would let a query within a transaction wait for that
+    // transaction.
     this.#connection = await this.#stock.acquireConnection()
   }
 

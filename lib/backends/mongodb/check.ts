@@ -1,8 +1,7 @@
 import type { Collection, Db, MongoClient } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
 import { PoolError } from '../../pool/errors.js'
-import { MongoTransaction } from './transaction.js'
-import type { Operation, Server, Topology } from './transaction.js'
+import { MongoTransaction, type Operation, type Server, type Topology } from './transaction.js'
 
 /**
  * By the class of the client: the check of its driver. A client that was taken over may be of another copy of the

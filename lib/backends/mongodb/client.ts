@@ -1,8 +1,8 @@
 import type { ReadPreference, ServerDescription, TopologyDescription } from 'mongodb'
 import { badOption } from '../../pool/errors.js'
-import { unlessAborted } from '../shared/signal.js'
 import type { DriverEvent } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
+import { unlessAborted } from '../shared/signal.js'
 import { driverEvents, plain } from './events.js'
 
 /** One client, and what is known of it. */
@@ -13,7 +13,9 @@ export class Shared {
   readonly deaths = new Set<(error: Error | undefined) => void>()
   /** How many connections were made from it, or are being made, and are not destroyed. */
   users = 0
-  /** Whether an operation would find a server, worked out when something changes: it is asked at every loan and return. */
+  /**
+   * Whether an operation would find a server, worked out when something changes: it is asked at every loan and return.
+   */
   up = false
 
   readonly #owned: boolean
@@ -40,12 +42,16 @@ export class Shared {
       throw badOption('database', database, 'a name that MongoDB allows')
     }
     this.#listen('open', () => { this.#connected = true })
-    this.#listen('topologyDescriptionChanged', ({ newDescription }) => { this.#topology = newDescription as TopologyDescription })
+    this.#listen('topologyDescriptionChanged', ({ newDescription }) => {
+      this.#topology = newDescription as TopologyDescription
+    })
     this.#listen('topologyClosed', () => {
       this.#connected = false
       this.#topology = undefined
     })
-    this.#listen('serverHeartbeatStarted', ({ connectionId }) => { this.#looks.set(String(connectionId), { nth: ++this.#looked }) })
+    this.#listen('serverHeartbeatStarted', ({ connectionId }) => {
+      this.#looks.set(String(connectionId), { nth: ++this.#looked })
+    })
     this.#listen('serverHeartbeatFailed', ({ connectionId, failure }) => {
       Object.assign(this.#looks.get(String(connectionId)) ?? {}, { error: failure })
       for (const watch of this.#watchers) watch()
@@ -84,9 +90,9 @@ export class Shared {
   }
 
   /**
-   * Resolves when a server can be had. Rejects when the signal aborts, and as soon as the driver has looked at each server since, and none was there: to wait
-   * for one that comes back is the pool's affair, which knows how often to try. What comes after that is nobody's: the next create finds the client
-   * connected, or tries again.
+   * Resolves when a server can be had. Rejects when the signal aborts, and as soon as the driver has looked at each
+   * server since, and none was there: to wait for one that comes back is the pool's affair, which knows how often to
+   * try. What comes after that is nobody's: the next create finds the client connected, or tries again.
    */
   reach (signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -117,7 +123,8 @@ export class Shared {
 
   async #find (signal: AbortSignal): Promise<void> {
     if (this.#owned) await this.#connect()
-    // Connected, but no server is known to be there: a ping selects one, and has the driver look at once instead of at the next heartbeat.
+    // Connected, but no server is known to be there: a ping selects one, and has the driver look at once instead of at
+    // the next heartbeat.
     if (!this.up) await this.#select(signal)
     if (this.#owned) return
     // It may have been open before we listened.
@@ -140,8 +147,8 @@ export class Shared {
   }
 
   /**
-   * Shared, and not under anybody's signal: the driver's `connect()` can't be aborted. It ends by `serverSelectionTimeoutMS`, and leaves
-   * nothing open when it fails.
+   * Shared, and not under anybody's signal: the driver's `connect()` can't be aborted. It ends by
+   * `serverSelectionTimeoutMS`, and leaves nothing open when it fails.
    */
   #connect (): Promise<void> {
     this.#connecting ??= this.client.connect().then(() => {}).finally(() => { this.#connecting = undefined })
@@ -186,12 +193,14 @@ export class Shared {
 }
 
 /**
- * Whether an operation would find a server now, by the driver's rules for server selection, but for `maxStalenessSeconds` (a secondary that lags
- * is no reason to throw connections away).
+ * Whether an operation would find a server now, by the driver's rules for server selection, but for
+ * `maxStalenessSeconds` (a secondary that lags is no reason to throw connections away).
  */
 function selectable ({ type, servers }: TopologyDescription, { mode, tags }: ReadPreference): boolean {
   const some = (fits: (server: ServerDescription) => boolean) => [...servers.values()].some(fits)
-  if (type !== 'ReplicaSetWithPrimary' && type !== 'ReplicaSetNoPrimary') return type !== 'Unknown' && some((server) => server.type !== 'Unknown')
+  if (type !== 'ReplicaSetWithPrimary' && type !== 'ReplicaSetNoPrimary') {
+    return type !== 'Unknown' && some((server) => server.type !== 'Unknown')
+  }
   const tagged = (server: ServerDescription) => !tags?.length ||
     tags.some((set) => Object.entries(set).every(([key, value]) => server.tags[key] === value))
   return some((server) => {

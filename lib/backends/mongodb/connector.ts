@@ -1,24 +1,23 @@
 import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
-import { Addresses, refuseNextTo } from '../shared/address.js'
-import { loadDriver } from '../shared/driver.js'
-import type { AddressNow } from '../shared/address.js'
-import { SessionConnector, sessionOf } from '../shared/session.js'
-import { MongoSession } from './session.js'
-import { mayRunAgain } from './transaction.js'
 import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
-import { mongoDriver, makeClient } from './options.js'
-import type { MongoOptions } from './options.js'
+import { Addresses, refuseNextTo, type AddressNow } from '../shared/address.js'
+import { loadDriver } from '../shared/driver.js'
+import { SessionConnector, sessionOf } from '../shared/session.js'
 import { Shared } from './client.js'
-import { isTransient, isRefusedLogin } from './errors.js'
+import { isRefusedLogin, isTransient } from './errors.js'
+import { makeClient, mongoDriver, type MongoOptions } from './options.js'
+import { MongoSession } from './session.js'
+import { mayRunAgain } from './transaction.js'
 
 export interface MongoConnector extends Connector<Db> {
   readonly system: 'mongodb'
   /**
-   * The client that all connections share; the driver connects it again after a failure. Only where `url` or `connection` is a function there is another
-   * one when its answer changes: this is the newest. The one before is closed when the last connection made from it is destroyed, which `pool.evict()`
-   * brings about softly; whoever has kept it gets the driver's `MongoNotConnectedError` from then on.
+   * The client that all connections share; the driver connects it again after a failure. Only where `url` or
+   * `connection` is a function there is another one when its answer changes: this is the newest. The one before is
+   * closed when the last connection made from it is destroyed, which `pool.evict()` brings about softly; whoever has
+   * kept it gets the driver's `MongoNotConnectedError` from then on.
    */
   readonly client: MongoClient
   readonly database: string
@@ -28,17 +27,19 @@ export interface MongoConnector extends Connector<Db> {
 }
 
 /**
- * MongoDB. A connection is the right to use one shared `MongoClient`, as a `Db` of its own; the driver keeps the sockets, and finds its way to the primary.
+ * MongoDB. A connection is the right to use one shared `MongoClient`, as a `Db` of its own; the driver keeps the
+ * sockets, and finds its way to the primary.
  *
- * A create opens nothing where the client has a server. Where it has none it waits for one, as long as any of the servers answers (an election will end);
- * once the driver has looked at all of them since it began, and none was there, it rejects with the reason.
+ * A create opens nothing where the client has a server. Where it has none it waits for one, as long as any of the
+ * servers answers (an election will end); once the driver has looked at all of them since it began, and none was there,
+ * it rejects with the reason.
  *
- * A function for `url` or `connection` should answer the same for as long as that holds: with each other answer there is another client, with sockets and
- * monitors of its own, up to 4; while there are that many, creates use the newest. A client whose login is refused is dead to the driver, and so are its
- * connections: the next create asks again.
+ * A function for `url` or `connection` should answer the same for as long as that holds: with each other answer there
+ * is another client, with sockets and monitors of its own, up to 4; while there are that many, creates use the newest.
+ * A client whose login is refused is dead to the driver, and so are its connections: the next create asks again.
  *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; `FST_POOL_CONNECT_FAILED` where a function fails, or takes longer than `connectTimeout`.
- * Nothing is opened yet.
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; `FST_POOL_CONNECT_FAILED` where a function fails, or takes
+ * longer than `connectTimeout`. Nothing is opened yet.
  */
 export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   const { client, url, host, port, connection = {}, connectTimeout = 3000 } = options
@@ -49,7 +50,9 @@ export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
     return new MongoBackend(options, addresses, address, (address) => makeClient(driver, options, address))
   }
   refuseNextTo('a client', { url, host, port })
-  if (typeof connection === 'function' || Object.keys(connection).length > 0) throw badOption('connection', connection, 'no connection options next to a client')
+  if (typeof connection === 'function' || Object.keys(connection).length > 0) {
+    throw badOption('connection', connection, 'no connection options next to a client')
+  }
   return new MongoBackend(options, addresses, addresses.fixed, () => client)
 }
 
@@ -59,7 +62,8 @@ async function firstAddress (addresses: Addresses, timeout: number): Promise<Add
   } catch (error) {
     if (error instanceof PoolError) throw error
     const cause = scrub(error, addresses.secrets)
-    throw new PoolError('FST_POOL_CONNECT_FAILED', `the function for url or connection failed: ${cause.message}`, { cause })
+    const message = `the function for url or connection failed: ${cause.message}`
+    throw new PoolError('FST_POOL_CONNECT_FAILED', message, { cause })
   }
 }
 
@@ -92,7 +96,10 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
   /** In the order of their making: the last is the newest. */
   readonly #clients: Shared[] = []
   #newest: Shared
-  /** What the newest was made from, and which question that was the answer to: one that was asked before it says nothing new. */
+  /**
+   * What the newest was made from, and which question that was the answer to: one that was asked before it says nothing
+   * new.
+   */
   #address: AddressNow
   #answered = 0
   #asked = 0
@@ -100,7 +107,9 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
   #closing: Promise<void> | undefined
   #closeErrors: unknown[] = []
 
-  constructor (options: MongoOptions, addresses: Addresses, address: AddressNow, client: (address: AddressNow) => MongoClient) {
+  constructor (
+    options: MongoOptions, addresses: Addresses, address: AddressNow, client: (address: AddressNow) => MongoClient
+  ) {
     super()
     this.#owned = options.client === undefined
     this.#secrets = options.client && secretsOf({ connection: options.client.options.credentials })
@@ -136,9 +145,10 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
   }
 
   /**
-   * True for what may go well a moment later on a connection to whichever server is there then: no network, no server, a primary that is one no more, a
-   * server that shuts down, and what the driver or the server itself labels as such. False for what would only add to a load (no socket in time, an
-   * overloaded server: the driver has tried again by itself), for the caller's own deadlines, and for all that the server means to say.
+   * True for what may go well a moment later on a connection to whichever server is there then: no network, no server,
+   * a primary that is one no more, a server that shuts down, and what the driver or the server itself labels as such.
+   * False for what would only add to a load (no socket in time, an overloaded server: the driver has tried again by
+   * itself), for the caller's own deadlines, and for all that the server means to say.
    */
   isTransient (error: unknown): boolean {
     // Another connection logs in with what the function says by then.
@@ -158,7 +168,8 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
 
   async #close (): Promise<void> {
     const closed = await Promise.allSettled(this.#clients.map((shared) => shared.close()))
-    const errors = [...this.#closeErrors, ...closed.flatMap((one) => one.status === 'rejected' ? [one.reason as unknown] : [])]
+    const rejected = closed.flatMap((one) => one.status === 'rejected' ? [one.reason as unknown] : [])
+    const errors = [...this.#closeErrors, ...rejected]
     if (errors.length > 0) throw errors[0]
   }
 

@@ -2,7 +2,8 @@ import { labelsOf } from './transaction.js'
 
 /** By the driver or by the server: what these say may be done again, elsewhere or later. */
 const transientLabels: readonly string[] = [
-  // Of a write: the network, or a server whose role changes. Also where the driver has tried again already, and failed again.
+  // Of a write: the network, or a server whose role changes. Also where the driver has tried again already, and failed
+  // again.
   'RetryableWriteError',
   // None of the transaction was committed.
   'TransientTransactionError',
@@ -21,21 +22,27 @@ const transientNames: ReadonlySet<string> = new Set([
   'MongoServerSelectionError',
   // It took a member for the primary that was one no more.
   'MongoStalePrimaryError',
-  // The client was closed under the operation: that of an address that has changed. Another connection is of the newest.
+  // The client was closed under the operation: that of an address that has changed. Another connection is of the
+  // newest.
   'MongoTopologyClosedError',
 ])
 
-/** What servers say when they, or those behind them, go away or change their roles. Where nothing was labelled: reads, and commands. */
+/**
+ * What servers say when they, or those behind them, go away or change their roles. Where nothing was labelled: reads,
+ * and commands.
+ */
 const transientCodes: ReadonlySet<unknown> = new Set([
   // HostUnreachable, HostNotFound, NetworkTimeout, SocketException: between a mongos or a member, and others.
   6, 7, 89, 9001,
   // ShutdownInProgress, InterruptedAtShutdown.
   91, 11600,
-  // PrimarySteppedDown, InterruptedDueToReplStateChange, NotWritablePrimary (and as it was before), NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary.
+  // PrimarySteppedDown, InterruptedDueToReplStateChange, NotWritablePrimary (and as it was before),
+  // NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary.
   189, 11602, 10107, 10058, 13435, 13436,
   // FailedToSatisfyReadPreference: a mongos finds no member. ReadConcernMajorityNotAvailableYet: just started.
   133, 134,
-  // ExceededTimeLimit: of a server among servers. The caller's own limit is MaxTimeMSExpired (50), and no reason to try again.
+  // ExceededTimeLimit: of a server among servers. The caller's own limit is MaxTimeMSExpired (50), and no reason to try
+  // again.
   262,
 ])
 

@@ -1,15 +1,14 @@
 import type { MongoClientOptions } from 'mongodb'
 import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
-import type { Address } from '../../../types/options.js'
-import { refuseNextTo } from '../shared/address.js'
-import type { AddressNow } from '../shared/address.js'
-import type { DriverKind } from '../shared/driver.js'
 import type { MongoClient } from '../../../types/drivers.js'
+import type { Address } from '../../../types/options.js'
+import { refuseNextTo, type AddressNow } from '../shared/address.js'
+import type { DriverKind } from '../shared/driver.js'
 
 export interface MongoOptions {
   /**
-   * `mongodb://` or `mongodb+srv://`. Its query may hold any option of the driver's, but for those that `connection` may not have either.
-   * A function is asked once by `mongodb()` itself, for the first client, and then at each create.
+   * `mongodb://` or `mongodb+srv://`. Its query may hold any option of the driver's, but for those that `connection`
+   * may not have either. A function is asked once by `mongodb()` itself, for the first client, and then at each create.
    */
   url?: Address['url']
   /** Instead of `url`. Default 'localhost'. */
@@ -18,17 +17,29 @@ export interface MongoOptions {
   port?: number
   /** Default: the one in the URL's path, else the driver's own ('test'). */
   database?: string
-  /** Options of the driver's `MongoClient`, untouched: `tls`, `authSource`, `replicaSet`, `readPreference`, ... A function is asked as `url` is. */
+  /**
+   * Options of the driver's `MongoClient`, untouched: `tls`, `authSource`, `replicaSet`, `readPreference`, ... A
+   * function is asked as `url` is.
+   */
   connection?: Address['connection']
   /** The most sockets per server and client; the driver's monitors come on top. Default 10. */
   max?: number
   /** How long an operation waits for a socket, and at most for a server, in ms. Default 5000. */
   acquireTimeout?: number
-  /** The module mongodb, `mongoose.mongo` or @fastify/mongodb: for bundles, and copies of one's own. Default: the one that @fastify/mongodb uses. */
+  /**
+   * The module mongodb, `mongoose.mongo` or @fastify/mongodb: for bundles, and copies of one's own. Default: the one
+   * that @fastify/mongodb uses.
+   */
   driver?: unknown
-  /** How long opening one socket may take, in ms, where neither `url` nor `connection` says `connectTimeoutMS`. Default 3000. */
+  /**
+   * How long opening one socket may take, in ms, where neither `url` nor `connection` says `connectTimeoutMS`. Default
+   * 3000.
+   */
   connectTimeout?: number
-  /** A client that the app made: it is used as it is, never closed, and none of the options above goes with it but for `database`. */
+  /**
+   * A client that the app made: it is used as it is, never closed, and none of the options above goes with it but for
+   * `database`.
+   */
   client?: MongoClient
 }
 
@@ -53,7 +64,8 @@ export const mongoDriver: DriverKind<Driver> = {
 
 /** The driver's options that are the pool's to set, in lower case as the driver compares them, and ours instead. */
 const reserved: ReadonlyMap<string, string> = new Map([
-  ['maxpoolsize', 'max'], ['minpoolsize', 'min'], ['maxconnecting', 'maxConnecting'], ['waitqueuetimeoutms', 'acquireTimeout'],
+  ['maxpoolsize', 'max'], ['minpoolsize', 'min'], ['maxconnecting', 'maxConnecting'],
+  ['waitqueuetimeoutms', 'acquireTimeout'],
 ])
 
 export function makeClient ({ MongoClient }: Driver, options: MongoOptions, address: AddressNow): MongoClient {
@@ -63,18 +75,22 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
   const inUrl = [...new URLSearchParams(/\?([^#]*)/.exec(url)?.[1] ?? '')]
   for (const key of Object.keys(connection)) {
     const ours = reserved.get(key.toLowerCase())
-    if (ours !== undefined) throw badOption(`connection.${key}`, connection[key], `nothing there: it is set from the pool's option ${ours}`)
+    if (ours === undefined) continue
+    throw badOption(`connection.${key}`, connection[key], `nothing there: it is set from the pool's option ${ours}`)
   }
   for (const [key] of inUrl) {
     const ours = reserved.get(key.toLowerCase())
-    if (ours !== undefined) throw badOption('url', url, `a URL without ${key}: it is set from the pool's option ${ours}`)
+    if (ours === undefined) continue
+    throw badOption('url', url, `a URL without ${key}: it is set from the pool's option ${ours}`)
   }
   // The driver takes an option's name in any case, and `connection` before the URL.
-  const said = (name: string) => [...inUrl, ...Object.entries(connection)].findLast(([key]) => key.toLowerCase() === name.toLowerCase())?.[1]
+  const isNamed = (name: string) => ([key]: readonly [string, unknown]) => key.toLowerCase() === name.toLowerCase()
+  const all: Array<[string, unknown]> = [...inUrl, ...Object.entries(connection)]
+  const said = (name: string) => all.findLast(isNamed(name))?.[1]
   const selection = Number(said('serverSelectionTimeoutMS') ?? acquireTimeout)
   try {
     return new MongoClient(url, {
-      ...Object.fromEntries(Object.entries(connection).filter(([key]) => key.toLowerCase() !== 'serverselectiontimeoutms')),
+      ...Object.fromEntries(Object.entries(connection).filter((one) => !isNamed('serverSelectionTimeoutMS')(one))),
       ...said('connectTimeoutMS') === undefined && { connectTimeoutMS: connectTimeout },
       maxPoolSize: max,
       // The default of 2 would have requests wait for each other's handshakes.
@@ -86,10 +102,12 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
   } catch (error) {
     if (!accepts(() => new MongoClient(url))) {
       // What the driver says of a bad URL may show parts of it.
-      throw badOption('url', url, 'a MongoDB URL (mongodb:// or mongodb+srv://, user and password percent-encoded, options known to the driver)')
+      const form = 'mongodb:// or mongodb+srv://, user and password percent-encoded, options known to the driver'
+      throw badOption('url', url, `a MongoDB URL (${form})`)
     }
     const cause = scrub(error, secretsOf(address))
-    throw new PoolError('FST_POOL_BAD_OPTIONS', `option connection is not what the MongoDB driver takes: ${cause.message}`, { cause })
+    const message = `option connection is not what the MongoDB driver takes: ${cause.message}`
+    throw new PoolError('FST_POOL_BAD_OPTIONS', message, { cause })
   }
 }
 

@@ -4,8 +4,8 @@ import type {
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
 import { PoolError } from '../../pool/errors.js'
-import { somewhere } from '../shared/failures.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+import { somewhere } from '../shared/failures.js'
 
 /** What is used of the driver's inside. */
 export interface Topology {
@@ -293,7 +293,7 @@ function unbound (what = 'unknown'): PoolError {
   return new PoolError('FST_POOL_NOT_SUPPORTED', message)
 }
 
-// --- Errors -----------------------------------------------------------------------------------------------------------
+// --- Errors ----------------------------------------------------------------------------------------------------------
 
 /**
  * Where the server, or the driver, has undone the transaction because of others, and nobody else. Some servers do not

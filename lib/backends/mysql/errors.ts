@@ -22,20 +22,24 @@ export const errors = {
   readOnlyMode: 1836,
 } as const
 
-/** Its text is looked at, since 1290 is also said of other options: the option's name is in it, in whatever language. */
+/**
+ * Its text is looked at, since 1290 is also said of other options: the option's name is in it, in whatever language.
+ */
 export function isReadOnly (errno: unknown, text: () => string): boolean {
   return errno === errors.readOnlyMode || (errno === errors.optionPrevents && /read[-_]only/i.test(text()))
 }
 
 /**
- * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group replication). Not ER_LOCK_WAIT_TIMEOUT: by
- * default it undoes one statement and not the transaction, and whoever waited for 50 s does not want to wait again unasked.
+ * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group
+ * replication). Not ER_LOCK_WAIT_TIMEOUT: by default it undoes one statement and not the transaction, and whoever
+ * waited for 50 s does not want to wait again unasked.
  */
 const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
 
 /**
- * The server ends (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927 ER_CONNECTION_KILLED, 3169
- * ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own (2006, 2013).
+ * The server ends (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927
+ * ER_CONNECTION_KILLED, 3169 ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own
+ * (2006, 2013).
  */
 const endings: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 3169, 4031])
 
@@ -46,13 +50,18 @@ const endings: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 316
  */
 const passingNumbers: ReadonlySet<unknown> = new Set([...endings, errors.readOnlyTransaction])
 
-/** Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given a `timeout`. */
+/**
+ * Of the socket, once it was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that was given
+ * a `timeout`.
+ */
 const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', ...socketCodes])
+
+const closedState = /^Can't (?:add new command when connection is|write) in closed state$/
 
 function isPassingOne ({ code, errno, message }: Failure): boolean {
   if (passingNumbers.has(errno) || passingCodes.has(code) || isReadOnly(errno, () => String(message))) return true
   // mysql2's own have no code.
-  return code === undefined && typeof message === 'string' && /^Can't (?:add new command when connection is|write) in closed state$/.test(message)
+  return code === undefined && typeof message === 'string' && closedState.test(message)
 }
 
 /**

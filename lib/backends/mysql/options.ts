@@ -1,13 +1,14 @@
 import type { ConnectionOptions } from 'mysql2'
 import { badOption } from '../../pool/errors.js'
-import { assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
-import type { Addresses, AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Address } from '../../../types/options.js'
+import {
+  assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,
+} from '../shared/address.js'
 
 export interface MysqlOptions {
   /**
-   * `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. A function is asked at each create.
-   * Default `mysql://localhost:3306`.
+   * `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. A
+   * function is asked at each create. Default `mysql://localhost:3306`.
    */
   url?: Address['url']
   /** Default 'localhost'. Not next to `url`. */
@@ -17,20 +18,26 @@ export interface MysqlOptions {
   /** Default: the URL's, else none. */
   database?: string
   /**
-   * mysql2's own options, untouched: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ... Those that would do the pool's work are refused.
-   * `maxPreparedStatements` is 100 unless it is here. A function is asked at each create; what is wrong with its answer is that create's
-   * `FST_POOL_BAD_OPTIONS`.
+   * mysql2's own options, untouched: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ... Those that
+   * would do the pool's work are refused. `maxPreparedStatements` is 100 unless it is here. A function is asked at each
+   * create; what is wrong with its answer is that create's `FST_POOL_BAD_OPTIONS`.
    */
   connection?: Address['connection']
-  /** How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create` allows. */
+  /**
+   * How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create`
+   * allows.
+   */
   connectTimeout?: number
-  /** The module mysql2, for bundles and copies of one's own. With mysql2/promise it is loaded by its name. Default: the installed one. */
+  /**
+   * The module mysql2, for bundles and copies of one's own. With mysql2/promise it is loaded by its name. Default: the
+   * installed one.
+   */
   driver?: unknown
   /**
    * What is undone at return. Default 'session'.
    * - 'session': whatever the next borrower could notice. Costs nothing where nothing was sent.
-   * - 'transaction': an open transaction, and listeners. Variables, temporary tables, locks of LOCK TABLES and GET_LOCK, the database, the character set
-   *   and `autocommit` stay as they are.
+   * - 'transaction': an open transaction, and listeners. Variables, temporary tables, locks of LOCK TABLES and
+   *   GET_LOCK, the database, the character set   and `autocommit` stay as they are.
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'

@@ -1,17 +1,14 @@
 import type { ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
 import type { Failure } from '../shared/failures.js'
-import { ServerSession } from '../shared/session.js'
-import type { ResetMode } from '../shared/session.js'
+import { ServerSession, type ResetMode } from '../shared/session.js'
 import { quote } from '../shared/sql.js'
 import { LastAnswer } from './answer.js'
 import { Commands, textOf } from './commands.js'
 import { errors, isReadOnly } from './errors.js'
 import { Inspection } from './inspect.js'
-import { begin, rollback, setMark } from './transaction.js'
-import type { Open, TransactionSite } from './transaction.js'
-import { cut, isOpen } from './wire.js'
-import type { Command, Core, Packet } from './wire.js'
+import { begin, rollback, setMark, type Open, type TransactionSite } from './transaction.js'
+import { cut, isOpen, type Command, type Core, type Packet } from './wire.js'
 
 /** Of the client's flags. */
 const multiStatements = 0x10000
@@ -152,7 +149,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     }
   }
 
-  // --- Reset ----------------------------------------------------------------------------------------------------------
+  // --- Reset ---------------------------------------------------------------------------------------------------------
 
   /** undefined: there is nothing to undo. */
   undo (): Promise<void> | undefined {
@@ -235,7 +232,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     this.#settled = false
   }
 
-  // --- What goes through ----------------------------------------------------------------------------------------------
+  // --- What goes through ---------------------------------------------------------------------------------------------
 
   /** Own properties hide the driver's methods, look, and call them. */
   #hide (): void {

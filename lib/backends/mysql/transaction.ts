@@ -6,8 +6,7 @@ import { quote } from '../shared/sql.js'
 import type { LastAnswer } from './answer.js'
 import type { Commands } from './commands.js'
 import { isAnswer } from './errors.js'
-import { within } from './wire.js'
-import type { Core } from './wire.js'
+import { within, type Core } from './wire.js'
 
 /** What transactions ask of their session. */
 export interface TransactionSite {
@@ -50,7 +49,9 @@ const levels: Record<Isolation, string> = {
 }
 
 /** Begins a transaction. After a rejection none is open. */
-export async function begin (site: TransactionSite, options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Connection>> {
+export async function begin (
+  site: TransactionSite, options: TransactionOptions, signal: AbortSignal
+): Promise<Transaction<Connection>> {
   const { isolation, readOnly = false } = options
   const { commands, answer } = site
   const open: Open = { marked: false, lost: false, readOnly }

@@ -1,19 +1,23 @@
+import type { Connection as Callbacks } from 'mysql2'
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
-import type { Connection as Callbacks } from 'mysql2'
-import { cutAtAbort, unlessAborted } from '../shared/signal.js'
-import type { DriverKind } from '../shared/driver.js'
 import type { Connection } from '../../../types/drivers.js'
+import type { DriverKind } from '../shared/driver.js'
+import { cutAtAbort, unlessAborted } from '../shared/signal.js'
 
 export type Driver = Pick<typeof import('mysql2'), 'createConnection'>
+
+/** What tells mysql2 from other modules. */
+interface ModuleShape { readonly createConnection: unknown, readonly Connection: { prototype?: Partial<Callbacks> } }
 
 export const mysqlDriver: DriverKind<Driver> = {
   backend: 'mysql',
   name: 'mysql2',
   expected: 'the module mysql2',
   read (module) {
-    const { createConnection, Connection } = module as { createConnection?: unknown, Connection?: { prototype?: Partial<Callbacks> } }
-    return typeof createConnection === 'function' && typeof Connection?.prototype?.promise === 'function' ? module as unknown as Driver : undefined
+    const { createConnection, Connection } = module as Partial<ModuleShape>
+    const isDriver = typeof createConnection === 'function' && typeof Connection?.prototype?.promise === 'function'
+    return isDriver ? module as unknown as Driver : undefined
   },
   // mysql2/promise: what it makes can't be ended before it is connected.
   belongs: ({ PromiseConnection }) => typeof PromiseConnection === 'function',
@@ -39,11 +43,15 @@ export type Done<T = void> = (error: Error | null, result?: T) => void
 export interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
 
 /** A packet to be sent: its first four bytes are written last. */
-export interface Outgoing { readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing }
+export interface Outgoing {
+  readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing
+}
 
 /** What is used of mysql2, be it in its types or not: those differ from version to version. */
 export interface Core extends EventEmitter {
-  readonly constructor: { createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query }
+  readonly constructor: {
+    createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query
+  }
   readonly config: Record<string, unknown> & { readonly clientFlags: number }
   readonly stream: Socket
   /** From 3.16 on. */

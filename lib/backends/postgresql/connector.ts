@@ -8,26 +8,23 @@ import { ServerConnector, sessionOf } from '../shared/session.js'
 import { cutAtAbort, unlessAborted } from '../shared/signal.js'
 import { isConflict, isPassing } from './errors.js'
 import { Inspection } from './inspect.js'
-import { Listening } from './listening.js'
-import type { ListenOptions, NotificationListener } from './listening.js'
-import { configsOf } from './options.js'
-import type { Config, PostgresOptions } from './options.js'
+import { Listening, type ListenOptions, type NotificationListener } from './listening.js'
+import { configsOf, type Config, type PostgresOptions } from './options.js'
 import { ownQueries } from './queries.js'
-import { PostgresSession } from './session.js'
-import type { Common } from './session.js'
+import { PostgresSession, type Common } from './session.js'
 import { begin, levels } from './transaction.js'
-import { postgresDriver } from './wire.js'
-import type { Driver } from './wire.js'
+import { postgresDriver, type Driver } from './wire.js'
 
 export interface PostgresConnector extends Connector<Client> {
   readonly system: 'postgresql'
   /**
-   * Calls `fn` for each notification on a channel, over one connection outside of the pool that all channels share: made with the first `listen`, made
-   * again after an outage, closed when nobody listens any more.
+   * Calls `fn` for each notification on a channel, over one connection outside of the pool that all channels share:
+   * made with the first `listen`, made again after an outage, closed when nobody listens any more.
    *
    * @param channel the exact name, as in `LISTEN "Name"`: `NOTIFY Name` without quotes notifies 'name'
    * @returns when the server listens: a function that ends it, and resolves when the server knows. It never rejects.
-   * @throws `FST_POOL_CONNECT_FAILED`, `FST_POOL_CLOSED`, `FST_POOL_BAD_OPTIONS`; the server's own error where it refuses
+   * @throws `FST_POOL_CONNECT_FAILED`, `FST_POOL_CLOSED`, `FST_POOL_BAD_OPTIONS`; the server's own error where it
+   * refuses
    */
   listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>>
 }
@@ -35,13 +32,15 @@ export interface PostgresConnector extends Connector<Client> {
 /**
  * PostgreSQL (10 and later). A connection is one `pg.Client`.
  *
- * A connection that is destroyed while a statement runs asks the server to cancel it (over a second, short connection), so that its slot there is free
- * when it counts as closed here. What the server does not end within 500 ms is cut off.
+ * A connection that is destroyed while a statement runs asks the server to cancel it (over a second, short connection),
+ * so that its slot there is free when it counts as closed here. What the server does not end within 500 ms is cut off.
  *
- * A connection on which the server refused a write (25006) is broken: another one may reach a server that takes it. Not so where the server itself takes
- * writes, and a transaction that was begun read only does not (PostgreSQL 14 and later tell the difference), nor where `inspect` has found a replica.
+ * A connection on which the server refused a write (25006) is broken: another one may reach a server that takes it. Not
+ * so where the server itself takes writes, and a transaction that was begun read only does not (PostgreSQL 14 and later
+ * tell the difference), nor where `inspect` has found a replica.
  *
- * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`, `statement_timeout`, ...): a reset goes back to them.
+ * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`,
+ * `statement_timeout`, ...): a reset goes back to them.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
@@ -56,12 +55,12 @@ export async function postgresql (options: PostgresOptions): Promise<PostgresCon
  * connection died, or its server ends, is not up yet, or takes no writes (25006). Not that the server has too many
  * connections (53300): that is said to who connects, and the pool tries connects again in its own time.
  *
- * `inspect` says 'replica' where the server recovers, or where its transactions are read only unless they say otherwise,
- * and not by a borrower's doing. The lag is 0 where all is replayed that is known to exist, else the age of the last
- * commit that is replayed. It is Infinity where nothing is received: its primary is gone or out of reach, or has refused
- * it; a replica by log shipping alone receives nothing either. With the role `pg_read_all_stats` (of `pg_monitor`) it
- * includes what is still on its way from the primary; without it, a replica that catches up may seem to have done so.
- * Of a replica of a replica it is the lag behind that one. Rejects within a failed transaction.
+ * `inspect` says 'replica' where the server recovers, or where its transactions are read only unless they say
+ * otherwise, and not by a borrower's doing. The lag is 0 where all is replayed that is known to exist, else the age of
+ * the last commit that is replayed. It is Infinity where nothing is received: its primary is gone or out of reach, or
+ * has refused it; a replica by log shipping alone receives nothing either. With the role `pg_read_all_stats` (of
+ * `pg_monitor`) it includes what is still on its way from the primary; without it, a replica that catches up may seem
+ * to have done so. Of a replica of a replica it is the lag behind that one. Rejects within a failed transaction.
  */
 class PostgresBackend extends ServerConnector<Client, PostgresSession> implements PostgresConnector {
   readonly system = 'postgresql'
@@ -146,8 +145,8 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
     this.#events.listen(listener)
   }
 
-  listen (channel: string, fn: NotificationListener, { onReconnect }: ListenOptions = {}): Promise<() => Promise<void>> {
-    return this.#listening.listen(channel, fn, onReconnect)
+  listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>> {
+    return this.#listening.listen(channel, fn, options)
   }
 
   close (): Promise<void> {

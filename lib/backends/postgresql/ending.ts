@@ -1,7 +1,6 @@
 import type { ClientConfig } from 'pg'
 import type { Client } from '../../../types/drivers.js'
-import { terminate } from './wire.js'
-import type { Inside, Wire } from './wire.js'
+import { terminate, type Inside, type Wire } from './wire.js'
 
 /** How long the server may take to let go of a connection, in ms. Then the connection is cut off. */
 const grace = 500
@@ -64,7 +63,8 @@ export function end (of: Ending): Promise<void> {
 }
 
 /** Asks the server to end what runs on a connection. It takes another connection, which the server then ends. */
-function cancel ({ processID, secretKey, host, port, ssl, sslNegotiation, connection }: Inside, base: ClientConfig): Wire {
+function cancel (inside: Inside, base: ClientConfig): Wire {
+  const { processID, secretKey, host, port, ssl, sslNegotiation, connection } = inside
   const Connection = connection.constructor as new (config: object) => Wire
   const wire = new Connection({ ssl, sslNegotiation, stream: base.stream })
   const ask = () => wire.cancel(processID!, secretKey)

@@ -12,16 +12,21 @@ export type Failed = Error & { readonly code?: string, readonly routine?: string
  */
 export const outdated: ReadonlySet<unknown> = new Set(['0A000', '26000', '42P05', 'XX000', '42704'])
 
-/** Of the server: it ends (57P01), a process of it crashed (57P02), it is not up yet (57P03). Of the socket, once it was connected. */
+/**
+ * Of the server: it ends (57P01), a process of it crashed (57P02), it is not up yet (57P03). Of the socket, once it was
+ * connected.
+ */
 const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', ...socketCodes])
+
+const ofTheDriver = /^Connection terminated\b|^Client .+ is not queryable$/
 
 export function isPassing (error: unknown): boolean {
   return somewhere(error, ({ code, severity, message }) => {
     if (passing.has(code)) return true
     // Class 08 is of the connection, but 08P01 is also said of a parameter too many.
-    if (typeof code === 'string' && code.length === 5 && code.startsWith('08')) return code !== '08P01' || severity === 'FATAL'
+    if (typeof code === 'string' && /^08...$/.test(code)) return code !== '08P01' || severity === 'FATAL'
     // pg's own have no code.
-    return code === undefined && typeof message === 'string' && /^Connection terminated\b|^Client .+ is not queryable$/.test(message)
+    return code === undefined && typeof message === 'string' && ofTheDriver.test(message)
   })
 }
 

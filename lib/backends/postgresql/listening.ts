@@ -1,8 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
 import { badOption, PoolError } from '../../pool/errors.js'
-import { unlessAborted } from '../shared/signal.js'
 import type { Notification } from '../../../types/drivers.js'
 import { codeOf } from '../shared/failures.js'
+import { unlessAborted } from '../shared/signal.js'
 import { quote } from '../shared/sql.js'
 import type { PostgresSession } from './session.js'
 
@@ -11,7 +11,10 @@ export interface ListenOptions {
   onReconnect?: () => unknown
 }
 
-/** Gets the payload, '' where there is none. What it throws, or rejects with, is told as the driver event `listener-error`. */
+/**
+ * Gets the payload, '' where there is none. What it throws, or rejects with, is told as the driver event
+ * `listener-error`.
+ */
 export type NotificationListener = (payload: string, notification: Notification) => unknown
 
 interface Subscription {
@@ -32,7 +35,8 @@ interface ListeningOptions {
 }
 
 /**
- * The connection that listens. One loop brings it from what is to what should be: connected while somebody listens, to exactly these channels.
+ * The connection that listens. One loop brings it from what is to what should be: connected while somebody listens, to
+ * exactly these channels.
  */
 export class Listening {
   readonly #options: ListeningOptions
@@ -55,7 +59,9 @@ export class Listening {
 
   constructor (options: ListeningOptions) { this.#options = options }
 
-  async listen (channel: string, fn: NotificationListener, onReconnect: (() => unknown) | undefined): Promise<() => Promise<void>> {
+  async listen (
+    channel: string, fn: NotificationListener, { onReconnect }: ListenOptions = {}
+  ): Promise<() => Promise<void>> {
     // The server would cut off the rest, and then notify another channel. NUL ends a text there.
     if (typeof channel !== 'string' || channel === '' || Buffer.byteLength(channel) > 63 || channel.includes('\0')) {
       throw badOption('channel', channel, 'the name of a channel: 1 to 63 bytes')
@@ -87,7 +93,9 @@ export class Listening {
       if (this.#closing.signal.aborted) return
       this.#start()
       // In an outage the server knows of no channel, and the loop goes on for the others.
-      while (this.#known.has(channel) && !this.#subscriptions.has(channel)) await new Promise<void>((resolve) => { this.#turned.push(resolve) })
+      while (this.#known.has(channel) && !this.#subscriptions.has(channel)) {
+        await new Promise<void>((resolve) => { this.#turned.push(resolve) })
+      }
       if (this.#subscriptions.size > 0) return
       this.#hurry?.()
       await this.#loop
@@ -122,7 +130,8 @@ export class Listening {
         this.#failures++
       }
       for (const turned of this.#turned.splice(0)) turned()
-      if (this.#failures > 0 && this.#subscriptions.size > 0) await this.#pause(Math.min(1000, 25 * 2 ** this.#failures))
+      const again = this.#failures > 0 && this.#subscriptions.size > 0
+      if (again) await this.#pause(Math.min(1000, 25 * 2 ** this.#failures))
     }
     this.#loop = undefined
   }
@@ -146,8 +155,14 @@ export class Listening {
     const session = this.#session ?? await this.#connect()
     const missing = this.#missing
     const surplus = this.#surplus
-    const statements = [...surplus.map((channel) => `UNLISTEN ${quote(channel)}`), ...missing.map((channel) => `LISTEN ${quote(channel)}`)]
-    if (statements.length > 0) await unlessAborted(session.connection.query(statements.join('; ')), AbortSignal.timeout(this.#options.connectTimeout))
+    const statements = [
+      ...surplus.map((channel) => `UNLISTEN ${quote(channel)}`),
+      ...missing.map((channel) => `LISTEN ${quote(channel)}`),
+    ]
+    if (statements.length > 0) {
+      const answer = session.connection.query(statements.join('; '))
+      await unlessAborted(answer, AbortSignal.timeout(this.#options.connectTimeout))
+    }
     for (const channel of surplus) this.#known.delete(channel)
     for (const channel of missing) this.#known.add(channel)
     const again = this.#all().filter(({ channel, since }) => this.#known.has(channel) && since !== this.#generation)
@@ -164,7 +179,8 @@ export class Listening {
   async #connect (): Promise<PostgresSession> {
     const deadline = new AbortController()
     const { connectTimeout } = this.#options
-    const timer = setTimeout(() => deadline.abort(new Error(`no connection within ${connectTimeout} ms (connectTimeout)`)), connectTimeout)
+    const late = () => deadline.abort(new Error(`no connection within ${connectTimeout} ms (connectTimeout)`))
+    const timer = setTimeout(late, connectTimeout)
     let session: PostgresSession
     try {
       session = await this.#options.open(AbortSignal.any([this.#closing.signal, deadline.signal]))
@@ -198,11 +214,13 @@ export class Listening {
   async #failed (cause: unknown): Promise<void> {
     const error = this.#options.scrub(cause)
     const connected = this.#session !== undefined
+    const message = `no connection to listen on: ${error.message}`
+    const unconnected = new PoolError('FST_POOL_CONNECT_FAILED', message, { cause: error })
     for (const subscription of this.#all()) {
       if (subscription.settle === undefined) continue
       this.#forget(subscription)
       // Refused by a server that serves: its own error says more.
-      subscription.settle(connected ? error : new PoolError('FST_POOL_CONNECT_FAILED', `no connection to listen on: ${error.message}`, { cause: error }))
+      subscription.settle(connected ? error : unconnected)
     }
     await this.#disconnect()
     if (this.#subscriptions.size === 0) return
@@ -232,7 +250,8 @@ export class Listening {
   }
 
   #call (channel: string, fn: (...args: never[]) => unknown, args: never[]): void {
-    const failed = (error: unknown) => this.#options.tell('listener-error', { channel, message: this.#options.scrub(error).message })
+    const { tell, scrub } = this.#options
+    const failed = (error: unknown) => tell('listener-error', { channel, message: scrub(error).message })
     try {
       Promise.resolve(fn(...args)).catch(failed)
     } catch (error) {

@@ -1,17 +1,17 @@
 import type { ClientConfig } from 'pg'
 import { badOption } from '../../pool/errors.js'
-import { assignGiven, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
-import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
-import type { Addresses, AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Address } from '../../../types/options.js'
-import { postgresDriver } from './wire.js'
-import type { Inside } from './wire.js'
+import {
+  assignGiven, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,
+} from '../shared/address.js'
+import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
+import { postgresDriver, type Inside } from './wire.js'
 
 export interface PostgresOptions {
   /**
-   * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or the folder of a Unix socket.
-   * What the other options say wins over it. A function is asked at each create, that of `listen` too. Default: what pg takes from the environment
-   * (`PGHOST`, ...), else localhost.
+   * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or
+   * the folder of a Unix socket. What the other options say wins over it. A function is asked at each create, that of
+   * `listen` too. Default: what pg takes from the environment (`PGHOST`, ...), else localhost.
    */
   url?: Address['url']
   /** Instead of `url`. Default: `PGHOST`, else 'localhost'. */
@@ -21,21 +21,25 @@ export interface PostgresOptions {
   /** Default: the URL's, else `PGDATABASE`, else the user's name. */
   database?: string
   /**
-   * pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those that would do the pool's work are
-   * refused. A function is asked at each create; what is wrong with its answer is that create's `FST_POOL_BAD_OPTIONS`.
+   * pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those
+   * that would do the pool's work are refused. A function is asked at each create; what is wrong with its answer is
+   * that create's `FST_POOL_BAD_OPTIONS`.
    */
   connection?: Address['connection']
   /**
    * What is undone at return. Default 'session'.
-   * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made, listeners and type parsers of the object.
-   *   Statements that the driver named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named statements.
+   * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made,
+   *   listeners and type parsers of the object.   Statements that the driver named stay prepared. What `LOAD` loaded
+   *   stays, and a PREPARE within a function where the driver holds named statements.
    * - 'transaction': an open transaction, nothing else. No round trip where none is open.
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'
   /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
   connectTimeout?: number
-  /** The module pg, or an object with its `Client`: for bundles, and copies of one's own. Default: the installed one. */
+  /**
+   * The module pg, or an object with its `Client`: for bundles, and copies of one's own. Default: the installed one.
+   */
   driver?: unknown
 }
 
@@ -106,7 +110,10 @@ function driverOptions (address: AddressNow, options: PostgresOptions, parse: Pa
 
 type Parser = (url: string) => Record<string, unknown>
 
-/** pg's own. Beside a driver that the app has bundled its package may be absent: there it is what a client makes of the url. */
+/**
+ * pg's own. Beside a driver that the app has bundled its package may be absent: there it is what a client makes of the
+ * url.
+ */
 function parserOf (driver: unknown): Parser {
   try {
     const module = requirePackage('pg-connection-string', { via: 'pg', backend: 'postgresql' })
@@ -141,7 +148,8 @@ function parseUrl (url: string, parse: Parser): ClientConfig {
   const options: ClientConfig = {}
   for (const [name, value] of Object.entries(parsed)) {
     if (value === undefined || value === null || value === '') continue
-    if (name !== 'host' && name !== 'port' && refused.has(name)) throw wrong(`a url without ${name}: ${refused.get(name)!}`)
+    const instead = name === 'host' || name === 'port' ? undefined : refused.get(name)
+    if (instead !== undefined) throw wrong(`a url without ${name}: ${instead}`)
     Object.assign(options, { [name]: value })
   }
   return options

@@ -6,7 +6,9 @@ export class PreparedNames {
   /** What the driver believes may be wrong: by statements in SQL (PREPARE, DEALLOCATE, DISCARD ALL). */
   doubtful = false
   readonly #inside: Inside
-  /** The driver has forgotten them, and the server may still have them. They are closed before they are prepared anew. */
+  /**
+   * The driver has forgotten them, and the server may still have them. They are closed before they are prepared anew.
+   */
   readonly #stale = new Set<string>()
 
   constructor (inside: Inside) { this.#inside = inside }
@@ -34,7 +36,8 @@ export class PreparedNames {
    * was deallocated where no command tag tells. All that the driver has prepared is prepared anew when it is used next,
    * so that a connection meets this once, and not once for each name.
    *
-   * @returns false where it was not one of the driver's, but one by SQL PREPARE: only the server's own list can be reset
+   * @returns false where it was not one of the driver's, but one by SQL PREPARE: only the server's own list can be
+   * reset
    */
   refused ({ code, routine }: Failed): boolean {
     const { _activeQuery: active = this.#inside.activeQuery } = this.#inside

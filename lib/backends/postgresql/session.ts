@@ -1,17 +1,14 @@
-import type { Socket } from 'node:net'
 import type { ClientConfig } from 'pg'
+import type { Socket } from 'node:net'
 import type { ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
-import { ServerSession } from '../shared/session.js'
-import type { ResetMode } from '../shared/session.js'
+import { ServerSession, type ResetMode } from '../shared/session.js'
 import { end } from './ending.js'
-import { outdated, readOnly } from './errors.js'
-import type { Failed } from './errors.js'
+import { outdated, readOnly, type Failed } from './errors.js'
 import type { Inspection } from './inspect.js'
 import { PreparedNames } from './prepared.js'
 import type { OwnQueries, Undo } from './queries.js'
-import { messages } from './wire.js'
-import type { Inside } from './wire.js'
+import { messages, type Inside } from './wire.js'
 
 /** Makes the rejection of what the server says. @param first no command of the text had completed */
 type Failing = (error: Error, first: boolean) => Error
@@ -136,7 +133,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.#mark = this.#stream.bytesWritten
   }
 
-  // --- Reset ----------------------------------------------------------------------------------------------------------
+  // --- Reset ---------------------------------------------------------------------------------------------------------
 
   /** Goes behind what is still queued or running. undefined: there is nothing to undo. */
   undo (): Promise<void> | undefined {
@@ -185,7 +182,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.#typed = false
   }
 
-  // --- What the server says -------------------------------------------------------------------------------------------
+  // --- What the server says ------------------------------------------------------------------------------------------
 
   #ready (status: string): void {
     this.status = status
@@ -215,7 +212,7 @@ export class PostgresSession extends ServerSession<Client> {
     }
   }
 
-  // --- Statements of ours ---------------------------------------------------------------------------------------------
+  // --- Statements of ours --------------------------------------------------------------------------------------------
 
   /**
    * Sends a statement behind all that is queued already.
@@ -245,7 +242,7 @@ export class PostgresSession extends ServerSession<Client> {
     })
   }
 
-  // --- End ------------------------------------------------------------------------------------------------------------
+  // --- End -----------------------------------------------------------------------------------------------------------
 
   protected override async close (): Promise<void> {
     if (!this.ended) await end(this)

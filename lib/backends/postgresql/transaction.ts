@@ -3,10 +3,9 @@ import { PoolError } from '../../pool/errors.js'
 import type { Isolation, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { quote } from '../shared/sql.js'
-import type { PostgresSession } from './session.js'
+import { unresolved, type Coded, type Failed } from './errors.js'
 import { nothingToDo } from './queries.js'
-import { unresolved } from './errors.js'
-import type { Failed, Coded } from './errors.js'
+import type { PostgresSession } from './session.js'
 
 export const levels: ReadonlyMap<Isolation, string> = new Map<Isolation, string>([
   ['read uncommitted', ' ISOLATION LEVEL READ UNCOMMITTED'],
@@ -39,9 +38,12 @@ const noSavepoint = '3B001'
 const hadFailed = 'the transaction had failed: nothing of it can be committed'
 const begunByHand = 'a transaction was begun on this connection by a statement of its own'
 
-export async function begin (session: PostgresSession, { isolation, readOnly = false }: TransactionOptions): Promise<Transaction<Client>> {
+export async function begin (session: PostgresSession, options: TransactionOptions): Promise<Transaction<Client>> {
+  const { isolation, readOnly = false } = options
   const level = isolation === undefined ? '' : levels.get(isolation)
-  if (level === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `PostgreSQL has no isolation level '${isolation!}'`)
+  if (level === undefined) {
+    throw new PoolError('FST_POOL_NOT_SUPPORTED', `PostgreSQL has no isolation level '${isolation!}'`)
+  }
   let began = false
   try {
     await session.run(() => {
@@ -53,7 +55,8 @@ export async function begin (session: PostgresSession, { isolation, readOnly = f
       return `BEGIN${level}${readOnly ? ' READ ONLY' : ''}; ${setMark}`
     })
   } catch (error) {
-    if (began && !session.broken) await session.run(() => session.status === 'I' ? nothingToDo : 'ROLLBACK').catch(unlessDone)
+    const undo = () => session.status === 'I' ? nothingToDo : 'ROLLBACK'
+    if (began && !session.broken) await session.run(undo).catch(unlessDone)
     throw error
   }
   return new OpenTransaction(session)

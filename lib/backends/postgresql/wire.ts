@@ -1,7 +1,7 @@
 import type { EventEmitter } from 'node:events'
 import type { Socket } from 'node:net'
-import type { DriverKind } from '../shared/driver.js'
 import type { Client } from '../../../types/drivers.js'
+import type { DriverKind } from '../shared/driver.js'
 
 /** What is used of the module pg. */
 export interface Driver { readonly Client: new (config: object) => Client, readonly Query: unknown }
@@ -13,14 +13,16 @@ export const postgresDriver: DriverKind<Driver> = {
   read ({ Client }) {
     const { prototype, Query } = (Client ?? {}) as { prototype?: Partial<Client>, Query?: unknown }
     // The native client has no `escapeLiteral`, and no connection that could be cut.
-    return typeof prototype?.escapeLiteral === 'function' && typeof Query === 'function' ? { Client: Client as Driver['Client'], Query } : undefined
+    const isDriver = typeof prototype?.escapeLiteral === 'function' && typeof Query === 'function'
+    return isDriver ? { Client: Client as Driver['Client'], Query } : undefined
   },
 }
 
 export const terminate = Buffer.from([0x58, 0, 0, 0, 4])
 
 /** What the server has when a session begins, and `DISCARD ALL` but for what the driver prepared. */
-const fresh = 'CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP'
+const fresh = 'CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; ' +
+  'SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP'
 
 /** Ready to be sent: it saves what is done anew at each return. */
 export const messages = {

@@ -1,21 +1,23 @@
 // One Redis, or a cluster: the plugin's options say which.
 import type { Cluster, Redis } from '../../../types/drivers.js'
-import { redisCluster } from './cluster.js'
-import type { RedisClusterConnector } from './cluster.js'
 import type { RedisClusterOptions } from './cluster-options.js'
-import { redis } from './connector.js'
-import type { RedisConnector } from './connector.js'
+import { redisCluster, type RedisClusterConnector } from './cluster.js'
+import { redis, type RedisConnector } from './connector.js'
 import type { RedisOptions } from './options.js'
 
+type RedisConnectors = RedisConnector | RedisClusterConnector
+
 /** @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet. */
-export function redisOrCluster (options: RedisOptions & RedisClusterOptions): Promise<RedisConnector | RedisClusterConnector> {
+export function redisOrCluster (options: RedisOptions & RedisClusterOptions): Promise<RedisConnectors> {
   const { connection } = options
   const isCluster = typeof connection === 'object' && 'cluster' in connection && connection.cluster !== undefined
   return isCluster ? redisCluster(options) : redis(options)
 }
 
-/** A connector over a client that the app made. undefined: this is none, but a collection of clients with names, say. */
-export function adoptRedis (client: object, options: RedisOptions): Promise<RedisConnector | RedisClusterConnector> | undefined {
+/**
+ * A connector over a client that the app made. undefined: this is none, but a collection of clients with names, say.
+ */
+export function adoptRedis (client: object, options: RedisOptions): Promise<RedisConnectors> | undefined {
   const { database, connectTimeout, reset } = options
   if ('isCluster' in client && client.isCluster === true) {
     return redisCluster({ client: client as Cluster, connectTimeout })

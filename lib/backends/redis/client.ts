@@ -2,11 +2,11 @@ import { badOption, PoolError } from '../../pool/errors.js'
 import type { Redis } from '../../../types/drivers.js'
 import type { DriverEvents } from '../shared/events.js'
 import { codeOf } from './errors.js'
-import { retryStrategy, sentinelled } from './options.js'
-import type { Source } from './options.js'
+import { retryStrategy, sentinelled, type Source } from './options.js'
 import { limitSentinels } from './sentinels.js'
-import { cut, disconnected, disconnectTimeout, drained, isBusy, sendOf, sharedGrace } from './wire.js'
-import type { Driver, Inside } from './wire.js'
+import {
+  cut, disconnected, disconnectTimeout, drained, isBusy, sendOf, sharedGrace, type Driver, type Inside,
+} from './wire.js'
 
 /** What the shared client asks of its connector. */
 interface Site {
@@ -46,7 +46,9 @@ export class SharedClient {
     return client
   }
 
-  /** The server that it is connected to is not the master any more. It connects again, and sends what was not answered. */
+  /**
+   * The server that it is connected to is not the master any more. It connects again, and sends what was not answered.
+   */
   moved (): void {
     if (this.#site.theirs !== undefined || this.#client === undefined) return
     (this.#client as unknown as Inside).connector.stream?.destroy()

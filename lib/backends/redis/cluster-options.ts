@@ -1,15 +1,14 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
-import type { Address } from '../../../types/options.js'
-import { refuseKeys } from '../shared/address.js'
-import type { RefusedKeys } from '../shared/address.js'
 import type { Cluster } from '../../../types/drivers.js'
+import type { Address } from '../../../types/options.js'
+import { refuseKeys, type RefusedKeys } from '../shared/address.js'
 
 export interface RedisClusterOptions {
   /**
-   * `cluster`: some of the nodes, as `{ host, port }`; one that answers is enough. Beside it ioredis' own options of a cluster, untouched:
-   * `redisOptions` (with `username`, `password`, `tls`), `natMap`, `scaleReads`, ... Those that would do the pool's work are refused. Not a function:
-   * the client is made once.
+   * `cluster`: some of the nodes, as `{ host, port }`; one that answers is enough. Beside it ioredis' own options of a
+   * cluster, untouched: `redisOptions` (with `username`, `password`, `tls`), `natMap`, `scaleReads`, ... Those that
+   * would do the pool's work are refused. Not a function: the client is made once.
    */
   connection?: Address['connection']
   /** How long one attempt of the client to reach the cluster may take, in ms; its nodes share it. Default 3000. */
@@ -47,20 +46,30 @@ const refusedOfNodes: RefusedKeys = new Map(Object.entries({
 }))
 
 /** Of each node's connections, that people may well put beside `cluster`. */
-const belongInside = ['username', 'password', 'tls', 'connectionName', 'commandTimeout', 'socketTimeout', 'family', 'protocol']
+const belongInside = [
+  'username', 'password', 'tls', 'connectionName', 'commandTimeout', 'socketTimeout', 'family', 'protocol',
+]
 
 /** @throws `FST_POOL_BAD_OPTIONS` */
 export function clusterOptions ({ connection }: RedisClusterOptions): Given {
-  if (typeof connection === 'function') throw badOption('connection', connection, 'an object with cluster: the client is made once')
+  if (typeof connection === 'function') {
+    throw badOption('connection', connection, 'an object with cluster: the client is made once')
+  }
   const { cluster, ...rest } = connection ?? {}
-  if (!Array.isArray(cluster) || cluster.length === 0) throw badOption('connection.cluster', cluster, 'an array of { host, port }')
+  if (!Array.isArray(cluster) || cluster.length === 0) {
+    throw badOption('connection.cluster', cluster, 'an array of { host, port }')
+  }
   for (const [at, node] of cluster.entries()) {
-    if (typeof node !== 'object' || node === null) throw badOption(`connection.cluster.${at}`, node, 'an object with host and port')
+    if (typeof node === 'object' && node !== null) continue
+    throw badOption(`connection.cluster.${at}`, node, 'an object with host and port')
   }
   const { redisOptions = {} } = rest
-  if (typeof redisOptions !== 'object' || redisOptions === null) throw badOption('connection.redisOptions', redisOptions, 'an object')
+  if (typeof redisOptions !== 'object' || redisOptions === null) {
+    throw badOption('connection.redisOptions', redisOptions, 'an object')
+  }
   for (const name of belongInside) {
-    if (rest[name] !== undefined) throw badOption(`connection.${name}`, rest[name], `it inside of connection: { redisOptions: { ${name} } }`)
+    if (rest[name] === undefined) continue
+    throw badOption(`connection.${name}`, rest[name], `it inside of connection: { redisOptions: { ${name} } }`)
   }
   refuseKeys(rest, refused)
   refuseKeys(redisOptions as Record<string, unknown>, refusedOfNodes, 'connection.redisOptions')

@@ -1,22 +1,20 @@
 import { PoolError, secretsOf } from '../../pool/errors.js'
-import { leavesState } from './commands.js'
-import { codeOf, isTransient } from './errors.js'
-import { healScripts } from './scripts.js'
-import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace } from './wire.js'
-import type { Driver } from './wire.js'
+import type { Connector, DriverEvent } from '../../../types/connector.js'
+import type { Cluster, Command, Redis } from '../../../types/drivers.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { unlessAborted } from '../shared/signal.js'
-import type { Connector, DriverEvent } from '../../../types/connector.js'
-import type { Cluster, Command, Redis } from '../../../types/drivers.js'
-import { clusterOptions, checkClient } from './cluster-options.js'
-import type { RedisClusterOptions, Given } from './cluster-options.js'
+import { checkClient, clusterOptions, type Given, type RedisClusterOptions } from './cluster-options.js'
+import { leavesState } from './commands.js'
+import { codeOf, isTransient } from './errors.js'
+import { healScripts } from './scripts.js'
+import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace, type Driver } from './wire.js'
 
 export interface RedisClusterConnector extends Connector<Cluster> {
   readonly system: 'redis'
   /**
-   * What all connections are: it reconnects by itself. Made at first access, and connects with its first command. `close` ends it, unless the app
-   * made it.
+   * What all connections are: it reconnects by itself. Made at first access, and connects with its first command.
+   * `close` ends it, unless the app made it.
    *
    * @throws `FST_POOL_CLOSED` if it would be made after `close`
    */
@@ -25,21 +23,24 @@ export interface RedisClusterConnector extends Connector<Cluster> {
 }
 
 /**
- * A Redis Cluster. A connection is the right to use one shared ioredis `Cluster`, which is the same object for all: the pool's limits, deadlines and
- * events are those of any pool, but nobody has a connection of his own, and nothing is reset.
+ * A Redis Cluster. A connection is the right to use one shared ioredis `Cluster`, which is the same object for all: the
+ * pool's limits, deadlines and events are those of any pool, but nobody has a connection of his own, and nothing is
+ * reset.
  *
- * Safe beside others: single commands; `pipeline()`; `multi()` up to its `exec()`, which go out in one piece; scripts. All keys of one of these must
- * be of one slot, or one node.
+ * Safe beside others: single commands; `pipeline()`; `multi()` up to its `exec()`, which go out in one piece; scripts.
+ * All keys of one of these must be of one slot, or one node.
  *
- * Not safe, and refused with `FST_POOL_NOT_SUPPORTED` unless they stand in a pipeline: `multi({ pipeline: false })` and WATCH, which would take the
- * commands of others into the transaction, or lose to them, and what changes the connection for all (AUTH, CLIENT, HELLO, MONITOR, READONLY, RESET).
+ * Not safe, and refused with `FST_POOL_NOT_SUPPORTED` unless they stand in a pipeline: `multi({ pipeline: false })` and
+ * WATCH, which would take the commands of others into the transaction, or lose to them, and what changes the connection
+ * for all (AUTH, CLIENT, HELLO, MONITOR, READONLY, RESET).
  *
- * Not safe, and not refused: what blocks (BLPOP, WAIT, XREAD with BLOCK) holds up all others at that node. Subscriptions and listeners are
- * everybody's and stay until somebody undoes them. `quit()` and `disconnect()` fail the commands of all; the next acquire connects anew. For any of
- * that, `duplicate()` gives a client outside of the pool, for whoever made it to close.
+ * Not safe, and not refused: what blocks (BLPOP, WAIT, XREAD with BLOCK) holds up all others at that node.
+ * Subscriptions and listeners are everybody's and stay until somebody undoes them. `quit()` and `disconnect()` fail the
+ * commands of all; the next acquire connects anew. For any of that, `duplicate()` gives a client outside of the pool,
+ * for whoever made it to close.
  *
- * Where a node dies, its commands wait for its replica as ioredis says (`retryDelayOnFailover`, `retryDelayOnClusterDown`, `maxRedirections`: 16
- * times 100 ms).
+ * Where a node dies, its commands wait for its replica as ioredis says (`retryDelayOnFailover`,
+ * `retryDelayOnClusterDown`, `maxRedirections`: 16 times 100 ms).
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
@@ -73,11 +74,13 @@ class ClusterBackend implements RedisClusterConnector {
   #closing: Promise<void> | undefined
   readonly #events = new DriverEvents()
 
-  constructor (driver: Driver, given: Given | undefined, { connection, connectTimeout = 3000, client }: RedisClusterOptions) {
+  constructor (driver: Driver, given: Given | undefined, options: RedisClusterOptions) {
+    const { connection, connectTimeout = 3000, client } = options
     this.#driver = driver
     this.#given = given
     this.#connectTimeout = connectTimeout
-    this.secrets = secretsOf({ connection: client === undefined ? connection : [client.options, Reflect.get(client, 'startupNodes')] })
+    const theirs = client && [client.options, Reflect.get(client, 'startupNodes')]
+    this.secrets = secretsOf({ connection: theirs ?? connection })
     if (client !== undefined) this.#adopt(client)
   }
 
@@ -130,14 +133,17 @@ class ClusterBackend implements RedisClusterConnector {
   }
 
   /**
-   * Of the client: `connect`, `ready`, `close`, `end`, `error` {code}, `reconnecting`; of its nodes: `node` {port}, `node-gone` {port}, `node-error`
-   * {code}.
+   * Of the client: `connect`, `ready`, `close`, `end`, `error` {code}, `reconnecting`; of its nodes: `node` {port},
+   * `node-gone` {port}, `node-error` {code}.
    */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
     this.#events.listen(listener)
   }
 
-  /** Ends the client, if we made it: what it was asked is answered, up to 500 ms. One that was never used never connects. */
+  /**
+   * Ends the client, if we made it: what it was asked is answered, up to 500 ms. One that was never used never
+   * connects.
+   */
   close (): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing
@@ -148,7 +154,8 @@ class ClusterBackend implements RedisClusterConnector {
     const client = this.#client
     try {
       if (client === undefined || this.#given === undefined) return
-      const busy = client.status === 'ready' ? client.nodes().filter((node) => node.status === 'ready' && isBusy(node)) : []
+      const nodes = client.status === 'ready' ? client.nodes() : []
+      const busy = nodes.filter((node) => node.status === 'ready' && isBusy(node))
       await Promise.all(busy.map((node) => this.#drained(node)))
       const inside = client as unknown as Inside
       const subscriber = inside.subscriber.getInstance()
@@ -172,7 +179,10 @@ class ClusterBackend implements RedisClusterConnector {
     }
   }
 
-  /** Waits for the end of the attempt that is under way, or of the next one: the client's own, or begun here where it would not begin any. */
+  /**
+   * Waits for the end of the attempt that is under way, or of the next one: the client's own, or begun here where it
+   * would not begin any.
+   */
   #reach (client: Cluster, signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       const done = () => {
@@ -203,7 +213,8 @@ class ClusterBackend implements RedisClusterConnector {
         const rests = ['wait', 'end', 'close'].includes(client.status)
         if (rests && this.#waiting.has(waiting)) Promise.allSettled([client.connect()])
       }
-      // It passes by: what comes next is the end, or another attempt. But nodes that go after the end leave it at that for ever.
+      // It passes by: what comes next is the end, or another attempt. But nodes that go after the end leave it at that
+      // for ever.
       if (client.status === 'close') setImmediate(begin)
       else begin()
     })
@@ -231,8 +242,8 @@ class ClusterBackend implements RedisClusterConnector {
       for (const waiting of [...this.#waiting]) waiting.resolve()
     })
     listen('close', () => {
-      const why = this.#checking ? 'the nodes say that the cluster is not whole (cluster_state:fail)' : 'no node of the cluster is there'
-      const reason = this.#error ?? new Error(why)
+      const notWhole = 'the nodes say that the cluster is not whole (cluster_state:fail)'
+      const reason = this.#error ?? new Error(this.#checking ? notWhole : 'no node of the cluster is there')
       this.#checking = false
       this.#tell('close')
       for (const waiting of [...this.#waiting]) waiting.reject(reason)
@@ -294,7 +305,8 @@ function refuseWhatIsShared (client: Cluster): void {
     // In a pipeline all or none must be sent, and MULTI and WATCH are together with what they are of.
     if (stream !== undefined || !leavesState(command)) return send(command, stream, node)
     const name = command.name.toUpperCase()
-    const message = `all share the connections of a Redis cluster: ${name} needs one of its own, from duplicate() or from a node's duplicate()`
+    const message = `all share the connections of a Redis cluster: ${name} needs one of its own, ` +
+      'from duplicate() or from a node\'s duplicate()'
     return refuse(command, new PoolError('FST_POOL_NOT_SUPPORTED', message))
   }
   Object.defineProperty(client, 'sendCommand', { value, writable: true, configurable: true })

@@ -1,6 +1,8 @@
 import type { Command } from '../../../types/drivers.js'
 
-export type Kind = 'harmless' | 'multi' | 'exec' | 'watch' | 'select' | 'subscribe' | 'unsubscribe' | 'client' | 'script' | 'lost'
+/** What a command means for what comes after it. */
+export type Kind =
+  'harmless' | 'multi' | 'exec' | 'watch' | 'select' | 'subscribe' | 'unsubscribe' | 'client' | 'script' | 'lost'
 
 /** The commands that change what a later command on the same connection does. All others leave nothing. */
 const stateful: ReadonlyMap<string, Exclude<Kind, 'harmless'>> = new Map([
@@ -13,7 +15,10 @@ const stateful: ReadonlyMap<string, Exclude<Kind, 'harmless'>> = new Map([
   ['sync', 'lost'], ['psync', 'lost'], ['replconf', 'lost'], ['himport', 'lost'],
 ])
 
-/** By names as they are typed: to lower-case one costs many times what finding it here does. Bounded, since names may come from outside. */
+/**
+ * By names as they are typed: to lower-case one costs many times what finding it here does. Bounded, since names may
+ * come from outside.
+ */
 const kinds = new Map<string, Kind>()
 
 export function kindOf (name: string): Kind {
@@ -24,14 +29,17 @@ export function kindOf (name: string): Kind {
   return kind
 }
 
-/** Subcommands of CLIENT that leave this connection as it was: they read, or act on others. One that is not known is taken for the worse. */
+/**
+ * Subcommands of CLIENT that leave this connection as it was: they read, or act on others. One that is not known is
+ * taken for the worse.
+ */
 export const harmlessClient: ReadonlySet<string> = new Set([
   'getname', 'getredir', 'help', 'id', 'info', 'kill', 'list', 'pause', 'trackinginfo', 'unblock', 'unpause',
 ])
 
 /**
- * Whether a command, by itself, changes what later ones on its connection do; but for subscriptions, which a cluster's client has a connection of its
- * own for, and SELECT, which no cluster knows.
+ * Whether a command, by itself, changes what later ones on its connection do; but for subscriptions, which a cluster's
+ * client has a connection of its own for, and SELECT, which no cluster knows.
  */
 export function leavesState ({ name, args }: Command): boolean {
   const kind = kindOf(name)

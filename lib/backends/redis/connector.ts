@@ -3,27 +3,25 @@ import type { Connector, DriverEvent, ServerState } from '../../../types/connect
 import type { Redis } from '../../../types/drivers.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
-import { ServerConnector, sessionOf } from '../shared/session.js'
-import type { ResetMode } from '../shared/session.js'
+import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
 import { isTransient } from './errors.js'
-import { exclusive, Source } from './options.js'
-import type { RedisOptions } from './options.js'
+import { exclusive, Source, type RedisOptions } from './options.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
-import { cut, redisDriver } from './wire.js'
-import type { Driver } from './wire.js'
+import { cut, redisDriver, type Driver } from './wire.js'
 
 export interface RedisConnector extends Connector<Redis> {
   readonly system: 'redis'
   /**
-   * The shared client, which reconnects by itself: for single commands, and for work outside of requests. Made at first access, and connects with
-   * its first command. `close` ends it, unless the app made it.
+   * The shared client, which reconnects by itself: for single commands, and for work outside of requests. Made at first
+   * access, and connects with its first command. `close` ends it, unless the app made it.
    *
-   * Where `url` or `connection` is a function, it is made from the last answer, if there is one, and asks again whenever it connects. While it is
-   * connected, a new password changes nothing for it; where it reconnects and the function fails, it tries as it did last. Whether it goes through
-   * sentinels, and to which, is settled when it is made.
+   * Where `url` or `connection` is a function, it is made from the last answer, if there is one, and asks again
+   * whenever it connects. While it is connected, a new password changes nothing for it; where it reconnects and the
+   * function fails, it tries as it did last. Whether it goes through sentinels, and to which, is settled when it is
+   * made.
    *
    * @throws `FST_POOL_CLOSED` if it would be made after `close`
    */
@@ -34,16 +32,18 @@ export interface RedisConnector extends Connector<Redis> {
 }
 
 /**
- * Redis. A connection is one exclusive ioredis connection that never reconnects behind the pool's back: a dead one is replaced, and one whose server
- * answered READONLY when it is given back.
+ * Redis. A connection is one exclusive ioredis connection that never reconnects behind the pool's back: a dead one is
+ * replaced, and one whose server answered READONLY when it is given back.
  *
- * With `connection: { sentinels, name }` each create asks the sentinels for the master of now, once; the pool tries again. A further connection to
- * each sentinel hears of a new master: then every connection to the old one is cut off, lent ones too, since what is written there is lost.
+ * With `connection: { sentinels, name }` each create asks the sentinels for the master of now, once; the pool tries
+ * again. A further connection to each sentinel hears of a new master: then every connection to the old one is cut off,
+ * lent ones too, since what is written there is lost.
  *
  * For a cluster there is `redisCluster`.
  *
- * Not undone by a reset: commands added by `defineCommand` and other properties set on the object stay, and what `duplicate()` and `monitor()`
- * open are connections outside of the pool, which whoever opened them closes. `options` of an exclusive connection is frozen.
+ * Not undone by a reset: commands added by `defineCommand` and other properties set on the object stay, and what
+ * `duplicate()` and `monitor()` open are connections outside of the pool, which whoever opened them closes. `options`
+ * of an exclusive connection is frozen.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
@@ -56,8 +56,8 @@ export async function redis (options: RedisOptions): Promise<RedisConnector> {
 }
 
 /**
- * `destroy` half-closes first: the server's answer to it shows that it has let go. What does not answer within 100 ms is
- * cut off. `validate` sends a PING; being refused permission is an answer too.
+ * `destroy` half-closes first: the server's answer to it shows that it has let go. What does not answer within 100 ms
+ * is cut off. `validate` sends a PING; being refused permission is an answer too.
  */
 class RedisBackend extends ServerConnector<Redis, RedisSession> implements RedisConnector {
   readonly system = 'redis'
@@ -101,7 +101,8 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     const connection: Redis = new this.#driver.Redis({
       ...base,
       ...exclusive,
-      // ioredis tells of each error that the server answers, before the caller is told: for nothing where there is none.
+      // ioredis tells of each error that the server answers, before the caller is told: for nothing where there is
+      // none.
       ...(role === 'master' && { reconnectOnError: (error: Error) => { session.answered(error); return false } }),
     })
     const session = new RedisSession(connection, this.#driver, this.#events)
@@ -147,7 +148,9 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     session.ended = () => { this.#cuts.delete(end) }
   }
 
-  /** The sentinels have named another master. The old one may be dead and silent, or still take writes that get lost. */
+  /**
+   * The sentinels have named another master. The old one may be dead and silent, or still take writes that get lost.
+   */
   #moved (): void {
     this.#events.tell('switch-master', { shared: true })
     for (const end of [...this.#cuts]) end(new Error('the sentinels have named another master'))

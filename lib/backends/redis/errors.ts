@@ -18,7 +18,8 @@ const passing = new Set([
 /** That the connection is gone, or none could be had: what died, another one does not share. */
 const deaths = new Set([
   'Connection is closed.', // While the command was under way, or before.
-  "Stream isn't writeable and enableOfflineQueue options is false", // The socket has ended, and ioredis has not heard of it yet.
+  // The socket has ended, and ioredis has not heard of it yet.
+  "Stream isn't writeable and enableOfflineQueue options is false",
   'Command aborted due to connection close', // In the middle of a pipeline or a transaction.
   'None of startup nodes is available',
   'Cluster is ended.',

@@ -1,16 +1,17 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption } from '../../pool/errors.js'
-import type { Address } from '../../../types/options.js'
-import { Addresses, assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo } from '../shared/address.js'
-import type { AddressNow, RefusedKeys } from '../shared/address.js'
 import type { Redis } from '../../../types/drivers.js'
+import type { Address } from '../../../types/options.js'
+import {
+  Addresses, assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type AddressNow, type RefusedKeys,
+} from '../shared/address.js'
 import { takesNoWrites } from './errors.js'
 import { disconnectTimeout } from './wire.js'
 
 export interface RedisOptions {
   /**
-   * `redis://`, `rediss://` (TLS), or a Unix socket: `/run/redis.sock`, `unix:///run/redis.sock`. Default `redis://localhost:6379`.
-   * What the other options say wins over it. A function is asked at each create.
+   * `redis://`, `rediss://` (TLS), or a Unix socket: `/run/redis.sock`, `unix:///run/redis.sock`. Default
+   * `redis://localhost:6379`. What the other options say wins over it. A function is asked at each create.
    */
   url?: Address['url']
   /** Default: the URL's, else 'localhost'. */
@@ -20,29 +21,37 @@ export interface RedisOptions {
   /** The number of the database, 0 or more, as a number or a text. Default: the URL's, else 0. */
   database?: string | number
   /**
-   * ioredis' own options, untouched: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that would do the pool's work are refused. A
-   * function is asked at each create.
+   * ioredis' own options, untouched: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that would do the
+   * pool's work are refused. A function is asked at each create.
    */
   connection?: Address['connection']
   /**
    * What is undone at return. Default 'session'.
    * - 'session': whatever the next borrower could notice, at the price of the connection where nothing else undoes it.
-   * - 'transaction': an open MULTI and watched keys. The selected database, subscriptions, listeners and what `CLIENT` set stay as they are.
+   * - 'transaction': an open MULTI and watched keys. The selected database, subscriptions, listeners and what `CLIENT`
+   *   set stay as they are.
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'
-  /** How long one attempt of the shared client may take, in ms; sentinels share it. An exclusive connection obeys its signal. Default 3000. */
+  /**
+   * How long one attempt of the shared client may take, in ms; sentinels share it. An exclusive connection obeys its
+   * signal. Default 3000.
+   */
   connectTimeout?: number
-  /** The module ioredis, or its class: for bundles, and copies of one's own. Default: the one that @fastify/redis uses. */
+  /**
+   * The module ioredis, or its class: for bundles, and copies of one's own. Default: the one that @fastify/redis uses.
+   */
   driver?: unknown
   /**
-   * A client that the app made, instead of `url`, `host` and `port`: it is the shared one, its options are those of the exclusive connections, and
-   * it is never closed.
+   * A client that the app made, instead of `url`, `host` and `port`: it is the shared one, its options are those of the
+   * exclusive connections, and it is never closed.
    */
   client?: Redis
 }
 
-/** What makes a connection exclusive: it lives once, sends at once or not at all, and tells each failure to the pool. */
+/**
+ * What makes a connection exclusive: it lives once, sends at once or not at all, and tells each failure to the pool.
+ */
 export const exclusive: IORedisOptions = {
   lazyConnect: true,
   // ioredis 5 takes it, and does not say so.
@@ -61,7 +70,9 @@ export const exclusive: IORedisOptions = {
 }
 
 /** How soon the shared client tries again, in ms: as often as the pool does. */
-export const retryStrategy = (times: number): number => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random())
+export function retryStrategy (times: number): number {
+  return Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random())
+}
 
 /** What the shared client needs where there are sentinels. */
 export function sentinelled ({ role = 'master' }: IORedisOptions): IORedisOptions {

@@ -1,13 +1,14 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import type { Redis } from '../../../types/drivers.js'
 import type { Source } from './options.js'
-import { cut, disconnected, disconnectTimeout } from './wire.js'
-import type { Driver, Inside, Newer, Timed } from './wire.js'
+import { cut, disconnected, disconnectTimeout, type Driver, type Inside, type Newer, type Timed } from './wire.js'
 
 /** How long after a sentinel went away it is looked for again, in ms. */
 const sentinelPause = 1000
 
-/** Hears from each of the sentinels that were named when there is another master. It has no part in making connections. */
+/**
+ * Hears from each of the sentinels that were named when there is another master. It has no part in making connections.
+ */
 export class SentinelWatch {
   readonly #driver: Driver
   /** The sentinels' password may change with an answer; which sentinels there are does not. */
@@ -34,7 +35,8 @@ export class SentinelWatch {
   }
 
   #listen (at: { host?: string, port?: number, family?: number }): void {
-    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = this.#source.base as IORedisOptions & Newer
+    const base: IORedisOptions & Newer = this.#source.base
+    const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = base
     const connection = new this.#driver.Redis({
       host: at.host,
       port: at.port ?? 26379,
@@ -50,7 +52,8 @@ export class SentinelWatch {
       disconnectTimeout,
     } as object as IORedisOptions)
     this.#connections.add(connection)
-    // That a sentinel can't be had is told by the creates that ask it. Without a listener ioredis writes errors to the console.
+    // That a sentinel can't be had is told by the creates that ask it. Without a listener ioredis writes errors to the
+    // console.
     connection.on('error', () => {})
     connection.on('message', (_channel, text) => {
       const [name, , , host, port] = text.split(' ')
@@ -96,7 +99,9 @@ export class SentinelWatch {
  * @param sentinels gets these connections, until they have ended
  * @param stopped whether no other sentinel is to be asked
  */
-export function limitSentinels (client: Redis, connectTimeout: number, sentinels: Set<Redis>, stopped: () => boolean): void {
+export function limitSentinels (
+  client: Redis, connectTimeout: number, sentinels: Set<Redis>, stopped: () => boolean
+): void {
   const { connector } = client as unknown as Inside
   const connect = connector.connectToSentinel
   if (connect === undefined) return

@@ -1,16 +1,13 @@
 import type { ServerState } from '../../../types/connector.js'
 import type { Command, Redis } from '../../../types/drivers.js'
 import type { DriverEvents } from '../shared/events.js'
-import { ServerSession } from '../shared/session.js'
-import type { ResetMode } from '../shared/session.js'
+import { ServerSession, type ResetMode } from '../shared/session.js'
 import { unlessAborted } from '../shared/signal.js'
-import { harmlessClient, kindOf } from './commands.js'
-import type { Kind } from './commands.js'
+import { harmlessClient, kindOf, type Kind } from './commands.js'
 import { codeOf, takesNoWrites, unlessDenied } from './errors.js'
 import { inspect } from './inspect.js'
 import { healScripts } from './scripts.js'
-import { disconnected, drained, isBusy, sendOf, speaksResp3 } from './wire.js'
-import type { Driver } from './wire.js'
+import { disconnected, drained, isBusy, sendOf, speaksResp3, type Driver } from './wire.js'
 
 /** What a borrower left behind: bits of `#left`. */
 const multi = 1
@@ -46,7 +43,8 @@ export class RedisSession extends ServerSession<Redis> {
     this.#events = events
     this.#send = sendOf(connection)
     this.#seam = this.#send
-    // ioredis copies the options it is made from. A borrower who changed them would change them for all that come after.
+    // ioredis copies the options it is made from. A borrower who changed them would change them for all that come
+    // after.
     Object.freeze(connection.options)
     this.listeners.keep(connection, 'error', (error: Error) => this.#failed(error))
     this.listeners.keep(connection, 'end', () => {
@@ -123,7 +121,7 @@ export class RedisSession extends ServerSession<Redis> {
     this.#events.tell('error', { shared: false, code: codeOf(error) })
   }
 
-  // --- Reset ----------------------------------------------------------------------------------------------------------
+  // --- Reset ---------------------------------------------------------------------------------------------------------
 
   /**
    * undefined: there is nothing to undo.
@@ -195,7 +193,7 @@ export class RedisSession extends ServerSession<Redis> {
     return await this.#send(command)
   }
 
-  // --- What goes through ----------------------------------------------------------------------------------------------
+  // --- What goes through ---------------------------------------------------------------------------------------------
 
   #note (kind: Kind, command: Command): void {
     const name = command.name.toLowerCase()

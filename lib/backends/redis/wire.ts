@@ -1,12 +1,14 @@
 import type { Socket } from 'node:net'
-import type { DriverKind } from '../shared/driver.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
+import type { DriverKind } from '../shared/driver.js'
 
 /** ioredis' own `sendCommand`, looked up at each command: what instruments it may patch the prototype at any time. */
 export function sendOf (client: Redis | Cluster): Cluster['sendCommand'] {
   const own = Object.getOwnPropertyDescriptor(client, 'sendCommand') as { value: Cluster['sendCommand'] } | undefined
   const prototype = Object.getPrototypeOf(client) as Cluster
-  return (command, stream, node) => (own ?? { value: prototype.sendCommand }).value.call(client as Cluster, command, stream, node)
+  return (command, stream, node) => {
+    return (own?.value ?? prototype.sendCommand).call(client as Cluster, command, stream, node)
+  }
 }
 
 /** How long a half-closed connection may take until it is cut off, in ms. */
@@ -22,6 +24,8 @@ export interface Driver {
   readonly Command: new (name: string, args: string[], options: object) => Command
 }
 
+type RedisClass = Partial<Driver> & { readonly prototype?: Partial<Redis> }
+
 export const redisDriver: DriverKind<Driver> = {
   backend: 'redis',
   name: 'ioredis',
@@ -29,7 +33,7 @@ export const redisDriver: DriverKind<Driver> = {
   expected: 'the module ioredis, or its class Redis',
   read (module) {
     // The module is the class itself. A class of the app's over it is used as it is.
-    const Redis = (typeof module === 'function' ? module : module.Redis ?? {}) as Partial<Driver> & { prototype?: Partial<Redis> }
+    const Redis = (typeof module === 'function' ? module : module.Redis ?? {}) as RedisClass
     const { Cluster = Redis.Cluster, Command = Redis.Command } = module as Partial<Driver>
     if (typeof Redis.prototype?.sendCommand !== 'function' || Command === undefined) return undefined
     return { Redis, Cluster, Command } as unknown as Driver
@@ -60,12 +64,13 @@ export function speaksResp3 ({ condition }: Redis): boolean {
 }
 
 export function isBusy (connection: Redis): boolean {
-  return connection.commandQueue.length > 0 || (connection.options.enableAutoPipelining === true && connection.autoPipelineQueueSize > 0)
+  const { commandQueue, options, autoPipelineQueueSize } = connection
+  return commandQueue.length > 0 || (options.enableAutoPipelining === true && autoPipelineQueueSize > 0)
 }
 
 /**
- * Resolves when all that was sent has been answered. Asks the queue after each piece of data rather than wait on a command: that would take its
- * failure for handled, and a new command could be one too many.
+ * Resolves when all that was sent has been answered. Asks the queue after each piece of data rather than wait on a
+ * command: that would take its failure for handled, and a new command could be one too many.
  */
 export function drained (connection: Redis, signal: AbortSignal): Promise<void> {
   const { stream } = connection
@@ -106,7 +111,10 @@ export async function disconnected (client: Redis, also?: () => void): Promise<v
   })
 }
 
-/** Ends it at once, whatever it is doing. Not `disconnect()`, which leaves a timer behind where the socket has closed already. */
+/**
+ * Ends it at once, whatever it is doing. Not `disconnect()`, which leaves a timer behind where the socket has closed
+ * already.
+ */
 export function cut (connection: Redis): void {
   const { stream } = (connection as unknown as Inside).connector
   if (stream !== undefined) stream.destroy()

@@ -9,7 +9,10 @@ export interface DriverKind<T> {
   readonly backend: string
   /** Its package. */
   readonly name: string
-  /** A package that has the driver as its own dependency: the driver is the copy that this package uses, so that there is one. */
+  /**
+   * A package that has the driver as its own dependency: the driver is the copy that this package uses, so that there
+   * is one.
+   */
   readonly via?: string
   /** What the option `driver` may be, as an error says it. */
   readonly expected: string
@@ -36,7 +39,8 @@ export function loadDriver<T> (kind: DriverKind<T>, given: unknown): T {
   }
   const driver = readModule(kind, requirePackage(name, { via, backend }))
   if (driver !== undefined) return driver
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `backend '${backend}' needs ${expected}: the installed ${name} is something else`)
+  const message = `backend '${backend}' needs ${expected}: the installed ${name} is something else`
+  throw new PoolError('FST_POOL_MISSING_DRIVER', message)
 }
 
 function readModule<T> (kind: DriverKind<T>, module: unknown): T | undefined {
@@ -47,7 +51,10 @@ function readModule<T> (kind: DriverKind<T>, module: unknown): T | undefined {
   return undefined
 }
 
-/** A module, and its default export: `import` and bundlers put what a CommonJS module exports there, at times within another. */
+/**
+ * A module, and its default export: `import` and bundlers put what a CommonJS module exports there, at times within
+ * another.
+ */
 export function facesOf (module: unknown): Module[] {
   const faces: Module[] = []
   for (let face = module; isModule(face) && !faces.includes(face); face = face.default) faces.push(face)
@@ -61,9 +68,11 @@ function isModule (value: unknown): value is Module {
 /** Names only: whatever a value is, it is not shown. */
 export function badDriver (given: unknown, expected: string): PoolError {
   if (!isModule(given)) return badOption('driver', given, expected)
-  const [what, keys] = typeof given === 'function' ? ['a function', [Reflect.get(given, 'name')]] : ['an object', Object.keys(given).slice(0, 5)]
+  const isFunction = typeof given === 'function'
+  const keys = isFunction ? [Reflect.get(given, 'name')] : Object.keys(given).slice(0, 5)
   const names = keys.map((key) => show(String(key))).join(', ')
-  return new PoolError('FST_POOL_BAD_OPTIONS', `option driver is ${what}${names === '' ? '' : ` (${names})`}: expected ${expected}`)
+  const what = `${isFunction ? 'a function' : 'an object'}${names === '' ? '' : ` (${names})`}`
+  return new PoolError('FST_POOL_BAD_OPTIONS', `option driver is ${what}: expected ${expected}`)
 }
 
 /**
@@ -71,14 +80,16 @@ export function badDriver (given: unknown, expected: string): PoolError {
  *
  * @throws `FST_POOL_MISSING_DRIVER`: it is not installed, or can't be loaded, as `cause` says
  */
-export function requirePackage (name: string, { via, backend }: { via?: string | undefined, backend: string }): unknown {
+export function requirePackage (name: string, options: { via?: string | undefined, backend: string }): unknown {
+  const { via, backend } = options
   const wanted = via ?? name
   try {
     const { require, error } = findRequire(wanted)
     if (require === undefined) throw error
     return via === undefined ? require(name) : modules.createRequire(require.resolve(via))(name)
   } catch (error) {
-    throw new PoolError('FST_POOL_MISSING_DRIVER', `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`, { cause: error })
+    const message = `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`
+    throw new PoolError('FST_POOL_MISSING_DRIVER', message, { cause: error })
   }
 }
 
@@ -88,8 +99,8 @@ export function isInstalled (name: string): boolean {
 }
 
 /**
- * The first `require` that finds the package: ours, or the app's. A bundle has our code in a file of the app, and its `import.meta.url` says little:
- * undefined, or where our file was when the bundle was made.
+ * The first `require` that finds the package: ours, or the app's. A bundle has our code in a file of the app, and its
+ * `import.meta.url` says little: undefined, or where our file was when the bundle was made.
  */
 function findRequire (name: string): { require?: NodeJS.Require, error?: unknown } {
   const errors: unknown[] = []

@@ -74,7 +74,9 @@ export class Listeners {
     this.#lost()
     // In a later turn of the event loop, since all of ours may be about to go.
     process.nextTick(() => {
-      for (const [emitter, name, ours] of this.#ours) if (!emitter.listeners(name).includes(ours)) emitter.on(name, ours)
+      for (const [emitter, event, ours] of this.#ours) {
+        if (!emitter.listeners(event).includes(ours)) emitter.on(event, ours)
+      }
     })
   }
 }

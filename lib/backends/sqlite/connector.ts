@@ -1,17 +1,14 @@
 import { existsSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { badOption } from '../../pool/errors.js'
-import { dialectOf, isBusy } from './dialect.js'
-import type { Dialect, DriverName, Handle } from './dialect.js'
-import { patiently } from './lock.js'
-import { SqliteSession } from './session.js'
-import { SessionConnector, sessionOf } from '../shared/session.js'
-import type { ResetMode } from '../shared/session.js'
 import type { Connector, Transactions } from '../../../types/connector.js'
-import type { SqliteDatabase, SqliteDriver } from './handle.js'
-import { pathOf } from './options.js'
-import type { SqliteOptions } from './options.js'
+import { SessionConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { dialectOf, isBusy, type Dialect, type DriverName, type Handle } from './dialect.js'
 import { driverOf } from './driver.js'
+import type { SqliteDatabase, SqliteDriver } from './handle.js'
+import { patiently } from './lock.js'
+import { pathOf, type SqliteOptions } from './options.js'
+import { SqliteSession } from './session.js'
 
 /** Makes the handle that writes; its `replica` makes those that read. */
 export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
@@ -25,35 +22,41 @@ export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
 }
 
 /**
- * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a file: one writes, and any number of others
- * (`replica`) read at the same time.
+ * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a
+ * file: one writes, and any number of others (`replica`) read at the same time.
  *
- * A write that resolved is stored, whatever failed before it on its handle; rows of a write (RETURNING) and of a PRAGMA are therefore fetched at once, also by
- * `iterate` (better-sqlite3 does nothing else while an iterator is open). A statement that is run again ends the iterator that it had.
+ * A write that resolved is stored, whatever failed before it on its handle; rows of a write (RETURNING) and of a PRAGMA
+ * are therefore fetched at once, also by `iterate` (better-sqlite3 does nothing else while an iterator is open). A
+ * statement that is run again ends the iterator that it had.
  *
- * At return an open transaction is rolled back and iterators are ended; a handle that is left with temp objects, other attached databases or
- * other settings than it had before its first loan (after `onConnect`) is refused, so that the pool opens a new one. It costs nothing where no
- * text that can do so was seen. Not undone: `last_insert_rowid()` and `changes()`, and the rows of temp tables that `onConnect` made.
+ * At return an open transaction is rolled back and iterators are ended; a handle that is left with temp objects, other
+ * attached databases or other settings than it had before its first loan (after `onConnect`) is refused, so that the
+ * pool opens a new one. It costs nothing where no text that can do so was seen. Not undone: `last_insert_rowid()` and
+ * `changes()`, and the rows of temp tables that `onConnect` made.
  *
- * A statement ends with the lease in which it was prepared: run later, it throws `FST_POOL_LEASE_RELEASED` (not with reset 'none'). Those that
- * `onConnect` prepared stay for all borrowers. A kept handle can't be told from the next borrower's: it is the same object.
+ * A statement ends with the lease in which it was prepared: run later, it throws `FST_POOL_LEASE_RELEASED` (not with
+ * reset 'none'). Those that `onConnect` prepared stay for all borrowers. A kept handle can't be told from the next
+ * borrower's: it is the same object.
  *
- * A handle that reads has `query_only` on from its first loan (`onConnect` may still write); a write on it throws `FST_POOL_NOT_SUPPORTED`. A
- * borrower that switches it off can write, on purpose; the next one can't.
+ * A handle that reads has `query_only` on from its first loan (`onConnect` may still write); a write on it throws
+ * `FST_POOL_NOT_SUPPORTED`. A borrower that switches it off can write, on purpose; the next one can't.
  *
- * ':memory:' is one handle that lives, with its data, until `close()`: whatever the pool's reasons, `destroy` only makes it clean, and the next
- * `create` delivers it again. There, what a handle is left with is undone one by one; functions that were defined on it and extensions stay.
+ * ':memory:' is one handle that lives, with its data, until `close()`: whatever the pool's reasons, `destroy` only
+ * makes it clean, and the next `create` delivers it again. There, what a handle is left with is undone one by one;
+ * functions that were defined on it and extensions stay.
  *
- * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to block the event loop. Where another process
- * was seen to write within the last minute, the handle that writes is lent when the lock is free, and its callers wait for that. `transactions` wait for the
- * lock, too, and block nothing: they ask for it again and again, as BEGIN IMMEDIATE.
+ * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to
+ * block the event loop. Where another process was seen to write within the last minute, the handle that writes is lent
+ * when the lock is free, and its callers wait for that. `transactions` wait for the lock, too, and block nothing: they
+ * ask for it again and again, as BEGIN IMMEDIATE.
  *
  * @param D what a connection is: `DatabaseSync` with node:sqlite
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promise<SqliteConnector<D>> {
   for (const key of ['url', 'connection'] as const) {
-    if (typeof options[key] === 'function') throw badOption(key, options[key], 'none, since a file does not change its address')
+    if (typeof options[key] !== 'function') continue
+    throw badOption(key, options[key], 'none, since a file does not change its address')
   }
   const path = pathOf(options.url)
   return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>

@@ -21,8 +21,9 @@ export type DriverName = 'better-sqlite3' | 'libsql' | 'node:sqlite'
 export interface Dialect {
   readonly name: DriverName
   /**
-   * libsql resets a statement when it is run again, and not when it met a lock or when somebody has had enough of its rows. Until then it is under way: what
-   * others write on the handle is committed when it ends. (Node's own does so only with iterators, which can be told that nobody wants the rest.)
+   * libsql resets a statement when it is run again, and not when it met a lock or when somebody has had enough of its
+   * rows. Until then it is under way: what others write on the handle is committed when it ends. (Node's own does so
+   * only with iterators, which can be told that nobody wants the rest.)
    */
   readonly leavesOpen: boolean
   /** While an iterator is open the handle does nothing else, so nobody can write meanwhile. */
@@ -42,7 +43,8 @@ interface UsualStatement extends Statement { readonly reader: boolean }
 
 const usual = {
   leaveNothing: new Set([
-    'prepare', 'exec', 'pragma', 'transaction', 'close', 'interrupt', 'backup', 'serialize', 'sync', 'syncUntil', 'maxWriteReplicationIndex',
+    'prepare', 'exec', 'pragma', 'transaction', 'close', 'interrupt', 'backup', 'serialize', 'sync', 'syncUntil',
+    'maxWriteReplicationIndex',
   ]),
   // In ms; SQLite waits by blocking the event loop.
   options: (given: Readonly<Record<string, unknown>>) => ({ ...given, timeout: given.timeout ?? 0 }),

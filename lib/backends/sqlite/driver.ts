@@ -11,8 +11,9 @@ export function driverOf (driver: SqliteOptions['driver']): SqliteDriver<unknown
   if (drivers.includes(driver as DriverName)) return load(driver as DriverName)
   if (driver !== undefined) {
     const found = classIn(driver)
-    if (found === undefined) throw badDriver(driver, "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them")
-    return found
+    if (found !== undefined) return found
+    const expected = "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them"
+    throw badDriver(driver, expected)
   }
   const causes: unknown[] = []
   for (const name of drivers) {
@@ -30,7 +31,8 @@ function load (name: DriverName): SqliteDriver<unknown> {
   if (name === 'node:sqlite') return builtIn()
   const found = classIn(requirePackage(name, { backend: 'sqlite' }))
   if (found !== undefined) return found
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `backend 'sqlite' needs ${name}: what is installed under that name is something else`)
+  const message = `backend 'sqlite' needs ${name}: what is installed under that name is something else`
+  throw new PoolError('FST_POOL_MISSING_DRIVER', message)
 }
 
 /** A driver's class, or the one that its module exports: as `DatabaseSync` where it is Node's. */
@@ -40,14 +42,17 @@ function classIn (driver: unknown): SqliteDriver<unknown> | undefined {
 }
 
 function isDriver (candidate: unknown): boolean {
-  const { prepare, exec } = ((candidate as { prototype?: unknown } | undefined)?.prototype ?? {}) as Partial<SqliteDatabase>
+  const { prototype } = (candidate ?? {}) as { prototype?: Partial<SqliteDatabase> }
+  const { prepare, exec } = prototype ?? {}
   return typeof prepare === 'function' && typeof exec === 'function'
 }
 
 /** @throws `FST_POOL_MISSING_DRIVER` where this Node has none, or one that does not tell of its transactions */
 function builtIn (): SqliteDriver<unknown> {
-  const module = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as { readonly DatabaseSync: SqliteDriver<unknown> } | undefined
+  interface Module { readonly DatabaseSync: SqliteDriver<unknown> }
+  const module = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as Module | undefined
   const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
   if (module !== undefined && (major > 22 || (major === 22 && minor >= 16))) return module.DatabaseSync
-  throw new PoolError('FST_POOL_MISSING_DRIVER', `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`)
+  const message = `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`
+  throw new PoolError('FST_POOL_MISSING_DRIVER', message)
 }

@@ -17,13 +17,19 @@ interface Held {
 export interface Site {
   /** The turn of the lease that is out. */
   readonly turn: number
-  /** What a borrower is told who asks an iterator that was ended: no end of the rows, or it would take those that it got for all. */
+  /**
+   * What a borrower is told who asks an iterator that was ended: no end of the rows, or it would take those that it got
+   * for all.
+   */
   cut (turn: number): Error
   /** What the borrower gets instead of the driver's error. */
   failed (error: unknown, statement: Statement | undefined): unknown
 }
 
-/** The iterators of a handle that are under way: each keeps its snapshot, or makes the handle busy for all (better-sqlite3). */
+/**
+ * The iterators of a handle that are under way: each keeps its snapshot, or makes the handle busy for all
+ * (better-sqlite3).
+ */
 export class Iterators {
   readonly #db: Handle
   readonly #dialect: Dialect
@@ -44,7 +50,10 @@ export class Iterators {
     return this.#held.size
   }
 
-  /** Remembers it until its last row, its failure, or until nobody wants more of it. Asked again after that, libsql's would begin anew. */
+  /**
+   * Remembers it until its last row, its failure, or until nobody wants more of it. Asked again after that, libsql's
+   * would begin anew.
+   */
   follow (iterator: IterableIterator<unknown>, statement: Statement | undefined): IterableIterator<unknown> {
     const { turn } = this.#site
     const leave = iterator.return?.bind(iterator)
@@ -98,14 +107,16 @@ export class Iterators {
     this.#interrupt()
   }
 
-  /** libsql has no end for an iterator. One by one they can't be ended either: an interrupt is for all of the handle. */
+  /**
+   * libsql has no end for an iterator. One by one they can't be ended either: an interrupt is for all of the handle.
+   */
   #endLeft (): void {
     if (this.#held.size > 0 && [...this.#held].every(({ state }) => state === 'left')) this.#interrupt()
   }
 
   /**
-   * Left alone, an iterator of libsql keeps its snapshot: the next borrower would read old rows and could not write. But every statement that is under way when
-   * the handle is interrupted fails at its next step, and has ended then.
+   * Left alone, an iterator of libsql keeps its snapshot: the next borrower would read old rows and could not write.
+   * But every statement that is under way when the handle is interrupted fails at its next step, and has ended then.
    */
   #interrupt (): void {
     for (const held of this.#held) {

@@ -4,12 +4,15 @@ import { isBusy } from './dialect.js'
 /** In ms: the longest between two attempts. */
 const longestPause = 25
 /**
- * In ms: how long a COMMIT is tried. Nothing from outside ends it, and a response waits for it. With a WAL it finds nobody in its way; without one
- * (a file system that has none) it waits for readers, whose locks are short.
+ * In ms: how long a COMMIT is tried. Nothing from outside ends it, and a response waits for it. With a WAL it finds
+ * nobody in its way; without one (a file system that has none) it waits for readers, whose locks are short.
  */
 const commitPatience = 1000
 
-/** Tries again while somebody else has the lock, from JS: SQLite would wait by blocking the event loop. At the signal it fails as the last attempt did. */
+/**
+ * Tries again while somebody else has the lock, from JS: SQLite would wait by blocking the event loop. At the signal it
+ * fails as the last attempt did.
+ */
 export async function patiently (attempt: () => unknown, signal?: AbortSignal): Promise<void> {
   for (let ms = 1; ; ms = Math.min(ms * 2, longestPause)) {
     try {

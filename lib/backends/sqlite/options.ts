@@ -1,22 +1,31 @@
 import { resolve } from 'node:path'
 import { badOption } from '../../pool/errors.js'
-import { join } from '../../pool/schema.js'
-import type { Options } from '../../pool/schema.js'
-import type { DriverName } from './dialect.js'
+import { join, type Options } from '../../pool/schema.js'
 import type { Address } from '../../../types/options.js'
+import type { DriverName } from './dialect.js'
 import type { SqliteDriver } from './handle.js'
 
 export interface SqliteOptions {
-  /** A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does not change its address. */
+  /**
+   * A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does
+   * not change its address.
+   */
   url?: Address['url']
   /**
-   * Options of the driver's class, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite waits by blocking the event loop, and
-   * where it is more than 0 the pool does not look for the lock before a loan. No function.
+   * Options of the driver's class, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite
+   * waits by blocking the event loop, and where it is more than 0 the pool does not look for the lock before a loan. No
+   * function.
    */
   connection?: Address['connection']
-  /** 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and iterators are ended. */
+  /**
+   * 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and
+   * iterators are ended.
+   */
   reset?: 'session' | 'transaction' | 'none'
-  /** The name of the driver, its class, or its module. Default: better-sqlite3, else libsql, else Node's own (22.16 or later). */
+  /**
+   * The name of the driver, its class, or its module. Default: better-sqlite3, else libsql, else Node's own (22.16 or
+   * later).
+   */
   driver?: DriverName | SqliteDriver<unknown> | object
   /** The pool's, for messages. */
   name?: string
@@ -29,7 +38,9 @@ export function pathOf (url: unknown): string {
   let path = url
   if (/^file:/i.test(url)) {
     const rest = url.slice('file:'.length).replace(/^\/\/(?:localhost)?(?=\/)/i, '')
-    if (rest === '' || /[?#]/.test(rest) || rest.startsWith('//')) throw badOption('url', url, `${expected}; without host or query`)
+    if (rest === '' || /[?#]/.test(rest) || rest.startsWith('//')) {
+      throw badOption('url', url, `${expected}; without host or query`)
+    }
     try {
       path = decodeURIComponent(rest)
     } catch {

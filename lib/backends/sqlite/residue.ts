@@ -11,16 +11,18 @@ export const mayLeave = /\b(?:pragma|temp|temporary|attach|detach|load_extension
 
 /** Its value can be read with others in one row, and setting it back undoes it. */
 const readable = [
-  'analysis_limit', 'automatic_index', 'busy_timeout', 'cache_size', 'cell_size_check', 'checkpoint_fullfsync', 'count_changes', 'defer_foreign_keys',
-  'empty_result_callbacks', 'foreign_keys', 'full_column_names', 'fullfsync', 'ignore_check_constraints', 'journal_mode', 'journal_size_limit',
-  'legacy_alter_table', 'locking_mode', 'max_page_count', 'query_only', 'read_uncommitted', 'recursive_triggers', 'reverse_unordered_selects',
+  'analysis_limit', 'automatic_index', 'busy_timeout', 'cache_size', 'cell_size_check', 'checkpoint_fullfsync',
+  'count_changes', 'defer_foreign_keys', 'empty_result_callbacks', 'foreign_keys', 'full_column_names', 'fullfsync',
+  'ignore_check_constraints', 'journal_mode', 'journal_size_limit', 'legacy_alter_table', 'locking_mode',
+  'max_page_count', 'query_only', 'read_uncommitted', 'recursive_triggers', 'reverse_unordered_selects',
   'secure_delete', 'short_column_names', 'synchronous', 'temp_store', 'threads', 'trusted_schema', 'writable_schema',
 ]
 const compared: ReadonlySet<string> = new Set(readable)
 
 /** With an argument they only read, or change the file and not the handle. */
 const harmless: ReadonlySet<string> = new Set([
-  'table_info', 'table_xinfo', 'table_list', 'index_list', 'index_info', 'index_xinfo', 'foreign_key_list', 'foreign_key_check', 'integrity_check',
+  'table_info', 'table_xinfo', 'table_list', 'index_list', 'index_info', 'index_xinfo', 'foreign_key_list',
+  'foreign_key_check', 'integrity_check',
   'quick_check', 'user_version', 'application_id', 'wal_checkpoint', 'optimize', 'incremental_vacuum',
 ])
 
@@ -41,11 +43,15 @@ export function judge (sql: string): number {
   return what
 }
 
-interface Schema { temp: Array<[type: string, name: string, sql: string]>, attached: Array<[name: string, file: string]> }
+interface Schema {
+  temp: Array<[type: string, name: string, sql: string]>
+  attached: Array<[name: string, file: string]>
+}
 
 const schemaQuery = `select json_object(
   'temp', (select json_group_array(json_array(type, name, sql)) from temp.sqlite_schema where name not like 'sqlite_%'),
-  'attached', (select json_group_array(json_array(name, file)) from pragma_database_list where name not in ('main', 'temp')))`
+  'attached', (select json_group_array(json_array(name, file)) from pragma_database_list
+    where name not in ('main', 'temp')))`
 const pragmasQuery = `select ${readable.map((name) => `(select * from pragma_${name})`).join(" || '|' || ")}`
 
 /** Compares a handle with what it was before its borrowers had it. */

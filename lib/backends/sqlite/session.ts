@@ -1,14 +1,12 @@
 import { PoolError } from '../../pool/errors.js'
-import { Session } from '../shared/session.js'
-import type { ResetMode } from '../shared/session.js'
-import { codeOf, first, isBusy } from './dialect.js'
-import type { Dialect, Handle, Statement } from './dialect.js'
+import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+import { Session, type ResetMode } from '../shared/session.js'
+import { codeOf, first, isBusy, type Dialect, type Handle, type Statement } from './dialect.js'
 import { Iterators } from './iterators.js'
 import { Rivals } from './lock.js'
-import { Residue, judge, mayLeave, pragmas, unreadable } from './residue.js'
+import { judge, mayLeave, pragmas, Residue, unreadable } from './residue.js'
 import { Statements } from './statements.js'
-import { Transactions, ended } from './transaction.js'
-import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+import { ended, Transactions } from './transaction.js'
 
 /** The turn of statements that `onConnect` prepared: they outlive all leases, but not the handle. */
 const forever = Number.MAX_SAFE_INTEGER
@@ -31,10 +29,12 @@ interface Methods {
 type Run = (this: unknown, ...args: unknown[]) => unknown
 
 /**
- * Sees to it that nothing a borrower leaves on a handle is seen by the next one, and that a write which resolved is stored.
+ * Sees to it that nothing a borrower leaves on a handle is seen by the next one, and that a write which resolved is
+ * stored.
  *
- * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of the handle hide those of
- * the class, look at the text, and call them. Only after a text that can leave something is the handle compared with what it was before.
+ * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of
+ * the handle hide those of the class, look at the text, and call them. Only after a text that can leave something is
+ * the handle compared with what it was before.
  */
 export class SqliteSession extends Session<Handle> {
   readonly #db: Handle
@@ -147,7 +147,7 @@ export class SqliteSession extends Session<Handle> {
     }
   }
 
-  // --- Reset ----------------------------------------------------------------------------------------------------------
+  // --- Reset ---------------------------------------------------------------------------------------------------------
 
   /** Never a promise but a rejected one: nothing here waits. */
   undo (): Promise<void> | undefined {
@@ -208,7 +208,7 @@ export class SqliteSession extends Session<Handle> {
     }
   }
 
-  // --- The pool's transactions ---
+  // --- The pool's transactions ---------------------------------------------------------------------------------------
 
   begin (options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Handle>> {
     return this.#transactions.begin(options, signal)
@@ -252,7 +252,7 @@ export class SqliteSession extends Session<Handle> {
     this.#queryOnly = undefined
   }
 
-  // --- Queries of our own ---
+  // --- Queries of our own --------------------------------------------------------------------------------------------
 
   /** The one value of the one row. */
   #ask (sql: string): unknown {
@@ -279,7 +279,7 @@ export class SqliteSession extends Session<Handle> {
     }
   }
 
-  // --- The seam ---
+  // --- The seam ------------------------------------------------------------------------------------------------------
 
   #met (error: unknown): void {
     if (this.#writesShared && isBusy(error)) this.#rivals.met()
@@ -290,16 +290,18 @@ export class SqliteSession extends Session<Handle> {
     this.#met(error)
     const { isOpen, inTransaction } = this.#dialect
     if (this.#inside && this.#endedBy === undefined && isOpen(this.#db) && !inTransaction(this.#db)) this.#lose(error)
-    const refusal = this.#queryOnly === undefined ? this.#refusal : 'this transaction only reads: begin it without readOnly to write'
+    const ofTransaction = 'this transaction only reads: begin it without readOnly to write'
+    const refusal = this.#queryOnly === undefined ? this.#refusal : ofTransaction
     if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
     return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
   }
 
   #admit (turn: number): void {
     if (turn >= this.#floor) return
-    if (this.#closed) throw new PoolError('FST_POOL_LEASE_RELEASED', 'this SQLite handle is closed: its lease has ended')
-    if (this.#floor === Infinity) throw ended(this.#endedBy)
-    const message = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, once for all leases of a connection'
+    if (this.#floor === Infinity && !this.#closed) throw ended(this.#endedBy)
+    const ofEarlier = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, ' +
+      'once for all leases of a connection'
+    const message = this.#closed ? 'this SQLite handle is closed: its lease has ended' : ofEarlier
     throw new PoolError('FST_POOL_LEASE_RELEASED', message)
   }
 
@@ -309,8 +311,9 @@ export class SqliteSession extends Session<Handle> {
       get turn () { return turn() },
       cut: (turn) => {
         const ofThisLease = turn === this.#turn && !this.#closed
-        if (ofThisLease) return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the iterator was ended by a rollback, or its statement was run again')
-        return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
+        if (!ofThisLease) return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
+        const message = 'the iterator was ended by a rollback, or its statement was run again'
+        return new PoolError('FST_POOL_TRANSACTION_ENDED', message)
       },
       failed: (error, statement) => {
         if (statement !== undefined && isBusy(error)) this.#statements.reset(statement)
@@ -358,7 +361,9 @@ export class SqliteSession extends Session<Handle> {
       },
     }
     if (db.pragma !== undefined) own.pragma = this.#pragmaOf(db.pragma.bind(db))
-    if (db.transaction !== undefined && this.#refusal !== undefined) own.transaction = this.#transactionOf(db.transaction.bind(db))
+    if (db.transaction !== undefined && this.#refusal !== undefined) {
+      own.transaction = this.#transactionOf(db.transaction.bind(db))
+    }
     if (db.interrupt !== undefined) {
       const interrupt = db.interrupt.bind(db)
       own.interrupt = () => {
@@ -375,7 +380,9 @@ export class SqliteSession extends Session<Handle> {
         return method.apply(db, args)
       }
     }
-    for (const [name, value] of Object.entries(own)) Object.defineProperty(db, name, { value, writable: true, configurable: true })
+    for (const [name, value] of Object.entries(own)) {
+      Object.defineProperty(db, name, { value, writable: true, configurable: true })
+    }
   }
 
   /** Nobody gets hold of its statement, so `#prepared` stays as it is, though libsql's calls `prepare`. */

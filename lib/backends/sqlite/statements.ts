@@ -1,7 +1,5 @@
-import { isBusy } from './dialect.js'
-import type { Dialect, Handle, Statement } from './dialect.js'
-import { stop } from './iterators.js'
-import type { Iterators } from './iterators.js'
+import { isBusy, type Dialect, type Handle, type Statement } from './dialect.js'
+import { stop, type Iterators } from './iterators.js'
 
 /** On each statement: in which turn it was prepared. */
 const turnOf: unique symbol = Symbol('turn')
@@ -11,8 +9,8 @@ const eagerOf: unique symbol = Symbol('eager')
 interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
 
 /**
- * Rows of a write, and of a PRAGMA. Read one by one, such a statement is under way for as long, and what others write meanwhile is not committed; all it does is
- * done at its first row, and kept in memory.
+ * Rows of a write, and of a PRAGMA. Read one by one, such a statement is under way for as long, and what others write
+ * meanwhile is not committed; all it does is done at its first row, and kept in memory.
  */
 const givesRowsOfWrites = /\b(?:returning|pragma)\b/i
 
@@ -31,7 +29,10 @@ export interface Site {
   stuck (): void
 }
 
-/** The methods of a handle's statements: its borrowers' in place of the driver's own, shared by all, so that a prepare makes no functions. */
+/**
+ * The methods of a handle's statements: its borrowers' in place of the driver's own, shared by all, so that a prepare
+ * makes no functions.
+ */
 export class Statements {
   readonly #driver: Statement
   readonly #dialect: Dialect
@@ -59,8 +60,9 @@ export class Statements {
   }
 
   /**
-   * Sees to it that a statement which met a lock is no longer under way. libsql leaves it so, and a writer that is under way is counted: what others write on the
-   * handle is committed when the last of them ends. Run on while all writes are refused, it fails before it does anything, and a refusal ends it.
+   * Sees to it that a statement which met a lock is no longer under way. libsql leaves it so, and a writer that is
+   * under way is counted: what others write on the handle is committed when the last of them ends. Run on while all
+   * writes are refused, it fails before it does anything, and a refusal ends it.
    *
    * @returns whether it has done its work after all, as a COMMIT may
    */

@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import { PoolError } from '../../pool/errors.js'
-import { patiently } from './lock.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Handle } from './dialect.js'
+import { patiently } from './lock.js'
 
 /** What a transaction asks of its handle. */
 export interface Host {
@@ -30,8 +30,8 @@ export interface Host {
 /**
  * The pool's transactions on a handle.
  *
- * All of a transaction is within a savepoint of random name: its mark, which dies with it. A COMMIT goes out only where the mark is still there, so that it can't
- * commit a transaction which somebody else began in its place.
+ * All of a transaction is within a savepoint of random name: its mark, which dies with it. A COMMIT goes out only where
+ * the mark is still there, so that it can't commit a transaction which somebody else began in its place.
  */
 export class Transactions {
   readonly #host: Host
@@ -46,7 +46,8 @@ export class Transactions {
     if (readOnly && host.refusal === undefined) host.readOnly()
     const mark = markOf()
     try {
-      // Who is going to write takes the lock now: later, what was read until then may be out of date (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
+      // Who is going to write takes the lock now: later, what was read until then may be out of date
+      // (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
       await patiently(() => this.#attempt(`BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${mark}`), signal)
     } catch (error) {
       if (host.isOpen) host.left()
@@ -132,7 +133,8 @@ function markOf (): string {
 /** @param cause the error with which SQLite ended it; undefined: somebody did */
 export function ended (cause: unknown): PoolError {
   const why = cause === undefined ? 'by a COMMIT or ROLLBACK that is not the pool\'s' : 'by SQLite, after an error'
-  return new PoolError('FST_POOL_TRANSACTION_ENDED', `the transaction is no longer open: it was ended ${why}`, { cause })
+  const message = `the transaction is no longer open: it was ended ${why}`
+  return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
 }
 
 function isNoSavepoint (error: unknown): boolean {

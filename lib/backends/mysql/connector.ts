@@ -33,9 +33,7 @@ export interface MysqlConnector extends Connector<Connection> {
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
-  const addresses = new Addresses(options)
-  const config = configsOf(options, addresses)
-  return new MysqlBackend(loadDriver(mysqlDriver, options.driver), config, addresses, options)
+  return new MysqlBackend(options)
 }
 
 /**
@@ -66,12 +64,12 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   readonly #addresses: Addresses
   readonly #mode: ResetMode
 
-  constructor (driver: Driver, config: Config, addresses: Addresses, { reset = 'session' }: MysqlOptions) {
+  constructor (options: MysqlOptions) {
     super()
-    this.#driver = driver
-    this.#config = config
-    this.#addresses = addresses
-    this.#mode = reset
+    this.#addresses = new Addresses(options)
+    this.#config = configsOf(options, this.#addresses)
+    this.#driver = loadDriver(mysqlDriver, options.driver)
+    this.#mode = options.reset ?? 'session'
   }
 
   get secrets (): readonly string[] {

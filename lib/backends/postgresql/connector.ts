@@ -1,4 +1,4 @@
-import { scrub, secretsOf } from '../../pool/errors.js'
+import { scrub } from '../../pool/errors.js'
 import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
@@ -45,9 +45,7 @@ export interface PostgresConnector extends Connector<Client> {
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function postgresql (options: PostgresOptions): Promise<PostgresConnector> {
-  const addresses = new Addresses(options)
-  const config = configsOf(options, addresses)
-  return new PostgresBackend(loadDriver(postgresDriver, options.driver), config, addresses, options)
+  return new PostgresBackend(options)
 }
 
 /**
@@ -75,19 +73,17 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   readonly #driver: Driver
   readonly #config: Config
   readonly #addresses: Addresses
-  readonly #ownSecrets = secretsOf({ connection: { password: process.env.PGPASSWORD } })
-  #secrets: { of: readonly string[], all: readonly string[] } | undefined
   readonly #common: Common
   readonly #listening: Listening
   readonly #events = new DriverEvents()
 
-  constructor (driver: Driver, config: Config, addresses: Addresses, options: PostgresOptions) {
+  constructor (options: PostgresOptions) {
     super()
     const { reset = 'session', connectTimeout = 3000 } = options
-    this.#driver = driver
-    this.#config = config
-    this.#addresses = addresses
-    this.#common = { own: ownQueries(driver), inspection: new Inspection(), mode: reset }
+    this.#addresses = new Addresses(options, { password: process.env.PGPASSWORD })
+    this.#config = configsOf(options, this.#addresses)
+    this.#driver = loadDriver(postgresDriver, options.driver)
+    this.#common = { own: ownQueries(this.#driver), inspection: new Inspection(), mode: reset }
     this.#listening = new Listening({
       open: (signal) => this.open(signal),
       connectTimeout,
@@ -100,13 +96,8 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
     })
   }
 
-  /** A pool that was not given the url and the connection itself does not know what is secret in them. */
   get secrets (): readonly string[] {
-    const { secrets: of } = this.#addresses
-    if (this.#secrets?.of !== of) {
-      this.#secrets = { of, all: [...of, ...this.#ownSecrets].sort((a, b) => b.length - a.length) }
-    }
-    return this.#secrets.all
+    return this.#addresses.secrets
   }
 
   protected override async open (signal: AbortSignal): Promise<PostgresSession> {

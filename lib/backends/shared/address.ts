@@ -16,13 +16,16 @@ export class Addresses {
   /** Whether there is a function. */
   readonly change: boolean
   readonly #options: Pick<Address, 'url' | 'connection'>
+  readonly #environment: object
   readonly #answers: AddressNow[] = []
   #secrets: readonly string[]
 
-  constructor ({ url, connection }: Pick<Address, 'url' | 'connection'>) {
+  /** @param environment what the driver takes from elsewhere: there may be secrets in it, too */
+  constructor ({ url, connection }: Pick<Address, 'url' | 'connection'>, environment: object = {}) {
     this.#options = { url, connection }
+    this.#environment = environment
     this.change = typeof url === 'function' || typeof connection === 'function'
-    this.#secrets = secretsOf({ url, connection })
+    this.#secrets = secretsOf({ url, connection: [connection, environment] })
   }
 
   /** The secrets in what was given, and in the last answers. A new array where they have changed. */
@@ -64,7 +67,7 @@ export class Addresses {
     if (this.#answers.length > remembered) this.#answers.shift()
     this.#secrets = secretsOf({
       url: this.#answers.map((one) => one.url),
-      connection: this.#answers.map((one) => one.connection),
+      connection: [this.#environment, ...this.#answers.map((one) => one.connection)],
     })
     return answer
   }

@@ -14,7 +14,8 @@ interface Held {
 }
 
 /** What iterators ask of their handle. */
-export interface Site {
+export interface IteratorSite {
+  readonly connection: Handle
   /** The turn of the lease that is out. */
   readonly turn: number
   /**
@@ -31,15 +32,13 @@ export interface Site {
  * (better-sqlite3).
  */
 export class Iterators {
-  readonly #db: Handle
   readonly #dialect: Dialect
   /** The class' own methods. */
   readonly #driver: Statement
-  readonly #site: Site
+  readonly #site: IteratorSite
   readonly #held = new Set<Held>()
 
-  constructor (db: Handle, dialect: Dialect, driver: Statement, site: Site) {
-    this.#db = db
+  constructor (dialect: Dialect, driver: Statement, site: IteratorSite) {
     this.#dialect = dialect
     this.#driver = driver
     this.#site = site
@@ -120,7 +119,7 @@ export class Iterators {
    */
   #interrupt (): void {
     for (const held of this.#held) {
-      stop(this.#db, this.#driver, held.statement!)
+      stop(this.#site.connection, this.#driver, held.statement!)
       this.#end(held, held.state === 'left' ? 'done' : 'ended')
     }
   }

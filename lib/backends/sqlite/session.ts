@@ -2,11 +2,11 @@ import { PoolError } from '../../pool/errors.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
 import { Session, type ResetMode } from '../shared/session.js'
 import { codeOf, first, isBusy, type Dialect, type Handle, type Statement } from './dialect.js'
-import { Iterators } from './iterators.js'
+import { Iterators, type IteratorSite } from './iterators.js'
 import { Rivals } from './lock.js'
 import { judge, mayLeave, pragmas, Residue, unreadable } from './residue.js'
-import { Statements } from './statements.js'
-import { ended, Transactions } from './transaction.js'
+import { Statements, type StatementSite } from './statements.js'
+import { begin, ended, type Host } from './transaction.js'
 
 /** The turn of statements that `onConnect` prepared: they outlive all leases, but not the handle. */
 const forever = Number.MAX_SAFE_INTEGER
@@ -36,13 +36,12 @@ type Run = (this: unknown, ...args: unknown[]) => unknown
  * the handle hide those of the class, look at the text, and call them. Only after a text that can leave something is
  * the handle compared with what it was before.
  */
-export class SqliteSession extends Session<Handle> {
-  readonly #db: Handle
+export class SqliteSession extends Session<Handle> implements Host, IteratorSite, StatementSite {
   readonly #dialect: Dialect
-  readonly #exec: (sql: string) => unknown
+  readonly exec: (sql: string) => unknown
   readonly #prepare: Handle['prepare']
   readonly #duty: Duty
-  readonly #refusal: string | undefined
+  readonly refusal: string | undefined
   /** Whether somebody else's lock may be in the way of its borrower. */
   readonly #writesShared: boolean
   /** Seen since the last return. */
@@ -51,17 +50,16 @@ export class SqliteSession extends Session<Handle> {
   #prepared = 0
   #settled = false
   readonly #residue: Residue
-  readonly #iterators: Iterators
+  readonly iterators: Iterators
   readonly #statements: Statements
   readonly #rivals: Rivals
-  readonly #transactions: Transactions
   /** Queries of our own. */
   readonly #queries = new Map<string, Statement>()
   /** A statement is under way, and nothing ends it. */
   #stuck = false
 
   /** Raised at each return. */
-  #turn = 0
+  turn = 0
   /** What new statements are stamped with. */
   #stamp = forever
   /** Statements of an earlier turn are refused; where it is Infinity, everything is. */
@@ -71,35 +69,33 @@ export class SqliteSession extends Session<Handle> {
   /** One of the pool's transactions was begun, and has not been told of its end. */
   #inside = false
   /** The error with which SQLite ended it. */
-  #endedBy: unknown
+  endedBy: unknown
   /** It only reads: what `query_only` was before. */
   #queryOnly: unknown
 
   constructor (db: Handle, dialect: Dialect, duty: Duty) {
     super(db)
     const { refusal, memory } = duty
-    this.#db = db
     this.#dialect = dialect
     this.#duty = duty
-    this.#refusal = refusal
+    this.refusal = refusal
     this.#writesShared = refusal === undefined && !memory
-    this.#exec = db.exec.bind(db)
+    this.exec = db.exec.bind(db)
     this.#prepare = db.prepare.bind(db)
-    this.#residue = new Residue((sql) => this.#ask(sql), this.#exec)
+    this.#residue = new Residue((sql) => this.#ask(sql), this.exec)
     this.#rivals = new Rivals(() => this.#ask('PRAGMA data_version'))
     const driver = Object.getPrototypeOf(this.#prepare('select 1')) as Statement
-    this.#iterators = this.#makeIterators(driver)
-    this.#statements = this.#makeStatements(driver)
-    this.#transactions = this.#makeTransactions()
+    this.iterators = new Iterators(dialect, driver, this)
+    this.#statements = new Statements(dialect, driver, this)
     this.#hide()
     // As it will be when it is settled.
-    if (refusal !== undefined) this.#exec('PRAGMA query_only = ON')
+    if (refusal !== undefined) this.exec('PRAGMA query_only = ON')
     this.#residue.remember()
-    if (refusal !== undefined) this.#exec('PRAGMA query_only = OFF')
+    if (refusal !== undefined) this.exec('PRAGMA query_only = OFF')
   }
 
   override get broken (): boolean {
-    return this.#stuck || !this.#dialect.isOpen(this.#db)
+    return this.#stuck || !this.isOpen
   }
 
   override async ping (): Promise<boolean> {
@@ -118,11 +114,11 @@ export class SqliteSession extends Session<Handle> {
   #settle (): void {
     this.#settled = true
     // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
-    if (this.#refusal !== undefined) this.#exec('PRAGMA query_only = ON')
+    if (this.refusal !== undefined) this.exec('PRAGMA query_only = ON')
     if (this.#seen !== 0) this.#residue.remember()
     this.#seen = 0
     this.#prepared &= ~unreadable
-    this.#stamp = this.#turn
+    this.#stamp = this.turn
     if (this.#writesShared) this.#rivals.begin()
   }
 
@@ -136,12 +132,12 @@ export class SqliteSession extends Session<Handle> {
   obstacle (): string | undefined {
     if (!this.#writesShared || !this.#rivals.about) return undefined
     // Whoever has a busy timeout wants to wait by blocking the event loop.
-    if (this.#residue.pragma('busy_timeout') !== '0' || this.#dialect.inTransaction(this.#db)) return undefined
+    if (this.#residue.pragma('busy_timeout') !== '0' || this.inTransaction) return undefined
     try {
-      this.#exec('BEGIN IMMEDIATE; ROLLBACK')
+      this.exec('BEGIN IMMEDIATE; ROLLBACK')
       return undefined
     } catch (error) {
-      this.#met(error)
+      this.met(error)
       // What else there is its borrower will see.
       return isBusy(error) ? 'the lock of the SQLite file, which another process has to write' : undefined
     }
@@ -163,7 +159,7 @@ export class SqliteSession extends Session<Handle> {
   /** @throws where something is left that only a new handle is without, and there can be one */
   rest (): void {
     this.#endLease()
-    this.#endWork()
+    this.endWork()
     const changed = this.#seen | this.#prepared
     if (changed === 0) return
     // Before it is forgotten: where this fails, `destroy` tries it again.
@@ -176,79 +172,76 @@ export class SqliteSession extends Session<Handle> {
 
   #restOnly (): void {
     this.#endLease()
-    this.#endWork()
+    this.endWork()
     const switchedOff = ((this.#seen | this.#prepared) & (pragmas | unreadable)) !== 0
-    if (this.#refusal !== undefined && switchedOff) this.#exec('PRAGMA query_only = ON')
+    if (this.refusal !== undefined && switchedOff) this.exec('PRAGMA query_only = ON')
     this.#seen = 0
   }
 
   /** What was prepared until now can't be run any more. */
   #endLease (): void {
-    this.#floor = this.#stamp = ++this.#turn
+    this.#floor = this.#stamp = ++this.turn
   }
 
   /** Ends what is under way: transaction and iterators. */
-  #endWork (): void {
+  endWork (): void {
     // To ask a closed handle of libsql whether it is in a transaction aborts the process.
-    if (!this.#dialect.isOpen(this.#db)) throw new Error('the SQLite handle is closed')
-    if (this.#iterators.size > 0) this.#iterators.end()
-    if (this.#dialect.inTransaction(this.#db)) this.#exec('ROLLBACK')
-    this.#leave()
+    if (!this.isOpen) throw new Error('the SQLite handle is closed')
+    if (this.iterators.size > 0) this.iterators.end()
+    if (this.inTransaction) this.exec('ROLLBACK')
+    this.left()
   }
 
   protected override close (): void {
     this.#closed = true
     this.#floor = Infinity
-    if (!this.#dialect.isOpen(this.#db)) return
+    if (!this.isOpen) return
     try {
       // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
-      this.#endWork()
+      this.endWork()
     } finally {
-      this.#db.close()
+      this.connection.close()
     }
   }
 
   // --- The pool's transactions ---------------------------------------------------------------------------------------
 
   begin (options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Handle>> {
-    return this.#transactions.begin(options, signal)
+    return begin(this, options, signal)
   }
 
-  #makeTransactions (): Transactions {
-    const isOpen = () => this.#dialect.isOpen(this.#db)
-    const inTransaction = () => this.#dialect.inTransaction(this.#db)
-    const endedBy = () => this.#endedBy
-    return new Transactions({
-      db: this.#db,
-      refusal: this.#refusal,
-      exec: this.#exec,
-      get isOpen () { return isOpen() },
-      get inTransaction () { return inTransaction() },
-      get endedBy () { return endedBy() },
-      endWork: () => { this.#endWork() },
-      endIterators: () => { if (this.#iterators.size > 0) this.#iterators.end() },
-      readOnly: () => {
-        this.#queryOnly = this.#ask('PRAGMA query_only')
-        this.#exec('PRAGMA query_only = ON')
-      },
-      entered: () => { this.#inside = true },
-      left: () => { this.#leave() },
-      met: (error) => { this.#met(error) },
-    })
+  get isOpen (): boolean {
+    return this.#dialect.isOpen(this.connection)
+  }
+
+  get inTransaction (): boolean {
+    return this.#dialect.inTransaction(this.connection)
+  }
+
+  endIterators (): void {
+    if (this.iterators.size > 0) this.iterators.end()
+  }
+
+  readOnly (): void {
+    this.#queryOnly = this.#ask('PRAGMA query_only')
+    this.exec('PRAGMA query_only = ON')
+  }
+
+  entered (): void {
+    this.#inside = true
   }
 
   /** What comes after would be committed statement by statement: until the pool has seen it, all is refused. */
   #lose (error: unknown): void {
-    this.#endedBy = error
+    this.endedBy = error
     this.#floor = Infinity
   }
 
-  /** The pool knows of its end. */
-  #leave (): void {
+  left (): void {
     this.#inside = false
-    if (this.#endedBy !== undefined && !this.#closed) this.#floor = this.#turn
-    this.#endedBy = undefined
-    if (this.#queryOnly !== undefined) this.#exec(`PRAGMA query_only = ${this.#queryOnly}`)
+    if (this.endedBy !== undefined && !this.#closed) this.#floor = this.turn
+    this.endedBy = undefined
+    if (this.#queryOnly !== undefined) this.exec(`PRAGMA query_only = ${this.#queryOnly}`)
     this.#queryOnly = undefined
   }
 
@@ -269,79 +262,63 @@ export class SqliteSession extends Session<Handle> {
     }
   }
 
-  #whileReadOnly (fn: () => void): void {
+  whileReadOnly (fn: () => void): void {
     const before = this.#ask('PRAGMA query_only')
-    this.#exec('PRAGMA query_only = ON')
+    this.exec('PRAGMA query_only = ON')
     try {
       fn()
     } finally {
-      this.#exec(`PRAGMA query_only = ${before}`)
+      this.exec(`PRAGMA query_only = ${before}`)
     }
   }
 
   // --- The seam ------------------------------------------------------------------------------------------------------
 
-  #met (error: unknown): void {
+  met (error: unknown): void {
     if (this.#writesShared && isBusy(error)) this.#rivals.met()
   }
 
-  /** What the borrower gets instead of the driver's error. */
-  #told (error: unknown): unknown {
-    this.#met(error)
-    const { isOpen, inTransaction } = this.#dialect
-    if (this.#inside && this.#endedBy === undefined && isOpen(this.#db) && !inTransaction(this.#db)) this.#lose(error)
+  told (error: unknown): unknown {
+    this.met(error)
+    if (this.#inside && this.endedBy === undefined && this.isOpen && !this.inTransaction) this.#lose(error)
     const ofTransaction = 'this transaction only reads: begin it without readOnly to write'
-    const refusal = this.#queryOnly === undefined ? this.#refusal : ofTransaction
+    const refusal = this.#queryOnly === undefined ? this.refusal : ofTransaction
     if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
     return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
   }
 
-  #admit (turn: number): void {
+  admit (turn: number): void {
     if (turn >= this.#floor) return
-    if (this.#floor === Infinity && !this.#closed) throw ended(this.#endedBy)
+    if (this.#floor === Infinity && !this.#closed) throw ended(this.endedBy)
     const ofEarlier = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, ' +
       'once for all leases of a connection'
     const message = this.#closed ? 'this SQLite handle is closed: its lease has ended' : ofEarlier
     throw new PoolError('FST_POOL_LEASE_RELEASED', message)
   }
 
-  #makeIterators (driver: Statement): Iterators {
-    const turn = () => this.#turn
-    return new Iterators(this.#db, this.#dialect, driver, {
-      get turn () { return turn() },
-      cut: (turn) => {
-        const ofThisLease = turn === this.#turn && !this.#closed
-        if (!ofThisLease) return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
-        const message = 'the iterator was ended by a rollback, or its statement was run again'
-        return new PoolError('FST_POOL_TRANSACTION_ENDED', message)
-      },
-      failed: (error, statement) => {
-        if (statement !== undefined && isBusy(error)) this.#statements.reset(statement)
-        return this.#told(error)
-      },
-    })
+  cut (turn: number): Error {
+    const ofThisLease = turn === this.turn && !this.#closed
+    if (!ofThisLease) return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
+    const message = 'the iterator was ended by a rollback, or its statement was run again'
+    return new PoolError('FST_POOL_TRANSACTION_ENDED', message)
   }
 
-  #makeStatements (driver: Statement): Statements {
-    const isOpen = () => this.#dialect.isOpen(this.#db)
-    return new Statements(driver, this.#dialect, {
-      db: this.#db,
-      iterators: this.#iterators,
-      get isOpen () { return isOpen() },
-      admit: (turn) => { this.#admit(turn) },
-      told: (error) => this.#told(error),
-      whileReadOnly: (fn) => { this.#whileReadOnly(fn) },
-      stuck: () => { this.#stuck = true },
-    })
+  failed (error: unknown, statement: Statement | undefined): unknown {
+    if (statement !== undefined && isBusy(error)) this.#statements.reset(statement)
+    return this.told(error)
+  }
+
+  stuck (): void {
+    this.#stuck = true
   }
 
   #hide (): void {
-    const db = this.#db as Handle & Methods
+    const db = this.connection as Handle & Methods
     const prepare = this.#prepare
-    const exec = this.#exec
+    const exec = this.exec
     const own: Record<string, unknown> = {
       prepare: (sql: string, ...more: unknown[]) => {
-        this.#admit(forever)
+        this.admit(forever)
         const statement = prepare(sql, ...more)
         if (mayLeave.test(sql)) {
           const what = judge(sql)
@@ -351,17 +328,17 @@ export class SqliteSession extends Session<Handle> {
         return this.#statements.stamp(statement, sql, this.#stamp)
       },
       exec: (sql: string) => {
-        this.#admit(forever)
+        this.admit(forever)
         if (mayLeave.test(sql)) this.#seen |= judge(sql)
         try {
           return exec(sql)
         } catch (error) {
-          throw this.#told(error)
+          throw this.told(error)
         }
       },
     }
     if (db.pragma !== undefined) own.pragma = this.#pragmaOf(db.pragma.bind(db))
-    if (db.transaction !== undefined && this.#refusal !== undefined) {
+    if (db.transaction !== undefined && this.refusal !== undefined) {
       own.transaction = this.#transactionOf(db.transaction.bind(db))
     }
     if (db.interrupt !== undefined) {
@@ -375,7 +352,7 @@ export class SqliteSession extends Session<Handle> {
       if (name in own || this.#dialect.leaveNothing.has(name)) continue
       const method = db[name as keyof Handle] as Run
       own[name] = (...args: unknown[]) => {
-        this.#admit(forever)
+        this.admit(forever)
         this.#seen |= unreadable
         return method.apply(db, args)
       }
@@ -388,13 +365,13 @@ export class SqliteSession extends Session<Handle> {
   /** Nobody gets hold of its statement, so `#prepared` stays as it is, though libsql's calls `prepare`. */
   #pragmaOf (pragma: NonNullable<Methods['pragma']>) {
     return (source: string, ...options: unknown[]) => {
-      this.#admit(forever)
+      this.admit(forever)
       this.#seen |= judge(`PRAGMA ${source}`)
       const prepared = this.#prepared
       try {
         return pragma(source, ...options)
       } catch (error) {
-        throw this.#told(error)
+        throw this.told(error)
       } finally {
         this.#prepared = prepared
       }
@@ -404,7 +381,7 @@ export class SqliteSession extends Session<Handle> {
   /** better-sqlite3's begins by itself, and not by `exec`. */
   #transactionOf (transaction: NonNullable<Methods['transaction']>) {
     const telling = (run: Run): Run => {
-      const told = (error: unknown) => this.#told(error)
+      const told = (error: unknown) => this.told(error)
       return function (this: unknown, ...args: unknown[]) {
         try {
           return run.apply(this, args)
@@ -416,7 +393,8 @@ export class SqliteSession extends Session<Handle> {
     return (fn: Run) => {
       const made = transaction(fn)
       const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
-      return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database: this.#db })
+      const database = this.connection
+      return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database })
     }
   }
 }

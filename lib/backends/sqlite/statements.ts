@@ -15,8 +15,8 @@ interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
 const givesRowsOfWrites = /\b(?:returning|pragma)\b/i
 
 /** What statements ask of their handle. */
-export interface Site {
-  readonly db: Handle
+export interface StatementSite {
+  readonly connection: Handle
   readonly isOpen: boolean
   readonly iterators: Iterators
   /** @throws where a statement of that turn is refused */
@@ -36,12 +36,12 @@ export interface Site {
 export class Statements {
   readonly #driver: Statement
   readonly #dialect: Dialect
-  readonly #site: Site
+  readonly #site: StatementSite
   readonly #own: Statement
   #tally: Statement | undefined
 
   /** @param driver the class' own methods */
-  constructor (driver: Statement, dialect: Dialect, site: Site) {
+  constructor (dialect: Dialect, driver: Statement, site: StatementSite) {
     this.#driver = driver
     this.#dialect = dialect
     this.#site = site
@@ -82,19 +82,20 @@ export class Statements {
     if (!busy) return done
     // It is no write, and there still is the lock.
     if (this.#site.iterators.size > 0) this.#site.stuck()
-    else stop(this.#site.db, this.#driver, statement)
+    else stop(this.#site.connection, this.#driver, statement)
     return false
   }
 
   #make (): Statement {
-    const { iterators, admit } = this.#site
+    const site = this.#site
+    const { iterators } = site
     const driver = this.#driver
     const dialect = this.#dialect
     const failed = <T>(error: unknown, statement: Statement, done: () => T): T => this.#failed(error, statement, done)
     const runAll = (statement: Stamped, params: unknown[]) => this.#runAll(statement, params)
     const tally = () => this.#count()
     const admitted = (statement: Stamped) => {
-      admit(statement[turnOf])
+      site.admit(statement[turnOf])
       // better-sqlite3 refuses it, as it does everything then.
       if (!dialect.oneAtATime && iterators.size > 0) iterators.supersede(statement)
     }
@@ -157,7 +158,7 @@ export class Statements {
 
   /** As libsql's `run` gives it. */
   #count (): { changes: unknown, lastInsertRowid: unknown } {
-    this.#tally ??= this.#site.db.prepare('select changes(), last_insert_rowid()')
+    this.#tally ??= this.#site.connection.prepare('select changes(), last_insert_rowid()')
     const [changes, lastInsertRowid] = Object.values(this.#driver.get.call(this.#tally) as object)
     return { changes, lastInsertRowid }
   }

@@ -6,7 +6,7 @@ import { patiently } from './lock.js'
 
 /** What a transaction asks of its handle. */
 export interface Host {
-  readonly db: Handle
+  readonly connection: Handle
   /** What a write is told, where the handle only reads. */
   readonly refusal: string | undefined
   exec (sql: string): unknown
@@ -28,101 +28,94 @@ export interface Host {
 }
 
 /**
- * The pool's transactions on a handle.
+ * Begins a transaction of the pool's.
  *
  * All of a transaction is within a savepoint of random name: its mark, which dies with it. A COMMIT goes out only where
  * the mark is still there, so that it can't commit a transaction which somebody else began in its place.
  */
-export class Transactions {
-  readonly #host: Host
-
-  constructor (host: Host) {
-    this.#host = host
+export async function begin (
+  host: Host, options: TransactionOptions, signal: AbortSignal
+): Promise<Transaction<Handle>> {
+  const { readOnly = false } = options
+  if (!readOnly && host.refusal !== undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', host.refusal)
+  if (readOnly && host.refusal === undefined) host.readOnly()
+  const mark = markOf()
+  try {
+    // Who is going to write takes the lock now: later, what was read until then may be out of date
+    // (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
+    await patiently(() => attempt(host, `BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${mark}`), signal)
+  } catch (error) {
+    if (host.isOpen) host.left()
+    throw error
   }
-
-  async begin ({ readOnly = false }: TransactionOptions, signal: AbortSignal): Promise<Transaction<Handle>> {
-    const host = this.#host
-    if (!readOnly && host.refusal !== undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', host.refusal)
-    if (readOnly && host.refusal === undefined) host.readOnly()
-    const mark = markOf()
-    try {
-      // Who is going to write takes the lock now: later, what was read until then may be out of date
-      // (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
-      await patiently(() => this.#attempt(`BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${mark}`), signal)
-    } catch (error) {
-      if (host.isOpen) host.left()
-      throw error
-    }
-    host.entered()
-    return {
-      connection: host.db,
-      // COMMIT is one call that does not wait: whoever asks finds it done, or not done.
-      inDoubt: false,
-      commit: async () => {
-        await patiently(() => this.#commit(mark))
-        host.left()
-      },
-      rollback: async () => { if (host.isOpen) host.endWork() },
-      savepoint: async () => this.#savepoint(),
-    }
+  host.entered()
+  return {
+    connection: host.connection,
+    // COMMIT is one call that does not wait: whoever asks finds it done, or not done.
+    inDoubt: false,
+    commit: async () => {
+      await patiently(() => commit(host, mark))
+      host.left()
+    },
+    rollback: async () => { if (host.isOpen) host.endWork() },
+    savepoint: async () => savepoint(host),
   }
+}
 
-  #commit (mark: string): void {
-    this.#release(mark)
-    try {
-      this.#attempt('COMMIT')
-    } catch (error) {
-      // It is tried again in another turn of the event loop, and somebody may have ended the transaction by then.
-      if (this.#isOpen) this.#host.exec(`SAVEPOINT ${mark}`)
-      throw error
-    }
+function commit (host: Host, mark: string): void {
+  release(host, mark)
+  try {
+    attempt(host, 'COMMIT')
+  } catch (error) {
+    // It is tried again in another turn of the event loop, and somebody may have ended the transaction by then.
+    if (isUnderWay(host)) host.exec(`SAVEPOINT ${mark}`)
+    throw error
   }
+}
 
-  #savepoint (): Transaction<Handle> {
-    const host = this.#host
-    // Where no transaction is open, it would begin one.
-    if (!this.#isOpen) throw ended(host.endedBy)
-    const mark = markOf()
-    host.exec(`SAVEPOINT ${mark}`)
-    return {
-      connection: host.db,
-      commit: async () => { this.#release(mark) },
-      rollback: async () => {
-        if (!this.#isOpen) return
-        host.endIterators()
-        try {
-          host.exec(`ROLLBACK TO ${mark}; RELEASE ${mark}`)
-        } catch (error) {
-          // It is not open any more: there is nothing to undo.
-          if (!isNoSavepoint(error)) throw error
-        }
-      },
-      savepoint: async () => this.#savepoint(),
-    }
+function savepoint (host: Host): Transaction<Handle> {
+  // Where no transaction is open, it would begin one.
+  if (!isUnderWay(host)) throw ended(host.endedBy)
+  const mark = markOf()
+  host.exec(`SAVEPOINT ${mark}`)
+  return {
+    connection: host.connection,
+    commit: async () => { release(host, mark) },
+    rollback: async () => {
+      if (!isUnderWay(host)) return
+      host.endIterators()
+      try {
+        host.exec(`ROLLBACK TO ${mark}; RELEASE ${mark}`)
+      } catch (error) {
+        // It is not open any more: there is nothing to undo.
+        if (!isNoSavepoint(error)) throw error
+      }
+    },
+    savepoint: async () => savepoint(host),
   }
+}
 
-  #release (mark: string): void {
-    if (!this.#isOpen) throw ended(this.#host.endedBy)
-    try {
-      this.#host.exec(`RELEASE ${mark}`)
-    } catch (error) {
-      throw isNoSavepoint(error) ? ended(undefined) : error
-    }
+function release (host: Host, mark: string): void {
+  if (!isUnderWay(host)) throw ended(host.endedBy)
+  try {
+    host.exec(`RELEASE ${mark}`)
+  } catch (error) {
+    throw isNoSavepoint(error) ? ended(undefined) : error
   }
+}
 
-  #attempt (sql: string): void {
-    try {
-      this.#host.exec(sql)
-    } catch (error) {
-      this.#host.met(error)
-      throw error
-    }
+function attempt (host: Host, sql: string): void {
+  try {
+    host.exec(sql)
+  } catch (error) {
+    host.met(error)
+    throw error
   }
+}
 
-  get #isOpen (): boolean {
-    // In this order: libsql ends the process where a closed handle is asked for its transaction.
-    return this.#host.endedBy === undefined && this.#host.isOpen && this.#host.inTransaction
-  }
+function isUnderWay (host: Host): boolean {
+  // In this order: libsql ends the process where a closed handle is asked for its transaction.
+  return host.endedBy === undefined && host.isOpen && host.inTransaction
 }
 
 /** Nobody can guess it. */

@@ -2,6 +2,7 @@ import type { ReadPreference, ServerDescription, TopologyDescription } from 'mon
 import { badOption } from '../../pool/errors.js'
 import type { DriverEvent } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
+import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { driverEvents, plain } from './events.js'
 
@@ -19,7 +20,7 @@ export class Shared {
   up = false
 
   readonly #owned: boolean
-  readonly #undo: Array<() => void> = []
+  readonly #subscriptions = new Subscriptions()
   /** What the driver last told. A client that was taken over may have told it all before we listened: then none. */
   #topology: TopologyDescription | undefined
   /** The driver's topology is open, and a socket of it worked. A selectable server alone may still refuse the login. */
@@ -85,7 +86,7 @@ export class Shared {
         await this.client.close()
       }
     } finally {
-      for (const undo of this.#undo.splice(0)) undo()
+      this.#subscriptions.end()
     }
   }
 
@@ -157,14 +158,10 @@ export class Shared {
 
   /** A listener of ours on the client, ahead of `#update`, until `close()`. */
   #listen (name: string, fn: (event: Record<string, unknown>) => void): void {
-    // The driver's own type of `on` wants one literal name; each of ours is one of its events.
-    const client = this.client as unknown as NodeJS.EventEmitter
-    const listener = (event: Record<string, unknown>) => {
+    this.#subscriptions.on(this.client, name, (event: Record<string, unknown>) => {
       fn(event)
       this.#update()
-    }
-    client.on(name, listener)
-    this.#undo.push(() => client.off(name, listener))
+    })
   }
 
   #update (): void {

@@ -1,47 +1,40 @@
 import { badOption, PoolError } from '../../pool/errors.js'
 import type { Redis } from '../../../types/drivers.js'
-import type { DriverEvents } from '../shared/events.js'
+import { Subscriptions } from '../shared/listeners.js'
 import { codeOf } from './errors.js'
-import { retryStrategy, sentinelled, type Source } from './options.js'
+import { retryStrategy, sentinelled, type Site } from './options.js'
 import { limitSentinels } from './sentinels.js'
 import {
-  cut, disconnected, disconnectTimeout, drained, isBusy, sendOf, sharedGrace, type Driver, type Inside,
+  cut, disconnected, disconnectTimeout, drained, isBusy, sendOf, sharedGrace, type Inside,
 } from './wire.js'
-
-/** What the shared client asks of its connector. */
-interface Site {
-  readonly driver: Driver
-  readonly source: Source
-  readonly connectTimeout: number
-  readonly events: DriverEvents
-  /** A client that the app made. */
-  readonly theirs: Redis | undefined
-}
 
 /** The client that the app may use beside the pool's connections: it reconnects by itself. */
 export class SharedClient {
   readonly #site: Site
+  readonly #theirs: boolean
   /** The connections by which it asks the sentinels. */
   readonly #sentinels = new Set<Redis>()
-  readonly #undo: Array<() => void> = []
+  readonly #subscriptions = new Subscriptions()
   #client: Redis | undefined
   #closing: Promise<void> | undefined
 
-  constructor (site: Site) {
+  /** @param theirs a client that the app made */
+  constructor (site: Site, theirs: Redis | undefined) {
     this.#site = site
-    if (site.theirs !== undefined) this.#adopt(site.theirs)
+    this.#theirs = theirs !== undefined
+    if (theirs !== undefined) this.#adopt(theirs)
   }
 
   /** @throws `FST_POOL_CLOSED` if it would be made after `close` */
   get (): Redis {
     if (this.#client !== undefined) return this.#client
     if (this.#closing !== undefined) throw new PoolError('FST_POOL_CLOSED', 'the pool of this Redis client is closed')
-    const { driver, source, connectTimeout, events } = this.#site
+    const { driver, source, connectTimeout } = this.#site
     const { base } = source
     const ours = { retryStrategy, lazyConnect: true, connectTimeout, disconnectTimeout }
     const client = new driver.Redis({ ...base, ...(base.sentinels && sentinelled(base)), ...ours })
     limitSentinels(client, connectTimeout, this.#sentinels, () => this.#closing !== undefined)
-    if (source.changes) new Following(client, source, connectTimeout, events).begin()
+    if (source.changes) new Following(client, this.#site).begin()
     this.#adopt(client)
     return client
   }
@@ -50,7 +43,7 @@ export class SharedClient {
    * The server that it is connected to is not the master any more. It connects again, and sends what was not answered.
    */
   moved (): void {
-    if (this.#site.theirs !== undefined || this.#client === undefined) return
+    if (this.#theirs || this.#client === undefined) return
     (this.#client as unknown as Inside).connector.stream?.destroy()
   }
 
@@ -62,10 +55,7 @@ export class SharedClient {
   async #close (): Promise<void> {
     const client = this.#client
     if (client === undefined) return
-    if (this.#site.theirs !== undefined) {
-      for (const undo of this.#undo.splice(0)) undo()
-      return
-    }
+    if (this.#theirs) return this.#subscriptions.end()
     if (client.status === 'ready' && isBusy(client)) {
       // Not QUIT: it would wait behind a blocked BLPOP for ever.
       const answered = drained(client, AbortSignal.timeout(sharedGrace))
@@ -83,10 +73,7 @@ export class SharedClient {
   }
 
   #adopt (client: Redis): void {
-    const listen = (name: string, fn: (detail: unknown) => void) => {
-      client.on(name, fn)
-      this.#undo.push(() => client.off(name, fn))
-    }
+    const listen = (name: string, fn: (detail: unknown) => void) => this.#subscriptions.on(client, name, fn)
     // Without a listener ioredis writes errors to the console.
     listen('error', (error) => this.#tell('error', { code: codeOf(error) }))
     for (const name of ['connect', 'ready', 'close', 'end']) listen(name, () => this.#tell(name))
@@ -105,9 +92,7 @@ export class SharedClient {
  */
 class Following {
   readonly #client: Redis
-  readonly #source: Source
-  readonly #connectTimeout: number
-  readonly #events: DriverEvents
+  readonly #site: Site
   readonly #connect: () => Promise<void>
   /** Aborts when the client ends. */
   #ended = new AbortController()
@@ -118,14 +103,12 @@ class Following {
   #asking: Promise<void> | undefined
   #connecting: Promise<void> | undefined
 
-  constructor (client: Redis, source: Source, connectTimeout: number, events: DriverEvents) {
+  constructor (client: Redis, site: Site) {
     this.#client = client
-    this.#source = source
-    this.#connectTimeout = connectTimeout
-    this.#events = events
+    this.#site = site
     this.#connect = client.connect.bind(client)
-    this.#before = source.base as Readonly<Record<string, unknown>>
-    this.#known = source.answered
+    this.#before = site.source.base as Readonly<Record<string, unknown>>
+    this.#known = site.source.answered
   }
 
   /** Own properties hide the client's `connect` and `sendCommand`. */
@@ -163,8 +146,9 @@ class Following {
   async #ask (): Promise<void> {
     const { signal } = this.#ended
     const { options } = this.#client
+    const { source, connectTimeout, events } = this.#site
     try {
-      const base = await this.#source.now(AbortSignal.any([AbortSignal.timeout(this.#connectTimeout), signal]))
+      const base = await source.now(AbortSignal.any([AbortSignal.timeout(connectTimeout), signal]))
       const hasSentinels = options.sentinels !== null && options.sentinels !== undefined
       if (hasSentinels !== (base.sentinels !== undefined)) {
         throw badOption('connection()', base, 'sentinels in every answer, or in none')
@@ -175,7 +159,7 @@ class Following {
       this.#known = true
     } catch (error) {
       signal.throwIfAborted()
-      this.#events.tell('error', { shared: true, code: codeOf(error) })
+      events.tell('error', { shared: true, code: codeOf(error) })
       if (!this.#known) throw error
     }
   }

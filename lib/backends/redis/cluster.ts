@@ -3,6 +3,7 @@ import type { Connector, DriverEvent } from '../../../types/connector.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
+import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { checkClient, clusterOptions, type Given, type RedisClusterOptions } from './cluster-options.js'
 import { leavesState } from './commands.js'
@@ -65,7 +66,7 @@ class ClusterBackend implements RedisClusterConnector {
   readonly #nodes = new Set<Redis>()
   /** And those by which it asks them for the slots. */
   readonly #refreshers = new Set<Redis>()
-  readonly #undo: Array<() => void> = []
+  readonly #subscriptions = new Subscriptions()
   #client: Cluster | undefined
   /** What went wrong since it was ready. */
   #error: Error | undefined
@@ -167,7 +168,7 @@ class ClusterBackend implements RedisClusterConnector {
       inside.flushQueue(new Error('Connection is closed.'))
       if (client.status !== 'end') inside.setStatus('end')
     } finally {
-      for (const undo of this.#undo.splice(0)) undo()
+      this.#subscriptions.end()
     }
   }
 
@@ -227,10 +228,7 @@ class ClusterBackend implements RedisClusterConnector {
 
   #adopt (client: Cluster): void {
     this.#client = client
-    const listen = <T = unknown>(name: string, fn: (detail: T) => void) => {
-      client.on(name, fn)
-      this.#undo.push(() => client.off(name, fn))
-    }
+    const listen = <T = unknown>(name: string, fn: (detail: T) => void) => this.#subscriptions.on(client, name, fn)
     listen('connect', () => {
       this.#checking = true
       this.#tell('connect')

@@ -7,7 +7,7 @@ import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js
 import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
 import { isTransient } from './errors.js'
-import { exclusive, Source, type RedisOptions } from './options.js'
+import { exclusive, Source, type RedisOptions, type Site } from './options.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
 import { cut, redisDriver, type Driver } from './wire.js'
@@ -62,14 +62,11 @@ export async function redis (options: RedisOptions): Promise<RedisConnector> {
 class RedisBackend extends ServerConnector<Redis, RedisSession> implements RedisConnector {
   readonly system = 'redis'
   readonly isTransient = isTransient
-  readonly #driver: Driver
-  readonly #source: Source
+  readonly #site: Site
   readonly #mode: ResetMode
-  readonly #connectTimeout: number
   readonly #shared: SharedClient
   /** Of a client that was taken over. */
   readonly #theirSecrets: readonly string[] | undefined
-  readonly #events = new DriverEvents()
   /** What ends an exclusive connection, or the making of one, when the sentinels name another master. */
   readonly #cuts = new Set<(reason: Error) => void>()
   #watch: SentinelWatch | undefined
@@ -78,16 +75,14 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   constructor (driver: Driver, source: Source, options: RedisOptions) {
     super()
     const { reset = 'session', connectTimeout = 3000, client: theirs } = options
-    this.#driver = driver
-    this.#source = source
+    this.#site = { driver, source, connectTimeout, events: new DriverEvents() }
     this.#mode = reset
-    this.#connectTimeout = connectTimeout
     this.#theirSecrets = theirs && secretsOf({ connection: theirs.options })
-    this.#shared = new SharedClient({ driver, source, connectTimeout, events: this.#events, theirs })
+    this.#shared = new SharedClient(this.#site, theirs)
   }
 
   get secrets (): readonly string[] {
-    return this.#theirSecrets ?? this.#source.secrets
+    return this.#theirSecrets ?? this.#site.source.secrets
   }
 
   get client (): Redis {
@@ -95,19 +90,20 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   }
 
   protected override async open (signal: AbortSignal): Promise<RedisSession> {
-    const base = await this.#source.now(signal)
+    const { driver, source, connectTimeout } = this.#site
+    const base = await source.now(signal)
     signal.throwIfAborted()
     const { role = 'master' } = base
-    const connection: Redis = new this.#driver.Redis({
+    const connection: Redis = new driver.Redis({
       ...base,
       ...exclusive,
       // ioredis tells of each error that the server answers, before the caller is told: for nothing where there is
       // none.
       ...(role === 'master' && { reconnectOnError: (error: Error) => { session.answered(error); return false } }),
     })
-    const session = new RedisSession(connection, this.#driver, this.#events)
+    const session = new RedisSession(connection, this.#site)
     const sentinels = new Set<Redis>()
-    limitSentinels(connection, this.#connectTimeout, sentinels, () => signal.aborted)
+    limitSentinels(connection, connectTimeout, sentinels, () => signal.aborted)
     // ioredis' own timeout ends where the handshake begins, and nothing of it ends the search for a master.
     const abort = () => {
       cut(connection)
@@ -136,7 +132,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     if (session.error !== undefined) throw session.error
     session.open(this.#mode)
     if (role === undefined || this.#closed) return
-    this.#watch ??= new SentinelWatch(this.#driver, this.#source, this.#connectTimeout, () => this.#moved())
+    this.#watch ??= new SentinelWatch(this.#site, () => this.#moved())
   }
 
   #cutWhenMoved (session: RedisSession, abort: () => void): void {
@@ -152,7 +148,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
    * The sentinels have named another master. The old one may be dead and silent, or still take writes that get lost.
    */
   #moved (): void {
-    this.#events.tell('switch-master', { shared: true })
+    this.#site.events.tell('switch-master', { shared: true })
     for (const end of [...this.#cuts]) end(new Error('the sentinels have named another master'))
     this.#shared.moved()
   }
@@ -166,7 +162,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
    * `connect`, `ready`, `close` and `reconnecting` {delay} too; `switch-master`: the sentinels have named another one.
    */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
-    this.#events.listen(listener)
+    this.#site.events.listen(listener)
   }
 
   /**

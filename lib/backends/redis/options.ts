@@ -5,8 +5,9 @@ import type { Address } from '../../../types/options.js'
 import {
   Addresses, assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
+import type { DriverEvents } from '../shared/events.js'
 import { takesNoWrites } from './errors.js'
-import { disconnectTimeout } from './wire.js'
+import { disconnectTimeout, type Driver } from './wire.js'
 
 export interface RedisOptions {
   /**
@@ -119,6 +120,14 @@ const beside = [
   'stringNumbers', 'enableAutoPipelining', 'showFriendlyErrorStack', 'scripts', 'clientInfoTag',
   ...[...refused.keys()].filter((name) => !ours.includes(name)),
 ]
+
+/** What a connector's parts share. */
+export interface Site {
+  readonly driver: Driver
+  readonly source: Source
+  readonly connectTimeout: number
+  readonly events: DriverEvents
+}
 
 /** What the connections of a connector are made from. */
 export class Source {

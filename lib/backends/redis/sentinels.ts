@@ -1,7 +1,7 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import type { Redis } from '../../../types/drivers.js'
-import type { Source } from './options.js'
-import { cut, disconnected, disconnectTimeout, type Driver, type Inside, type Newer, type Timed } from './wire.js'
+import type { Site } from './options.js'
+import { cut, disconnected, disconnectTimeout, type Inside, type Newer, type Timed } from './wire.js'
 
 /** How long after a sentinel went away it is looked for again, in ms. */
 const sentinelPause = 1000
@@ -10,22 +10,17 @@ const sentinelPause = 1000
  * Hears from each of the sentinels that were named when there is another master. It has no part in making connections.
  */
 export class SentinelWatch {
-  readonly #driver: Driver
-  /** The sentinels' password may change with an answer; which sentinels there are does not. */
-  readonly #source: Source
-  readonly #connectTimeout: number
+  readonly #site: Site
   readonly #moved: () => void
   readonly #connections = new Set<Redis>()
   readonly #timers = new Set<NodeJS.Timeout>()
   #master: string | undefined
   #closed = false
 
-  constructor (driver: Driver, source: Source, connectTimeout: number, moved: () => void) {
-    this.#driver = driver
-    this.#source = source
-    this.#connectTimeout = connectTimeout
+  constructor (site: Site, moved: () => void) {
+    this.#site = site
     this.#moved = moved
-    for (const at of source.base.sentinels ?? []) this.#listen(at)
+    for (const at of site.source.base.sentinels ?? []) this.#listen(at)
   }
 
   async close (): Promise<void> {
@@ -35,9 +30,11 @@ export class SentinelWatch {
   }
 
   #listen (at: { host?: string, port?: number, family?: number }): void {
-    const base: IORedisOptions & Newer = this.#source.base
+    const { driver, source, connectTimeout } = this.#site
+    // The sentinels' password may change with an answer; which sentinels there are does not.
+    const base: IORedisOptions & Newer = source.base
     const { sentinelUsername, sentinelPassword, sentinelTLS, protocol, family } = base
-    const connection = new this.#driver.Redis({
+    const connection = new driver.Redis({
       host: at.host,
       port: at.port ?? 26379,
       family: at.family ?? family,
@@ -48,7 +45,7 @@ export class SentinelWatch {
       retryStrategy: null,
       lazyConnect: true,
       enableReadyCheck: false,
-      connectTimeout: this.#connectTimeout,
+      connectTimeout,
       disconnectTimeout,
     } as object as IORedisOptions)
     this.#connections.add(connection)
@@ -57,7 +54,7 @@ export class SentinelWatch {
     connection.on('error', () => {})
     connection.on('message', (_channel, text) => {
       const [name, , , host, port] = text.split(' ')
-      if (name === this.#source.base.name) this.#hear(`${host}:${port}`)
+      if (name === source.base.name) this.#hear(`${host}:${port}`)
     })
     connection.once('end', () => {
       this.#connections.delete(connection)
@@ -79,7 +76,7 @@ export class SentinelWatch {
     // It is no reason for the process to live.
     connection.stream.unref()
     // Sent together, so that nothing is missed between them; and in RESP2 nothing can be asked after it.
-    const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#source.base.name!)
+    const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#site.source.base.name!)
     const [address] = await Promise.all([asked, connection.subscribe('+switch-master')])
     if (Array.isArray(address)) this.#hear(address.join(':'))
   }

@@ -1,13 +1,13 @@
 import type { ServerState } from '../../../types/connector.js'
 import type { Command, Redis } from '../../../types/drivers.js'
-import type { DriverEvents } from '../shared/events.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { unlessAborted } from '../shared/signal.js'
 import { harmlessClient, kindOf, type Kind } from './commands.js'
 import { codeOf, takesNoWrites, unlessDenied } from './errors.js'
 import { inspect } from './inspect.js'
+import type { Site } from './options.js'
 import { healScripts } from './scripts.js'
-import { disconnected, drained, isBusy, sendOf, speaksResp3, type Driver } from './wire.js'
+import { disconnected, drained, isBusy, sendOf, speaksResp3 } from './wire.js'
 
 /** What a borrower left behind: bits of `#left`. */
 const multi = 1
@@ -21,8 +21,7 @@ const lost = 16
 export class RedisSession extends ServerSession<Redis> {
   /** Called once the connection has ended. */
   ended: (() => void) | undefined
-  readonly #driver: Driver
-  readonly #events: DriverEvents
+  readonly #site: Site
   readonly #send: Redis['sendCommand']
   #seam: Redis['sendCommand']
   #mode: ResetMode = 'none'
@@ -37,10 +36,9 @@ export class RedisSession extends ServerSession<Redis> {
   /** `open` was called. */
   #open = false
 
-  constructor (connection: Redis, driver: Driver, events: DriverEvents) {
+  constructor (connection: Redis, site: Site) {
     super(connection)
-    this.#driver = driver
-    this.#events = events
+    this.#site = site
     this.#send = sendOf(connection)
     this.#seam = this.#send
     // ioredis copies the options it is made from. A borrower who changed them would change them for all that come
@@ -49,7 +47,7 @@ export class RedisSession extends ServerSession<Redis> {
     this.listeners.keep(connection, 'error', (error: Error) => this.#failed(error))
     this.listeners.keep(connection, 'end', () => {
       this.ended?.()
-      if (this.#open) this.#events.tell('end', { shared: false })
+      if (this.#open) this.#site.events.tell('end', { shared: false })
       this.die()
     })
   }
@@ -102,7 +100,7 @@ export class RedisSession extends ServerSession<Redis> {
   answered (error: Error): void {
     if (!this.#open || this.dead || !takesNoWrites(error)) return
     this.dead = true
-    this.#events.tell('readonly', { shared: false })
+    this.#site.events.tell('readonly', { shared: false })
   }
 
   protected override async close (): Promise<void> {
@@ -118,7 +116,7 @@ export class RedisSession extends ServerSession<Redis> {
     // The connection is about to end, or ioredis takes answers for those of other commands.
     this.error = error
     this.dead = true
-    this.#events.tell('error', { shared: false, code: codeOf(error) })
+    this.#site.events.tell('error', { shared: false, code: codeOf(error) })
   }
 
   // --- Reset ---------------------------------------------------------------------------------------------------------
@@ -189,7 +187,7 @@ export class RedisSession extends ServerSession<Redis> {
 
   /** Past the seam, past auto-pipelining, and without the key prefix, which subscribed shard channels have already. */
   async #command (name: string, args: Command['args'] = []): Promise<unknown> {
-    const command = new this.#driver.Command(name, args as string[], { replyEncoding: 'utf8' })
+    const command = new this.#site.driver.Command(name, args as string[], { replyEncoding: 'utf8' })
     return await this.#send(command)
   }
 

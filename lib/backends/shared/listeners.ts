@@ -80,3 +80,18 @@ export class Listeners {
     })
   }
 }
+
+/** Listeners of ours on clients that others use too: they go when the pool ends. */
+export class Subscriptions {
+  readonly #undo: Array<() => void> = []
+
+  on<T = unknown> (emitter: object, event: Name, listener: (detail: T) => void): void {
+    const of = emitter as Emitter
+    of.on(event, listener)
+    this.#undo.push(() => of.off(event, listener))
+  }
+
+  end (): void {
+    for (const undo of this.#undo.splice(0)) undo()
+  }
+}

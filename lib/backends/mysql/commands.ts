@@ -6,10 +6,10 @@ type Step = string | (() => string | undefined)
 /** The number of COM_RESET_CONNECTION. */
 const resetConnection = 0x1f
 
-/** Commands of ours on one connection, in the driver's queue. */
+/** Sends our own commands on one connection, through the driver's queue. */
 export class Commands {
   readonly #core: Core
-  /** The command that is being queued is ours. */
+  /** Whether the command that is being queued is ours. */
   #ours = false
 
   constructor (core: Core) { this.#core = core }
@@ -60,7 +60,7 @@ export class Commands {
   async rows<T> (sql: string, rowsAsArray: boolean): Promise<T[]> {
     const core = this.#core
     const options = { sql, rowsAsArray, nestTables: false, typeCast: true }
-    // Past the driver's `query`, whose `queryFormat` is the user's.
+    // Not by the driver's `query`, which applies the user's `queryFormat`.
     return await this.#send<T[]>((done) => {
       core.addCommand(core.constructor.createQuery(options, undefined, done as Done<unknown[]>, core.config))
     })

@@ -7,8 +7,8 @@ import {
 
 export interface MysqlOptions {
   /**
-   * `mysql://user:password@host:port/database` or `mariadb://...`; of a query only `charset`, `timezone` and `ssl`. A
-   * function is asked at each create. Default `mysql://localhost:3306`.
+   * `mysql://user:password@host:port/database` or `mariadb://...`. Its query may have `charset`, `timezone` and `ssl`
+   * only. A function is called at each create. Default `mysql://localhost:3306`.
    */
   url?: Address['url']
   /** Default 'localhost'. Not next to `url`. */
@@ -18,9 +18,9 @@ export interface MysqlOptions {
   /** Default: the URL's, else none. */
   database?: string
   /**
-   * mysql2's own options, untouched: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ... Those that
-   * would do the pool's work are refused. `maxPreparedStatements` is 100 unless it is here. A function is asked at each
-   * create; what is wrong with its answer is that create's `FST_POOL_BAD_OPTIONS`.
+   * mysql2's own options, passed on as they are: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ...
+   * Those that would do the pool's work are refused. `maxPreparedStatements` is 100 unless given here. A function is
+   * called at each create; if its answer is wrong, that create fails with `FST_POOL_BAD_OPTIONS`.
    */
   connection?: Address['connection']
   /**
@@ -37,7 +37,7 @@ export interface MysqlOptions {
    * What is undone at return. Default 'session'.
    * - 'session': whatever the next borrower could notice. Costs nothing where nothing was sent.
    * - 'transaction': an open transaction, and listeners. Variables, temporary tables, locks of LOCK TABLES and
-   *   GET_LOCK, the database, the character set   and `autocommit` stay as they are.
+   *   GET_LOCK, the database, the character set and `autocommit` stay as they are.
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'
@@ -67,7 +67,7 @@ const refused: RefusedKeys = new Map(Object.entries({
 /** Names that mean something else among our own options. */
 const ours = ['host', 'port', 'database', 'connectTimeout', 'idleTimeout']
 
-/** mysql2's own options that people may well put beside `url`. */
+/** mysql2's own options that are likely to be put beside `url` by mistake. */
 const beside = [
   'user', 'password', 'ssl', 'charset', 'timezone', 'socketPath', 'flags', 'multipleStatements', 'namedPlaceholders',
   'rowsAsArray', 'nestTables', 'typeCast', 'dateStrings', 'decimalNumbers', 'supportBigNumbers', 'bigNumberStrings',
@@ -76,7 +76,7 @@ const beside = [
   ...[...refused.keys()].filter((name) => !ours.includes(name)),
 ]
 
-/** What the next connection is made from. */
+/** Gives the configuration of the next connection. */
 export type Config = (signal: AbortSignal) => ConnectionOptions | Promise<ConnectionOptions>
 
 /** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
@@ -98,9 +98,10 @@ function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions):
   const base: Record<string, unknown> = { maxPreparedStatements: 100 }
   if (url !== undefined) assignGiven(base, parseUrl(url))
   assignGiven(base, connection, { host, port, database })
-  // The driver writes into it, and knows TLS sessions by it: one for all connections, and not the caller's.
+  // The driver writes into this object, and tells TLS sessions apart by it: one copy for all connections, not the
+  // caller's own object.
   if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }
-  // 0: none of the driver's own, which would be 10 s.
+  // 0 turns the driver's own timeout off, which would be 10 s.
   base.connectTimeout = connectTimeout ?? 0
   return base
 }
@@ -119,7 +120,7 @@ function parseUrl (url: unknown): Record<string, unknown> {
   return options
 }
 
-/** The name of a profile of mysql2's, or an object as JSON. */
+/** `ssl` in a url: the name of a profile of mysql2, or an object as JSON. */
 function sslOf (text: string, wrong: (expected: string) => Error): unknown {
   if (!text.startsWith('{')) return text
   try {

@@ -14,28 +14,31 @@ import { cut, isOpen, type Command, type Core, type Packet } from './wire.js'
 const multiStatements = 0x10000
 
 /**
- * Texts that can end no transaction, and change neither role nor database. The words that stand first decide: within
- * one statement (and not several) nothing else follows. Whatever is written in another way counts for more than it is.
+ * Statements that can end no transaction, and change neither role nor database. Their first word decides: a single
+ * statement has nothing else behind it. Any other spelling counts as more than it is.
  */
 const plain = /^\s*(?:select|insert|update|delete|replace|with)\b/i
 /**
- * Texts that can change neither role nor database; those of `bounds` where nothing else is in the text. No part of a
- * text can be matched in two ways: to try all of them would take minutes for a long one.
+ * Statements that can change neither role nor database; those of `bounds` only where nothing else is in the text. No
+ * part of a text can be matched in two ways: trying all of them would take minutes for a long text.
  */
 const harmless = /^\s*(?:select|insert|update|delete|replace|with|savepoint|show)\b/i
 const bounds = /^\s*(?:start\s+transaction|begin|commit|rollback)\s*(?:;\s*)?$/i
-/** Texts, of those that are not harmless, that may make transactions read only: by their own words or by a routine. */
+/**
+ * Statements, of those that are not harmless, that may make transactions read only: by their own words, or in a
+ * routine.
+ */
 const mayOnlyRead = /only|call|execute/i
 
 const state = 'SELECT DATABASE(), CURRENT_ROLE()'
 
-/** The states of an XA transaction that COM_RESET_CONNECTION undoes, in whatever language the server tells of them. */
+/** The states of an XA transaction that COM_RESET_CONNECTION undoes, as an error names them in any language. */
 const resettable = /\b(?:ACTIVE|IDLE|ROLLBACK ONLY)\b/
 
 /** How long a healthy connection may take to end, in ms. */
 const quitGrace = 100
 
-/** Sees all that goes through one connection, and knows how to undo it. */
+/** Watches what goes through one connection, and knows how to undo it. */
 export class MysqlSession extends ServerSession<Connection> implements TransactionSite {
   readonly core: Core
   readonly commands: Commands
@@ -44,7 +47,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
   open: Open | undefined
   readonly #mode: ResetMode
   readonly #inspection: Inspection
-  /** The driver's configuration, into which a borrower may write, and what it was before. */
+  /** The driver's configuration, which a borrower may change, and a copy from before. */
   readonly #config: Record<string, unknown>
   readonly #before: Record<string, unknown>
   readonly #encoding: string
@@ -52,17 +55,20 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
   #sent = 0
   /** How many of them were sent when the connection was clean. */
   #clean = 0
-  /** `onConnect` is done. */
+  /** `onConnect` has run: what is sent from now on is a borrower's. */
   #settled = false
   /** A command may have changed role or database. */
   #suspect = false
   /** A command may have asked for transactions that only read. */
   #onlyReads = false
-  /** The connection is in a state that no reset undoes. */
+  /** The connection is in a state that no reset of this mode undoes. */
   #spoilt = false
   /** The server has refused to execute a prepared statement: others may be out of date too. */
   #outdated = false
-  /** What the first borrower found. `names`: sets the character set, where the reset undoes that of the connection. */
+  /**
+   * What the first borrower found. `names`: the statement that sets the character set, where a reset undoes the
+   * connection's own.
+   */
   #first = { database: null as string | null, role: null as string | null, names: '' }
 
   constructor (connection: Connection, core: Core, mode: ResetMode) {
@@ -76,7 +82,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     this.#before = { ...core.config }
     this.#encoding = core.clientEncoding
     const ended = () => {
-      // The server's FIN comes before the driver says what it means, under the same code.
+      // The socket closes before the driver reports it, under this code.
       this.error ??= Object.assign(new Error('the server closed the connection'), { code: 'PROTOCOL_CONNECTION_LOST' })
       this.die()
     }
@@ -89,7 +95,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     this.#hide()
   }
 
-  /** Makes the connection what its first borrower is to find. From then on it may be lent. */
+  /** Brings the connection into the state that its first borrower is to find. From then on it may be lent. */
   async prepare (): Promise<void> {
     if (this.#mode === 'session') {
       const { commands } = this
@@ -97,7 +103,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
       const before = await commands.row(charset)
       await commands.reset()
       const after = await commands.row(charset)
-      // By its documentation MySQL goes back to the server's own.
+      // A reset goes back to the server's own character set, says MySQL's documentation.
       const names = `SET NAMES ${String(before[0])} COLLATE ${String(before[1])}`
       if (before.join() !== after.join()) this.#first.names = names
       await this.#setNames()
@@ -141,7 +147,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
       await new Promise<void>((resolve) => {
         core.stream.once('close', () => resolve())
         this.commands.quit()
-        // The server's end would wait behind data that nobody reads.
+        // Unread data would keep the server's end from being seen.
         core.stream.resume()
       })
     } finally {
@@ -166,7 +172,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     return this.#rollBack(() => this.answer.idle).then(() => this.#cleaned(sent))
   }
 
-  /** @param isOver asked when its turn has come: nothing is sent then */
+  /** @param isOver called when its turn has come: true where there is nothing to roll back */
   async #rollBack (isOver: () => boolean): Promise<void> {
     await this.commands.run([() => isOver() ? undefined : rollback]).catch((cause: unknown) => {
       const { errno, message } = cause as Failure
@@ -178,14 +184,15 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
 
   async #undoAll (): Promise<void> {
     const sent = this.#sent
-    // An XA transaction refuses it. After the reset of one that is prepared, MariaDB (10.11) would refuse all writes.
+    // COM_RESET_CONNECTION fails in an XA transaction. After the reset of one that is prepared, MariaDB (10.11) would
+    // refuse all writes.
     await this.#rollBack(() => this.answer.inTransaction === false)
     await this.commands.reset()
     for (const name of ['user', 'password', 'passwordSha1', 'database']) {
       if (this.#config[name] === this.#before[name]) continue
       throw new Error('the connection was left with another user or database by changeUser')
     }
-    // What the driver learned from SET NAMES, which the server has forgotten; and what was written into it.
+    // Undoes what the driver learned from SET NAMES, which the server has forgotten, and what a borrower wrote into it.
     Object.assign(this.#config, this.#before)
     this.core.clientEncoding = this.#encoding
     await this.#setNames()
@@ -199,7 +206,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     if (this.#first.names !== '') await this.commands.run([this.#first.names])
   }
 
-  /** Neither role (MariaDB) nor database is reset. The configured database may be gone: then this fails. */
+  /**
+   * Restores role and database, which COM_RESET_CONNECTION does not (MariaDB: the role). Fails where the configured
+   * database is gone.
+   */
   async #restore (): Promise<void> {
     const { commands } = this
     const { database, role } = this.#first
@@ -210,14 +220,14 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     const now = await isBack()
     if (now.database && now.role) return
     if (database === null && !now.database) {
-      // No statement leaves a database for none.
+      // Only COM_CHANGE_USER leaves a database without entering another one.
       await commands.changeUser()
       await commands.reset()
       await this.#setNames()
     }
     const steps = []
     if (database !== null && !now.database) steps.push(`USE ${quote(database, '`')}`)
-    // MySQL gives its roles as SET ROLE takes them, MariaDB a bare name.
+    // MySQL gives roles in the form that SET ROLE takes, MariaDB as bare names.
     const asItIs = role === 'NONE' || role?.includes('@') === true
     if (!now.role) steps.push(`SET ROLE ${role === null ? 'NONE' : asItIs ? role : quote(role, '`')}`)
     await commands.run(steps)
@@ -234,7 +244,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
 
   // --- What goes through ---------------------------------------------------------------------------------------------
 
-  /** Own properties hide the driver's methods, look, and call them. */
+  /** Puts own properties over the driver's methods: they look, and call the method. */
   #hide (): void {
     const { core } = this
     const { addCommand, handlePacket } = core
@@ -244,7 +254,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     }
     core.handlePacket = (packet) => {
       const command = core._command
-      // Before it is handled: then the next command may be sent already.
+      // Before the driver handles the packet, since it may then send the next command.
       if (packet && command && !core._paused) {
         this.answer.take(packet, command)
         if (packet.buffer[packet.offset] === 0xff) this.#refused(packet, command)
@@ -255,7 +265,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
 
   #note (command: Command): void {
     const text = textOf(command)
-    // COM_STMT_CLOSE: has no answer, and leaves nothing. The driver sends it by itself.
+    // The driver sends COM_STMT_CLOSE by itself. It has no answer, and leaves nothing.
     if (text === undefined && command.id !== undefined) return
     this.#sent++
     const single = text !== undefined && !(this.several && text.includes(';'))
@@ -267,7 +277,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     if (open === undefined || open.marked || (single && plain.test(text))) return
     open.marked = true
     this.commands.run([setMark]).catch(() => {
-      // Then there is no such savepoint, which is what the commit asks for.
+      // Without the savepoint the commit fails, as it should.
     })
   }
 
@@ -280,17 +290,17 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     else if (isReadOnly(errno, () => buffer.toString('latin1', offset + 3, end))) this.misplaced = true
   }
 
-  /** Prepared statements that may be out of date are closed. That has no answer, so there is nothing to wait for. */
+  /** Closes prepared statements that may be out of date. That has no answer, so there is nothing to wait for. */
   #forgetStatements (): void {
     if (!this.#outdated) return
     this.#outdated = false
-    // A session reset does so itself.
+    // A session reset closes them by itself.
     if (this.#mode !== 'session') this.core._statements.clear()
   }
 
   /**
    * A prepared statement can't be executed any more. The driver forgets it at once, and all others when the borrower,
-   * who may hold them, has gone. One by SQL PREPARE only a session reset undoes.
+   * who may hold them, has gone. One that was made by SQL PREPARE only a session reset undoes.
    */
   #forget (statement: Command['statement']): void {
     this.#outdated = true

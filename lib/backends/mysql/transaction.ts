@@ -29,11 +29,11 @@ export interface Open {
   readonly readOnly: boolean
 }
 
-/** Both say outright what follows, since the variable `completion_type` may say otherwise. */
+/** Both name what follows, since the variable `completion_type` may say otherwise. */
 const commit = 'COMMIT AND NO CHAIN NO RELEASE'
 export const rollback = 'ROLLBACK AND NO CHAIN NO RELEASE'
 
-/** Of this process and not of each transaction, since the server's statistics (statement digests) keep each name. */
+/** One for the process, since the server's statistics (statement digests) keep each different name. */
 const salt = randomBytes(8).toString('hex')
 /** The savepoint that marks a transaction of ours. */
 const mark = quote(`fastify_pool_${salt}`, '`')
@@ -44,7 +44,7 @@ const levels: Record<Isolation, string> = {
   'read committed': 'READ COMMITTED',
   'repeatable read': 'REPEATABLE READ',
   serializable: 'SERIALIZABLE',
-  // Not of those that `isolation` names. InnoDB's snapshots are those of this level.
+  // Not in `isolation`, so it is never asked for. InnoDB's snapshots belong to this level.
   snapshot: 'REPEATABLE READ',
 }
 
@@ -58,7 +58,7 @@ export async function begin (
   let began = false
   const steps = [
     () => {
-      // START TRANSACTION would commit it.
+      // START TRANSACTION would commit the open one.
       if (answer.inTransaction === true) throw new Error('a transaction is open on this connection already')
       return isolation === undefined ? undefined : `SET TRANSACTION ISOLATION LEVEL ${levels[isolation]}`
     },
@@ -82,13 +82,13 @@ export async function begin (
 }
 
 /**
- * A commit must not lie: a deadlock, DDL or somebody's own COMMIT ends a transaction, and what follows is committed by
- * itself.
+ * A commit must not lie: a deadlock, DDL or a borrower's own COMMIT ends a transaction, and what follows is committed
+ * statement by statement.
  *
- * As long as only plain statements were sent, and autocommit is on, no other can have begun, and the last answer's
- * status tells. Before anything else is sent, a savepoint marks the transaction: it lives as long as the transaction
- * does, and to release it fails where another one has begun meanwhile. It is older than all other savepoints: who goes
- * back to one of those keeps it.
+ * As long as only plain statements were sent and autocommit is on, no other transaction can have begun, and the status
+ * of the last answer tells. Before anything else is sent, a savepoint marks the transaction: it lives as long as the
+ * transaction, and to release it fails where another transaction has begun meanwhile. It is older than all other
+ * savepoints, so ROLLBACK TO one of those keeps it.
  */
 class OpenTransaction implements Transaction<Connection> {
   readonly connection: Connection
@@ -104,17 +104,17 @@ class OpenTransaction implements Transaction<Connection> {
 
   async commit (): Promise<void> {
     const { answer, commands } = this.#site
-    // As of now: a mark for what is sent from here on would be made behind the commit.
+    // Read now: a mark that is set from here on would be queued behind the commit.
     const { marked } = this.#open
     const check = () => {
       if (this.#open.lost) throw ended()
       if (marked) return `RELEASE SAVEPOINT ${mark}`
-      // An error's packet has no status.
+      // An error packet has no status, so one is asked for.
       return answer.status === undefined ? 'DO 0' : undefined
     }
     const unlessEnded = () => {
       if (!marked && answer.inTransaction !== true) throw ended()
-      // It is written in this turn of the event loop.
+      // COMMIT is written in this turn of the event loop.
       this.inDoubt = true
       return commit
     }
@@ -142,7 +142,7 @@ class OpenTransaction implements Transaction<Connection> {
 }
 
 async function beginWithin (site: TransactionSite, open: Open, name: string): Promise<Transaction<Connection>> {
-  // One that no text of a borrower's has.
+  // A name that no statement of a borrower uses.
   const own = quote(`${name}_${salt}`, '`')
   const first = open.marked ? [] : [setMark]
   open.marked = true
@@ -175,7 +175,8 @@ class Savepoint implements Transaction<Connection> {
     const steps = [`ROLLBACK TO SAVEPOINT ${this.#own}`, `RELEASE SAVEPOINT ${this.#own}`]
     await this.#site.commands.run(steps).catch((error: unknown) => {
       if (!isGone(error)) throw error
-      // It went with the whole transaction, or another savepoint released it: what was done since is still there.
+      // The savepoint is gone: with the whole transaction, or released with another savepoint. In that case what was
+      // done since is still there.
       this.#open.lost = true
     })
   }

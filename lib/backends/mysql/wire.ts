@@ -19,7 +19,7 @@ export const mysqlDriver: DriverKind<Driver> = {
     const isDriver = typeof createConnection === 'function' && typeof Connection?.prototype?.promise === 'function'
     return isDriver ? module as unknown as Driver : undefined
   },
-  // mysql2/promise: what it makes can't be ended before it is connected.
+  // mysql2/promise: its connections can't be ended before they are connected.
   belongs: ({ PromiseConnection }) => typeof PromiseConnection === 'function',
 }
 
@@ -42,12 +42,12 @@ export type Done<T = void> = (error: Error | null, result?: T) => void
 
 export interface Packet { readonly buffer: Buffer, readonly offset: number, readonly end: number }
 
-/** A packet to be sent: its first four bytes are written last. */
+/** A packet to be sent. Its first four bytes are filled in when it is sent. */
 export interface Outgoing {
   readonly constructor: new (id: number, buffer: Buffer, start: number, end: number) => Outgoing
 }
 
-/** What is used of mysql2, be it in its types or not: those differ from version to version. */
+/** What is used of mysql2, typed here: its own types differ from version to version. */
 export interface Core extends EventEmitter {
   readonly constructor: {
     createQuery (sql: string | object, values: undefined, done: Done<unknown[]>, config: object): Query
@@ -79,13 +79,13 @@ export interface Core extends EventEmitter {
   promise (): Connection
 }
 
-/** It was logged in, and neither side has ended it: as the driver's `state` says, where it has one. */
+/** Whether it is logged in and neither side has ended it. From 3.16 on the driver's `state` says so. */
 export function isOpen (core: Core): boolean {
   if (core.state !== undefined) return core.state === 'authenticated'
   return core.authorized && !core._closing && !core._fatalError && !core._protocolError && !core.stream.destroyed
 }
 
-/** Ends it at once, whatever it is doing. Not the driver's `destroy()`, which only half-closes. */
+/** Ends a connection at once, whatever it is doing. The driver's own `destroy()` only half-closes it. */
 export async function cut (core: Core): Promise<void> {
   const { stream } = core
   if (!stream.closed) {
@@ -94,11 +94,11 @@ export async function cut (core: Core): Promise<void> {
       stream.destroy()
     })
   }
-  // Where the borrower had closed it himself, nobody told those that wait for an answer.
+  // Where the borrower had closed it himself, the driver does not reject the commands that wait for an answer.
   if (core._command || core._commands.length > 0) core._notifyError(new Error('the connection was closed'))
 }
 
-/** Settles as `work` does, and is cut off when the signal aborts, so that nothing hangs. */
+/** Settles as `work` does. At the signal the connection is cut off, so that nothing hangs. */
 export async function within (core: Core, signal: AbortSignal, work: Promise<void>): Promise<void> {
   await cutAtAbort(signal, () => core.stream.destroy(), () => unlessAborted(work, signal))
 }

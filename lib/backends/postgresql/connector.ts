@@ -18,8 +18,8 @@ import { postgresDriver, type Driver } from './wire.js'
 export interface PostgresConnector extends Connector<Client> {
   readonly system: 'postgresql'
   /**
-   * Calls `fn` for each notification on a channel, over one connection outside of the pool that all channels share:
-   * made with the first `listen`, made again after an outage, closed when nobody listens any more.
+   * Calls `fn` for each notification on a channel. All channels share one connection outside of the pool: it is made
+   * with the first `listen`, made again after an outage, and closed when nobody listens any more.
    *
    * @param channel the exact name, as in `LISTEN "Name"`: `NOTIFY Name` without quotes notifies 'name'
    * @returns when the server listens: a function that ends it, and resolves when the server knows. It never rejects.
@@ -32,12 +32,13 @@ export interface PostgresConnector extends Connector<Client> {
 /**
  * PostgreSQL (10 and later). A connection is one `pg.Client`.
  *
- * A connection that is destroyed while a statement runs asks the server to cancel it (over a second, short connection),
- * so that its slot there is free when it counts as closed here. What the server does not end within 500 ms is cut off.
+ * Where a connection is destroyed while a statement runs, the server is asked to cancel it (over a second, short
+ * connection), so that its slot there is free when it counts as closed here. What the server does not end within 500 ms
+ * is cut off.
  *
- * A connection on which the server refused a write (25006) is broken: another one may reach a server that takes it. Not
- * so where the server itself takes writes, and a transaction that was begun read only does not (PostgreSQL 14 and later
- * tell the difference), nor where `inspect` has found a replica.
+ * A connection on which the server refused a write (25006) is broken, since another connection may reach a server that
+ * takes it. It is not broken where the server itself takes writes and only the borrower's transaction was read only
+ * (PostgreSQL 14 and later tell the difference), nor where `inspect` has found a replica.
  *
  * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`,
  * `statement_timeout`, ...): a reset goes back to them.
@@ -49,16 +50,17 @@ export async function postgresql (options: PostgresOptions): Promise<PostgresCon
 }
 
 /**
- * `destroy` ends in good order what is idle, and has the server cancel what still runs. `isTransient` means that the
- * connection died, or its server ends, is not up yet, or takes no writes (25006). Not that the server has too many
- * connections (53300): that is said to who connects, and the pool tries connects again in its own time.
+ * `destroy` closes an idle connection in good order, and has the server cancel what still runs on a busy one.
  *
- * `inspect` says 'replica' where the server recovers, or where its transactions are read only unless they say
- * otherwise, and not by a borrower's doing. The lag is 0 where all is replayed that is known to exist, else the age of
- * the last commit that is replayed. It is Infinity where nothing is received: its primary is gone or out of reach, or
- * has refused it; a replica by log shipping alone receives nothing either. With the role `pg_read_all_stats` (of
- * `pg_monitor`) it includes what is still on its way from the primary; without it, a replica that catches up may seem
- * to have done so. Of a replica of a replica it is the lag behind that one. Rejects within a failed transaction.
+ * `isTransient`: the connection died, or its server ends, is not up yet, or takes no writes (25006). Not that the
+ * server has too many connections (53300): connecting callers get that, and the pool retries connects by itself.
+ *
+ * `inspect`: 'replica' where the server is in recovery, or where its transactions are read only by default (and not
+ * because a borrower set that). Its lag is 0 where all WAL that is known to exist is replayed, else the age of the last
+ * replayed commit; Infinity where no WAL receiver streams: the primary is gone, out of reach or refuses it, or the
+ * replica is fed by log shipping alone. With the role `pg_read_all_stats` (of `pg_monitor`) the lag includes WAL that
+ * is still on its way; without it, a replica that catches up may seem to have done so. A replica of a replica counts
+ * its lag behind that one. `inspect` rejects within a failed transaction.
  */
 class PostgresBackend extends ServerConnector<Client, PostgresSession> implements PostgresConnector {
   readonly system = 'postgresql'
@@ -121,8 +123,8 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   }
 
   /**
-   * Does not listen to the signal: past it, the pool destroys the connection, and then the server is asked to cancel
-   * what runs.
+   * Takes no signal: past the deadline the pool destroys the connection, and then the server is asked to cancel what
+   * runs.
    */
   reset (connection: Client): Promise<void> | undefined {
     return sessionOf<PostgresSession>(connection).undo()

@@ -20,7 +20,7 @@ interface Ending {
   onEnd (told: () => void): void
 }
 
-/** Ends a connection: in good order where it is idle. The server is asked to cancel what still runs. */
+/** Ends a connection, in good order where it is idle. Where it is busy, the server is asked to cancel what runs. */
 export function end (of: Ending): Promise<void> {
   return new Promise((resolve) => {
     const inside = of.connection as unknown as Inside
@@ -47,14 +47,14 @@ export function end (of: Ending): Promise<void> {
       stream.end(terminate)
       return
     }
-    // What is queued must not go out when the statement has been cancelled.
+    // Queued queries must not be sent once the running statement is cancelled.
     stream.write = () => false
     const ask = () => {
       cancelling = cancel(inside, of.base).on('end', () => {
         if (of.ended) return
-        // Not before the server knows: a PgBouncer forgets whom to cancel.
+        // Not earlier: a PgBouncer would forget whom to cancel.
         if (!stream.writableEnded) stream.end(terminate)
-        // The server does nothing where the statement reaches it after that.
+        // A cancel that arrives before the statement does nothing, so it is sent again.
         again = setTimeout(ask, grace / 5)
       })
     }
@@ -62,7 +62,7 @@ export function end (of: Ending): Promise<void> {
   })
 }
 
-/** Asks the server to end what runs on a connection. It takes another connection, which the server then ends. */
+/** Asks the server to cancel what runs on a connection. That takes another connection, which the server ends. */
 function cancel (inside: Inside, base: ClientConfig): Wire {
   const { processID, secretKey, host, port, ssl, sslNegotiation, connection } = inside
   const Connection = connection.constructor as new (config: object) => Wire
@@ -74,7 +74,7 @@ function cancel (inside: Inside, base: ClientConfig): Wire {
   })
   wire.on('sslconnect', ask)
   wire.on('error', () => {
-    // The statement goes on then. There is nobody to tell, and its connection is cut at the end of the grace.
+    // The statement goes on. Its connection is cut off at the end of the grace, so there is nothing to report.
     wire.stream.destroy()
   })
   if (host.startsWith('/')) wire.connect(`${host}/.s.PGSQL.${port}`)

@@ -1,13 +1,13 @@
 import type { ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 
-/** SQL. What a borrower set is not meant, where no reset has undone it. */
+/** SQL: whether the server only reads. A borrower's own `default_transaction_read_only` does not count. */
 const readsOnly = `(pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AND
   (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on')::text`
 
 /**
- * SQL, in ms. Without privileges a user sees nothing of the receiver's row but the pid. Others see the end of the
- * primary's log too.
+ * SQL: the lag in ms. Without privileges a user sees only the pid in the receiver's row. Others also see the end of the
+ * primary's log.
  *
  * The positions come first: a server that does not support them (Amazon Aurora) has no receiver either, and must not be
  * taken for one that follows nobody.
@@ -21,14 +21,14 @@ const lag = `(SELECT CASE
   END FROM (VALUES (1)) AS always LEFT JOIN pg_stat_wal_receiver r ON true,
   LATERAL (SELECT r.pid IS NOT NULL AND coalesce(r.status, 'streaming') = 'streaming' AS follows) f)::float8::text`
 
-/** Not supported, not allowed, or not there: the answers of servers that only speak PostgreSQL's protocol. */
+/** SQLSTATEs for: not supported, not allowed, not there. So answer servers that only speak PostgreSQL's protocol. */
 const untold: ReadonlySet<unknown> = new Set(['0A000', '42501', '42883', '42P01', '42703'])
 
 const asText = { getTypeParser: () => String }
 
 /** Asks one server, over its connections, what it is. */
 export class Inspection {
-  /** The server does not tell of its replication. */
+  /** The server does not say anything about its replication: only its role is asked for. */
   #reticent = false
 
   async of (client: Client): Promise<ServerState> {

@@ -7,23 +7,20 @@ import { quote } from '../shared/sql.js'
 import type { PostgresSession } from './session.js'
 
 export interface ListenOptions {
-  /** Called when the channel is listened to again after an outage: what was notified meanwhile is lost. */
+  /** Called when the channel is listened to again after an outage. What was notified meanwhile is lost. */
   onReconnect?: () => unknown
 }
 
-/**
- * Gets the payload, '' where there is none. What it throws, or rejects with, is told as the driver event
- * `listener-error`.
- */
+/** Gets the payload, '' where there is none. If it throws or rejects, there is a driver event `listener-error`. */
 export type NotificationListener = (payload: string, notification: Notification) => unknown
 
 interface Subscription {
   readonly channel: string
   readonly notify: (notification: Notification) => void
   readonly onReconnect: (() => void) | undefined
-  /** Settles the call of `listen`, until it has. */
+  /** Settles the call of `listen`. undefined once it has settled. */
   settle: ((error?: unknown) => void) | undefined
-  /** It was told of an outage, or will be. */
+  /** The generation of the connection on which it began to listen, or was last told of an outage. 0: none yet. */
   since: number
 }
 
@@ -35,24 +32,24 @@ interface ListeningOptions {
 }
 
 /**
- * The connection that listens. One loop brings it from what is to what should be: connected while somebody listens, to
- * exactly these channels.
+ * The connection that listens. One loop brings it from its present state to the wanted one: connected while somebody
+ * listens, to exactly these channels.
  */
 export class Listening {
   readonly #options: ListeningOptions
-  /** A connection is made for all: none of its callers' async context may show in another's listener. */
+  /** The loop runs in this context: no caller's async context may show in another one's listener. */
   readonly #context = new AsyncResource('fastify-pool listen')
   readonly #subscriptions = new Map<string, Set<Subscription>>()
-  /** What the server knows of. */
+  /** The channels that the server has been told of. */
   readonly #known = new Set<string>()
   readonly #closing = new AbortController()
   #session: PostgresSession | undefined
-  /** How many connections there were. */
+  /** Counts the connections that were made. */
   #generation = 0
-  /** How many failures there were since it worked. */
+  /** Failures in a row. */
   #failures = 0
   #loop: Promise<void> | undefined
-  /** Wait for the loop's next turn. */
+  /** Called at the end of the loop's next round. */
   readonly #turned: Array<() => void> = []
   /** Ends the pause between two attempts. */
   #hurry: (() => void) | undefined
@@ -62,7 +59,8 @@ export class Listening {
   async listen (
     channel: string, fn: NotificationListener, { onReconnect }: ListenOptions = {}
   ): Promise<() => Promise<void>> {
-    // The server would cut off the rest, and then notify another channel. NUL ends a text there.
+    // PostgreSQL cuts longer names off, and the listener would get another channel's notifications. NUL ends a text
+    // there.
     if (typeof channel !== 'string' || channel === '' || Buffer.byteLength(channel) > 63 || channel.includes('\0')) {
       throw badOption('channel', channel, 'the name of a channel: 1 to 63 bytes')
     }
@@ -92,7 +90,7 @@ export class Listening {
       this.#forget(subscription)
       if (this.#closing.signal.aborted) return
       this.#start()
-      // In an outage the server knows of no channel, and the loop goes on for the others.
+      // In an outage there is nothing to unlisten, and the loop goes on for other subscribers.
       while (this.#known.has(channel) && !this.#subscriptions.has(channel)) {
         await new Promise<void>((resolve) => { this.#turned.push(resolve) })
       }
@@ -110,7 +108,7 @@ export class Listening {
       subscription.settle?.(closed())
     }
     this.#start()
-    // What waits for an answer is rejected.
+    // This also rejects a statement that waits for its answer.
     await this.#disconnect()
     await this.#loop
   }
@@ -210,7 +208,7 @@ export class Listening {
     this.#start()
   }
 
-  /** Who waits for it is told, and is forgotten. For those who listened already it is tried again. */
+  /** Rejects the pending calls of `listen` and forgets them. For those who listened already it is tried again. */
   async #failed (cause: unknown): Promise<void> {
     const error = this.#options.scrub(cause)
     const connected = this.#session !== undefined
@@ -219,7 +217,7 @@ export class Listening {
     for (const subscription of this.#all()) {
       if (subscription.settle === undefined) continue
       this.#forget(subscription)
-      // Refused by a server that serves: its own error says more.
+      // Where the connection works, the server refused the statement: its own error says why.
       subscription.settle(connected ? error : unconnected)
     }
     await this.#disconnect()

@@ -10,8 +10,8 @@ import { postgresDriver, type Inside } from './wire.js'
 export interface PostgresOptions {
   /**
    * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or
-   * the folder of a Unix socket. What the other options say wins over it. A function is asked at each create, that of
-   * `listen` too. Default: what pg takes from the environment (`PGHOST`, ...), else localhost.
+   * the folder of a Unix socket. Other options override it. A function is called at each create, also for `listen`.
+   * Default: what pg takes from the environment (`PGHOST`, ...), else localhost.
    */
   url?: Address['url']
   /** Instead of `url`. Default: `PGHOST`, else 'localhost'. */
@@ -21,15 +21,15 @@ export interface PostgresOptions {
   /** Default: the URL's, else `PGDATABASE`, else the user's name. */
   database?: string
   /**
-   * pg's own options, untouched: `user`, `password` (a function too), `ssl`, `application_name`, `options`, ... Those
-   * that would do the pool's work are refused. A function is asked at each create; what is wrong with its answer is
-   * that create's `FST_POOL_BAD_OPTIONS`.
+   * pg's own options, passed on as they are: `user`, `password` (a function too), `ssl`, `application_name`, `options`,
+   * ... Those that would do the pool's work are refused. A function is called at each create; if its answer is wrong,
+   * that create fails with `FST_POOL_BAD_OPTIONS`.
    */
   connection?: Address['connection']
   /**
    * What is undone at return. Default 'session'.
    * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made,
-   *   listeners and type parsers of the object.   Statements that the driver named stay prepared. What `LOAD` loaded
+   *   listeners and type parsers of the object. Statements that the driver named stay prepared. What `LOAD` loaded
    *   stays, and a PREPARE within a function where the driver holds named statements.
    * - 'transaction': an open transaction, nothing else. No round trip where none is open.
    * - 'none': nothing.
@@ -67,7 +67,7 @@ const refused: RefusedKeys = new Map(Object.entries({
   username: 'pg calls it user',
 }))
 
-/** pg's own options that people may well put beside `url`. */
+/** pg's own options that are likely to be put beside `url` by mistake. */
 const beside = [
   'user', 'username', 'password', 'ssl', 'tls', 'sslnegotiation', 'application_name', 'fallback_application_name',
   'client_encoding', 'options', 'types', 'statement_timeout', 'query_timeout', 'lock_timeout',
@@ -76,7 +76,7 @@ const beside = [
   'allowExitOnIdle',
 ]
 
-/** What the next connection is made from. */
+/** Gives the configuration of the next connection. */
 export type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfig>
 
 /** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
@@ -89,7 +89,7 @@ export function configsOf (options: PostgresOptions, addresses: Addresses): Conf
   return addresses.configs((address) => driverOptions(address, options, parse))
 }
 
-/** `url` is the base, the other options win over it, the driver's come as they are. */
+/** The options override `url`; the driver's own options come last, as they are. */
 function driverOptions (address: AddressNow, options: PostgresOptions, parse: Parser | undefined): ClientConfig {
   const { url, connection } = address
   const { host, port, database } = options
@@ -110,10 +110,7 @@ function driverOptions (address: AddressNow, options: PostgresOptions, parse: Pa
 
 type Parser = (url: string) => Record<string, unknown>
 
-/**
- * pg's own. Beside a driver that the app has bundled its package may be absent: there it is what a client makes of the
- * url.
- */
+/** pg's own parser. Where the app has bundled the driver, its package may be absent: then a client parses the url. */
 function parserOf (driver: unknown): Parser {
   try {
     const module = requirePackage('pg-connection-string', { via: 'pg', backend: 'postgresql' })
@@ -134,7 +131,9 @@ function checkUrl (url: unknown): void {
   throw badOption('url', url, 'postgresql://user:password@host:port/database, or the folder of a Unix socket')
 }
 
-/** By pg's own parser, so that each parameter means what it means to pg. No error of ours has the text. */
+/**
+ * Uses pg's own parser, so that each parameter means what it means to pg. No error of ours shows the text of the url.
+ */
 function parseUrl (url: string, parse: Parser): ClientConfig {
   checkUrl(url)
   const wrong = (expected: string) => badOption('url', url, expected)

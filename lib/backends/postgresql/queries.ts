@@ -73,7 +73,7 @@ function undoClass (Base: QueryClass): OwnQueries['Undo'] {
     }
 
     send (): void {
-      // pg before 8.19 calls it, with `query_timeout`, whether there is one or not.
+      // pg before 8.19 calls `callback`, with `query_timeout`, whether there is one or not.
       this.callback = unheard
       this.#site.connection.query(this as unknown as Submittable)
     }
@@ -98,13 +98,13 @@ function undoClass (Base: QueryClass): OwnQueries['Undo'] {
       const settle = this.#end(error)
       if (settle === undefined) return
       if (error === nothingToDo) return settle.resolve()
-      // What is queued behind it would go out on a connection that is not clean.
+      // Otherwise the queries behind it would be sent on a connection that is not clean.
       this.#site.cut()
       settle.reject(error)
     }
 
     #end (error?: Error): Settle | undefined {
-      // With `query_timeout` it ends a timer.
+      // With `query_timeout` pg puts a function here that ends its timer.
       this.callback?.(error)
       this.callback = undefined
       const settle = this.#settle

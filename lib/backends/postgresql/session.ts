@@ -20,15 +20,17 @@ export interface Common {
   readonly mode: ResetMode
 }
 
-/** Follows what goes through one `pg.Client`, and knows how to undo it. */
+/** Watches what goes through one `pg.Client`, and knows how to undo it. */
 export class PostgresSession extends ServerSession<Client> {
-  /** Of the last ReadyForQuery. 'I': no transaction; 'T': in one; 'E': in one that has failed. */
+  /**
+   * The transaction status of the last ReadyForQuery. 'I': no transaction; 'T': in one; 'E': in one that has failed.
+   */
   status = 'I'
-  /** How many ReadyForQuery there were outside of a transaction: while one is open, this stays. */
+  /** Counts each ReadyForQuery outside of a transaction: while a transaction is open, the number stays the same. */
   turn = 0
-  /** Since the last BEGIN of ours a command has completed that may have ended its transaction. */
+  /** Whether a command has completed, since our last BEGIN, that may have ended its transaction. */
   doubtful = false
-  /** What the server complained of last. */
+  /** The last error that the server sent. */
   failure: Error | undefined
   /** What the connection was made from. */
   readonly base: ClientConfig
@@ -36,7 +38,7 @@ export class PostgresSession extends ServerSession<Client> {
   ended = false
   readonly #inside: Inside
   readonly #common: Common
-  /** The socket; with TLS the one below it. */
+  /** The TCP socket. With TLS, `#stream` is the TLS socket above it. */
   readonly #raw: Socket
   readonly #undo: Undo
   readonly #prepared: PreparedNames
@@ -46,15 +48,15 @@ export class PostgresSession extends ServerSession<Client> {
   #mark = 0
   /** A borrower has called `setTypeParser`. */
   #typed = false
-  /** A statement by SQL PREPARE is of no use any more, and no reset will undo it. */
+  /** A statement made by SQL PREPARE is out of date, and no reset of this mode removes it. */
   #spoilt = false
   /** A write was refused since the last ReadyForQuery. */
   #writeRefused = false
-  /** What the server reports of itself, from PostgreSQL 14 on. */
+  /** Parameters that the server reports by itself, from PostgreSQL 14 on. */
   readonly #reports = { in_hot_standby: '', default_transaction_read_only: '' }
   /** An error came, and no ReadyForQuery since. */
   #failing = false
-  /** Waits for what follows an error: ReadyForQuery, or the end. */
+  /** Called with true by the next ReadyForQuery, with false at the end of the connection. */
   #settled: ((goesOn: boolean) => void) | undefined
   #told: (() => void) | undefined
 
@@ -68,12 +70,12 @@ export class PostgresSession extends ServerSession<Client> {
     this.#undo = new common.own.Undo(this)
     this.#prepared = new PreparedNames(this.#inside)
     this.listeners.keep(client, 'error', (error: Error) => {
-      // With a query under way it was that query which was told the reason.
+      // pg gives the server's own reason only to the query that was under way.
       const { severity } = (this.failure ?? {}) as { severity?: string }
       this.#ends(severity === 'FATAL' ? this.failure! : error)
     })
     this.listeners.keep(client, 'end', () => this.#ends(new Error('the connection was closed')))
-    // Before pg's own listeners, which go on with the next query from there.
+    // These run before pg's own listeners, since those send the next query from there.
     wire.on('readyForQuery', ({ status }: { status: string }) => this.#ready(status))
     wire.on('commandComplete', ({ text }: { text: string }) => this.#completed(text))
     wire.on('errorMessage', (error: Failed) => this.#failed(error))
@@ -87,7 +89,7 @@ export class PostgresSession extends ServerSession<Client> {
     })
   }
 
-  /** From here on the connection may be lent. */
+  /** Starts to watch what borrowers do. From here on the connection may be lent. */
   open (): void {
     this.#mode = this.#common.mode
     this.#stream = this.#inside.connection.stream
@@ -115,7 +117,7 @@ export class PostgresSession extends ServerSession<Client> {
     return this.#inside.readyForQuery === true
   }
 
-  /** By the empty statement, which is answered within a failed transaction too. */
+  /** Sends the empty statement, which is answered within a failed transaction too. */
   override async ping (): Promise<boolean> {
     await this.connection.query('')
     this.mark()
@@ -128,19 +130,19 @@ export class PostgresSession extends ServerSession<Client> {
     return state
   }
 
-  /** What has gone through the connection until now leaves nothing. */
+  /** Declares the connection clean: what was sent until now needs no reset. */
   mark (): void {
     this.#mark = this.#stream.bytesWritten
   }
 
   // --- Reset ---------------------------------------------------------------------------------------------------------
 
-  /** Goes behind what is still queued or running. undefined: there is nothing to undo. */
+  /** Queues the reset behind what is still running. undefined: there is nothing to undo. */
   undo (): Promise<void> | undefined {
     if (this.#mode === 'session') {
       const restored = this.listeners.changed || this.#typed
       if (restored) this.#restoreObject()
-      // A promise where the object was restored: it may be `onConnect` that had changed it, and then it runs again.
+      // `onConnect` may have added those listeners: a promise lets the pool run it again.
       if (this.idle && this.#stream.bytesWritten === this.#mark) return restored ? Promise.resolve() : undefined
     } else if (this.#mode === 'none' || (this.idle && this.status === 'I')) {
       return undefined
@@ -150,20 +152,20 @@ export class PostgresSession extends ServerSession<Client> {
     return done
   }
 
-  /** Does not use the driver's queue, which warns of those who do. */
+  /** Waits for 'drain', since the driver's own queue warns of those who use it. */
   readonly #undoWhenIdle = (): void => {
     if (this.broken) return this.#undo.handleError(this.error ?? new Error('the connection ended while it was reset'))
     if (this.idle) return this.#undo.send()
     this.listeners.quietly(() => this.connection.once('drain', this.#undoWhenIdle))
   }
 
-  /** What is to be sent now, when all that came before has been answered. undefined: nothing. */
+  /** The message to send when all earlier queries are answered. undefined: nothing. */
   undoing (): Buffer | undefined {
     if (this.#mode === 'transaction') return this.status === 'I' ? undefined : messages.rollback
     const discard = this.#prepared.doubtful || this.#prepared.empty
     if (discard) this.#prepared.clear()
     if (this.status === 'I') return discard ? messages.discard : messages.fresh
-    // ROLLBACK is in the same message, where DISCARD ALL refuses to be.
+    // In one message with ROLLBACK, where DISCARD ALL is refused.
     return discard ? messages.rollbackDiscard : messages.rollbackFresh
   }
 
@@ -191,13 +193,13 @@ export class PostgresSession extends ServerSession<Client> {
     this.#settled?.(true)
     if (!this.#writeRefused) return
     this.#writeRefused = false
-    // What changed meanwhile the server has reported between the error and ReadyForQuery.
+    // By now the server has reported what changed: it does so between the error and ReadyForQuery.
     const { in_hot_standby: standby, default_transaction_read_only: readsOnly } = this.#reports
     this.misplaced ||= standby !== 'off' || readsOnly !== 'off'
   }
 
   #completed (tag: string): void {
-    // ROLLBACK is the tag of ROLLBACK TO a savepoint, and of ROLLBACK AND CHAIN, too.
+    // The tag ROLLBACK also ends ROLLBACK TO SAVEPOINT and ROLLBACK AND CHAIN.
     if (tag === 'ROLLBACK' || tag === 'COMMIT' || tag === 'PREPARE TRANSACTION') this.doubtful = true
     else this.#prepared.completed(tag)
   }
@@ -215,9 +217,9 @@ export class PostgresSession extends ServerSession<Client> {
   // --- Statements of ours --------------------------------------------------------------------------------------------
 
   /**
-   * Sends a statement behind all that is queued already.
+   * Queues a statement behind all that is queued already.
    *
-   * @param decide asked when its turn has come: what is sent, or why nothing is
+   * @param decide called when its turn has come: returns the text to send, or the error to reject with instead
    * @returns the tag of its last command
    */
   run (decide: () => string | Error, failed: Failing = (error) => error): Promise<string> {
@@ -232,8 +234,8 @@ export class PostgresSession extends ServerSession<Client> {
   }
 
   /**
-   * Whether the server goes on after the error that came last. It says so behind the error, and where it ends the
-   * connection it does not. What others have queued meanwhile is not waited for.
+   * Whether the server goes on after its last error: it sends ReadyForQuery behind the error, or ends the connection.
+   * What others have queued meanwhile is not waited for.
    */
   settles (): Promise<boolean> {
     return new Promise((resolve) => {
@@ -252,7 +254,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.#told = told
   }
 
-  /** At once. Whatever waits for an answer is rejected. */
+  /** Ends the connection at once. Whatever waits for an answer is rejected. */
   cut (): void {
     this.#inside.connection.stream.destroy()
     this.#raw.destroy()

@@ -15,24 +15,28 @@ export const levels: ReadonlyMap<Isolation, string> = new Map<Isolation, string>
 ])
 
 /**
- * What a transaction of ours is known by: a setting that ends with its transaction, and that one which somebody else
- * began does not have. Not by SELECT set_config(), which takes the snapshot: then it is too late for SET TRANSACTION.
- * One for all transactions of a process, since the server's statistics (pg_stat_statements) keep each different text.
+ * The mark of a transaction of ours: a setting that ends with its transaction, and that a transaction begun by anybody
+ * else does not have. It is set by SET LOCAL, since SELECT set_config() would take the snapshot, and then it is too
+ * late for SET TRANSACTION.
+ *
+ * One value for all transactions of a process, since the server's statistics (pg_stat_statements) keep each different
+ * text.
  */
 const mark = randomBytes(12).toString('hex')
 
 const setMark = `SET LOCAL fastify_pool.mark = '${mark}'`
 
 /**
- * Fails (22012, 42704) where the mark is not there: what stands behind it in the same text is not done then, and
- * nothing comes between the two. By the functions' full names: operators are looked up in the borrower's search_path.
+ * A query that fails (22012, 42704) where the mark is not there. What stands behind it in the same text is not run
+ * then, and nothing comes between the two. Functions have their full names: operators would be looked up in the
+ * borrower's search_path.
  */
 const isMarked = `pg_catalog.texteq(pg_catalog.current_setting('fastify_pool.mark'), '${mark}')`
 
 const checkMark = `SELECT pg_catalog.int4div(1, pg_catalog.int4(${isMarked}))`
 const noMark: ReadonlySet<unknown> = new Set(['22012', '42704'])
 
-/** There is no such savepoint. */
+/** invalid_savepoint_specification: there is no such savepoint. */
 const noSavepoint = '3B001'
 
 const hadFailed = 'the transaction had failed: nothing of it can be committed'
@@ -49,7 +53,7 @@ export async function begin (session: PostgresSession, options: TransactionOptio
     await session.run(() => {
       session.failure = undefined
       session.doubtful = false
-      // The server would only warn, and a commit would commit what came before it too.
+      // BEGIN in an open transaction only gives a warning, and our commit would then commit what came before it.
       if (session.status !== 'I') return new PoolError('FST_POOL_NOT_SUPPORTED', begunByHand)
       began = true
       return `BEGIN${level}${readOnly ? ' READ ONLY' : ''}; ${setMark}`
@@ -66,11 +70,11 @@ class OpenTransaction implements Transaction<Client> {
   readonly connection: Client
   readonly #session: PostgresSession
   readonly #turn: number
-  /** In quotes. undefined: it is the outermost. */
+  /** The quoted name of the savepoint. undefined: this is the outermost transaction. */
   readonly #savepoint: string | undefined
-  /** COMMIT is on its way, and there is no answer. */
+  /** COMMIT was sent, and its answer has not come. */
   inDoubt = false
-  /** The server has refused its COMMIT, and ended it with that. */
+  /** The server has refused COMMIT, which ended the transaction. */
   #refused = false
 
   constructor (session: PostgresSession, turn = session.turn, savepoint?: string) {
@@ -83,7 +87,7 @@ class OpenTransaction implements Transaction<Client> {
   async commit (): Promise<void> {
     const statement = this.#savepoint === undefined ? 'COMMIT' : `RELEASE SAVEPOINT ${this.#savepoint}`
     const tag = await this.#run(statement, () => { this.inDoubt = true }).catch(async (error: unknown) => {
-      // What the server said, where something else was made of it.
+      // The server's own error, where ours is around it.
       const { cause = error } = error as { readonly cause?: unknown }
       const answered = cause === this.#session.failure && !unresolved.has((cause as Coded).code)
       const told = answered && await this.#session.settles()
@@ -92,32 +96,33 @@ class OpenTransaction implements Transaction<Client> {
       throw error
     })
     this.inDoubt = false
-    // Where it says ROLLBACK, it has rolled back.
+    // The tag of a COMMIT in a failed transaction is ROLLBACK.
     if (tag !== 'COMMIT' && tag !== 'RELEASE') throw this.#ended('the transaction was rolled back by its commit')
   }
 
   async rollback (): Promise<void> {
-    // It would wait behind what a borrower has queued meanwhile.
+    // A ROLLBACK would wait behind what a borrower has queued meanwhile, and there is nothing to roll back.
     if (this.#refused) return
     const savepoint = this.#savepoint
-    // A savepoint goes with its transaction. Whatever else was begun instead of the outermost is rolled back too.
+    // A savepoint ends with its transaction. For the outermost one, whatever is open now is rolled back.
     const isOver = () => this.#session.status === 'I' || (savepoint !== undefined && this.#session.turn !== this.#turn)
     const whole = savepoint === undefined
     const statement = whole ? 'ROLLBACK' : `ROLLBACK TO SAVEPOINT ${savepoint}; RELEASE SAVEPOINT ${savepoint}`
     await this.#session.run(() => isOver() ? nothingToDo : statement).catch((error: Failed) => {
-      // It went with another savepoint, or with its transaction. What is open has failed now, and can't be committed.
+      // The savepoint is gone, with another savepoint or with its transaction. What is open has failed now, so it can't
+      // be committed.
       if (whole || error.code !== noSavepoint) unlessDone(error)
     })
   }
 
   async savepoint (name: string): Promise<Transaction<Client>> {
-    // One that no text of a borrower's has.
+    // A name that no statement of a borrower uses.
     const savepoint = quote(`${name}_${mark}`)
     await this.#run(`SAVEPOINT ${savepoint}`)
     return new OpenTransaction(this.#session, this.#turn, savepoint)
   }
 
-  /** @param sent called when it goes out */
+  /** @param sent called when the statement is sent */
   async #run (statement: string, sent: () => void = () => {}): Promise<string> {
     const session = this.#session
     if (session.broken) throw this.#ended('the connection of the transaction is gone', session.error)

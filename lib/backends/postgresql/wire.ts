@@ -20,11 +20,11 @@ export const postgresDriver: DriverKind<Driver> = {
 
 export const terminate = Buffer.from([0x58, 0, 0, 0, 4])
 
-/** What the server has when a session begins, and `DISCARD ALL` but for what the driver prepared. */
+/** Goes back to how a session begins: as DISCARD ALL, but prepared statements stay. */
 const fresh = 'CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; ' +
   'SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP'
 
-/** Ready to be sent: it saves what is done anew at each return. */
+/** Encoded once, since one of them is sent at each return. */
 export const messages = {
   rollback: message('ROLLBACK'),
   discard: message('DISCARD ALL'),
@@ -33,7 +33,7 @@ export const messages = {
   rollbackFresh: message(`ROLLBACK; ${fresh}`),
 }
 
-/** As the protocol has a simple query: 'Q', the length of the rest, the text, 0. */
+/** A simple query of the protocol: 'Q', the length of the rest, the text, 0. */
 function message (text: string): Buffer {
   const buffer = Buffer.alloc(text.length + 6)
   buffer.write('Q')
@@ -42,7 +42,7 @@ function message (text: string): Buffer {
   return buffer
 }
 
-/** What is used of pg and not in its types; all of it is in 8.11 too, but for what may be undefined. */
+/** Internals of pg that are not in its types. All of them are in 8.11 too, unless they may be undefined. */
 export interface Inside {
   readonly connection: Wire
   readonly host: string
@@ -53,7 +53,7 @@ export interface Inside {
   readonly secretKey: number
   readonly readyForQuery: boolean | undefined
   readonly _ending: boolean
-  /** Its older name would warn where this one is there. */
+  /** The name from 8.16 on, where reading the older one would warn. */
   readonly _activeQuery?: { readonly name?: string } | null
   readonly activeQuery?: { readonly name?: string } | null
   readonly connectionParameters: Record<string, unknown>

@@ -998,6 +998,32 @@ for (const reset of ['session', 'transaction', 'none'] as const) {
     t.same(errors, [])
   })
 
+  t.test(`${reset}: prepared statements go on where another connection changes the schema, and see the change`, async (t) => {
+    await admin.query('create table moved (a int)')
+    await admin.query('insert into moved values (1)')
+    t.teardown(() => admin.query('drop table moved'))
+    const onConnect = async (connection: Connection) => { await connection.query("prepare moving from 'select * from moved'") }
+    const { pool } = await poolOf(t, { reset, onConnect })
+    const kinds: Array<(connection: Connection) => Promise<unknown>> = [
+      async (connection) => (await connection.execute('select * from moved'))[0],
+      async (connection) => (await connection.query('execute moving'))[0],
+    ]
+    const held = await pool.acquire()
+    for (const [sql, row] of Object.entries({
+      'select 1': { a: 1 },
+      'alter table moved add column b varchar(5) default \'x\'': { a: 1, b: 'x' },
+      'update moved set b = null; alter table moved drop column a, modify b int; update moved set b = 7': { b: 7 },
+      'alter table moved change b c int': { c: 7 },
+      'drop table moved; create table moved (d date); insert into moved values (\'2020-02-02\')': { d: new Date(2020, 1, 2) },
+    })) {
+      for (const statement of sql.split('; ')) await admin.query(statement)
+      for (const ask of kinds) t.same(await ask(held.connection), [row], `${sql}: in the same lease`)
+    }
+    held.release()
+    for (const ask of kinds) t.same(await pool.use(ask), [{ d: new Date(2020, 1, 2) }])
+    t.equal(pool.stats().created, 1)
+  })
+
   for (const errno of [1243, 1615]) {
     t.test(`${reset}: whose execution fails with ${errno} is prepared anew, in the same lease too`, async (t) => {
       const { pool } = await poolOf(t, { reset })
@@ -1295,7 +1321,8 @@ t.test('a savepoint that the borrower ended with another one: neither it nor the
 t.test('what is sent behind the call of commit is no part of it', async (t) => {
   const { connection, transaction } = await begun(t)
   await connection.query('update account set sum = 90 where id = 1')
-  const running = connection.query('do sleep(0.01)')
+  // Plain, so that nothing has marked the transaction yet when the commit is called.
+  const running = connection.query('select sleep(0.01)')
   const commit = transaction.commit()
   const behind = connection.query('set @a = 1')
   await Promise.all([running, commit, behind])

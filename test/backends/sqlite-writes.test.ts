@@ -8,6 +8,8 @@ import type { SqliteDatabase, SqliteDriver, SqliteStatement } from '../../lib/ba
 import type { Connector } from '../../types/connector.js'
 import { VirtualClock } from '../support/clock.js'
 import { until } from '../support/until.js'
+import { findBetterSqlite } from '../support/find.mjs'
+import { startNeighbour } from './neighbour.js'
 import { codeOf, eachDriver, inTransaction, isOpen, thrownBy } from './sqlite-drivers.js'
 import type { DriverName } from './sqlite-drivers.js'
 
@@ -62,6 +64,9 @@ function writesAreStored (t: Test, { db, other }: Place, what: string) {
 
 await eachDriver(t, import.meta.url, async (t, Driver, name) => {
   await failures(t, Driver, name)
+  await interrupts(t, Driver, name)
+  await ownTransactions(t, Driver, name)
+  await migrations(t, Driver)
   await walks(t, Driver, name)
   await rivals(t, Driver)
 })
@@ -227,6 +232,223 @@ async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
   })
 }
 
+interface Interruptible extends SqliteDatabase { interrupt (): void }
+
+/** Only libsql's handles have `interrupt`: until no statement is under way any more, all that runs on the handle fails. */
+async function interrupts (t: Test, Driver: SqliteDriver, name: DriverName) {
+  t.equal('interrupt' in Driver.prototype, name === 'libsql')
+  if (name !== 'libsql') return
+  /** Leaves a query under way, and interrupts it. */
+  const interrupt = (db: SqliteDatabase) => {
+    const rows = db.prepare('SELECT id FROM notes').iterate()
+    rows.next()
+    ;(db as Interruptible).interrupt()
+    return rows
+  }
+  const fill = (db: SqliteDatabase) => db.exec("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) INSERT INTO notes (text) SELECT 'n' || i FROM n")
+  const ends: Record<string, (rows: IterableIterator<unknown>, place: Place) => unknown> = {
+    'is read on': (rows) => thrownBy(() => [...rows]),
+    'is left': (rows) => rows.return!(),
+    'ends with its lease': (_, { connector, db }) => connector.reset!(db, later),
+  }
+
+  for (const [how, end] of Object.entries(ends)) {
+    await t.test(`behind an interrupt, every write is stored once the query ${how}`, async (t) => {
+      for (const [way, run] of Object.entries(ways)) {
+        for (const inside of ['', 'BEGIN']) {
+          const place = await open(t, Driver)
+          const { connector, db, other } = place
+          fill(db)
+          const statement = db.prepare("INSERT INTO notes (text) VALUES ('x')")
+          if (inside !== '') db.exec(inside)
+          const rows = interrupt(db)
+          for (const fn of [() => run(statement), () => add(db, 'x'), () => db.exec("INSERT INTO notes (text) VALUES ('x')")]) {
+            t.equal(codeOf(thrownBy(fn)), 'SQLITE_INTERRUPT', `${way} ${inside}`)
+          }
+          t.notOk(inTransaction(db), 'SQLite has rolled it back')
+          end(rows, place)
+          t.equal(count(other), 300)
+          writesAreStored(t, place, 'same lease')
+          await connector.reset!(db, later)
+          t.notOk(connector.isBroken!(db))
+          writesAreStored(t, place, 'next lease')
+        }
+      }
+    })
+  }
+
+  await t.test("a write that is interrupted ends the pool's transaction: nothing after it is run, and no commit resolves", async (t) => {
+    const place = await open(t, Driver)
+    const { connector, db, other } = place
+    fill(db)
+    const transaction = await connector.transactions!.begin(db, {}, later)
+    add(db, 'lost')
+    const statement = db.prepare("INSERT INTO notes (text) VALUES ('x')")
+    const rows = interrupt(db)
+    t.equal(codeOf(thrownBy(() => statement.run())), 'SQLITE_INTERRUPT')
+    rows.return!()
+    t.match(thrownBy(() => add(db, 'behind')), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
+    await transaction.rollback()
+    t.equal(count(other), 300)
+    writesAreStored(t, place, 'behind it')
+  })
+
+  await t.test("a text that is interrupted before it is compiled leaves the pool's transaction, which commits what resolved", async (t) => {
+    const place = await open(t, Driver)
+    const { connector, db, other } = place
+    fill(db)
+    const transaction = await connector.transactions!.begin(db, {}, later)
+    add(db, 'before')
+    const rows = interrupt(db)
+    for (const fn of [() => db.exec("INSERT INTO notes (text) VALUES ('x')"), () => add(db, 'x')]) t.equal(codeOf(thrownBy(fn)), 'SQLITE_INTERRUPT')
+    rows.return!()
+    add(db, 'behind')
+    await transaction.commit()
+    t.same(texts(other).slice(300), ['before', 'behind'])
+    writesAreStored(t, place, 'behind it')
+  })
+
+  await t.test("a commit of the pool's that is interrupted is rolled back", async (t) => {
+    const place = await open(t, Driver)
+    const { connector, db, other } = place
+    fill(db)
+    const transaction = await connector.transactions!.begin(db, {}, later)
+    add(db, 'lost')
+    interrupt(db)
+    await t.rejects(transaction.commit(), { code: 'SQLITE_INTERRUPT' })
+    await transaction.rollback()
+    t.equal(count(other), 300)
+    writesAreStored(t, place, 'behind it')
+  })
+
+  await t.test("a transaction of the driver's that is interrupted is over, and every write behind it is stored", async (t) => {
+    const place = await open(t, Driver)
+    const { connector, db, other } = place
+    fill(db)
+    const kept = db.prepare('INSERT INTO notes (text) VALUES (?)')
+    const kinds: Record<string, () => unknown> = {
+      'a prepare': () => add(db, 'x'),
+      'a statement': () => kept.run('x'),
+      exec: () => db.exec("INSERT INTO notes (text) VALUES ('x')"),
+      COMMIT: () => {},
+    }
+    for (const [what, fn] of Object.entries(kinds)) {
+      const before = count(other)
+      const run = db.transaction(() => {
+        kept.run(`lost by ${what}`)
+        interrupt(db)
+        fn()
+      })
+      t.ok(thrownBy(run), what)
+      t.notOk(inTransaction(db), what)
+      t.equal(count(other), before)
+      writesAreStored(t, place, `same lease, ${what}`)
+      await connector.reset!(db, later)
+      writesAreStored(t, place, `next lease, ${what}`)
+    }
+  })
+}
+
+/** Drivers that have `transaction(fn)`: what it does when another process has the lock. */
+async function ownTransactions (t: Test, Driver: SqliteDriver, name: DriverName) {
+  t.equal('transaction' in Driver.prototype, name !== 'node:sqlite')
+  if (name === 'node:sqlite') return
+  const modes = ['default', 'deferred', 'immediate', 'exclusive'] as const
+  type Made = Record<typeof modes[number], (text: string) => unknown>
+
+  await t.test("the driver's own transaction that meets another process's lock does nothing, and every write behind it is stored", async (t) => {
+    const place = await open(t, Driver)
+    const { connector, db, path } = place
+    const neighbour = await startNeighbour(t, 'sqlite', { driver: name, path, table: 'notes', from: findBetterSqlite() })
+    const stored: string[] = []
+    const made = db.transaction((text: string) => add(db, text)) as unknown as Made
+    for (const mode of modes) {
+      await neighbour.exec('BEGIN IMMEDIATE')
+      t.equal(codeOf(thrownBy(() => made[mode]('refused'))), 'SQLITE_BUSY', mode)
+      t.notOk(inTransaction(db), mode)
+      await neighbour.exec('ROLLBACK')
+      for (const lease of ['same lease', 'next lease']) {
+        const plain = `${lease}, ${mode}`
+        const retried = `${plain}, once more`
+        add(db, plain)
+        t.same(await neighbour.all(), [...stored, plain])
+        made[mode](retried)
+        stored.push(plain, retried)
+        t.same(await neighbour.all(), stored)
+        // Nothing is left open, so the other process may write.
+        await neighbour.exec(`INSERT INTO notes (text) VALUES ('theirs, ${plain}')`)
+        stored.push(`theirs, ${plain}`)
+        t.equal(connector.reset!(db, later), undefined)
+        t.notOk(connector.isBroken!(db))
+      }
+    }
+    t.equal(stored.length, 3 * 2 * modes.length)
+  })
+
+  await t.test("the driver's own transaction whose COMMIT meets a lock does nothing, and every write behind it is stored", async (t) => {
+    for (const mode of modes) {
+      const place = await open(t, Driver)
+      const { connector, db, other } = place
+      // Without a WAL readers are in the way of a COMMIT.
+      db.prepare('PRAGMA journal_mode = DELETE').all()
+      other.exec('BEGIN')
+      count(other)
+      let ran = 0
+      const made = db.transaction((text: string) => {
+        add(db, text)
+        ran++
+      }) as unknown as Made
+      t.match(codeOf(thrownBy(() => made[mode]('refused'))), /^SQLITE_BUSY/, mode)
+      t.equal(ran, mode === 'exclusive' ? 0 : 1)
+      t.notOk(inTransaction(db))
+      other.exec('COMMIT')
+      t.same(texts(other), [])
+      writesAreStored(t, place, 'same lease')
+      made[mode]('once more')
+      t.equal(texts(other).at(-1), 'once more')
+      db.prepare('PRAGMA journal_mode = WAL').all()
+      await connector.reset!(db, later)
+      writesAreStored(t, place, 'next lease')
+    }
+  })
+}
+
+/** Another process changes the schema under a statement that is kept for all leases. */
+async function migrations (t: Test, Driver: SqliteDriver) {
+  await t.test('a statement that is kept over a change of the schema goes on, without one failure', async (t) => {
+    const kept: SqliteStatement[] = []
+    const { connector, db, path, other } = await open(t, Driver, (db) => {
+      db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT UNIQUE CHECK (length(text) < 100))')
+      kept.push(db.prepare('SELECT * FROM notes'), db.prepare('INSERT INTO notes (text) VALUES (?)'))
+    })
+    const [all, insert] = kept as [SqliteStatement, SqliteStatement]
+    let id = 0
+    const changes: Array<[sql: string, columns: object]> = [
+      ['SELECT 1', {}],
+      ["ALTER TABLE notes ADD COLUMN more TEXT DEFAULT 'm'", { more: 'm' }],
+      ['ALTER TABLE notes RENAME COLUMN more TO less', { less: 'm' }],
+      ['ALTER TABLE notes DROP COLUMN less', {}],
+      ['CREATE INDEX by_text ON notes (text)', {}],
+      ['DROP INDEX by_text', {}],
+      ['VACUUM', {}],
+      ['DROP TABLE notes; CREATE TABLE notes (id INTEGER PRIMARY KEY, first INT DEFAULT 1, text TEXT)', { first: 1 }],
+    ]
+    const migrator = new Driver(path, { timeout: 0 })
+    t.teardown(() => migrator.close())
+    for (const [sql, columns] of changes) {
+      migrator.exec(sql)
+      const text = `behind ${sql}`
+      insert.run(text)
+      if (/DROP TABLE/.test(sql)) id = 0
+      const row = { id: ++id, text, ...columns }
+      t.same({ ...other.prepare('SELECT * FROM notes').all().at(-1) as object }, row)
+      for (const rows of [all.all(), [...all.iterate()]]) t.same({ ...rows.at(-1) as object }, row, text)
+      connector.reset!(db, later)
+    }
+  })
+}
+
 /** Statements by chance, on a few kept and many new statements, beside another handle that takes the lock at times; a model says what must be in the file. */
 async function walks (t: Test, Driver: SqliteDriver, name: DriverName) {
   await t.test('random walks: what was acknowledged is seen by another handle at once', async (t) => {
@@ -324,12 +546,14 @@ async function rivals (t: Test, Driver: SqliteDriver) {
     t.equal(begins(), 0)
   })
 
-  for (const how of ['it met the lock', 'it saw that the file changed'] as const) {
+  const hows = ['it met the lock', 'it saw that the file changed', "it met the lock in the driver's own transaction"] as const
+  for (const how of hows.slice(0, 'transaction' in Driver.prototype ? 3 : 2)) {
     await t.test(`once ${how}, the writer is lent when nobody has the lock, and the event loop goes on`, async (t) => {
       const { pool, other, begins } = await openPool(t)
-      if (how === 'it met the lock') {
+      if (how !== 'it saw that the file changed') {
+        const write = (db: SqliteDatabase) => add(db, 'refused')
         other.exec('BEGIN IMMEDIATE')
-        await t.rejects(pool.use((db) => add(db, 'refused')), { message: 'database is locked' })
+        await t.rejects(pool.use((db) => how === 'it met the lock' ? write(db) : db.transaction(write).immediate(db)), { message: 'database is locked' })
       } else {
         add(other, 'theirs')
         for (let loan = 0; loan < 64; loan++) await pool.use((db) => count(db))
@@ -340,7 +564,7 @@ async function rivals (t: Test, Driver: SqliteDriver) {
       const before = begins()
       await until(() => begins() > before + 3, { what: 'it asks again' })
       t.notOk(written)
-      t.equal(await pool.use(count, { role: 'replica' }), how === 'it met the lock' ? 0 : 1, 'readers need not wait')
+      t.equal(await pool.use(count, { role: 'replica' }), how === 'it saw that the file changed' ? 1 : 0, 'readers need not wait')
       other.exec('COMMIT')
       await pending
       t.equal(texts(other).at(-1), 'mine')

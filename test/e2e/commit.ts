@@ -14,6 +14,9 @@ import { until } from '../support/until.js'
 const commitTimeout = 500
 const patience = 60_000
 
+/** So many tests of a file run side by side: each has an app of its own, and waits most of its time. */
+const together = 4
+
 /** A kind of database, for tests of commits that do not end. */
 export interface Subject<C> {
   readonly server: Server
@@ -92,8 +95,9 @@ export async function unused ({ stats }: { stats (): { used: number, closing: nu
  * @param cases of the database
  */
 export async function behind<C> (t: Test, subject: Subject<C>, cases: ReadonlyArray<Case<C>>): Promise<void> {
-  for (const [at, { name, method = 'GET', status, code, commitTimeout: own }] of cases.entries()) {
-    await t.test(`${name}: ${status}`, async (t) => {
+  t.jobs = together
+  await Promise.all(cases.map(({ name, method = 'GET', status, code, commitTimeout: own }, at) =>
+    t.test(`${name}: ${status}`, { buffered: true }, async (t) => {
       const served = await serve(t, subject, { cases, commitTimeout: own ?? (code === undefined ? patience : commitTimeout) })
       const ids = [1, 2, 3, 4].map((n) => `${process.pid}-${at}-${n}`)
       const answers = await Promise.all(ids.map((id) => served.ask(method, `/${at}?id=${id}`)))
@@ -102,8 +106,7 @@ export async function behind<C> (t: Test, subject: Subject<C>, cases: ReadonlyAr
       const { kept } = JSON.parse((await served.ask('GET', '/ping')).body) as { kept: string[] }
       t.same(ids.filter((id) => kept.includes(id)), status < 400 ? ids : [], status < 400 ? 'all is stored' : 'nothing is stored')
       await unused(served)
-    })
-  }
+    })))
 }
 
 /** Clients that stop reading keep their connections until they leave, and then the app serves again. */
@@ -131,10 +134,13 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
   }
   let last = 0
   const fresh = () => `lost-${process.pid}-${++last}`
+  t.jobs = together
+  const tests: Array<Promise<unknown>> = []
+  const test = (name: string, fn: (t: Test) => Promise<void>) => { tests.push(t.test(name, { buffered: true }, fn)) }
 
   for (const what of ['command', 'answer'] as const) {
     for (const path of ['/route', '/by-hand']) {
-      await t.test(`${path}: a network that swallows the commit's ${what}: nobody knows, within commitTimeout`, async (t) => {
+      test(`${path}: a network that swallows the commit's ${what}: nobody knows, within commitTimeout`, async (t) => {
         const { proxy, served, kept } = await through(t)
         t.equal((await served.ask('GET', `${path}?id=${fresh()}`)).status, 200)
         proxy.loseFrom(subject.commit, what)
@@ -151,7 +157,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
     }
   }
 
-  await t.test('a streamed reply whose commit nobody knows of is cut off', async (t) => {
+  test('a streamed reply whose commit nobody knows of is cut off', async (t) => {
     const { proxy, served } = await through(t)
     proxy.loseFrom(subject.commit, 'answer')
     const client = served.client().send('GET', `/stream?id=${fresh()}`)
@@ -166,7 +172,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
     'a FIN': (proxy) => { proxy.endAll() },
   }
   for (const [name, cut] of Object.entries(cuts)) {
-    await t.test(`${name} instead of the commit's answer: nobody knows, and nothing is run again`, async (t) => {
+    test(`${name} instead of the commit's answer: nobody knows, and nothing is run again`, async (t) => {
       const { proxy, served, kept } = await through(t, { max: 1 })
       const id = fresh()
       let runs = 0
@@ -189,7 +195,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
     })
   }
 
-  await t.test('a commit on a connection that died before is not in doubt: it is what the driver says', async (t) => {
+  test('a commit on a connection that died before is not in doubt: it is what the driver says', async (t) => {
     const { proxy, served, kept } = await through(t, { max: 1 })
     const id = fresh()
     const error = await served.db.transaction(async (connection) => {
@@ -203,7 +209,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
   })
 
   for (const [phase, how] of [['begin', 'FST_POOL_ACQUIRE_TIMEOUT'], ['savepoint', 'FST_POOL_ACQUIRE_TIMEOUT'], ['release', 'FST_POOL_COMMIT_TIMEOUT'], ['rollback', 'mine']] as const) {
-    await t.test(`a network that is silent from the ${phase} on: its deadline, and the connection is destroyed`, async (t) => {
+    test(`a network that is silent from the ${phase} on: its deadline, and the connection is destroyed`, async (t) => {
       const { proxy, served } = await through(t, { max: 1, acquireTimeout: 2000 })
       const error = await served.db.use(async (_, lease) => {
         if (phase === 'begin') proxy.blackHole()
@@ -221,6 +227,7 @@ export async function lost<C> (t: Test, subject: Subject<C>): Promise<void> {
       await unused(served)
     })
   }
+  await Promise.all(tests)
 }
 
 /** What is stored, as somebody else sees it. */

@@ -187,9 +187,13 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
   endWork (): void {
     // To ask a closed handle of libsql whether it is in a transaction aborts the process.
     if (!this.isOpen) throw new Error('the SQLite handle is closed')
-    if (this.iterators.size > 0) this.iterators.end()
-    if (this.inTransaction) this.exec('ROLLBACK')
+    this.#rollBack()
     this.left()
+  }
+
+  #rollBack (): void {
+    this.endIterators()
+    if (this.inTransaction) this.exec('ROLLBACK')
   }
 
   protected override close (): void {
@@ -338,9 +342,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
       },
     }
     if (db.pragma !== undefined) own.pragma = this.#pragmaOf(db.pragma.bind(db))
-    if (db.transaction !== undefined && this.refusal !== undefined) {
-      own.transaction = this.#transactionOf(db.transaction.bind(db))
-    }
+    if (db.transaction !== undefined) own.transaction = this.#transactionOf(db.transaction.bind(db))
     if (db.interrupt !== undefined) {
       const interrupt = db.interrupt.bind(db)
       own.interrupt = () => {
@@ -378,23 +380,31 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     }
   }
 
-  /** better-sqlite3's begins by itself, and not by `exec`. */
+  /**
+   * better-sqlite3's transactions begin by themselves, and not by `exec`: a lock that they meet is seen only here. A
+   * transaction of libsql's stays open where its ROLLBACK fails, as it does behind an interrupt. What its borrower
+   * writes after the error would be lost at the return, so it is rolled back here.
+   */
   #transactionOf (transaction: NonNullable<Methods['transaction']>) {
-    const telling = (run: Run): Run => {
-      const told = (error: unknown) => this.told(error)
-      return function (this: unknown, ...args: unknown[]) {
-        try {
-          return run.apply(this, args)
-        } catch (error) {
-          throw told(error)
-        }
+    const isOpen = () => this.isOpen && this.inTransaction
+    const failed = (error: unknown, wasOpen: boolean) => {
+      const told = this.told(error)
+      if (!wasOpen && isOpen()) this.#rollBack()
+      return told
+    }
+    const watched = (run: Run): Run => function (this: unknown, ...args: unknown[]) {
+      const wasOpen = isOpen()
+      try {
+        return run.apply(this, args)
+      } catch (error) {
+        throw failed(error, wasOpen)
       }
     }
     return (fn: Run) => {
       const made = transaction(fn)
-      const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(telling)
+      const [deferred, immediate, exclusive] = [made.deferred, made.immediate, made.exclusive].map(watched)
       const database = this.connection
-      return Object.assign(telling(made), { default: deferred, deferred, immediate, exclusive, database })
+      return Object.assign(watched(made), { default: deferred, deferred, immediate, exclusive, database })
     }
   }
 }

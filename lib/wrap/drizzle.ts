@@ -5,11 +5,11 @@ import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
 import { likeBetterSqlite3, type Sqlite } from './native.js'
 
 /**
- * What Drizzle makes of a driver's connection: `drizzle` of `drizzle-orm/node-postgres`, `/mysql2`, `/sqlite-proxy`.
+ * `drizzle` of `drizzle-orm/node-postgres`, `/mysql2` or `/sqlite-proxy`: makes a database of a driver's connection.
  */
 type Make<T> = (...args: never) => T
 
-/** What is used of Drizzle's databases. */
+/** The part of Drizzle's databases that is used here. */
 interface Database {
   session: Session
   transaction (fn: (tx: unknown) => unknown, config?: Config): Promise<unknown>
@@ -26,8 +26,8 @@ interface Config extends LibraryOptions {
 /** Options of Drizzle itself (`schema`, `casing`, `logger`, ...), and where it comes from. */
 export interface DrizzleOptions<T> {
   /**
-   * `drizzle` of `drizzle-orm/node-postgres`, `drizzle-orm/mysql2` or `drizzle-orm/sqlite-proxy`, where it can't be
-   * required by name (in a bundle), and for its type. Default: that of the pool's backend.
+   * `drizzle` of `drizzle-orm/node-postgres`, `drizzle-orm/mysql2` or `drizzle-orm/sqlite-proxy`: where it can't be
+   * required by name (in a bundle), and for its type. Default: the one for the pool's backend.
    */
   readonly drizzle?: Make<T>
   readonly [option: string]: unknown
@@ -63,14 +63,14 @@ export function drizzle<T = any> (options: DrizzleOptions<T> = {}): (connection:
       const transaction = await info.begin(optionsOf(config))
       const end = new End(transaction)
       try {
-        // Drizzle runs all of a transaction on its session's client. This one's texts of BEGIN, COMMIT and ROLLBACK are
-        // the pool's to carry out.
+        // Drizzle runs a whole transaction on its session's client. This one hands the texts of BEGIN, COMMIT and
+        // ROLLBACK to the pool.
         const own = Object.create(session, { client: { value: backend.client(connection, end.take) } }) as Session
         return await own.transaction(end.behind(fn))
       } catch (error) {
         throw end.told(error)
       } finally {
-        // Where the library has ended it, that does nothing. Otherwise nothing of it may stay.
+        // Does nothing where the library has ended the transaction. Otherwise nothing of it may stay.
         await transaction.rollback()
       }
     }
@@ -85,12 +85,11 @@ function installed (module: string): unknown {
 }
 
 /**
- * Carries a statement out in the pool's place of the driver, where it is one of those by which the library begins or
- * ends a transaction.
+ * Carries a statement out by the pool where it begins or ends the transaction. undefined: it is not such a statement.
  */
 type Ender = (text: string) => Promise<void> | undefined
 
-/** Of one transaction: its texts that are the library's, and not its user's. */
+/** Tells the texts of one transaction that are the library's from those of its user. */
 class End {
   readonly #transaction: WrapTransaction
   #turn: 'begin' | 'user' | 'end' = 'begin'
@@ -98,7 +97,7 @@ class End {
 
   constructor (transaction: WrapTransaction) { this.#transaction = transaction }
 
-  /** That function, which is between BEGIN and its end. */
+  /** The user's function, which runs between BEGIN and the transaction's end. */
   behind (fn: (tx: unknown) => unknown): (tx: unknown) => Promise<unknown> {
     return async (tx) => {
       this.#turn = 'user'
@@ -124,11 +123,11 @@ class End {
   }
 
   /**
-   * The pool's own error of a commit, where the library made one of its own around it: its code is what a caller looks
-   * at.
+   * The pool's own error of a commit, where the library has made an error of its own around it: callers look at its
+   * code.
    */
   told (error: unknown): unknown {
-    // Anything can be thrown, also nothing.
+    // Anything can be thrown, also undefined.
     const cause = (error as { readonly cause?: unknown } | null | undefined)?.cause
     return cause instanceof PoolError && cause === this.#failure ? cause : error
   }

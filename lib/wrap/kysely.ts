@@ -34,7 +34,7 @@ export function kysely<DB = any> (
 
 export default kysely
 
-/** What is asked of Kysely's dialects: a pool that has this one connection. */
+/** Kysely's dialect for the backend, with a pool that has this one connection. */
 function dialectOf (connection: unknown, info: WrapInfo, cursor: KyselyOptions['cursor']): Dialect {
   switch (info.system) {
     case 'postgresql': {
@@ -44,7 +44,7 @@ function dialectOf (connection: unknown, info: WrapInfo, cursor: KyselyOptions['
     }
     case 'mysql':
     case 'mariadb': {
-      // mysql2's promises are around the object that Kysely works with.
+      // Kysely works with the object inside of mysql2's promise connection.
       const client = lent<MysqlPoolConnection>((connection as { connection: unknown }).connection)
       const pool: MysqlDialectConfig['pool'] = {
         getConnection (done) { done(undefined, client) },
@@ -61,7 +61,7 @@ function dialectOf (connection: unknown, info: WrapInfo, cursor: KyselyOptions['
   }
 }
 
-/** The connection as Kysely's own pools give it. It is bound, since drivers keep their state in it. */
+/** The connection as Kysely's pools give it. Bound, since drivers keep their state in it. */
 function lent<T> (connection: unknown): T {
   const { query } = connection as { query (...args: unknown[]): unknown }
   return { query: query.bind(connection), release () {} } as T
@@ -91,8 +91,7 @@ class LeasedDialect implements Dialect {
 }
 
 /**
- * What Kysely acquires for one query or one transaction: the leased connection, and the transaction on it that is this
- * holder's.
+ * What Kysely acquires for one query or one transaction: the leased connection, and this holder's transaction on it.
  */
 class Loan implements DatabaseConnection {
   readonly executeQuery: DatabaseConnection['executeQuery']
@@ -109,7 +108,7 @@ type OnSavepoint = (
   connection: DatabaseConnection, name: string, compileQuery: QueryCompiler['compileQuery'],
 ) => Promise<void>
 
-/** What Kysely's drivers have from 0.28 on; before, Kysely asks for none of it. */
+/** Methods of Kysely's drivers from 0.28 on; earlier versions don't ask for them. */
 interface Savepoints {
   savepoint?: OnSavepoint
   rollbackToSavepoint?: OnSavepoint
@@ -128,8 +127,8 @@ class LeasedDriver implements Driver {
 
   async init (...options: Parameters<Driver['init']>): Promise<void> {
     await this.#stock.init(...options)
-    // Once, and never given back: Kysely's driver for SQLite would let a query within a transaction wait for that
-    // transaction.
+    // Acquired once and never given back: with Kysely's driver for SQLite a query within a transaction would wait for
+    // that transaction.
     this.#connection = await this.#stock.acquireConnection()
   }
 
@@ -146,7 +145,8 @@ class LeasedDriver implements Driver {
   }
 
   async rollbackTransaction (loan: DatabaseConnection): Promise<void> {
-    // None: Kysely 0.27 rolls back what did not begin, too, and the caller is to get the error of the begin.
+    // undefined where it did not begin: Kysely 0.27 rolls back then too, and the caller is to get the error of the
+    // begin.
     await (loan as Loan).transaction?.rollback()
   }
 
@@ -162,7 +162,7 @@ class LeasedDriver implements Driver {
     return this.#stock.releaseSavepoint?.bind(this.#stock)
   }
 
-  /** The connection is the lease's. */
+  /** The connection belongs to the lease. */
   async releaseConnection (): Promise<void> {}
 
   /** As `releaseConnection`: a Kysely that is destroyed leaves the connection to the pool. */

@@ -14,7 +14,7 @@ export interface MongooseOptions {
   readonly setUp?: (connection: Connection) => void
 }
 
-/** What is used of the driver's `Db`. */
+/** The part of the driver's `Db` that is used here. */
 interface Db { readonly client: object, readonly databaseName: string }
 
 /**

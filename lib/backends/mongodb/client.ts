@@ -12,25 +12,27 @@ export class Shared {
   readonly database: string
   /** Called once no operation would find a server any more. */
   readonly deaths = new Set<(error: Error | undefined) => void>()
-  /** How many connections were made from it, or are being made, and are not destroyed. */
+  /** Connections that were made from it, or are being made, and are not destroyed. */
   users = 0
-  /**
-   * Whether an operation would find a server, worked out when something changes: it is asked at every loan and return.
-   */
+  /** Whether an operation would find a server. Kept up to date, since it is asked at every loan and return. */
   up = false
 
   readonly #owned: boolean
   readonly #subscriptions = new Subscriptions()
-  /** What the driver last told. A client that was taken over may have told it all before we listened: then none. */
+  /**
+   * The driver's last description of the servers. undefined for a client of the app's that said all before we listened.
+   */
   #topology: TopologyDescription | undefined
-  /** The driver's topology is open, and a socket of it worked. A selectable server alone may still refuse the login. */
+  /**
+   * The driver's topology is open, and one of its sockets worked. A selectable server alone may still refuse the login.
+   */
   #connected = false
   #connecting: Promise<void> | undefined
   #closing: Promise<void> | undefined
-  /** Of each server: the driver's last look at it, as counted over all of them, and why it failed, where it has. */
+  /** By server: the number of the driver's last heartbeat, counted over all servers, and its error. */
   readonly #looks = new Map<string, { readonly nth: number, error?: Error }>()
   #looked = 0
-  /** Those who wait for a server, and see after each failure whether they should. */
+  /** Called after each failed heartbeat: those who wait for a server decide whether to go on. */
   readonly #watchers = new Set<() => void>()
 
   constructor (client: MongoClient, owned: boolean, database: string | undefined) {
@@ -63,7 +65,7 @@ export class Shared {
     for (const name of driverEvents) this.#listen(name, (event) => listener(plain(name, event)))
   }
 
-  /** The driver misses a signal that aborts between two of its steps, and goes on until its own timeout. */
+  /** Also races the signal: the driver misses one that aborts between two of its steps. */
   async ping (db: Db, signal: AbortSignal): Promise<void> {
     await unlessAborted(db.command({ ping: 1 }, { signal, readPreference: this.client.readPreference }), signal)
   }
@@ -80,8 +82,8 @@ export class Shared {
       if (!this.#owned) return
       await this.client.close()
       if (this.#connecting !== undefined) {
-        // While it still looked up names or read files there was no topology that `close()` could have closed.
-        // Its failure is told to those who wait for it.
+        // `close()` had nothing to close while the client still looked up names or read files. The failure is told to
+        // those who wait for it.
         await Promise.allSettled([this.#connecting])
         await this.client.close()
       }
@@ -92,8 +94,8 @@ export class Shared {
 
   /**
    * Resolves when a server can be had. Rejects when the signal aborts, and as soon as the driver has looked at each
-   * server since, and none was there: to wait for one that comes back is the pool's affair, which knows how often to
-   * try. What comes after that is nobody's: the next create finds the client connected, or tries again.
+   * server since the call and found none: the pool knows better how often to try again. The attempt itself goes on: the
+   * next create finds the client connected, or tries again.
    */
   reach (signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -103,14 +105,14 @@ export class Shared {
         this.#watchers.delete(watch)
         signal.removeEventListener('abort', onAbort)
         reject(error)
-        // Else it would wait on, and each of those that pile up would open a socket when there is a server.
+        // Otherwise it would wait on, and all that pile up would open sockets at once.
         controller.abort(error)
       }
       const watch = () => {
         const error = this.#unreachable(since)
         if (error !== undefined) giveUp(error)
       }
-      // Why no server can be had says more than that time is up.
+      // The reason why there is no server says more than that time is up.
       const onAbort = () => giveUp(this.#lastError() ?? signal.reason)
       this.#watchers.add(watch)
       signal.addEventListener('abort', onAbort, { once: true })
@@ -124,11 +126,11 @@ export class Shared {
 
   async #find (signal: AbortSignal): Promise<void> {
     if (this.#owned) await this.#connect()
-    // Connected, but no server is known to be there: a ping selects one, and has the driver look at once instead of at
-    // the next heartbeat.
+    // Connected, but without a server: a ping selects one, and has the driver look at once instead of at the next
+    // heartbeat.
     if (!this.up) await this.#select(signal)
     if (this.#owned) return
-    // It may have been open before we listened.
+    // A client of the app's may have been open before we listened.
     this.#connected = true
     this.#update()
   }
@@ -139,8 +141,8 @@ export class Shared {
     try {
       await this.ping(db, signal)
     } catch (error) {
-      // The app's client failed to connect before: only `connect()` makes it try again.
-      // One that the app closed says something else, and stays closed.
+      // A client of the app's that failed to connect tries again only by `connect()`. One that the app closed rejects
+      // with another error, and stays closed.
       if (this.#owned || (error as Error).name !== 'MongoTopologyClosedError') throw error
       await this.#connect()
       await this.ping(db, signal)
@@ -148,7 +150,7 @@ export class Shared {
   }
 
   /**
-   * Shared, and not under anybody's signal: the driver's `connect()` can't be aborted. It ends by
+   * One attempt for all callers, without a signal: the driver's `connect()` can't be aborted. It ends by
    * `serverSelectionTimeoutMS`, and leaves nothing open when it fails.
    */
   #connect (): Promise<void> {
@@ -156,7 +158,7 @@ export class Shared {
     return this.#connecting
   }
 
-  /** A listener of ours on the client, ahead of `#update`, until `close()`. */
+  /** Calls `fn` and then `#update` at an event of the client, until `close()`. */
   #listen (name: string, fn: (event: Record<string, unknown>) => void): void {
     this.#subscriptions.on(this.client, name, (event: Record<string, unknown>) => {
       fn(event)
@@ -176,7 +178,7 @@ export class Shared {
     for (const death of deaths) death(error)
   }
 
-  /** Why, where the driver's last look at each server that is known came after that one, and failed. */
+  /** The reason, where the driver has looked at each known server after look `since`, and failed. */
   #unreachable (since: number): Error | undefined {
     const servers = [...this.#topology?.servers.keys() ?? []]
     const looks = servers.map((address) => this.#looks.get(address))
@@ -190,8 +192,8 @@ export class Shared {
 }
 
 /**
- * Whether an operation would find a server now, by the driver's rules for server selection, but for
- * `maxStalenessSeconds` (a secondary that lags is no reason to throw connections away).
+ * Whether an operation would find a server now: the driver's rules of server selection, without `maxStalenessSeconds`
+ * (a secondary that lags is no reason to drop connections).
  */
 function selectable ({ type, servers }: TopologyDescription, { mode, tags }: ReadPreference): boolean {
   const some = (fits: (server: ServerDescription) => boolean) => [...servers.values()].some(fits)

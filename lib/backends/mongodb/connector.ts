@@ -14,10 +14,10 @@ import { mayRunAgain } from './transaction.js'
 export interface MongoConnector extends Connector<Db> {
   readonly system: 'mongodb'
   /**
-   * The client that all connections share; the driver connects it again after a failure. Only where `url` or
-   * `connection` is a function there is another one when its answer changes: this is the newest. The one before is
-   * closed when the last connection made from it is destroyed, which `pool.evict()` brings about softly; whoever has
-   * kept it gets the driver's `MongoNotConnectedError` from then on.
+   * The client that all connections share; the driver reconnects it after a failure. Where `url` or `connection` is a
+   * function, there is another client when its answer changes, and this is the newest. An older client is closed when
+   * the last connection made from it is destroyed, which `pool.evict()` brings about softly; whoever has kept it then
+   * gets the driver's `MongoNotConnectedError`.
    */
   readonly client: MongoClient
   readonly database: string
@@ -27,16 +27,15 @@ export interface MongoConnector extends Connector<Db> {
 }
 
 /**
- * MongoDB. A connection is the right to use one shared `MongoClient`, as a `Db` of its own; the driver keeps the
- * sockets, and finds its way to the primary.
+ * MongoDB. A connection is the right to use one shared `MongoClient`, as a `Db` of its own. The driver keeps the
+ * sockets, and finds the primary.
  *
- * A create opens nothing where the client has a server. Where it has none it waits for one, as long as any of the
- * servers answers (an election will end); once the driver has looked at all of them since it began, and none was there,
- * it rejects with the reason.
+ * A create opens nothing where the client has a server. Otherwise it waits for one as long as any server answers (an
+ * election will end); once the driver has looked at all of them since then and found none, it rejects with the reason.
  *
- * A function for `url` or `connection` should answer the same for as long as that holds: with each other answer there
- * is another client, with sockets and monitors of its own, up to 4; while there are that many, creates use the newest.
- * A client whose login is refused is dead to the driver, and so are its connections: the next create asks again.
+ * A function for `url` or `connection` should give the same answer as long as it is valid: each other answer means
+ * another client, with sockets and monitors of its own, up to 4; while there are that many, creates use the newest. The
+ * driver gives up a client whose login is refused, so its connections are broken: the next create asks again.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; `FST_POOL_CONNECT_FAILED` where a function fails, or takes
  * longer than `connectTimeout`. Nothing is opened yet.
@@ -72,13 +71,13 @@ export function adoptMongo (client: object, { database, max }: MongoOptions): Pr
   return mongodb({ client: client as MongoClient, database, max })
 }
 
-/** How many clients there are at most besides the newest, and the one whose place it takes. */
+/** The most clients besides the newest one and the one that it replaces. */
 const maxOthers = 3
 
 /**
- * The sockets are the client's, which is closed with the last connection of an address that has changed. A transaction
- * that is open when its connection is destroyed is undone when the server gets round to it, and nobody waits for it:
- * after `transactionLifetimeLimitSeconds` (60 unless told otherwise) the server ends it by itself.
+ * The sockets belong to the client, which is closed with the last connection of an address that has changed. A
+ * transaction that is open when its connection is destroyed is rolled back in the background. Where that fails, the
+ * server ends it after `transactionLifetimeLimitSeconds` (60 unless told otherwise).
  */
 class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoConnector {
   readonly system = 'mongodb'
@@ -93,12 +92,12 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
   readonly #secrets: readonly string[] | undefined
   readonly #addresses: Addresses
   readonly #make: (address: AddressNow) => Shared
-  /** In the order of their making: the last is the newest. */
+  /** All clients, oldest first. */
   readonly #clients: Shared[] = []
   #newest: Shared
   /**
-   * What the newest was made from, and which question that was the answer to: one that was asked before it says nothing
-   * new.
+   * The address of the newest client, and the number of the question that it was the answer to. The answer to an
+   * earlier question is not newer.
    */
   #address: AddressNow
   #answered = 0
@@ -138,20 +137,20 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
       if (!shared.up) await shared.reach(signal)
       return new MongoSession(shared, () => this.#leave(shared))
     } catch (error) {
-      // Whoever made another one meanwhile left it to us to close this one.
+      // A newer client may have been made meanwhile: then this was the last user of this one.
       this.#leave(shared)?.catch((error: unknown) => { this.#closeErrors.push(error) })
       throw error
     }
   }
 
   /**
-   * True for what may go well a moment later on a connection to whichever server is there then: no network, no server,
-   * a primary that is one no more, a server that shuts down, and what the driver or the server itself labels as such.
-   * False for what would only add to a load (no socket in time, an overloaded server: the driver has tried again by
-   * itself), for the caller's own deadlines, and for all that the server means to say.
+   * Whether it may succeed a moment later, on whichever server is there then: no network, no server, a primary that has
+   * stepped down, a server that shuts down, and whatever the driver or the server labels so. Not where a retry would
+   * only add load (no socket in time, an overloaded server: the driver has retried by itself), not for the caller's own
+   * deadlines, and not for anything else that the server answers.
    */
   isTransient (error: unknown): boolean {
-    // Another connection logs in with what the function says by then.
+    // Another connection logs in with the function's new answer.
     return isTransient(error) || (this.#addresses.change && isRefusedLogin(error))
   }
 
@@ -177,13 +176,13 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
     if (this.#closing !== undefined) throw new Error('the MongoDB connector is closed')
   }
 
-  /** One connection more, of the newest client: told at once, so that no other answer closes it meanwhile. */
+  /** Counts a connection of the newest client, at once, so that another answer does not close the client meanwhile. */
   #enter (): Shared {
     this.#newest.users++
     return this.#newest
   }
 
-  /** As `#enter`, when the newest client is that of the address as of now. */
+  /** As `#enter`, once the newest client is that of the present address. */
   async #ask (signal: AbortSignal): Promise<Shared> {
     const question = ++this.#asked
     const address = await this.#addresses.now(signal)
@@ -213,7 +212,7 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
     return shared
   }
 
-  /** One connection less. */
+  /** Counts a connection that has ended. */
   #leave (shared: Shared): Promise<void> | undefined {
     shared.users--
     return shared === this.#newest || shared.users > 0 ? undefined : this.#retire(shared)

@@ -1,8 +1,8 @@
 import type { DriverEvent } from '../../../types/connector.js'
 
 /**
- * The driver's connection pools and what it knows of the servers. Without commands (they hold data), and without the
- * heartbeats that went well.
+ * The driver's events of its connection pools and of the servers. Not those of commands, which hold data, nor
+ * heartbeats that succeeded.
  */
 export const driverEvents = [
   'connectionPoolCreated', 'connectionPoolReady', 'connectionPoolCleared', 'connectionPoolClosed',
@@ -12,12 +12,12 @@ export const driverEvents = [
   'serverOpening', 'serverClosed', 'serverDescriptionChanged', 'serverHeartbeatFailed',
 ] as const
 
-/** What may be passed on as it is: names, numbers, texts of the driver's own. */
+/** Fields that are passed on as they are: names, numbers, texts of the driver's own. */
 const plainFields = [
   'address', 'connectionId', 'reason', 'durationMS', 'duration', 'awaited', 'interruptInUseConnections',
 ] as const
 
-/** Of a server or of the topology. */
+/** What the driver says of a server, or of the topology. */
 interface Description { readonly type: string, readonly error?: Error | null }
 interface Change { readonly previousDescription?: Description, readonly newDescription?: Description }
 
@@ -27,7 +27,7 @@ export function plain (name: string, event: Record<string, unknown>): DriverEven
     const value = event[field]
     if (typeof value === 'string' || typeof value === 'number' || typeof value === 'boolean') copy[field] = value
   }
-  // `connectionId` of a server that a heartbeat names is '<monitor>' or host and port.
+  // A heartbeat's `connectionId` is '<monitor>', or the server's host and port.
   const error = event.error ?? event.failure
   if (error instanceof Error) copy.error = identity(error)
   const { previousDescription: before, newDescription: now } = event as Change
@@ -39,7 +39,7 @@ export function plain (name: string, event: Record<string, unknown>): DriverEven
   return { ...copy, name }
 }
 
-/** An error's message may hold anything. */
+/** Without the message, which may hold anything. */
 function identity ({ name, code }: Error & { code?: unknown }): { name: string, code?: string | number } {
   return typeof code === 'string' || typeof code === 'number' ? { name, code } : { name }
 }

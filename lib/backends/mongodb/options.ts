@@ -7,8 +7,8 @@ import type { DriverKind } from '../shared/driver.js'
 
 export interface MongoOptions {
   /**
-   * `mongodb://` or `mongodb+srv://`. Its query may hold any option of the driver's, but for those that `connection`
-   * may not have either. A function is asked once by `mongodb()` itself, for the first client, and then at each create.
+   * `mongodb://` or `mongodb+srv://`. Its query may have any option of the driver's that `connection` may have. A
+   * function is called by `mongodb()` itself, for the first client, and then at each create.
    */
   url?: Address['url']
   /** Instead of `url`. Default 'localhost'. */
@@ -18,8 +18,8 @@ export interface MongoOptions {
   /** Default: the one in the URL's path, else the driver's own ('test'). */
   database?: string
   /**
-   * Options of the driver's `MongoClient`, untouched: `tls`, `authSource`, `replicaSet`, `readPreference`, ... A
-   * function is asked as `url` is.
+   * Options of the driver's `MongoClient`, passed on as they are: `tls`, `authSource`, `replicaSet`, `readPreference`,
+   * ... A function is called when `url` is.
    */
   connection?: Address['connection']
   /** The most sockets per server and client; the driver's monitors come on top. Default 10. */
@@ -37,8 +37,8 @@ export interface MongoOptions {
    */
   connectTimeout?: number
   /**
-   * A client that the app made: it is used as it is, never closed, and none of the options above goes with it but for
-   * `database`.
+   * A client that the app made: it is used as it is and never closed. Of the options above only `database` goes with
+   * it.
    */
   client?: MongoClient
 }
@@ -55,14 +55,14 @@ export const mongoDriver: DriverKind<Driver> = {
   via: '@fastify/mongodb',
   expected: 'the module mongodb, mongoose.mongo or @fastify/mongodb',
   read (module) {
-    // @fastify/mongodb has its copy there.
+    // @fastify/mongodb exports its copy of the driver as `mongodb`.
     const driver = (module.MongoClient === undefined ? module.mongodb : module) as Partial<Driver> | undefined
     const { prototype } = (driver?.MongoClient ?? {}) as { prototype?: Partial<MongoClient> }
     return typeof prototype?.startSession === 'function' ? driver as Driver : undefined
   },
 }
 
-/** The driver's options that are the pool's to set, in lower case as the driver compares them, and ours instead. */
+/** The driver's options that the pool sets, in lower case, and the pool's option for each. */
 const reserved: ReadonlyMap<string, string> = new Map([
   ['maxpoolsize', 'max'], ['minpoolsize', 'min'], ['maxconnecting', 'maxConnecting'],
   ['waitqueuetimeoutms', 'acquireTimeout'],
@@ -83,7 +83,7 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
     if (ours === undefined) continue
     throw badOption('url', url, `a URL without ${key}: it is set from the pool's option ${ours}`)
   }
-  // The driver takes an option's name in any case, and `connection` before the URL.
+  // The driver ignores the case of option names, and `connection` overrides the URL.
   const isNamed = (name: string) => ([key]: readonly [string, unknown]) => key.toLowerCase() === name.toLowerCase()
   const all: Array<[string, unknown]> = [...inUrl, ...Object.entries(connection)]
   const said = (name: string) => all.findLast(isNamed(name))?.[1]
@@ -93,10 +93,10 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
       ...Object.fromEntries(Object.entries(connection).filter((one) => !isNamed('serverSelectionTimeoutMS')(one))),
       ...said('connectTimeoutMS') === undefined && { connectTimeoutMS: connectTimeout },
       maxPoolSize: max,
-      // The default of 2 would have requests wait for each other's handshakes.
+      // The default of 2 would make requests wait for each other's handshakes.
       maxConnecting: max,
       waitQueueTimeoutMS: acquireTimeout,
-      // 0 means for ever to the driver.
+      // To the driver 0 means for ever.
       serverSelectionTimeoutMS: selection > 0 ? Math.min(selection, acquireTimeout) : acquireTimeout,
     } satisfies MongoClientOptions)
   } catch (error) {
@@ -116,12 +116,12 @@ function accepts (make: () => unknown): boolean {
     make()
     return true
   } catch {
-    // The question was whether it throws.
+    // Whether it throws is the question.
     return false
   }
 }
 
-/** Whether there is an `@` that is neither the one before the hosts nor in the value of an option. */
+/** Whether there is an `@` that neither ends the user and password nor stands in the value of an option. */
 function isMisread (url: string): boolean {
   const [, authority = '', rest = ''] = /^[^/]*\/\/([^/?#]*)(.*)$/s.exec(url) ?? []
   const [before, ...more] = rest.split('@')
@@ -133,7 +133,7 @@ function isMisread (url: string): boolean {
 function urlOf (url: string | undefined, host: string | undefined, port: number | undefined): string {
   if (url !== undefined) {
     refuseNextTo('a url', { host, port })
-    // The driver would take a part of such a password for a host, look it up, and say its name in errors and events.
+    // The driver would take a part of such a password for a host, and show it in errors and events.
     if (isMisread(url)) throw badOption('url', url, 'a MongoDB URL whose user and password are percent-encoded')
     return url
   }

@@ -6,7 +6,7 @@ import { checkDriver } from './check.js'
 import type { Shared } from './client.js'
 import { MongoTransaction, topologyOf } from './transaction.js'
 
-/** The right to use a shared client, as a `Db`. The sockets are the client's: there is nothing on it to undo. */
+/** The right to use a shared client, as a `Db`. The sockets are the client's, so nothing is reset. */
 export class MongoSession extends Session<Db> {
   readonly #shared: Shared
   readonly #leave: () => Promise<void> | undefined
@@ -39,7 +39,7 @@ export class MongoSession extends Session<Db> {
   }
 
   protected override close (): Promise<void> | undefined {
-    // The driver tells no error of a rollback, and if it did there would be nobody left to tell.
+    // The driver hides errors of a rollback, and nobody is left to be told.
     if (this.#transaction !== undefined) Promise.allSettled([this.#transaction.rollback()])
     this.#shared.deaths.delete(this.#lost)
     return this.#leave()

@@ -53,7 +53,7 @@ export interface Inside {
   readonly secretKey: number
   readonly readyForQuery: boolean | undefined
   readonly _ending: boolean
-  /** The name from 8.16 on, where reading the older one would warn. */
+  /** The newer name. Where it exists, reading the older one warns. */
   readonly _activeQuery?: { readonly name?: string } | null
   readonly activeQuery?: { readonly name?: string } | null
   readonly connectionParameters: Record<string, unknown>

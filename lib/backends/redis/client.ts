@@ -8,7 +8,7 @@ import {
   cut, disconnected, disconnectTimeout, drained, isBusy, sendOf, sharedGrace, type Inside,
 } from './wire.js'
 
-/** The client that the app may use beside the pool's connections: it reconnects by itself. */
+/** The client that the app may use beside the pool's connections. It reconnects by itself. */
 export class SharedClient {
   readonly #site: Site
   readonly #theirs: boolean
@@ -39,9 +39,7 @@ export class SharedClient {
     return client
   }
 
-  /**
-   * The server that it is connected to is not the master any more. It connects again, and sends what was not answered.
-   */
+  /** Its server is no longer the master: it reconnects, and sends again what was not answered. */
   moved (): void {
     if (this.#theirs || this.#client === undefined) return
     (this.#client as unknown as Inside).connector.stream?.destroy()
@@ -63,7 +61,7 @@ export class SharedClient {
     }
     const inside = client as unknown as Inside
     if (client.status === 'reconnecting') {
-      // `disconnect()` would leave its status and the commands that wait as they are, for ever.
+      // `disconnect()` would leave the status and the waiting commands of a reconnecting client as they are, for ever.
       if (inside.reconnectTimeout !== null) clearTimeout(inside.reconnectTimeout)
       inside.reconnectTimeout = null
       inside.flushQueue(new Error('Connection is closed.'))
@@ -87,8 +85,8 @@ export class SharedClient {
 }
 
 /**
- * Has a client ask for its address whenever it connects: it may be long after the connections before it, and the
- * password is another one then.
+ * Has the shared client ask for its address whenever it connects: long after other connections were made, the password
+ * may be another one.
  */
 class Following {
   readonly #client: Redis
@@ -124,7 +122,7 @@ class Following {
     // ioredis notes the database with each command that waits for a connection: it must be known by then.
     const sendCommand: Redis['sendCommand'] = (command, stream) => {
       if (client.status !== 'wait') return send(command, stream)
-      // Why it did not connect, it tells by events, and tries again.
+      // Events report why it did not connect, and it tries again.
       Promise.allSettled([this.#reconnect()])
       this.#asking!.then(() => send(command, stream), (error: Error) => command.reject(error))
       return command.promise
@@ -142,7 +140,7 @@ class Following {
     return this.#connecting
   }
 
-  /** Where a function fails, what it answered last is tried again. */
+  /** Where a function fails, its last answer is used again. */
   async #ask (): Promise<void> {
     const { signal } = this.#ended
     const { options } = this.#client

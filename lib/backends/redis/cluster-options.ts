@@ -7,8 +7,8 @@ import { refuseKeys, type RefusedKeys } from '../shared/address.js'
 export interface RedisClusterOptions {
   /**
    * `cluster`: some of the nodes, as `{ host, port }`; one that answers is enough. Beside it ioredis' own options of a
-   * cluster, untouched: `redisOptions` (with `username`, `password`, `tls`), `natMap`, `scaleReads`, ... Those that
-   * would do the pool's work are refused. Not a function: the client is made once.
+   * cluster, passed on as they are: `redisOptions` (with `username`, `password`, `tls`), `natMap`, `scaleReads`, ...
+   * Those that would do the pool's work are refused. Not a function: the client is made once.
    */
   connection?: Address['connection']
   /** How long one attempt of the client to reach the cluster may take, in ms; its nodes share it. Default 3000. */
@@ -45,7 +45,7 @@ const refusedOfNodes: RefusedKeys = new Map(Object.entries({
   monitor: 'call monitor() on a node',
 }))
 
-/** Of each node's connections, that people may well put beside `cluster`. */
+/** Options of the nodes' connections that are likely to be put beside `cluster` by mistake. */
 const belongInside = [
   'username', 'password', 'tls', 'connectionName', 'commandTimeout', 'socketTimeout', 'family', 'protocol',
 ]
@@ -76,7 +76,7 @@ export function clusterOptions ({ connection }: RedisClusterOptions): Given {
   return { nodes: cluster as ClusterNode[], options: rest }
 }
 
-/** What goes with neither: the nodes are the address, and there is one database. */
+/** Refuses other addresses, since the nodes are the address, and a database, since a cluster has one. */
 export function checkClient (options: RedisClusterOptions): void {
   const { client } = options
   if (client !== undefined && client.isCluster !== true) throw badOption('client', client, 'an ioredis Cluster')

@@ -14,8 +14,8 @@ import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGra
 export interface RedisClusterConnector extends Connector<Cluster> {
   readonly system: 'redis'
   /**
-   * What all connections are: it reconnects by itself. Made at first access, and connects with its first command.
-   * `close` ends it, unless the app made it.
+   * The one client that all connections are. It reconnects by itself, is made at first access, and connects with its
+   * first command. `close` ends it, unless the app made it.
    *
    * @throws `FST_POOL_CLOSED` if it would be made after `close`
    */
@@ -24,23 +24,22 @@ export interface RedisClusterConnector extends Connector<Cluster> {
 }
 
 /**
- * A Redis Cluster. A connection is the right to use one shared ioredis `Cluster`, which is the same object for all: the
- * pool's limits, deadlines and events are those of any pool, but nobody has a connection of his own, and nothing is
- * reset.
+ * A Redis Cluster. A connection is the right to use one shared ioredis `Cluster`, the same object for all: the pool's
+ * limits, deadlines and events work as in any pool, but nobody has a connection of his own, and nothing is reset.
  *
- * Safe beside others: single commands; `pipeline()`; `multi()` up to its `exec()`, which go out in one piece; scripts.
- * All keys of one of these must be of one slot, or one node.
+ * Safe beside other borrowers: single commands; `pipeline()`; `multi()` up to its `exec()`, which go out in one piece;
+ * scripts. All keys of one of these must belong to one slot, or one node.
  *
  * Not safe, and refused with `FST_POOL_NOT_SUPPORTED` unless they stand in a pipeline: `multi({ pipeline: false })` and
- * WATCH, which would take the commands of others into the transaction, or lose to them, and what changes the connection
- * for all (AUTH, CLIENT, HELLO, MONITOR, READONLY, RESET).
+ * WATCH, since commands of others would get into the transaction; and what changes the connection for all (AUTH,
+ * CLIENT, HELLO, MONITOR, READONLY, RESET).
  *
- * Not safe, and not refused: what blocks (BLPOP, WAIT, XREAD with BLOCK) holds up all others at that node.
- * Subscriptions and listeners are everybody's and stay until somebody undoes them. `quit()` and `disconnect()` fail the
- * commands of all; the next acquire connects anew. For any of that, `duplicate()` gives a client outside of the pool,
- * for whoever made it to close.
+ * Not safe, and not refused: blocking commands (BLPOP, WAIT, XREAD with BLOCK) hold up all others at that node.
+ * Subscriptions and listeners are shared by all and stay until somebody removes them. `quit()` and `disconnect()` fail
+ * everybody's commands; the next acquire connects again. For any of that, `duplicate()` gives a client outside of the
+ * pool, for its caller to close.
  *
- * Where a node dies, its commands wait for its replica as ioredis says (`retryDelayOnFailover`,
+ * Where a node dies, its commands wait for its replica as ioredis is told to (`retryDelayOnFailover`,
  * `retryDelayOnClusterDown`, `maxRedirections`: 16 times 100 ms).
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
@@ -62,15 +61,15 @@ class ClusterBackend implements RedisClusterConnector {
   readonly #given: Given | undefined
   readonly #connectTimeout: number
   readonly #waiting = new Set<Waiting>()
-  /** Of the client we made: its connections to nodes, until they have ended. */
+  /** The connections of the client that we made to its nodes, until they have ended. */
   readonly #nodes = new Set<Redis>()
-  /** And those by which it asks them for the slots. */
+  /** The connections by which that client asks the nodes for the slots, until they have ended. */
   readonly #refreshers = new Set<Redis>()
   readonly #subscriptions = new Subscriptions()
   #client: Cluster | undefined
-  /** What went wrong since it was ready. */
+  /** The first error since the client was ready. */
   #error: Error | undefined
-  /** It has the slots, and asks whether the cluster is whole. */
+  /** The client has the slots, and now asks whether the cluster is whole. */
   #checking = false
   #closing: Promise<void> | undefined
   readonly #events = new DriverEvents()
@@ -90,11 +89,11 @@ class ClusterBackend implements RedisClusterConnector {
     if (this.#closing !== undefined) throw new PoolError('FST_POOL_CLOSED', 'the pool of this Redis client is closed')
     const { nodes, options } = this.#given!
     const { redisOptions, ...rest } = options
-    // Each is asked for the slots in turn, and then one of them whether the cluster is whole.
+    // ioredis asks each node in turn for the slots, and then one of them whether the cluster is whole.
     const share = Math.max(1, Math.floor(this.#connectTimeout / (nodes.length + 1)))
     const client = new this.#driver.Cluster([...nodes], {
       slotsRefreshTimeout: share,
-      // A master that is silent tells nobody that it has been replaced.
+      // A silent master does not tell that it has been replaced.
       slotsRefreshInterval: 5000,
       ...rest,
       lazyConnect: true,
@@ -117,13 +116,13 @@ class ClusterBackend implements RedisClusterConnector {
   /** Nothing to close: the sockets are the client's. */
   destroy (): void {}
 
-  /** A PING, to any of the masters. */
+  /** Sends a PING to any of the masters. */
   async validate (client: Cluster, signal: AbortSignal): Promise<boolean> {
     if (client.status !== 'ready') return false
     try {
       return await unlessAborted(client.ping(), signal) === 'PONG'
     } catch (error) {
-      // Being refused permission is an answer too.
+      // A refusal for lack of permission is an answer too.
       if (error instanceof Error && error.message.startsWith('NOPERM')) return true
       throw error
     }
@@ -134,7 +133,7 @@ class ClusterBackend implements RedisClusterConnector {
   }
 
   /**
-   * Of the client: `connect`, `ready`, `close`, `end`, `error` {code}, `reconnecting`; of its nodes: `node` {port},
+   * Of the client: `connect`, `ready`, `close`, `end`, `error` {code}, `reconnecting`. Of its nodes: `node` {port},
    * `node-gone` {port}, `node-error` {code}.
    */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
@@ -142,7 +141,7 @@ class ClusterBackend implements RedisClusterConnector {
   }
 
   /**
-   * Ends the client, if we made it: what it was asked is answered, up to 500 ms. One that was never used never
+   * Ends the client, if we made it, after up to 500 ms for its pending commands. One that was never used never
    * connects.
    */
   close (): Promise<void> {
@@ -164,7 +163,7 @@ class ClusterBackend implements RedisClusterConnector {
       client.disconnect()
       for (const refresher of this.#refreshers) cut(refresher)
       await Promise.all([...this.#nodes, ...this.#refreshers].map(ended))
-      // It ends with its nodes; without any, nothing would ever end it and the commands that wait.
+      // The client ends when its nodes do. Without any node, it and the commands that wait would never end.
       inside.flushQueue(new Error('Connection is closed.'))
       if (client.status !== 'end') inside.setStatus('end')
     } finally {
@@ -180,10 +179,7 @@ class ClusterBackend implements RedisClusterConnector {
     }
   }
 
-  /**
-   * Waits for the end of the attempt that is under way, or of the next one: the client's own, or begun here where it
-   * would not begin any.
-   */
+  /** Waits for the end of the client's present or next attempt to connect. Begins one where the client would not. */
   #reach (client: Cluster, signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       const done = () => {
@@ -201,21 +197,20 @@ class ClusterBackend implements RedisClusterConnector {
         },
       }
       const aborted = () => {
-        // Why no node can be had says more than that time is up.
+        // The reason why no node can be reached says more than that time is up.
         waiting.reject(this.#error ?? signal.reason)
-        // ioredis has no deadline for a node that accepts and is silent. The next attempt may find another one.
+        // ioredis has no deadline for a node that accepts and is silent. The next attempt may find another node.
         const underWay = client.status === 'connecting' || client.status === 'connect'
         if (underWay && this.#waiting.size === 0 && this.#given !== undefined) this.#giveUp(client)
       }
       this.#waiting.add(waiting)
       signal.addEventListener('abort', aborted, { once: true })
       const begin = () => {
-        // What it rejects with, `close` tells too; and it does not settle where the cluster is not whole.
+        // Events report its failure too; and it does not settle where the cluster is not whole.
         const rests = ['wait', 'end', 'close'].includes(client.status)
         if (rests && this.#waiting.has(waiting)) Promise.allSettled([client.connect()])
       }
-      // It passes by: what comes next is the end, or another attempt. But nodes that go after the end leave it at that
-      // for ever.
+      // 'close' is a passing state: the end follows, or another attempt. But where nodes go after the end, it stays.
       if (client.status === 'close') setImmediate(begin)
       else begin()
     })
@@ -253,7 +248,7 @@ class ClusterBackend implements RedisClusterConnector {
       this.#tell('error', { code: codeOf(error) })
     })
     listen<Error>('node error', (error) => {
-      // That a connection is closed is what it says last, and why is what it said before.
+      // The last error of a node is that its connection is closed. The one before it says why.
       if (error.message !== 'Connection is closed.') this.#error = error
       this.#tell('node-error', { code: codeOf(error) })
     })
@@ -264,13 +259,13 @@ class ClusterBackend implements RedisClusterConnector {
     listen<Redis>('-node', (node) => this.#tell('node-gone', { port: node.options.port }))
   }
 
-  /** ioredis asks a node for the slots over a connection that only it knows, and takes no note of why that fails. */
+  /** ioredis asks a node for the slots over a duplicate of its connection, and ignores why that fails. */
   #watch (node: Redis): void {
     this.#track(node, this.#nodes)
     const duplicate = node.duplicate.bind(node)
     node.duplicate = (override) => {
       const made = duplicate(override)
-      // Any other is of whoever made it.
+      // Any other duplicate belongs to whoever made it.
       if (override?.connectionName?.startsWith('ioredis-cluster(refresher)') !== true) return made
       this.#track(made, this.#refreshers)
       made.on('error', (error: Error) => { this.#error = error })
@@ -288,19 +283,19 @@ class ClusterBackend implements RedisClusterConnector {
   }
 }
 
-/** What is used of ioredis and not in its types. */
+/** Internals of ioredis that are not in its types. */
 interface Inside {
   readonly subscriber: { getInstance (): Redis | null }
   flushQueue (error: Error): void
   setStatus (status: string): void
 }
 
-/** On a connection that all share, some commands would change what those of others do. */
+/** Refuses the commands that would change what the commands of others do on a shared connection. */
 function refuseWhatIsShared (client: Cluster): void {
   const send = sendOf(client)
   const value: Cluster['sendCommand'] = (command, stream, node) => {
     if (command.name === 'exec') healScripts(client, command)
-    // In a pipeline all or none must be sent, and MULTI and WATCH are together with what they are of.
+    // A pipeline is sent as a whole, so MULTI and WATCH are together with what they belong to.
     if (stream !== undefined || !leavesState(command)) return send(command, stream, node)
     const name = command.name.toUpperCase()
     const message = `all share the connections of a Redis cluster: ${name} needs one of its own, ` +

@@ -1,6 +1,6 @@
 import type { Command } from '../../../types/drivers.js'
 
-/** What a command means for what comes after it. */
+/** What a command does to later commands on its connection. */
 export type Kind =
   'harmless' | 'multi' | 'exec' | 'watch' | 'select' | 'subscribe' | 'unsubscribe' | 'client' | 'script' | 'lost'
 
@@ -16,8 +16,8 @@ const stateful: ReadonlyMap<string, Exclude<Kind, 'harmless'>> = new Map([
 ])
 
 /**
- * By names as they are typed: to lower-case one costs many times what finding it here does. Bounded, since names may
- * come from outside.
+ * A cache of the lookup below, by names in any case: lower-casing a name costs many times more than finding it here.
+ * Bounded, since names may come from outside.
  */
 const kinds = new Map<string, Kind>()
 
@@ -30,16 +30,16 @@ export function kindOf (name: string): Kind {
 }
 
 /**
- * Subcommands of CLIENT that leave this connection as it was: they read, or act on others. One that is not known is
- * taken for the worse.
+ * Subcommands of CLIENT that leave this connection as it was: they read, or act on other connections. An unknown one
+ * counts as harmful.
  */
 export const harmlessClient: ReadonlySet<string> = new Set([
   'getname', 'getredir', 'help', 'id', 'info', 'kill', 'list', 'pause', 'trackinginfo', 'unblock', 'unpause',
 ])
 
 /**
- * Whether a command, by itself, changes what later ones on its connection do; but for subscriptions, which a cluster's
- * client has a connection of its own for, and SELECT, which no cluster knows.
+ * Whether a command by itself changes what later ones on its connection do. Without subscriptions, for which a
+ * cluster's client has a connection of its own, and SELECT, which no cluster knows.
  */
 export function leavesState ({ name, args }: Command): boolean {
   const kind = kindOf(name)

@@ -15,49 +15,48 @@ import { cut, redisDriver, type Driver } from './wire.js'
 export interface RedisConnector extends Connector<Redis> {
   readonly system: 'redis'
   /**
-   * The shared client, which reconnects by itself: for single commands, and for work outside of requests. Made at first
-   * access, and connects with its first command. `close` ends it, unless the app made it.
+   * The shared client, which reconnects by itself: for single commands, and for work outside of requests. It is made at
+   * first access, and connects with its first command. `close` ends it, unless the app made it.
    *
-   * Where `url` or `connection` is a function, it is made from the last answer, if there is one, and asks again
-   * whenever it connects. While it is connected, a new password changes nothing for it; where it reconnects and the
-   * function fails, it tries as it did last. Whether it goes through sentinels, and to which, is settled when it is
-   * made.
+   * Where `url` or `connection` is a function, the client is made from its last answer, if there is one, and asks again
+   * whenever it connects. A new password changes nothing for a connected client; where the function fails at a
+   * reconnect, its last answer is used. Whether the client uses sentinels, and which, is decided when it is made.
    *
    * @throws `FST_POOL_CLOSED` if it would be made after `close`
    */
   readonly client: Redis
-  /** By its ROLE, or where the user may not ask for it, by INFO. Leaves nothing behind. `offset` is in bytes. */
+  /** Asks for ROLE, or where the user may not, for INFO. Leaves nothing behind. `offset` is in bytes. */
   inspect (connection: Redis, signal: AbortSignal): Promise<ServerState>
   isTransient (error: unknown): boolean
 }
 
 /**
- * Redis. A connection is one exclusive ioredis connection that never reconnects behind the pool's back: a dead one is
- * replaced, and one whose server answered READONLY when it is given back.
+ * Redis. A connection is one exclusive ioredis connection that never reconnects by itself: the pool replaces a dead
+ * one, and, when it is given back, one whose server answered READONLY.
  *
- * With `connection: { sentinels, name }` each create asks the sentinels for the master of now, once; the pool tries
- * again. A further connection to each sentinel hears of a new master: then every connection to the old one is cut off,
- * lent ones too, since what is written there is lost.
+ * With `connection: { sentinels, name }` each create asks the sentinels once for the present master; the pool retries.
+ * Another connection to each sentinel hears of a new master: then every connection to the old one is cut off, lent ones
+ * too, since what is written there is lost.
  *
  * For a cluster there is `redisCluster`.
  *
- * Not undone by a reset: commands added by `defineCommand` and other properties set on the object stay, and what
- * `duplicate()` and `monitor()` open are connections outside of the pool, which whoever opened them closes. `options`
- * of an exclusive connection is frozen.
+ * Not undone by a reset: commands added by `defineCommand`, and other properties set on the object. What `duplicate()`
+ * and `monitor()` open are connections outside of the pool, for the borrower to close. `options` of an exclusive
+ * connection is frozen.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
  */
 export async function redis (options: RedisOptions): Promise<RedisConnector> {
   const source = new Source(options)
-  // A client that was taken over is of the app's copy of the driver, and so is what is made beside it.
+  // Beside a client of the app, the app's own copy of the driver is used.
   const { Redis, Command } = (options.client?.constructor ?? {}) as Partial<Driver>
   const driver = loadDriver(redisDriver, options.driver ?? (Redis && { Redis, Command }))
   return new RedisBackend(driver, source, options)
 }
 
 /**
- * `destroy` half-closes first: the server's answer to it shows that it has let go. What does not answer within 100 ms
- * is cut off. `validate` sends a PING; being refused permission is an answer too.
+ * `destroy` half-closes: the server's own end shows that it has let go. What does not end within 100 ms is cut off.
+ * `validate` sends a PING; a refusal for lack of permission is an answer too.
  */
 class RedisBackend extends ServerConnector<Redis, RedisSession> implements RedisConnector {
   readonly system = 'redis'
@@ -65,7 +64,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   readonly #site: Site
   readonly #mode: ResetMode
   readonly #shared: SharedClient
-  /** Of a client that was taken over. */
+  /** The secrets of a client that the app made. */
   readonly #theirSecrets: readonly string[] | undefined
   /** What ends an exclusive connection, or the making of one, when the sentinels name another master. */
   readonly #cuts = new Set<(reason: Error) => void>()
@@ -97,14 +96,14 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     const connection: Redis = new driver.Redis({
       ...base,
       ...exclusive,
-      // ioredis tells of each error that the server answers, before the caller is told: for nothing where there is
-      // none.
+      // ioredis calls this for each error that the server answers, before it tells the caller. Where it is not needed
+      // it is left out.
       ...(role === 'master' && { reconnectOnError: (error: Error) => { session.answered(error); return false } }),
     })
     const session = new RedisSession(connection, this.#site)
     const sentinels = new Set<Redis>()
     limitSentinels(connection, connectTimeout, sentinels, () => signal.aborted)
-    // ioredis' own timeout ends where the handshake begins, and nothing of it ends the search for a master.
+    // ioredis' own timeout covers neither the handshake nor the search for a master.
     const abort = () => {
       cut(connection)
       for (const sentinel of sentinels) cut(sentinel)
@@ -115,7 +114,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
         await this.#connect(session, base.sentinels ? role : undefined, signal)
         return session
       } catch (error) {
-        // The reason was told by an event. What rejects is that the connection is closed.
+        // `connect()` rejects with no more than that the connection is closed. The reason came by an event.
         const reason = session.error ?? error
         await session.end()
         throw signal.aborted ? signal.reason : reason
@@ -125,7 +124,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
 
   async #connect (session: RedisSession, role: string | undefined, signal: AbortSignal): Promise<void> {
     await session.connection.connect()
-    // ioredis goes on where SELECT failed, on the wrong database.
+    // Where SELECT fails, ioredis goes on, on the wrong database.
     if (session.error !== undefined) throw session.error
     await session.check(role)
     signal.throwIfAborted()
@@ -145,7 +144,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   }
 
   /**
-   * The sentinels have named another master. The old one may be dead and silent, or still take writes that get lost.
+   * The sentinels have named another master. The old one may be dead and silent, or still accept writes that get lost.
    */
   #moved (): void {
     this.#site.events.tell('switch-master', { shared: true })
@@ -158,15 +157,16 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   }
 
   /**
-   * `error` {shared, code}, `end` {shared}, `readonly` {shared}: the server takes no writes; of the shared client
-   * `connect`, `ready`, `close` and `reconnecting` {delay} too; `switch-master`: the sentinels have named another one.
+   * Of exclusive connections: `error` {shared, code}, `end` {shared}, `readonly` {shared} (the server takes no writes).
+   * Of the shared client also `connect`, `ready`, `close` and `reconnecting` {delay}. `switch-master`: the sentinels
+   * have named another master.
    */
   onDriverEvent (listener: (event: DriverEvent) => void): void {
     this.#site.events.listen(listener)
   }
 
   /**
-   * Ends the shared client, if we made it: what it was asked is answered, up to 500 ms. One that was never used never
+   * Ends the shared client, if we made it, after up to 500 ms for its pending commands. One that was never used never
    * connects.
    */
   async close (): Promise<void> {

@@ -1,11 +1,11 @@
 import { codeOf as sharedCodeOf, socketCodes } from '../shared/failures.js'
 
-/** Also from within a script, and for the EXEC of a transaction that has writes. */
+/** The server is a replica. It says so also from within a script, and for the EXEC of a transaction that has writes. */
 export function takesNoWrites ({ message }: Error): boolean {
   return message.startsWith('READONLY') || /[ -]READONLY You can't write against/.test(message)
 }
 
-/** What a server answers that another one, or the same a moment later, would not. */
+/** First words of errors that another server, or the same one a moment later, would not answer with. */
 const passing = new Set([
   'READONLY', // It became a replica: the master is another one now.
   'UNBLOCKED', // It became one while a command was blocked on it.
@@ -15,7 +15,7 @@ const passing = new Set([
   'TRYAGAIN', // The keys of one command are on their way to another node, some here and some there.
 ])
 
-/** That the connection is gone, or none could be had: what died, another one does not share. */
+/** ioredis' messages for: the connection is gone, or none can be had. */
 const deaths = new Set([
   'Connection is closed.', // While the command was under way, or before.
   // The socket has ended, and ioredis has not heard of it yet.
@@ -27,34 +27,34 @@ const deaths = new Set([
   'Failed to refresh slots cache.', // No node of the cluster answers.
 ])
 
-/** Of the network, as Node says them. */
+/** Node's codes of network errors. */
 const network = new Set([...socketCodes, 'ECONNREFUSED', 'ECONNABORTED', 'EAI_AGAIN'])
 
-/** Whether what failed with it may succeed on another connection, a moment later. */
+/** Whether what failed with this error may succeed on another connection, a moment later. */
 export function isTransient (error: unknown): boolean {
   if (!(error instanceof Error)) return false
   const { message, name, code, previousErrors } = error as Error & { code?: unknown, previousErrors?: unknown }
   if (typeof code === 'string' && network.has(code)) return true
   if (deaths.has(message) || takesNoWrites(error)) return true
-  // A client that reconnects by itself gave up, and so did one that was sent from one node of a cluster to the next.
+  // A reconnecting client gave up, or a command was sent from one node of a cluster to the next too often.
   if (name === 'MaxRetriesPerRequestError' || message.startsWith('Too many Cluster redirections.')) return true
   if (message.startsWith('All sentinels are unreachable')) return true
   const [word = ''] = message.split(' ', 1)
   if (passing.has(word)) return true
   if (word !== 'EXECABORT') return false
-  // Why nothing of a transaction was done, EXEC says itself, or what was to be a part of it.
+  // The reason is in EXEC's message, or in the error of the command that was refused in MULTI.
   const [, reason] = /^EXECABORT Transaction discarded because of: ([A-Z]+)/.exec(message) ?? []
   return passing.has(reason ?? '') || (Array.isArray(previousErrors) && previousErrors.some(isTransient))
 }
 
-/** As for all backends, and where the server answered with an error, the word that it begins with: WRONGPASS, ... */
+/** As `codeOf` of all backends. Where the server answered with an error, its first word: WRONGPASS, ... */
 export function codeOf (error: unknown): string {
   const { code, message = '' } = (error ?? {}) as { code?: unknown, message?: string }
   const word = typeof code === 'string' ? undefined : /^[A-Z]{3,}\b/.exec(message)?.[0]
   return word ?? sharedCodeOf(error)
 }
 
-/** The answer; undefined where the user may not ask: then it can't be known, and the server did answer. */
+/** The answer. undefined where the user may not ask: the server did answer, and no more can be known. */
 export async function unlessDenied (answer: Promise<unknown>): Promise<unknown> {
   try {
     return await answer

@@ -12,7 +12,7 @@ import { disconnectTimeout, type Driver } from './wire.js'
 export interface RedisOptions {
   /**
    * `redis://`, `rediss://` (TLS), or a Unix socket: `/run/redis.sock`, `unix:///run/redis.sock`. Default
-   * `redis://localhost:6379`. What the other options say wins over it. A function is asked at each create.
+   * `redis://localhost:6379`. Other options override it. A function is called at each create.
    */
   url?: Address['url']
   /** Default: the URL's, else 'localhost'. */
@@ -22,21 +22,21 @@ export interface RedisOptions {
   /** The number of the database, 0 or more, as a number or a text. Default: the URL's, else 0. */
   database?: string | number
   /**
-   * ioredis' own options, untouched: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that would do the
-   * pool's work are refused. A function is asked at each create.
+   * ioredis' own options, passed on as they are: `username`, `password`, `tls`, `sentinels` + `name`, ... Those that
+   * would do the pool's work are refused. A function is called at each create.
    */
   connection?: Address['connection']
   /**
    * What is undone at return. Default 'session'.
-   * - 'session': whatever the next borrower could notice, at the price of the connection where nothing else undoes it.
+   * - 'session': whatever the next borrower could notice. Where nothing else undoes it, the connection is closed.
    * - 'transaction': an open MULTI and watched keys. The selected database, subscriptions, listeners and what `CLIENT`
    *   set stay as they are.
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'
   /**
-   * How long one attempt of the shared client may take, in ms; sentinels share it. An exclusive connection obeys its
-   * signal. Default 3000.
+   * How long one attempt of the shared client may take, in ms; the sentinels share it. Exclusive connections obey the
+   * signal of `create`. Default 3000.
    */
   connectTimeout?: number
   /**
@@ -44,18 +44,18 @@ export interface RedisOptions {
    */
   driver?: unknown
   /**
-   * A client that the app made, instead of `url`, `host` and `port`: it is the shared one, its options are those of the
-   * exclusive connections, and it is never closed.
+   * A client that the app made, instead of `url`, `host` and `port`: it becomes the shared client, exclusive
+   * connections get its options, and it is never closed.
    */
   client?: Redis
 }
 
 /**
- * What makes a connection exclusive: it lives once, sends at once or not at all, and tells each failure to the pool.
+ * Makes a connection exclusive: it never reconnects, sends at once or not at all, and tells each failure to the pool.
  */
 export const exclusive: IORedisOptions = {
   lazyConnect: true,
-  // ioredis 5 takes it, and does not say so.
+  // ioredis 5 accepts null, though its type does not say so.
   retryStrategy: null as unknown as () => null,
   reconnectOnError: null,
   enableOfflineQueue: false,
@@ -70,7 +70,7 @@ export const exclusive: IORedisOptions = {
   disconnectTimeout,
 }
 
-/** How soon the shared client tries again, in ms: as often as the pool does. */
+/** How soon the shared client tries again, in ms: the same pace as the pool's. */
 export function retryStrategy (times: number): number {
   return Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random())
 }
@@ -79,7 +79,7 @@ export function retryStrategy (times: number): number {
 export function sentinelled ({ role = 'master' }: IORedisOptions): IORedisOptions {
   return {
     sentinelRetryStrategy: retryStrategy,
-    // Its server has become a replica: what that refused is sent again to the new master.
+    // The server has become a replica: reconnect, and send the refused command again to the new master.
     ...(role === 'master' && { reconnectOnError: (error: Error) => takesNoWrites(error) && 2 }),
   }
 }
@@ -112,7 +112,7 @@ const refused: RefusedKeys = new Map(Object.entries({
 /** Names that mean something else among our own options. */
 const ours = ['host', 'port', 'connectTimeout']
 
-/** ioredis' own options that people may well put beside `url`. */
+/** ioredis' own options that are likely to be put beside `url` by mistake. */
 const beside = [
   'username', 'password', 'tls', 'family', 'keyPrefix', 'connectionName',
   'sentinels', 'sentinelUsername', 'sentinelPassword', 'sentinelTLS', 'natMap',
@@ -121,7 +121,7 @@ const beside = [
   ...[...refused.keys()].filter((name) => !ours.includes(name)),
 ]
 
-/** What a connector's parts share. */
+/** What the parts of a connector share. */
 export interface Site {
   readonly driver: Driver
   readonly source: Source
@@ -131,7 +131,7 @@ export interface Site {
 
 /** What the connections of a connector are made from. */
 export class Source {
-  /** As of the last answer. */
+  /** The options as of the last answer. */
   base: IORedisOptions
   /** Whether a function has answered. */
   answered = false
@@ -162,7 +162,10 @@ export class Source {
   }
 }
 
-/** What connections are made from: `url` is the base, the other options win over it, the driver's come as they are. */
+/**
+ * The driver's options for the next connection: the options override `url`, the driver's own options come last, as they
+ * are.
+ */
 function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
   const { host, port, database, client } = options
   refuseBeside(options, beside, refused)

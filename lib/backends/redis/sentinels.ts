@@ -6,9 +6,7 @@ import { cut, disconnected, disconnectTimeout, type Inside, type Newer, type Tim
 /** How long after a sentinel went away it is looked for again, in ms. */
 const sentinelPause = 1000
 
-/**
- * Hears from each of the sentinels that were named when there is another master. It has no part in making connections.
- */
+/** Learns from each of the given sentinels when there is another master. It has no part in making connections. */
 export class SentinelWatch {
   readonly #site: Site
   readonly #moved: () => void
@@ -49,8 +47,7 @@ export class SentinelWatch {
       disconnectTimeout,
     } as object as IORedisOptions)
     this.#connections.add(connection)
-    // That a sentinel can't be had is told by the creates that ask it. Without a listener ioredis writes errors to the
-    // console.
+    // Creates report that a sentinel can't be reached. Without a listener ioredis writes errors to the console.
     connection.on('error', () => {})
     connection.on('message', (_channel, text) => {
       const [name, , , host, port] = text.split(' ')
@@ -66,16 +63,16 @@ export class SentinelWatch {
       this.#timers.add(timer)
     })
     this.#ask(connection).catch(() => {
-      // It ended, or is not asked so: then it is tried again, as above.
+      // The connection has failed: it ends, and is made again as above.
       cut(connection)
     })
   }
 
   async #ask (connection: Redis): Promise<void> {
     await connection.connect()
-    // It is no reason for the process to live.
+    // This connection does not keep the process alive.
     connection.stream.unref()
-    // Sent together, so that nothing is missed between them; and in RESP2 nothing can be asked after it.
+    // Both are sent together, so that nothing is missed between them; and in RESP2 no question can follow SUBSCRIBE.
     const asked = connection.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', this.#site.source.base.name!)
     const [address] = await Promise.all([asked, connection.subscribe('+switch-master')])
     if (Array.isArray(address)) this.#hear(address.join(':'))
@@ -89,12 +86,12 @@ export class SentinelWatch {
 }
 
 /**
- * Limits what a client may take to ask its sentinels. ioredis asks each over a connection that only it knows: without a
- * deadline for one that accepts and is silent, and leaving a timer of 2 s behind. Here each gets its share of
- * `connectTimeout`, and can be cut off.
+ * Limits how long a client may take to ask its sentinels. ioredis asks each over a connection that only it knows,
+ * without a deadline for a sentinel that accepts and is silent, and leaves a timer of 2 s behind. Here each gets its
+ * share of `connectTimeout`, and can be cut off.
  *
  * @param sentinels gets these connections, until they have ended
- * @param stopped whether no other sentinel is to be asked
+ * @param stopped whether no further sentinel is to be asked
  */
 export function limitSentinels (
   client: Redis, connectTimeout: number, sentinels: Set<Redis>, stopped: () => boolean
@@ -115,7 +112,7 @@ export function limitSentinels (
     }
     const { sendCommand } = sentinel
     sentinel.sendCommand = (command, stream) => {
-      // ioredis before 5.10 leaves the timer of a command that fails in another way.
+      // ioredis before 5.10 leaves this timer running where the command fails in another way.
       command.promise.catch(() => clearTimeout((command as unknown as Timed)._commandTimeoutTimer))
       return sendCommand.call(sentinel, command, stream)
     }

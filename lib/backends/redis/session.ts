@@ -9,15 +9,15 @@ import type { Site } from './options.js'
 import { healScripts } from './scripts.js'
 import { disconnected, drained, isBusy, sendOf, speaksResp3 } from './wire.js'
 
-/** What a borrower left behind: bits of `#left`. */
+/** Bits of `#left`: what a borrower left behind. */
 const multi = 1
 const watch = 2
 const select = 4
 const subscribed = 8
-/** Nothing but closing the connection undoes it. */
+/** Only closing the connection undoes it. */
 const lost = 16
 
-/** Sees all that goes through one exclusive connection, and knows how to undo it. */
+/** Watches what goes through one exclusive connection, and knows how to undo it. */
 export class RedisSession extends ServerSession<Redis> {
   /** Called once the connection has ended. */
   ended: (() => void) | undefined
@@ -26,11 +26,11 @@ export class RedisSession extends ServerSession<Redis> {
   #seam: Redis['sendCommand']
   #mode: ResetMode = 'none'
   #left = 0
-  /** What made it `lost`. */
+  /** The command that made the connection `lost`. */
   #culprit = ''
   /**
-   * Every name that was subscribed to since the last reset, by the command. ioredis' own list forgets some: where no
-   * shard channel is left, it takes that for nothing left.
+   * Every name that was subscribed to since the last reset, by command. ioredis' own list is incomplete: where no shard
+   * channel is left, it forgets the others.
    */
   readonly #names = new Map<string, Set<Command['args'][number]>>()
   /** `open` was called. */
@@ -41,8 +41,7 @@ export class RedisSession extends ServerSession<Redis> {
     this.#site = site
     this.#send = sendOf(connection)
     this.#seam = this.#send
-    // ioredis copies the options it is made from. A borrower who changed them would change them for all that come
-    // after.
+    // This object is the connection's own copy. A borrower who changed it would change it for all later borrowers.
     Object.freeze(connection.options)
     this.listeners.keep(connection, 'error', (error: Error) => this.#failed(error))
     this.listeners.keep(connection, 'end', () => {
@@ -52,7 +51,7 @@ export class RedisSession extends ServerSession<Redis> {
     })
   }
 
-  /** From here on the connection may be lent. */
+  /** Starts to watch what borrowers do. From here on the connection may be lent. */
   open (mode: ResetMode): void {
     this.#mode = mode
     this.#open = true
@@ -69,20 +68,20 @@ export class RedisSession extends ServerSession<Redis> {
     if (mode === 'session') this.listeners.follow()
   }
 
-  /** Dead for good once it has ended, even if somebody connects it again. */
+  /** Once it has ended it is dead for good, even if somebody connects it again. */
   override get broken (): boolean {
     return this.dead || this.connection.status !== 'ready' || !this.connection.stream.writable
   }
 
   override async ping (): Promise<boolean> {
     const answer = await unlessDenied(this.#command('ping'))
-    // A mode that leaves an open MULTI or a subscription gets other answers.
+    // Where a mode leaves an open MULTI or a subscription, the answer differs.
     return this.#mode !== 'session' || answer === undefined || answer === 'PONG'
   }
 
   /**
-   * Whether the server serves, and is what it should be. Instead of ioredis' own check, which leaves a timer of up to
-   * 10 s behind while the server loads: the pool tries again.
+   * Rejects where the server does not serve, or has another role. ioredis' own check would leave a timer of up to 10 s
+   * behind while the server loads; here the pool retries.
    */
   async check (role: string | undefined): Promise<void> {
     await this.ping()
@@ -96,7 +95,10 @@ export class RedisSession extends ServerSession<Redis> {
     return await inspect((name, args) => this.#command(name, args))
   }
 
-  /** The server has answered with an error. One that takes no writes any more is not for the next borrower. */
+  /**
+   * Called for each error that the server answers. A connection whose server takes no writes any more is not lent
+   * again.
+   */
   answered (error: Error): void {
     if (!this.#open || this.dead || !takesNoWrites(error)) return
     this.dead = true
@@ -108,12 +110,12 @@ export class RedisSession extends ServerSession<Redis> {
   }
 
   #failed (error: Error): void {
-    // What went wrong first is why it does not open.
+    // The first error is why the connection does not open.
     if (!this.#open) {
       this.error ??= error
       return
     }
-    // The connection is about to end, or ioredis takes answers for those of other commands.
+    // Either the connection is about to end, or ioredis has mixed up answers.
     this.error = error
     this.dead = true
     this.#site.events.tell('error', { shared: false, code: codeOf(error) })
@@ -132,14 +134,13 @@ export class RedisSession extends ServerSession<Redis> {
     if (this.#left !== 0 || isBusy(this.connection)) return this.#undo(signal)
     if (!this.listeners.changed) return undefined
     this.listeners.restore()
-    // No round trip, and yet a reset: `onConnect` may have been the one that added them, and runs again.
+    // No round trip is needed, but a promise: `onConnect` may have added those listeners, and runs again then.
     return Promise.resolve()
   }
 
   async #undo (signal: AbortSignal): Promise<void> {
     this.#unlessLost()
-    // Nothing is sent while something is under way: behind a BLPOP it would wait, and behind an `unsubscribe()` that
-    // hangs, ioredis throws.
+    // Waits first: a command behind a BLPOP would wait for it, and behind a hanging `unsubscribe()` ioredis throws.
     if (isBusy(this.connection)) await drained(this.connection, signal)
     this.#unlessLost()
     this.listeners.restore()
@@ -155,16 +156,16 @@ export class RedisSession extends ServerSession<Redis> {
 
   async #undoTransaction (left: number): Promise<void> {
     const answers: Array<Promise<unknown>> = []
-    // Whether it is still open is not known for sure: a DISCARD of the borrower's may have been refused.
+    // Sent even where the borrower has sent DISCARD: the server may have refused it.
     if ((left & multi) !== 0) answers.push(this.#command('discard').catch(unlessWithoutMulti))
     if ((left & watch) !== 0) answers.push(this.#command('unwatch'))
-    // Both the server's idea of the database and ioredis' own: they differ after `call('SeLeCt', 3)`, a failed SELECT
+    // Sets both the server's database and ioredis' idea of it: they differ after `call('SeLeCt', 3)`, a failed SELECT,
     // and one in a discarded MULTI.
     if ((left & select) !== 0) answers.push(this.#command('select', [String(this.connection.options.db ?? 0)]))
     await Promise.all(answers)
   }
 
-  /** By name: without names ioredis hangs where there are channels and patterns. */
+  /** Unsubscribes by name: without names ioredis hangs where there are channels and patterns. */
   async #undoSubscriptions (): Promise<void> {
     if (this.#names.size === 0) return
     const shards = this.#names.has('ssubscribe')
@@ -177,7 +178,7 @@ export class RedisSession extends ServerSession<Redis> {
       const count = await this.#command(name.replace('subscribe', 'unsubscribe'), [...names])
       return { name, count: Number(count) }
     }))
-    // The server counts channels and patterns together, so only the last answer is the whole truth.
+    // The server counts channels and patterns together, so only the last answer counts all.
     const rest = counts.filter(({ name }) => name !== 'ssubscribe').at(-1)?.count ?? 0
     const shardRest = counts.find(({ name }) => name === 'ssubscribe')?.count ?? 0
     if (rest !== 0 || shardRest !== 0 || this.connection.condition?.subscriber) {
@@ -185,7 +186,10 @@ export class RedisSession extends ServerSession<Redis> {
     }
   }
 
-  /** Past the seam, past auto-pipelining, and without the key prefix, which subscribed shard channels have already. */
+  /**
+   * Sends a command of ours: not noted, not auto-pipelined, and without the key prefix, which the names of subscribed
+   * shard channels have already.
+   */
   async #command (name: string, args: Command['args'] = []): Promise<unknown> {
     const command = new this.#site.driver.Command(name, args as string[], { replyEncoding: 'utf8' })
     return await this.#send(command)
@@ -215,7 +219,7 @@ export class RedisSession extends ServerSession<Redis> {
         break
       }
       case 'unsubscribe':
-        // Its answers come at another time than ioredis expects, and are taken for those of other commands.
+        // ioredis would take its answers for those of other commands.
         if ((this.#left & multi) !== 0) this.#lose(`${name} in MULTI`)
         break
       case 'client':
@@ -238,7 +242,7 @@ export class RedisSession extends ServerSession<Redis> {
   }
 }
 
-/** All that is undone in mode 'transaction'. */
+/** The kinds of commands whose effects are undone in mode 'transaction'. */
 const ofTransactions: ReadonlySet<Kind> = new Set(['multi', 'exec', 'watch'])
 
 function unlessWithoutMulti (error: unknown): void {

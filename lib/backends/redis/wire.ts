@@ -2,7 +2,7 @@ import type { Socket } from 'node:net'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
 import type { DriverKind } from '../shared/driver.js'
 
-/** ioredis' own `sendCommand`, looked up at each command: what instruments it may patch the prototype at any time. */
+/** ioredis' own `sendCommand`, looked up at each command: instrumentation may patch the prototype at any time. */
 export function sendOf (client: Redis | Cluster): Cluster['sendCommand'] {
   const own = Object.getOwnPropertyDescriptor(client, 'sendCommand') as { value: Cluster['sendCommand'] } | undefined
   const prototype = Object.getPrototypeOf(client) as Cluster
@@ -32,17 +32,17 @@ export const redisDriver: DriverKind<Driver> = {
   via: '@fastify/redis',
   expected: 'the module ioredis, or its class Redis',
   read (module) {
-    // The module is the class itself. A class of the app's over it is used as it is.
+    // ioredis exports its class as the module. A subclass of the app's is used as it is.
     const Redis = (typeof module === 'function' ? module : module.Redis ?? {}) as RedisClass
     const { Cluster = Redis.Cluster, Command = Redis.Command } = module as Partial<Driver>
     if (typeof Redis.prototype?.sendCommand !== 'function' || Command === undefined) return undefined
     return { Redis, Cluster, Command } as unknown as Driver
   },
-  // @fastify/redis does not give its copy.
+  // @fastify/redis does not export its copy of the driver.
   belongs: ({ fastifyRedis }) => typeof fastifyRedis === 'function',
 }
 
-/** What is used of ioredis and not in its types. */
+/** Internals of ioredis that are not in its types. */
 export interface Inside {
   readonly connector: {
     readonly stream?: Socket
@@ -56,7 +56,7 @@ export interface Inside {
 /** A command of ioredis, with `commandTimeout`. */
 export interface Timed { readonly _commandTimeoutTimer?: NodeJS.Timeout }
 
-/** What ioredis 6 has, and 5 has not: that one speaks RESP2 only. */
+/** In ioredis 6 only: 5 speaks RESP2 only. */
 export interface Newer { readonly protocol?: 2 | 3 }
 
 export function speaksResp3 ({ condition }: Redis): boolean {
@@ -69,8 +69,8 @@ export function isBusy (connection: Redis): boolean {
 }
 
 /**
- * Resolves when all that was sent has been answered. Asks the queue after each piece of data rather than wait on a
- * command: that would take its failure for handled, and a new command could be one too many.
+ * Resolves when all that was sent has been answered. It looks at the queue after each piece of data: to wait on a
+ * command's promise would take its failure for handled, and a further command could be one too many.
  */
 export function drained (connection: Redis, signal: AbortSignal): Promise<void> {
   const { stream } = connection
@@ -112,12 +112,12 @@ export async function disconnected (client: Redis, also?: () => void): Promise<v
 }
 
 /**
- * Ends it at once, whatever it is doing. Not `disconnect()`, which leaves a timer behind where the socket has closed
- * already.
+ * Ends a connection at once, whatever it is doing. `disconnect()` would leave a timer behind where the socket has
+ * closed already.
  */
 export function cut (connection: Redis): void {
   const { stream } = (connection as unknown as Inside).connector
   if (stream !== undefined) stream.destroy()
-  // A sentinel's own `disconnect` is this function.
+  // Not the connection's own `disconnect`, which for a sentinel calls this function.
   else (Object.getPrototypeOf(connection) as Redis).disconnect.call(connection)
 }

@@ -1,24 +1,21 @@
 import { existsSync, realpathSync } from 'node:fs'
-// Bundlers do things of their own with an imported `createRequire`.
+// A namespace import, since bundlers replace an imported `createRequire`.
 import * as modules from 'node:module'
 import { join } from 'node:path'
 import { PoolError, badOption, show } from '../../pool/errors.js'
 
-/** One of the drivers: how to get it, and how to know it. */
+/** How to load a driver, and how to recognize it. */
 export interface DriverKind<T> {
   readonly backend: string
-  /** Its package. */
+  /** The name of its package. */
   readonly name: string
-  /**
-   * A package that has the driver as its own dependency: the driver is the copy that this package uses, so that there
-   * is one.
-   */
+  /** A package that depends on the driver: its copy of the driver is used, so that there is one. */
   readonly via?: string
-  /** What the option `driver` may be, as an error says it. */
+  /** What the option `driver` may be, in the words of an error. */
   readonly expected: string
   /** The driver, where `module` is it. */
   read (module: Module): T | undefined
-  /** Whether `module` belongs to the driver, and yet does not give it: then the driver is loaded by its name. */
+  /** Whether `module` belongs to the driver but does not export it: then the driver is loaded by its name. */
   belongs? (module: Module): boolean
 }
 
@@ -52,8 +49,7 @@ function readModule<T> (kind: DriverKind<T>, module: unknown): T | undefined {
 }
 
 /**
- * A module, and its default export: `import` and bundlers put what a CommonJS module exports there, at times within
- * another.
+ * A module and its default exports: `import` and bundlers put what a CommonJS module exports there, sometimes nested.
  */
 export function facesOf (module: unknown): Module[] {
   const faces: Module[] = []
@@ -65,7 +61,7 @@ function isModule (value: unknown): value is Module {
   return typeof value === 'function' || (typeof value === 'object' && value !== null)
 }
 
-/** Names only: whatever a value is, it is not shown. */
+/** The error of a wrong option `driver`. It shows names only, never values. */
 export function badDriver (given: unknown, expected: string): PoolError {
   if (!isModule(given)) return badOption('driver', given, expected)
   const isFunction = typeof given === 'function'
@@ -76,7 +72,7 @@ export function badDriver (given: unknown, expected: string): PoolError {
 }
 
 /**
- * An optional package, by its name, so that what instruments drivers hears of it.
+ * Loads an optional package by its name, so that instrumentation sees it.
  *
  * @throws `FST_POOL_MISSING_DRIVER`: it is not installed, or can't be loaded, as `cause` says
  */
@@ -93,14 +89,15 @@ export function requirePackage (name: string, options: { via?: string | undefine
   }
 }
 
-/** Whether `requirePackage` finds it. */
+/** Whether `requirePackage` would find the package. */
 export function isInstalled (name: string): boolean {
   return findRequire(name).require !== undefined
 }
 
 /**
- * The first `require` that finds the package: ours, or the app's. A bundle has our code in a file of the app, and its
- * `import.meta.url` says little: undefined, or where our file was when the bundle was made.
+ * The first `require` that finds the package: from here, from the app's main file, or from the working directory. In a
+ * bundle our code is in a file of the app, and its `import.meta.url` is undefined, or where our file was when the
+ * bundle was made.
  */
 function findRequire (name: string): { require?: NodeJS.Require, error?: unknown } {
   const errors: unknown[] = []
@@ -116,7 +113,7 @@ function findRequire (name: string): { require?: NodeJS.Require, error?: unknown
   return { error: new AggregateError(errors, `${name} was not found`) }
 }
 
-/** Of the app. There is none in a REPL. */
+/** The main file of the app. A REPL has none. */
 function mainFile (): string | undefined {
   const [, script] = process.argv
   return script !== undefined && existsSync(script) ? realpathSync(script) : undefined

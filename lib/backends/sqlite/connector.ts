@@ -10,11 +10,11 @@ import { patiently } from './lock.js'
 import { pathOf, type SqliteOptions } from './options.js'
 import { SqliteSession } from './session.js'
 
-/** Makes the handle that writes; its `replica` makes those that read. */
+/** Makes the handle that writes. Its `replica` makes those that read. */
 export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
   readonly system: 'sqlite'
   readonly driver: DriverName
-  /** How many connections its pool may have: there is one writer to a file. */
+  /** The most connections of its pool: a file has one writer. */
   readonly max: 1
   readonly transactions: Transactions<D>
   /** Handles on the same file that only read. None for ':memory:', which only its one handle sees. */
@@ -23,32 +23,32 @@ export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
 
 /**
  * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a
- * file: one writes, and any number of others (`replica`) read at the same time.
+ * file: one handle writes, and any number of others (`replica`) read at the same time.
  *
- * A write that resolved is stored, whatever failed before it on its handle; rows of a write (RETURNING) and of a PRAGMA
- * are therefore fetched at once, also by `iterate` (better-sqlite3 does nothing else while an iterator is open). A
- * statement that is run again ends the iterator that it had.
+ * A write that resolved is stored, whatever failed before it on its handle. For that, rows of a write (RETURNING) and
+ * of a PRAGMA are fetched at once, also by `iterate` (better-sqlite3 does nothing else while an iterator is open), and
+ * a statement that is run again ends its earlier iterator.
  *
- * At return an open transaction is rolled back and iterators are ended; a handle that is left with temp objects, other
- * attached databases or other settings than it had before its first loan (after `onConnect`) is refused, so that the
- * pool opens a new one. It costs nothing where no text that can do so was seen. Not undone: `last_insert_rowid()` and
- * `changes()`, and the rows of temp tables that `onConnect` made.
+ * At return an open transaction is rolled back and iterators are ended. A handle with other temp objects, attached
+ * databases or settings than before its first loan (after `onConnect`) is refused, so that the pool opens a new one.
+ * That costs nothing where no statement was seen that can do so. Not undone: `last_insert_rowid()` and `changes()`, and
+ * the rows of temp tables that `onConnect` made.
  *
  * A statement ends with the lease in which it was prepared: run later, it throws `FST_POOL_LEASE_RELEASED` (not with
- * reset 'none'). Those that `onConnect` prepared stay for all borrowers. A kept handle can't be told from the next
- * borrower's: it is the same object.
+ * reset 'none'). Those that `onConnect` prepared stay for all borrowers. A handle that is kept after its lease can't be
+ * told from the next borrower's: it is the same object.
  *
  * A handle that reads has `query_only` on from its first loan (`onConnect` may still write); a write on it throws
- * `FST_POOL_NOT_SUPPORTED`. A borrower that switches it off can write, on purpose; the next one can't.
+ * `FST_POOL_NOT_SUPPORTED`. A borrower that switches it off on purpose can write; the next one can't.
  *
- * ':memory:' is one handle that lives, with its data, until `close()`: whatever the pool's reasons, `destroy` only
- * makes it clean, and the next `create` delivers it again. There, what a handle is left with is undone one by one;
- * functions that were defined on it and extensions stay.
+ * ':memory:' is one handle that lives, with its data, until `close()`: `destroy` only makes it clean, whatever the
+ * pool's reason, and the next `create` returns it again. On it, what a borrower leaves is undone one by one; functions
+ * that were defined and extensions stay.
  *
  * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to
  * block the event loop. Where another process was seen to write within the last minute, the handle that writes is lent
- * when the lock is free, and its callers wait for that. `transactions` wait for the lock, too, and block nothing: they
- * ask for it again and again, as BEGIN IMMEDIATE.
+ * only when the lock is free, and its callers wait for that. `transactions` wait for the lock too, without blocking:
+ * they try BEGIN IMMEDIATE again and again.
  *
  * @param D what a connection is: `DatabaseSync` with node:sqlite
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
@@ -105,7 +105,7 @@ class Handles extends SessionConnector<Handle, SqliteSession> {
     }
     const db = this.#make()
     try {
-      // Writes to the file only where it is not so already. A reader does it as well: it may be the first.
+      // This writes to the file only where it is not in WAL mode yet. A reader does it too, since it may be the first.
       if (!memory && !this.#isReadOnly(db)) await patiently(() => db.exec('PRAGMA journal_mode = WAL'), signal)
       const session = new SqliteSession(db, this.#dialect, this.#duty)
       if (memory) this.#kept = db
@@ -145,7 +145,7 @@ class Handles extends SessionConnector<Handle, SqliteSession> {
     }
   }
 
-  /** libsql has no such handles. */
+  /** Whether the handle was opened read only. libsql has no such handles. */
   #isReadOnly (db: Handle): boolean {
     const isNode = this.driver === 'node:sqlite'
     return (db as { readonly?: boolean }).readonly === true || (isNode && this.#options.readOnly === true)

@@ -4,7 +4,7 @@ import type { DriverName } from './dialect.js'
 import type { SqliteDatabase, SqliteDriver } from './handle.js'
 import type { SqliteOptions } from './options.js'
 
-/** The strongest first. libsql installs in seconds, without a compiler; Node's own is there without any install. */
+/** In order of preference. libsql installs in seconds, without a compiler; node:sqlite needs no install. */
 const drivers = ['better-sqlite3', 'libsql', 'node:sqlite'] as const
 
 export function driverOf (driver: SqliteOptions['driver']): SqliteDriver<unknown> {
@@ -35,7 +35,7 @@ function load (name: DriverName): SqliteDriver<unknown> {
   throw new PoolError('FST_POOL_MISSING_DRIVER', message)
 }
 
-/** A driver's class, or the one that its module exports: as `DatabaseSync` where it is Node's. */
+/** The class that was given, or the one that a module exports: node:sqlite as `DatabaseSync`. */
 function classIn (driver: unknown): SqliteDriver<unknown> | undefined {
   const candidates: unknown[] = facesOf(driver).flatMap((face) => [face, face.DatabaseSync])
   return candidates.find(isDriver) as SqliteDriver<unknown> | undefined

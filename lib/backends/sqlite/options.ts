@@ -12,8 +12,8 @@ export interface SqliteOptions {
    */
   url?: Address['url']
   /**
-   * Options of the driver's class, untouched. `timeout` (SQLite's busy timeout, in ms) is 0 unless it is here: SQLite
-   * waits by blocking the event loop, and where it is more than 0 the pool does not look for the lock before a loan. No
+   * Options of the driver's class, passed on as they are. `timeout` (SQLite's busy timeout, in ms) is 0 unless given
+   * here: with it SQLite waits by blocking the event loop, and the pool does not look for the lock before a loan. No
    * function.
    */
   connection?: Address['connection']
@@ -27,11 +27,11 @@ export interface SqliteOptions {
    * later).
    */
   driver?: DriverName | SqliteDriver<unknown> | object
-  /** The pool's, for messages. */
+  /** The name of the pool, for messages. */
   name?: string
 }
 
-/** By itself ('app.db') as it is; both drivers take a URL differently, so the path is taken out here. */
+/** The path in a url. The drivers read URLs differently, so they get the path alone. */
 export function pathOf (url: unknown): string {
   const expected = "a path, 'file:' and a path, or ':memory:'"
   if (typeof url !== 'string' || url === '') throw badOption('url', url, expected)
@@ -49,7 +49,7 @@ export function pathOf (url: unknown): string {
   } else if (/^[a-z][a-z0-9+.-]+:/i.test(url)) {
     throw badOption('url', url, expected)
   }
-  // As it is now: the working directory may change.
+  // Absolute from now on: the working directory may change.
   return path === ':memory:' ? path : resolve(path)
 }
 

@@ -1,15 +1,15 @@
 import { quote } from '../shared/sql.js'
 
-/** What a text may have changed. */
+/** Bits: what a statement may have changed. */
 const schema = 1
 export const pragmas = 2
-/** Something that can't be read back. */
+/** The statement may have changed something that can't be read back. */
 export const unreadable = 4
 
-/** Most texts have none of these words, and are looked at no further. */
+/** Most statements have none of these words, and are looked at no further. */
 export const mayLeave = /\b(?:pragma|temp|temporary|attach|detach|load_extension)\b/i
 
-/** Its value can be read with others in one row, and setting it back undoes it. */
+/** Pragmas whose values can be read together in one row, and that are undone by setting the old value. */
 const readable = [
   'analysis_limit', 'automatic_index', 'busy_timeout', 'cache_size', 'cell_size_check', 'checkpoint_fullfsync',
   'count_changes', 'defer_foreign_keys', 'empty_result_callbacks', 'foreign_keys', 'full_column_names', 'fullfsync',
@@ -19,14 +19,14 @@ const readable = [
 ]
 const compared: ReadonlySet<string> = new Set(readable)
 
-/** With an argument they only read, or change the file and not the handle. */
+/** Pragmas that only read when they have an argument, or change the file and not the handle. */
 const harmless: ReadonlySet<string> = new Set([
   'table_info', 'table_xinfo', 'table_list', 'index_list', 'index_info', 'index_xinfo', 'foreign_key_list',
   'foreign_key_check', 'integrity_check',
   'quick_check', 'user_version', 'application_id', 'wal_checkpoint', 'optimize', 'incremental_vacuum',
 ])
 
-/** Stands behind the word PRAGMA. What is written in any other way (quoted, with comments) counts as unreadable. */
+/** What follows the word PRAGMA. Any other spelling (quotes, comments) counts as unreadable. */
 const pragmaCall = /\s+(?:(?<of>\w+)\s*\.\s*)?(?<name>\w+)\s*(?:$|(?<then>[;=(]))/y
 
 export function judge (sql: string): number {
@@ -54,31 +54,31 @@ const schemaQuery = `select json_object(
     where name not in ('main', 'temp')))`
 const pragmasQuery = `select ${readable.map((name) => `(select * from pragma_${name})`).join(" || '|' || ")}`
 
-/** Compares a handle with what it was before its borrowers had it. */
+/** Compares a handle with its state before its borrowers had it. */
 export class Residue {
   readonly #ask: (sql: string) => unknown
   readonly #exec: (sql: string) => unknown
   #schema = ''
   #pragmas = ''
 
-  /** @param ask gives the one value of the one row of a query, as a new statement for each other text */
+  /** @param ask returns the one value of a query's one row */
   constructor (ask: (sql: string) => unknown, exec: (sql: string) => unknown) {
     this.#ask = ask
     this.#exec = exec
   }
 
-  /** As the handle is now, it shall be for every borrower. */
+  /** The present state is what every borrower is to find. */
   remember (): void {
     this.#schema = this.#schemaNow()
     this.#pragmas = this.#pragmasNow()
   }
 
-  /** What a pragma was then. */
+  /** The remembered value of a pragma. */
   pragma (name: string): string {
     return this.#pragmas.split('|')[readable.indexOf(name)]!
   }
 
-  /** What is left, of what texts may have changed. */
+  /** What differs from the remembered state, among what may have changed. */
   left (changed: number): string[] {
     const left = []
     if ((changed & unreadable) !== 0) left.push('settings that can not be read back')
@@ -89,7 +89,7 @@ export class Residue {
 
   /** Undoes what can be read back. */
   undo (changed: number): void {
-    // First, as `query_only` would forbid the rest.
+    // First, since `query_only` would forbid the rest.
     if ((changed & pragmas) !== 0) this.#undoPragmas()
     if ((changed & schema) !== 0) this.#undoSchema()
   }
@@ -106,7 +106,7 @@ export class Residue {
     const now: Schema = JSON.parse(this.#schemaNow())
     const known = new Set(before.temp.map((object) => JSON.stringify(object)))
     const added = now.temp.filter((object) => !known.has(JSON.stringify(object)))
-    // A table takes its indexes and triggers along.
+    // Dropping a table drops its indexes and triggers.
     const order = ['trigger', 'view', 'table', 'index']
     for (const [type, name] of added.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b))) {
       this.#exec(`DROP ${type} IF EXISTS temp.${quote(name)}`)

@@ -13,9 +13,9 @@ const forever = Number.MAX_SAFE_INTEGER
 
 /** What a handle is for. */
 interface Duty {
-  /** It only reads: what a write is told. */
+  /** The message for a write, where the handle only reads. */
   readonly refusal?: string | undefined
-  /** It is a database in memory, which others can't have, and which would lose its data with its handle. */
+  /** A database in memory: nobody else has it, and its data would be lost with its handle. */
   readonly memory: boolean
   readonly mode: ResetMode
 }
@@ -29,12 +29,11 @@ interface Methods {
 type Run = (this: unknown, ...args: unknown[]) => unknown
 
 /**
- * Sees to it that nothing a borrower leaves on a handle is seen by the next one, and that a write which resolved is
- * stored.
+ * Keeps what a borrower leaves on a handle from the next one, and sees to it that a write which resolved is stored.
  *
  * State gets onto a handle by SQL or by a method. All SQL passes `prepare`, `exec` or `pragma`, so own properties of
- * the handle hide those of the class, look at the text, and call them. Only after a text that can leave something is
- * the handle compared with what it was before.
+ * the handle hide those of the class, look at the text, and call them. Only after a statement that can leave something
+ * is the handle compared with its earlier state.
  */
 export class SqliteSession extends Session<Handle> implements Host, IteratorSite, StatementSite {
   readonly #dialect: Dialect
@@ -42,11 +41,11 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
   readonly #prepare: Handle['prepare']
   readonly #duty: Duty
   readonly refusal: string | undefined
-  /** Whether somebody else's lock may be in the way of its borrower. */
+  /** Whether somebody else's lock may keep its borrower from writing. */
   readonly #writesShared: boolean
-  /** Seen since the last return. */
+  /** What statements may have changed since the last return. */
   #seen = 0
-  /** Of statements that `onConnect` prepared: whoever has one can run it at any later time. */
+  /** What the statements that `onConnect` prepared may change: a borrower may run them at any later time. */
   #prepared = 0
   #settled = false
   readonly #residue: Residue
@@ -58,19 +57,19 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
   /** A statement is under way, and nothing ends it. */
   #stuck = false
 
-  /** Raised at each return. */
+  /** The number of the lease: raised at each return. */
   turn = 0
-  /** What new statements are stamped with. */
+  /** The turn that new statements get. */
   #stamp = forever
-  /** Statements of an earlier turn are refused; where it is Infinity, everything is. */
+  /** Statements of an earlier turn are refused. Infinity: all are. */
   #floor = 0
   #closed = false
 
-  /** One of the pool's transactions was begun, and has not been told of its end. */
+  /** A transaction of the pool's is open, or its end has not been told to the pool. */
   #inside = false
-  /** The error with which SQLite ended it. */
+  /** The error with which SQLite ended that transaction. */
   endedBy: unknown
-  /** It only reads: what `query_only` was before. */
+  /** Where that transaction only reads: the value of `query_only` before it. */
   #queryOnly: unknown
 
   constructor (db: Handle, dialect: Dialect, duty: Duty) {
@@ -88,7 +87,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     this.iterators = new Iterators(dialect, driver, this)
     this.#statements = new Statements(dialect, driver, this)
     this.#hide()
-    // As it will be when it is settled.
+    // The state that it will have once `onConnect` is done.
     if (refusal !== undefined) this.exec('PRAGMA query_only = ON')
     this.#residue.remember()
     if (refusal !== undefined) this.exec('PRAGMA query_only = OFF')
@@ -110,10 +109,10 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     return false
   }
 
-  /** What was set until now is no borrower's. */
+  /** `onConnect` is done: what was set until now is no borrower's. */
   #settle (): void {
     this.#settled = true
-    // Not before, so that an `onConnect` which makes temp tables, or the tables, does so here too.
+    // Only now, so that an `onConnect` which makes tables works here too.
     if (this.refusal !== undefined) this.exec('PRAGMA query_only = ON')
     if (this.#seen !== 0) this.#residue.remember()
     this.#seen = 0
@@ -122,30 +121,30 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     if (this.#writesShared) this.#rivals.begin()
   }
 
-  /** `onConnect` comes once more. */
+  /** `onConnect` runs once more. */
   reopen (): void {
     this.#settled = false
     this.#stamp = forever
   }
 
-  /** What keeps its next borrower from writing now. It is only looked for where somebody else writes. */
+  /** What keeps the next borrower from writing now. Only looked for where somebody else writes. */
   obstacle (): string | undefined {
     if (!this.#writesShared || !this.#rivals.about) return undefined
-    // Whoever has a busy timeout wants to wait by blocking the event loop.
+    // With a busy timeout the app has chosen to wait by blocking the event loop.
     if (this.#residue.pragma('busy_timeout') !== '0' || this.inTransaction) return undefined
     try {
       this.exec('BEGIN IMMEDIATE; ROLLBACK')
       return undefined
     } catch (error) {
       this.met(error)
-      // What else there is its borrower will see.
+      // The borrower will meet any other error himself.
       return isBusy(error) ? 'the lock of the SQLite file, which another process has to write' : undefined
     }
   }
 
   // --- Reset ---------------------------------------------------------------------------------------------------------
 
-  /** Never a promise but a rejected one: nothing here waits. */
+  /** The only promise is a rejected one: nothing here waits. */
   undo (): Promise<void> | undefined {
     try {
       if (this.#duty.mode !== 'transaction') this.rest()
@@ -156,13 +155,17 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     }
   }
 
-  /** @throws where something is left that only a new handle is without, and there can be one */
+  /**
+   * Makes the handle clean for the next borrower.
+   *
+   * @throws where something is left that only a new handle is without, and there can be one
+   */
   rest (): void {
     this.#endLease()
     this.endWork()
     const changed = this.#seen | this.#prepared
     if (changed === 0) return
-    // Before it is forgotten: where this fails, `destroy` tries it again.
+    // Before `#seen` is cleared: where this fails, `destroy` tries it again.
     if (this.#duty.memory) this.#residue.undo(changed)
     this.#seen = 0
     if (this.#duty.memory) return
@@ -178,14 +181,14 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     this.#seen = 0
   }
 
-  /** What was prepared until now can't be run any more. */
+  /** Statements that were prepared until now can't be run any more. */
   #endLease (): void {
     this.#floor = this.#stamp = ++this.turn
   }
 
   /** Ends what is under way: transaction and iterators. */
   endWork (): void {
-    // To ask a closed handle of libsql whether it is in a transaction aborts the process.
+    // Asking a closed handle of libsql whether it is in a transaction aborts the process.
     if (!this.isOpen) throw new Error('the SQLite handle is closed')
     this.#rollBack()
     this.left()
@@ -201,7 +204,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     this.#floor = Infinity
     if (!this.isOpen) return
     try {
-      // Left alone, an iterator holds its snapshot even after `close()` (libsql), or makes it fail (better-sqlite3).
+      // An open iterator would keep its snapshot after `close()` (libsql), or make it fail (better-sqlite3).
       this.endWork()
     } finally {
       this.connection.close()
@@ -235,7 +238,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     this.#inside = true
   }
 
-  /** What comes after would be committed statement by statement: until the pool has seen it, all is refused. */
+  /** Later statements would be committed one by one, so all are refused until the pool has seen it. */
   #lose (error: unknown): void {
     this.endedBy = error
     this.#floor = Infinity
@@ -251,7 +254,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
 
   // --- Queries of our own --------------------------------------------------------------------------------------------
 
-  /** The one value of the one row. */
+  /** Runs a query of our own: the one value of its one row. */
   #ask (sql: string): unknown {
     let statement = this.#queries.get(sql)
     if (statement === undefined) {
@@ -346,7 +349,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     if (db.interrupt !== undefined) {
       const interrupt = db.interrupt.bind(db)
       own.interrupt = () => {
-        // On a closed handle libsql's aborts the process.
+        // libsql's `interrupt` aborts the process on a closed handle.
         if (this.#dialect.isOpen(db)) interrupt()
       }
     }
@@ -364,7 +367,7 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     }
   }
 
-  /** Nobody gets hold of its statement, so `#prepared` stays as it is, though libsql's calls `prepare`. */
+  /** `#prepared` stays as it is, though libsql's `pragma` calls `prepare`: nobody gets hold of that statement. */
   #pragmaOf (pragma: NonNullable<Methods['pragma']>) {
     return (source: string, ...options: unknown[]) => {
       this.admit(forever)

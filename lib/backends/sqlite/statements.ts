@@ -1,16 +1,16 @@
 import { isBusy, type Dialect, type Handle, type Statement } from './dialect.js'
 import { stop, type Iterators } from './iterators.js'
 
-/** On each statement: in which turn it was prepared. */
+/** On each statement: the turn in which it was prepared. */
 const turnOf: unique symbol = Symbol('turn')
-/** On each statement: its rows are fetched at once. */
+/** On each statement: whether its rows are fetched at once. */
 const eagerOf: unique symbol = Symbol('eager')
 
 interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
 
 /**
- * Rows of a write, and of a PRAGMA. Read one by one, such a statement is under way for as long, and what others write
- * meanwhile is not committed; all it does is done at its first row, and kept in memory.
+ * A write that returns rows, or a PRAGMA. Read row by row it would be under way meanwhile, and what others write would
+ * not be committed. It does all its work at the first row, and keeps the rows in memory.
  */
 const givesRowsOfWrites = /\b(?:returning|pragma)\b/i
 
@@ -30,8 +30,8 @@ export interface StatementSite {
 }
 
 /**
- * The methods of a handle's statements: its borrowers' in place of the driver's own, shared by all, so that a prepare
- * makes no functions.
+ * The methods that a handle's statements get in place of the driver's own. One set for all statements, so that a
+ * prepare makes no functions.
  */
 export class Statements {
   readonly #driver: Statement
@@ -40,7 +40,7 @@ export class Statements {
   readonly #own: Statement
   #tally: Statement | undefined
 
-  /** @param driver the class' own methods */
+  /** @param driver the methods of the driver's class */
   constructor (dialect: Dialect, driver: Statement, site: StatementSite) {
     this.#driver = driver
     this.#dialect = dialect
@@ -60,9 +60,9 @@ export class Statements {
   }
 
   /**
-   * Sees to it that a statement which met a lock is no longer under way. libsql leaves it so, and a writer that is
-   * under way is counted: what others write on the handle is committed when the last of them ends. Run on while all
-   * writes are refused, it fails before it does anything, and a refusal ends it.
+   * Ends a statement that met a lock. libsql leaves it under way, and counts writers that are under way: what others
+   * write on the handle is committed when the last of them ends. Run on while all writes are refused, the statement
+   * fails before it does anything, and that ends it.
    *
    * @returns whether it has done its work after all, as a COMMIT may
    */
@@ -72,7 +72,7 @@ export class Statements {
     let done = false
     this.#site.whileReadOnly(() => {
       try {
-        // Of libsql's methods the only one that goes on where the statement is.
+        // The only method of libsql's that goes on where the statement is.
         this.#driver.get.call(statement)
         done = !this.#dialect.isReader(statement)
       } catch (error) {
@@ -80,7 +80,7 @@ export class Statements {
       }
     })
     if (!busy) return done
-    // It is no write, and there still is the lock.
+    // A read, and the lock is still there.
     if (this.#site.iterators.size > 0) this.#site.stuck()
     else stop(this.#site.connection, this.#driver, statement)
     return false
@@ -96,7 +96,7 @@ export class Statements {
     const tally = () => this.#count()
     const admitted = (statement: Stamped) => {
       site.admit(statement[turnOf])
-      // better-sqlite3 refuses it, as it does everything then.
+      // better-sqlite3 refuses to run it, as it refuses all else then.
       if (!dialect.oneAtATime && iterators.size > 0) iterators.supersede(statement)
     }
     /** libsql's `all` calls `iterate`. */
@@ -141,7 +141,7 @@ export class Statements {
     return { run, get, all, iterate }
   }
 
-  /** @param done what it gives where it has done its work after all */
+  /** @param done makes the result where the statement has done its work after all */
   #failed<T> (error: unknown, statement: Statement, done: () => T): T {
     const isDone = isBusy(error) && this.reset(statement)
     const told = this.#site.told(error)
@@ -156,7 +156,7 @@ export class Statements {
     return statement[eagerOf] ? this.#count() : { ...this.#count(), changes: 0 }
   }
 
-  /** As libsql's `run` gives it. */
+  /** The result of libsql's `run`. */
   #count (): { changes: unknown, lastInsertRowid: unknown } {
     this.#tally ??= this.#site.connection.prepare('select changes(), last_insert_rowid()')
     const [changes, lastInsertRowid] = Object.values(this.#driver.get.call(this.#tally) as object)
@@ -164,7 +164,9 @@ export class Statements {
   }
 }
 
-/** Where one can't be had, Node's own leaves the statement under way unless it is told that nobody wants the rest. */
+/**
+ * All rows. Where one fails, node:sqlite leaves the statement under way unless it is told that nobody wants the rest.
+ */
 function allOf (rows: IterableIterator<unknown>): unknown[] {
   try {
     return [...rows]

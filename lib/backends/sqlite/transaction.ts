@@ -4,10 +4,10 @@ import type { Transaction, TransactionOptions } from '../../../types/connector.j
 import type { Handle } from './dialect.js'
 import { patiently } from './lock.js'
 
-/** What a transaction asks of its handle. */
+/** What a transaction asks of its session. */
 export interface Host {
   readonly connection: Handle
-  /** What a write is told, where the handle only reads. */
+  /** The message for a write, where the handle only reads. */
   readonly refusal: string | undefined
   exec (sql: string): unknown
   readonly isOpen: boolean
@@ -19,7 +19,7 @@ export interface Host {
   readOnly (): void
   /** One of the pool's transactions is open from now on. */
   entered (): void
-  /** The pool knows of its end, or that it could not begin. */
+  /** The pool knows that the transaction has ended, or could not begin. */
   left (): void
   /** The error with which SQLite ended the transaction. */
   readonly endedBy: unknown
@@ -41,7 +41,7 @@ export async function begin (
   if (readOnly && host.refusal === undefined) host.readOnly()
   const mark = markOf()
   try {
-    // Who is going to write takes the lock now: later, what was read until then may be out of date
+    // A transaction that may write takes the lock now: later, what it has read may be out of date
     // (SQLITE_BUSY_SNAPSHOT), and no waiting helps.
     await patiently(() => attempt(host, `BEGIN ${readOnly ? 'DEFERRED' : 'IMMEDIATE'}; SAVEPOINT ${mark}`), signal)
   } catch (error) {
@@ -51,7 +51,7 @@ export async function begin (
   host.entered()
   return {
     connection: host.connection,
-    // COMMIT is one call that does not wait: whoever asks finds it done, or not done.
+    // COMMIT is one synchronous call: it is done, or not done.
     inDoubt: false,
     commit: async () => {
       await patiently(() => commit(host, mark))
@@ -67,14 +67,14 @@ function commit (host: Host, mark: string): void {
   try {
     attempt(host, 'COMMIT')
   } catch (error) {
-    // It is tried again in another turn of the event loop, and somebody may have ended the transaction by then.
+    // COMMIT is tried again in a later turn of the event loop, and somebody may have ended the transaction by then.
     if (isUnderWay(host)) host.exec(`SAVEPOINT ${mark}`)
     throw error
   }
 }
 
 function savepoint (host: Host): Transaction<Handle> {
-  // Where no transaction is open, it would begin one.
+  // Without an open transaction SAVEPOINT would begin one.
   if (!isUnderWay(host)) throw ended(host.endedBy)
   const mark = markOf()
   host.exec(`SAVEPOINT ${mark}`)
@@ -114,16 +114,16 @@ function attempt (host: Host, sql: string): void {
 }
 
 function isUnderWay (host: Host): boolean {
-  // In this order: libsql ends the process where a closed handle is asked for its transaction.
+  // In this order: asking a closed handle of libsql for its transaction aborts the process.
   return host.endedBy === undefined && host.isOpen && host.inTransaction
 }
 
-/** Nobody can guess it. */
+/** A name that nobody can guess. */
 function markOf (): string {
   return `"fastify_pool_${randomUUID()}"`
 }
 
-/** @param cause the error with which SQLite ended it; undefined: somebody did */
+/** @param cause the error with which SQLite ended the transaction; undefined: a borrower's statement did */
 export function ended (cause: unknown): PoolError {
   const why = cause === undefined ? 'by a COMMIT or ROLLBACK that is not the pool\'s' : 'by SQLite, after an error'
   const message = `the transaction is no longer open: it was ended ${why}`

@@ -1,8 +1,8 @@
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
-import type { ErrorPhase, Holder, HolderLabel, PoolEventName, PoolEvents } from '../../types/pool.js'
+import type { Holder, HolderLabel, PoolEventName, PoolEvents } from '../../types/pool.js'
 import type { ResolvedPluginOptions } from './options.js'
 import type { PoolManager } from './pools.js'
-import { RequestHolder } from './scope.js'
+import { RequestHolder } from './request/holder.js'
 
 type Level = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace'
 
@@ -20,7 +20,7 @@ const defaultLevels: Readonly<Record<PoolEventName, Level>> = {
   error: 'error',
   unleak: 'info',
   failover: 'warn',
-  // To 'open': error.
+  // One that opens is logged as an error, unless the user has set a level.
   circuit: 'info',
   open: 'info',
   drain: 'info',
@@ -51,46 +51,63 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
   },
   open: ({ driver }) => driver === undefined ? 'pool is open' : `pool is open, on ${driver}`,
   drain: () => 'pool drains',
-  close: ({ took, holders }) => holders.length === 0 ? `pool closed in ${duration(took)}` : `pool closed in ${duration(took)}, with leases still out: ${tell(holders)}`,
+  close: ({ took, holders }) => {
+    const closed = `pool closed in ${duration(took)}`
+    return holders.length === 0 ? closed : `${closed}, with leases still out: ${tell(holders)}`
+  },
 }
 
 /**
- * Tells Fastify's logger what the pools of a scope do: `request.log` where a request is the cause, else a child logger with the pool's name.
- * Subscribes only to levels that are enabled now. A payload that nobody logs is never built.
+ * Logs what the pools of a scope do: by `request.log` where a request is the cause, else by a child logger with the
+ * pool's name. Listens only to events whose level is enabled now: a payload that nobody logs is never built.
  */
 export function logEvents (app: FastifyInstance, manager: PoolManager, levels: ResolvedPluginOptions['log']): void {
   if (levels === false) return
+  const log = logOf(app)
   for (const event of Object.keys(defaultLevels) as PoolEventName[]) {
     const level = levels[event] ?? defaultLevels[event]
-    // The line may be of this level.
-    const highest = event === 'circuit' && levels.circuit === undefined ? 'error' : level
-    if (level === false || highest === false || !isEnabled(app.log, highest)) continue
-    subscribe(app, manager, event, level, levels[event] === undefined)
+    if (level === false) continue
+    const opens = event === 'circuit' && levels.circuit === undefined ? 'error' : level
+    if (!isEnabled(app.log, opens)) continue
+    if (event === 'error') logErrors(manager, log, level)
+    else manager.onOwn(event, (payload) => { log(event, payload, isOpening(payload) ? opens : level) })
   }
 }
 
-function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: PoolManager, event: E, level: Level, byDefault: boolean): void {
+function isOpening (payload: object): boolean {
+  return (payload as { readonly to?: unknown }).to === 'open'
+}
+
+/** Of creates that fail one after the other only the first is logged: of each pool, or of each of its targets. */
+function logErrors (manager: PoolManager, log: Log, level: Level): void {
+  const failing = new Set<string>()
+  const placeOf = ({ pool, target = '' }: { readonly pool: string, readonly target?: string }) => `${pool} ${target}`
+  manager.onOwn('connect', (payload) => { failing.delete(placeOf(payload)) })
+  manager.onOwn('error', (payload) => {
+    if (payload.phase === 'create') {
+      if (failing.has(placeOf(payload))) return
+      failing.add(placeOf(payload))
+    }
+    // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
+    log('error', payload, level === 'error' && payload.phase === 'reset' ? 'warn' : level)
+  })
+}
+
+/** Logs an event. */
+type Log = <E extends PoolEventName>(event: E, payload: PoolEvents[E], level: Level) => void
+
+/** What a payload may have that is not logged as it is. */
+interface Special { readonly error?: Error, readonly holder?: HolderLabel, readonly holders?: readonly Holder[] }
+
+function logOf (app: FastifyInstance): Log {
   const children = new Map<string, FastifyBaseLogger>()
   const childOf = (pool: string) => {
-    const known = children.get(pool)
-    if (known !== undefined) return known
-    const child = app.log.child({ pool })
+    const child = children.get(pool) ?? app.log.child({ pool })
     children.set(pool, child)
     return child
   }
-  /** Pools, or targets of theirs, whose creates fail, and said so. */
-  const failing = new Set<string>()
-  const placeOf = ({ pool, target = '' }: { readonly pool: string, readonly target?: string }) => `${pool} ${target}`
-  if (event === 'error') manager.onOwn('connect', (payload) => { failing.delete(placeOf(payload)) })
-
-  manager.onOwn(event, (payload) => {
-    if (event === 'error' && (payload as PoolEvents['error']).phase === 'create') {
-      const place = placeOf(payload)
-      if (failing.has(place)) return
-      failing.add(place)
-    }
-    const { time: _, pool, error, holder, holders, ...details } = payload as
-      PoolEvents[E] & { readonly error?: Error, readonly holder?: HolderLabel, readonly holders?: readonly Holder[] }
+  return (event, payload, level) => {
+    const { time: _, pool, error, holder, holders, ...details } = payload as typeof payload & Special
     const request = RequestHolder.requestOf(holder)
     const fields: object = {
       ...(request !== undefined && { pool }),
@@ -99,28 +116,27 @@ function subscribe<E extends PoolEventName> (app: FastifyInstance, manager: Pool
       ...(error !== undefined && { err: error }),
       ...longestHeld(error),
     }
-    // Under `request.log` the line has the request's id already.
-    const log = request === undefined ? childOf(pool) : request.log
-    // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
-    const replaced = level === 'error' && (payload as { phase?: ErrorPhase }).phase === 'reset'
-    const opened = byDefault && event === 'circuit' && (payload as PoolEvents['circuit']).to === 'open'
-    log[replaced ? 'warn' : opened ? 'error' : level](fields, messages[event](payload))
-  })
+    // The lines of `request.log` have the request's id already.
+    const logger = request === undefined ? childOf(pool) : request.log
+    logger[level](fields, messages[event](payload))
+  }
 }
 
-/** Durations as people read them, to the microsecond. */
+/** All numbers to the microsecond: they are durations in ms, or whole. */
 function rounded (details: object): object {
-  return Object.fromEntries(Object.entries(details).map(([key, value]) => [key, typeof value === 'number' ? Math.round(value * 1000) / 1000 : value]))
+  const round = (value: unknown) => typeof value === 'number' ? Math.round(value * 1000) / 1000 : value
+  return Object.fromEntries(Object.entries(details).map(([key, value]) => [key, round(value)]))
 }
 
-/** Who held the connections when somebody waited in vain: for whoever reads the log, and nobody else. */
+/** Who held the connections when somebody waited in vain. Only the log shows it: clients get the error's message. */
 function longestHeld (error: Error | undefined): { longestHeld?: string } {
   const holders = (error as { holders?: readonly Holder[] } | undefined)?.holders
   return holders === undefined || holders.length === 0 ? {} : { longestHeld: tell(holders.slice(0, 3)) }
 }
 
 function tell (holders: readonly Holder[]): string {
-  return holders.map(({ holder, heldFor, id }) => `${duration(heldFor)} by ${nameOf(holder) ?? `connection ${id}`}`).join(', ')
+  const one = ({ holder, heldFor, id }: Holder) => `${duration(heldFor)} by ${nameOf(holder) ?? `connection ${id}`}`
+  return holders.map(one).join(', ')
 }
 
 function nameOf (holder: HolderLabel | undefined): string | undefined {
@@ -132,7 +148,10 @@ function duration (ms: number): string {
   return ms < 1000 ? `${Math.round(ms * 10) / 10} ms` : `${Math.round(ms / 100) / 10} s`
 }
 
-/** `logger: false` and a logger without levels of its own have no `isLevelEnabled`; Fastify's silent one has one function for all levels. */
+/**
+ * `logger: false`, and a logger without levels of its own, have no `isLevelEnabled`. Fastify's silent logger has the
+ * same function for all levels.
+ */
 function isEnabled (log: FastifyBaseLogger, level: Level): boolean {
   const { isLevelEnabled } = log as { isLevelEnabled?: (level: string) => boolean }
   if (typeof isLevelEnabled === 'function') return isLevelEnabled.call(log, level)

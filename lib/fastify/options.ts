@@ -13,8 +13,8 @@ import {
   type ResolvedEngineOptions,
 } from '../pool/options.js'
 import {
-  deadlineOnly, expected, isObject, isValid, join, nameSchema, optionalFunction, read, readAll, readObject, time, timeOnly,
-  type ObjectSchema, type Options, type Properties,
+  deadlineOnly, expected, isObject, isValid, join, nameSchema, optionalFunction, read, readAll, readObject, time,
+  timeOnly, type ObjectSchema, type Options, type Properties,
 } from '../pool/schema.js'
 
 // --- Schemas ---------------------------------------------------------------------------------------------------------
@@ -140,8 +140,8 @@ export const pluginProperties = {
 } as const
 
 /**
- * One pool's options, as a JSON Schema (with TypeBox's `type: 'function'`). What one option says about another is not in
- * it.
+ * One pool's options, as a JSON Schema (with TypeBox's `type: 'function'`). What one option says about another is not
+ * in it.
  */
 export const poolOptionsSchema: ObjectSchema = {
   type: 'object', properties: poolProperties, additionalProperties: false,
@@ -182,15 +182,15 @@ export interface ResolvedTarget<C = unknown> {
 /** One pool's options: checked, complete and frozen. */
 export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<C> {
   readonly backend?: Backend
-  /** As it was given. */
+  /** The driver option as it was given. */
   readonly driver?: NonNullable<DriverOption['driver']>
-  /** The very object that was given. */
+  /** The connector option: the very object that was given. */
   readonly connector?: Connector<C>
-  /** Complete: the pool's own policy over the plugin's. */
+  /** The whole policy: the pool's own over the plugin's. */
   readonly lease: Policy | false
   readonly targets?: ReadonlyArray<ResolvedTarget<C>>
   readonly balance: Balance
-  /** Infinity: no limit. */
+  /** In ms, or bytes of Redis; Infinity: no limit. */
   readonly maxLag: number
   readonly checkInterval: number
   readonly bulkhead?: BulkheadOptions
@@ -260,38 +260,56 @@ export function checkPoolOptions<C = unknown> (
     throw badOption(join(path, 'backend'), undefined, `${expected(backendSchema)}, or a connector or targets instead`)
   }
   for (const other of ['backend', 'targets']) {
-    if (given[other] !== undefined && given.connector !== undefined) throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
+    if (given[other] === undefined || given.connector === undefined) continue
+    throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
   if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
   if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
   checkTogether(result, given, path)
   checkSticky(result, path)
-  const complete: Options = { ...balanceDefaults, ...result, name, lease: own === undefined ? lease : mergePolicy(own, lease) }
-  if (targets !== undefined) return seal<ResolvedPoolOptions<C>>({ ...complete, targets: Object.freeze(readTargets(targets as Options[], complete, path)) })
-  for (const key of Object.keys(balanceProperties)) if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
+  const policy = own === undefined ? lease : mergePolicy(own, lease)
+  const complete: Options = { ...balanceDefaults, ...result, name, lease: policy }
+  if (targets !== undefined) {
+    const read = Object.freeze(readTargets(targets as Options[], complete, path))
+    return seal<ResolvedPoolOptions<C>>({ ...complete, targets: read })
+  }
+  for (const key of Object.keys(balanceProperties)) {
+    if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
+  }
   return seal<ResolvedPoolOptions<C>>(complete)
 }
 
-/** Each with the options of a pool of its own. */
+/** The targets of a pool, each with the options of a pool of its own. */
 function readTargets (targets: readonly Options[], pool: Options, path: string): ResolvedTarget[] {
   const names = new Set<string>()
   const noTargets = pool.backend === undefined ? undefined : catalogue[pool.backend as Backend].noTargets
   if (noTargets !== undefined) throw badOption(join(path, 'targets'), targets, noTargets)
-  if (pool.max as number < targets.length) throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
+  if (pool.max as number < targets.length) {
+    throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
+  }
   return targets.map((target, index) => {
     const where = join(path, `targets.${index}`)
-    const { connector, role = 'primary', weight = 1, max = pool.max, name = `${String(role)}-${index}`, ...address } = target
+    const { connector, role = 'primary', weight = 1, max = pool.max, ...given } = target
+    const { name = `${String(role)}-${index}`, ...address } = given
     if (names.has(name as string)) throw badOption(join(where, 'name'), name, 'a name that no other target has')
     names.add(name as string)
-    if (pool.backend !== undefined && connector !== undefined) throw badOption(join(where, 'connector'), connector, 'none beside backend')
-    if (pool.backend === undefined && target.driver !== undefined) throw badOption(join(where, 'driver'), target.driver, 'none without backend')
-    if (pool.backend === undefined && connector === undefined) throw badOption(join(where, 'connector'), undefined, connectorSchema.title)
+    if (pool.backend !== undefined && connector !== undefined) {
+      throw badOption(join(where, 'connector'), connector, 'none beside backend')
+    }
+    if (pool.backend === undefined && target.driver !== undefined) {
+      throw badOption(join(where, 'driver'), target.driver, 'none without backend')
+    }
+    if (pool.backend === undefined && connector === undefined) {
+      throw badOption(join(where, 'connector'), undefined, connectorSchema.title)
+    }
     checkAddress(target, where)
     // An address is of one piece: a host of the target's own is not looked up at the pool's url.
     const { url, host, port, ...rest } = pool
     const own = ['url', 'host', 'port'].some((key) => address[key] !== undefined)
-    const options = seal<ResolvedPoolOptions>({ ...rest, ...(own ? {} : { url, host, port }), ...address, ...(connector !== undefined && { connector }), max })
-    return Object.freeze({ name, role, weight, max, ...(connector !== undefined && { connector }), options }) as unknown as ResolvedTarget
+    const made = connector === undefined ? {} : { connector }
+    const poolAddress = own ? {} : { url, host, port }
+    const options = seal<ResolvedPoolOptions>({ ...rest, ...poolAddress, ...address, ...made, max })
+    return Object.freeze({ name, role, weight, max, ...made, options }) as unknown as ResolvedTarget
   })
 }
 
@@ -317,8 +335,9 @@ export function checkPluginOptions (options: unknown): ResolvedPluginOptions {
 function checkPoolMap (options: Options): ResolvedPluginOptions {
   for (const key in options) {
     if (options[key] === undefined || key === 'pools' || Object.hasOwn(pluginProperties, key)) continue
-    if (key === 'name') throw new PoolError('FST_POOL_BAD_OPTIONS', 'unknown option name: beside pools, whose keys are the names')
-    if (Object.hasOwn(poolProperties, key)) throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${key}: it belongs to a pool, pools.<name>.${key}`)
+    const why = key === 'name' ? 'beside pools, whose keys are the names' : `it belongs to a pool, pools.<name>.${key}`
+    if (key !== 'name' && !Object.hasOwn(poolProperties, key)) continue
+    throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${key}: ${why}`)
   }
   const { pools: map, ...rest } = readObject({ pools: {}, ...pluginProperties }, options, '')
   const plugin = readPlugin(rest)
@@ -335,22 +354,24 @@ function checkPoolMap (options: Options): ResolvedPluginOptions {
 
 function checkOnePool (options: Options): ResolvedPluginOptions {
   const given = readObject({ pools: {}, name: nameSchema, ...pluginProperties, ...poolProperties }, options, '')
-  const part = (properties: Properties) => Object.fromEntries(Object.entries(given).filter(([key]) => Object.hasOwn(properties, key)))
+  const part = (properties: Properties) =>
+    Object.fromEntries(Object.entries(given).filter(([key]) => Object.hasOwn(properties, key)))
   const plugin = readPlugin(part(pluginProperties))
   const { name = 'db' } = given
   checkRequestName(name, 'name')
   const { lease: _, ...pool } = part(poolProperties)
-  return Object.freeze({ ...plugin, pools: new Map([[name, checkPoolOptions(pool, '', { name, lease: plugin.lease })]]) })
+  const checked = checkPoolOptions(pool, '', { name, lease: plugin.lease })
+  return Object.freeze({ ...plugin, pools: new Map([[name, checked]]) })
 }
 
 function readPlugin (given: Options): Omit<ResolvedPluginOptions, 'pools'> {
-  const { lease, ...rest } = readAll(pluginProperties, given, '')
-  return { ...rest, lease: lease === undefined ? defaultPolicy : mergePolicy(lease, defaultPolicy) } as Omit<ResolvedPluginOptions, 'pools'>
+  const { lease = {}, ...rest } = readAll(pluginProperties, given, '')
+  return { ...rest, lease: mergePolicy(lease, defaultPolicy) } as Omit<ResolvedPluginOptions, 'pools'>
 }
 
 /**
- * A route's `config.pools`, in one form: `undefined` where the route says nothing, an empty map where it wants none. Whether pools of those names
- * exist is not asked.
+ * A route's `config.pools`, in one form: `undefined` where the route says nothing, an empty map where it wants none.
+ * Whether pools of those names exist is not asked.
  *
  * @param config the route's `config`
  * @param where 'route GET /a': errors begin with it
@@ -362,8 +383,12 @@ export function readRoutePools (config: unknown, where: string): ResolvedRoutePo
   if (pools === false) return new Map()
   const path = 'config.pools'
   try {
-    if (Array.isArray(pools)) return new Map(Array.from(pools as unknown[], (name, index) => [read(nameSchema, name, `${path}.${index}`) as string, {}]))
-    if (!isObject(pools)) throw badOption(path, pools, 'false, an array of names, or an object with a policy for each name')
+    if (Array.isArray(pools)) {
+      return new Map(Array.from(pools, (name, index) => [read(nameSchema, name, `${path}.${index}`) as string, {}]))
+    }
+    if (!isObject(pools)) {
+      throw badOption(path, pools, 'false, an array of names, or an object with a policy for each name')
+    }
     const result = new Map<string, Partial<Policy>>()
     for (const name in pools) {
       const policy = pools[name]
@@ -381,5 +406,6 @@ export function readRoutePools (config: unknown, where: string): ResolvedRoutePo
 }
 
 function mergePolicy (own: unknown, outer: Policy | false): Policy | false {
-  return own === false ? false : Object.freeze({ ...(outer === false ? defaultPolicy : outer), ...own as Partial<Policy> })
+  if (own === false) return false
+  return Object.freeze({ ...(outer === false ? defaultPolicy : outer), ...own as Partial<Policy> })
 }

@@ -1,47 +1,32 @@
 import type { FastifyRequest } from 'fastify'
 import type { Role } from '../../types/connector.js'
+import type { Policy, RouteTransaction } from '../../types/plugin.js'
 import type { PoolFace } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
-import type { Policy } from '../../types/plugin.js'
-import { defaultPolicy, readRoutePools } from './options.js'
 import { checkTransactionOptions } from '../pool/transaction.js'
-import type { Bulkhead } from './bulkhead.js'
-import type { PoolManager } from './pools.js'
-import type { Sticky } from './sticky.js'
+import { defaultPolicy, readRoutePools } from './options.js'
+import type { Managed, PoolManager } from './pools.js'
+import type { Source } from './rules/source.js'
+import type { Sticky } from './rules/sticky.js'
 
-export type TransactionPolicy = Exclude<Policy['transaction'], boolean>
-
-/** One connection that a route leases. */
+/** One connection that a route leases: of which pool, and how. */
 export interface Step {
   readonly name: string
-  readonly pool: PoolFace<unknown>
+  readonly source: Source
   readonly release: Policy['release']
   readonly role: Role
-  readonly transaction: TransactionPolicy | undefined
-  /** Whether the request may write with it. */
+  readonly transaction: RouteTransaction | undefined
+  /** Whether requests may write with it. */
   readonly writes: boolean
-  readonly bulkhead: Bulkhead | undefined
   readonly sticky: Sticky | undefined
 }
 
-/** What a pool asks of the requests that lease it. */
-export type Rules = Pick<Step, 'bulkhead' | 'sticky'>
-
-/** By pool, as those that are added by hand have none. */
-const rules = new WeakMap<PoolFace<unknown>, Rules>()
-const noRules: Rules = { bulkhead: undefined, sticky: undefined }
-
-export function setRules (pool: PoolFace<unknown>, of: Rules): void {
-  rules.set(pool, of)
-}
-
-export function rulesOf (pool: PoolFace<unknown>): Rules {
-  return rules.get(pool) ?? noRules
-}
-
-/** What one scope's pools owe to one route, in the order in which the pools were registered: two requests can't wait for each other within a phase. */
+/**
+ * What a route leases of one scope's pools. Steps are in the order in which the pools were registered, for all routes:
+ * within a phase two requests can't wait for each other.
+ */
 export interface Plan {
-  /** As holders and the log show it: 'GET /users/:id'. */
+  /** The route as holders and the log show it: 'GET /users/:id'. */
   readonly route: string
   readonly onRequest: readonly Step[]
   readonly preHandler: readonly Step[]
@@ -49,21 +34,28 @@ export interface Plan {
   readonly manual: readonly Step[]
   /** The route's config names its pools: then they are leased for OPTIONS and WebSocket upgrades too. */
   readonly named: boolean
+  /** The manager's, when the plan was made. */
   readonly version: number
 }
 
-/** A route's config object is its own (Fastify copies it), so what was worked out is kept there, under a symbol for each scope, by method. */
+/**
+ * The plans of one scope's routes. A route's config object is its own (Fastify copies it), so its plans are kept there:
+ * under a symbol of this scope, by method.
+ */
 export class Plans {
   readonly #key = Symbol('fastify-pool.plan')
   readonly #manager: PoolManager
-  /** Some route leases in `preHandler`: until then that hook need not look for its request's plan, which `onRequest` has worked out. */
+  readonly #outer: Plans | undefined
+  /** Whether some route leases in `preHandler`: until then that hook need not look for the plan of its request. */
   usePreHandler = false
 
-  constructor (manager: PoolManager) {
+  /** @param outer those of the scope around */
+  constructor (manager: PoolManager, outer: Plans | undefined) {
     this.#manager = manager
+    this.#outer = outer
   }
 
-  /** Worked out at a route's first request. */
+  /** Worked out at a route's first request, and again when a pool has come or gone. */
   of (request: FastifyRequest): Plan {
     const config = request.routeOptions.config as object as { [key: symbol]: Record<string, Plan> | undefined }
     const plans = (config[this.#key] ??= {})
@@ -72,69 +64,96 @@ export class Plans {
     return (plans[request.method] = this.#make(config, request.method, request.routeOptions.url ?? ''))
   }
 
+  /**
+   * The step of a request that takes a pool's connection by hand, at whichever moment. It is the same one that the
+   * hooks take where the route's policy has the pool, its transaction above all.
+   */
+  stepOf (request: FastifyRequest, managed: Managed): Step {
+    return this.#planned(request, managed.name) ?? stepOf(request.method, managed)
+  }
+
+  #planned (request: FastifyRequest, name: string): Step | undefined {
+    const { onRequest, preHandler, manual } = this.of(request)
+    for (const steps of [onRequest, preHandler, manual]) {
+      const step = steps.find((one) => one.name === name)
+      if (step !== undefined) return step
+    }
+    return this.#outer === undefined ? undefined : this.#outer.#planned(request, name)
+  }
+
   #make (config: unknown, method: string, url: string): Plan {
     const route = `${method} ${url}`
     const named = readRoutePools(config, `route ${route}`)
-    const wanted = this.#manager.own.flatMap(({ name, pool, policy }) => {
-      const own = named?.get(name)
-      if (named === undefined ? policy === false : own === undefined) return []
-      const merged = { ...defaultPolicy, ...(policy === false ? {} : policy), ...own }
-      const { acquire, release } = merged
-      const transaction = merged.transaction === true ? {} : merged.transaction || undefined
-      return [{ acquire, step: stepOf(method, { name, pool, release, transaction, role: merged.role ?? roleOf(method, pool, transaction) }) }]
+    const wanted = this.#manager.own.flatMap((managed) => {
+      const own = named?.get(managed.name)
+      if (named === undefined ? managed.policy === false : own === undefined) return []
+      const policy = { ...defaultPolicy, ...managed.policy || undefined, ...own }
+      return [{ acquire: policy.acquire, step: stepOf(method, managed, policy) }]
     })
-    const phase = (when: Policy['acquire']): Step[] => wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
+    const phase = (when: Policy['acquire']): Step[] =>
+      wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
     const preHandler = phase('preHandler')
     this.usePreHandler ||= preHandler.length > 0
-    return { route, onRequest: phase('onRequest'), preHandler, manual: phase('manual'), named: named !== undefined, version: this.#manager.version }
+    const { version } = this.#manager
+    return {
+      route,
+      onRequest: phase('onRequest'),
+      preHandler,
+      manual: phase('manual'),
+      named: named !== undefined,
+      version,
+    }
   }
 }
 
-/** Which connection a request gets, unless somebody says which. */
-export function roleOf (method: string, pool: PoolFace<unknown>, transaction?: TransactionPolicy): Role {
-  return pool.replicas && reads(method, transaction) ? 'replica' : 'primary'
-}
-
-function reads (method: string, transaction: TransactionPolicy | undefined): boolean {
-  return transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
-}
-
-/** With what follows from the rest. */
-export function stepOf (method: string, step: Omit<Step, 'writes' | keyof Rules>): Step {
-  const { bulkhead, sticky } = rulesOf(step.pool)
-  // Where there is one kind of connection, everybody has the same one.
-  return { ...step, writes: step.role === 'primary' && !reads(method, step.transaction), bulkhead, sticky: step.pool.replicas ? sticky : undefined }
+function stepOf (method: string, { name, pool, source, sticky }: Managed, policy: Policy = defaultPolicy): Step {
+  const transaction = policy.transaction === true ? {} : policy.transaction || undefined
+  const reads = transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
+  const role = policy.role ?? (pool.replicas && reads ? 'replica' : 'primary')
+  return {
+    name,
+    source,
+    release: policy.release,
+    role,
+    transaction,
+    writes: role === 'primary' && !reads,
+    // Where there is one kind of connection, everybody has the same one.
+    sticky: pool.replicas ? sticky : undefined,
+  }
 }
 
 /**
- * Whether a policy asks for transactions that its pool can have.
+ * Checks that a pool has the transactions that a policy asks for.
  *
  * @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_BAD_OPTIONS`
  */
-export function checkPolicy (policy: Partial<Policy> | false, { name, backend: { transactions } }: PoolFace<unknown>): void {
+export function checkPolicy (policy: Partial<Policy> | false, { name, backend }: PoolFace<unknown>): void {
   if (policy === false || policy.transaction === undefined || policy.transaction === false) return
-  const { commitOn: _, ...begin } = policy.transaction === true ? {} as TransactionPolicy : policy.transaction
-  checkTransactionOptions({ name, transactions }, begin)
+  const { commitOn: _, ...begin } = policy.transaction === true ? {} as RouteTransaction : policy.transaction
+  checkTransactionOptions({ name, transactions: backend.transactions }, begin)
 }
 
+interface Route { readonly method: string | string[], readonly url: string, readonly config?: unknown }
+
 /**
- * Whether a route's `config.pools` can be followed, at boot: where a mistake costs a start, not a request.
+ * Checks a route's `config.pools` at boot, where a mistake costs a start and no request.
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_NOT_FOUND`, `FST_POOL_NOT_SUPPORTED`
  */
-export function checkRoute (route: { readonly method: string | string[], readonly url: string, readonly config?: unknown }, manager: PoolManager): void {
+export function checkRoute (route: Route, manager: PoolManager): void {
   const where = `route ${[route.method].flat().join(',')} ${route.url}`
   for (const [name, policy] of readRoutePools(route.config, where) ?? []) {
     const found = manager.find(name)
-    if (found !== undefined) {
-      try {
-        checkPolicy(policy, found.pool)
-      } catch (error) {
-        if (!(error instanceof PoolError)) throw error
-        throw new PoolError(error.code, `${where}: config.pools.${name}.transaction: ${error.message}`)
-      }
-      continue
+    if (found === undefined) {
+      const there = manager.names.map((one) => `'${one}'`).join(', ')
+      const message = `${where}: config.pools names '${name}', and there is no such pool (there is ${there})`
+      throw new PoolError('FST_POOL_NOT_FOUND', message)
     }
-    throw new PoolError('FST_POOL_NOT_FOUND', `${where}: config.pools names '${name}', and there is no such pool (there is ${manager.names.map((one) => `'${one}'`).join(', ')})`)
+    try {
+      checkPolicy(policy, found.pool)
+    } catch (error) {
+      if (!(error instanceof PoolError)) throw error
+      throw new PoolError(error.code, `${where}: config.pools.${name}.transaction: ${error.message}`)
+    }
   }
 }

@@ -1,35 +1,51 @@
 import type { Connector } from '../../types/connector.js'
 import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
+import type { Policy } from '../../types/plugin.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
 import { healthRank } from '../balance/targets.js'
 import { PoolError } from '../pool/errors.js'
-import type { ResolvedPoolOptions } from './options.js'
-import { rulesOf } from './plan.js'
+import type { Bulkhead } from './rules/bulkhead.js'
+import { Direct, type Source } from './rules/source.js'
+import type { Sticky } from './rules/sticky.js'
 
-type Policy = ResolvedPoolOptions['lease']
-
-/** A pool in a manager, with when routes lease it. */
+/** A pool in a manager, with what its requests go by. */
 export interface Managed {
   readonly name: string
   readonly pool: PoolFace<unknown>
-  readonly policy: Policy
+  /** When routes lease it, unless they say otherwise. */
+  readonly policy: Policy | false
+  readonly source: Source
+  readonly sticky: Sticky | undefined
+}
+
+/** What a pool asks of the requests that lease it. */
+interface Rules {
+  readonly policy?: Policy | false | undefined
+  readonly bulkhead?: Bulkhead | undefined
+  readonly sticky?: Sticky | undefined
 }
 
 /**
- * The pools of one scope. It looks outward for those of the scopes around it, and never holds them: a shared list would leak a child's pools to
- * its parent.
+ * Lets a pool in, or throws: makes `request.<name>`, and says when routes lease the pool unless they say otherwise.
+ *
+ * @param policy the pool's own; undefined: it has the usual one
+ */
+export type Admit = (name: string, pool: PoolFace<unknown>, policy: Policy | false | undefined) => Policy | false
+
+/**
+ * The pools of one scope. Those of the scopes around it are looked up in their managers, and never copied here: what a
+ * child adds is never seen by its parent.
  */
 export class PoolManager implements Pools {
   readonly #own = new Map<string, Managed>()
   readonly #outer: PoolManager | undefined
-  /** Of `on`: for pools that come later. */
+  /** What `on` and `onOwn` do to pools that are added later. */
   readonly #subscriptions = new Set<(pool: PoolFace<unknown>) => void>()
-  readonly #admit: (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy
-  /** Raised when a pool comes or goes: what was worked out before is worked out again. */
+  readonly #admit: Admit
+  /** Raised when a pool comes or goes: plans of an older version are made again. */
   version = 0
 
-  /** @param admit lets a pool in, or throws: makes `request.<name>`, and says when routes lease it unless they say otherwise (its own policy, else the usual one) */
-  constructor (outer: PoolManager | undefined, admit: (name: string, pool: PoolFace<unknown>, policy: Policy | undefined) => Policy) {
+  constructor (outer: PoolManager | undefined, admit: Admit) {
     this.#outer = outer
     this.#admit = admit
   }
@@ -39,12 +55,19 @@ export class PoolManager implements Pools {
     return [...this.#own.values()]
   }
 
+  /** @throws `FST_POOL_NOT_FOUND` */
+  require (name: string): Managed {
+    const found = this.find(name)
+    if (found !== undefined) return found
+    throw this.#notFound(name)
+  }
+
   find (name: string): Managed | undefined {
     return this.#own.get(name) ?? this.#outer?.find(name)
   }
 
   get<N extends string, K extends Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K> {
-    return this.#required(name).pool as unknown as PoolFace<ConnectionOf<N>, K>
+    return this.require(name).pool as unknown as PoolFace<ConnectionOf<N>, K>
   }
 
   has (name: string): boolean {
@@ -57,14 +80,17 @@ export class PoolManager implements Pools {
 
   /** @throws `FST_POOL_DUPLICATE_NAME` */
   checkNew (name: string): void {
-    if (this.has(name)) throw new PoolError('FST_POOL_DUPLICATE_NAME', `there is a pool '${name}' already: give this one another name`)
+    if (!this.has(name)) return
+    throw new PoolError('FST_POOL_DUPLICATE_NAME', `there is a pool '${name}' already: give this one another name`)
   }
 
-  add<C, K extends Connector<C>> (name: string, added: PoolFace<C, K>, policy?: Policy): void {
-    // What its connections are is between the app and its handlers.
+  /** @param rules the plugin's own pools have them; those that an app adds have none */
+  add<C, K extends Connector<C>> (name: string, added: PoolFace<C, K>, rules: Rules = {}): void {
+    // The type of its connections is between the app and its handlers.
     const pool = added as unknown as PoolFace<unknown>
     this.checkNew(name)
-    this.#own.set(name, { name, pool, policy: this.#admit(name, pool, policy) })
+    const policy = this.#admit(name, pool, rules.policy)
+    this.#own.set(name, { name, pool, policy, source: rules.bulkhead ?? new Direct(pool), sticky: rules.sticky })
     this.version++
     for (const subscribe of this.#subscriptions) subscribe(pool)
   }
@@ -74,17 +100,16 @@ export class PoolManager implements Pools {
     if (own === undefined) throw this.#notFound(name)
     this.#own.delete(name)
     this.version++
-    rulesOf(own.pool).bulkhead?.close()
-    await own.pool.close()
+    await close(own)
   }
 
   stats (): Record<string, PoolStats> {
-    return Object.fromEntries(this.names.map((name) => [name, this.#required(name).pool.stats()]))
+    return Object.fromEntries(this.names.map((name) => [name, this.require(name).pool.stats()]))
   }
 
   holders (name?: string): Holder[] {
     const names = name === undefined ? this.names : [name]
-    return names.flatMap((one) => this.#required(one).pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
+    return names.flatMap((one) => this.require(one).pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
   }
 
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
@@ -105,28 +130,31 @@ export class PoolManager implements Pools {
   }
 
   async health (): Promise<PoolsHealth> {
-    const all = await Promise.all(this.names.map(async (name) => [name, await this.#required(name).pool.health()] as const))
-    const status = all.reduce<PoolHealth['status']>((most, [, { status }]) => healthRank.indexOf(status) > healthRank.indexOf(most) ? status : most, 'up')
-    return { status, pools: Object.fromEntries(all) }
+    const health = async (name: string) => [name, await this.require(name).pool.health()] as const
+    const all = await Promise.all(this.names.map(health))
+    const worse = (one: PoolHealth['status'], other: PoolHealth['status']) =>
+      healthRank.indexOf(other) > healthRank.indexOf(one) ? other : one
+    return { status: all.map(([, { status }]) => status).reduce(worse, 'up'), pools: Object.fromEntries(all) }
   }
 
-  /** Begins to drain this scope's own pools; who closes them waits for the end of it. */
+  /** Begins to drain this scope's own pools, and does not wait for the end of it: `close` does. */
   drain (): void {
     for (const { pool } of this.own) pool.drain().catch((error: unknown) => { throw error })
   }
 
   async close (): Promise<void> {
-    await Promise.all(this.own.map(({ pool }) => pool.close()))
-  }
-
-  #required (name: string): Managed {
-    const found = this.find(name)
-    if (found !== undefined) return found
-    throw this.#notFound(name)
+    await Promise.all(this.own.map((managed) => close(managed)))
   }
 
   #notFound (name: string): PoolError {
-    const names = this.names
-    return new PoolError('FST_POOL_NOT_FOUND', `there is no pool '${name}'${names.length === 0 ? '' : ` (there is ${names.map((one) => `'${one}'`).join(', ')})`}`)
+    const names = this.names.map((one) => `'${one}'`).join(', ')
+    const others = names === '' ? '' : ` (there is ${names})`
+    return new PoolError('FST_POOL_NOT_FOUND', `there is no pool '${name}'${others}`)
   }
+}
+
+/** Closes a pool. Requests that wait in front of it, for their share, are turned away. */
+export async function close ({ source, pool }: Managed, options?: { timeout: number }): Promise<void> {
+  source.close()
+  await pool.close(options)
 }

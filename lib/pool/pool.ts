@@ -105,6 +105,8 @@ class Entry<C> {
   /** Of the lease that is out, from its first transaction on. */
   transactions: LeaseTransactions<C> | undefined
   watch: Watch | undefined
+  /** Called when the lease that is out ends, by whomever: set by `onEnd`. */
+  onEnd: (() => void) | undefined
   idleSince = 0
   /** When it was last known to be alive. */
   freshAt = 0
@@ -263,6 +265,12 @@ class PoolLease<C> implements Lease<C> {
     return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
   }
 
+  /** For a bulkhead. */
+  static onEnd<C> (lease: Lease<C>, listener: () => void): void {
+    if (lease.ended) listener()
+    else (lease as PoolLease<C>).#entry.onEnd = listener
+  }
+
   /** For the request scope: its request ended abnormally and its handler may still use the connection. */
   static abandon<C> (lease: Lease<C>): void {
     if (lease instanceof PoolLease) lease.#destroy('aborted')
@@ -271,6 +279,12 @@ class PoolLease<C> implements Lease<C> {
 
 /** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
 export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
+
+/**
+ * Calls `listener` once, when the lease ends, whichever way and whoever ends it: before its connection is offered to
+ * the next caller. At once where it has ended. A lease has one such listener, which must not throw.
+ */
+export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
 
 /** How long acquires waited, leases were held and creates took, in several pools together. */
 export const durationsOf = <C>(pools: ReadonlyArray<Pool<C>>): Pick<PoolStats, 'wait' | 'held' | 'create'> => mergeDurations(pools)
@@ -783,12 +797,16 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   #endLease (entry: Entry<C>): number {
-    const { holder, watch } = entry
+    const { holder, watch, onEnd } = entry
     entry.turn++
     entry.holder = undefined
     entry.watch = undefined
     entry.transactions = undefined
     this.#released++
+    if (onEnd !== undefined) {
+      entry.onEnd = undefined
+      onEnd()
+    }
     // While no tick is due the coarse clock stands still.
     const exactly = entry.timed || this.#asleep || this.#listeners.release !== undefined || watch?.reported === true
     const held = Math.max(0, (exactly ? this.#read(true) : this.#now) - entry.takenAt)

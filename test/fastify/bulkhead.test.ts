@@ -3,13 +3,13 @@ import type { FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
 import type { PluginOptions } from '../../index.js'
-import { Bulkhead } from '../../lib/fastify/bulkhead.js'
-import { bounded } from '../../lib/fastify/keys.js'
-import { rulesOf } from '../../lib/fastify/plan.js'
+import { Bulkhead } from '../../lib/fastify/rules/bulkhead.js'
+import { bounded } from '../../lib/fastify/rules/keys.js'
 import type { AcquireOptions } from '../../types/pool.js'
 import { FakeConnector, fakePool, failure, warm, watch } from '../support/fake-connector.js'
 import { settle } from '../support/clock.js'
 import type { Client } from '../support/client.js'
+import { rulesOf } from '../support/rules.js'
 import { Stage, on, say } from '../support/stage.js'
 import { until } from '../support/until.js'
 
@@ -17,7 +17,7 @@ import { until } from '../support/until.js'
 
 const tenantOf = (request: FastifyRequest) => request.headers.tenant as string | undefined
 const tenant = (name: string) => ({ headers: { tenant: name } })
-const bulkheadOf = (stage: Stage, name = 'db') => rulesOf(stage.poolOf(name)).bulkhead!
+const bulkheadOf = (stage: Stage, name = 'db') => rulesOf(stage.app.pools, name).bulkhead!
 
 /** So many wait for their share. */
 async function inLine (stage: Stage, count: number, name = 'db'): Promise<void> {
@@ -308,7 +308,7 @@ t.test('a transaction that can not begin gives the place in the share back', asy
   await app.register(fastifyPool, { connector, log: false, max: 2, bulkhead: { key: () => 'a', max: 1 } } as PluginOptions)
   app.get('/', { config: { pools: { db: { transaction: true } } } }, async () => 'well')
   await app.ready()
-  const { bulkhead } = rulesOf(app.pools.get('db'))
+  const { bulkhead } = rulesOf(app.pools)
   connector.next.begin = ['error']
   t.equal((await app.inject('/')).statusCode, 500)
   t.equal((await app.inject('/')).body, 'well')

@@ -3,11 +3,11 @@ import { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
 import type { PluginOptions, PoolOptions } from '../../index.js'
-import { rulesOf } from '../../lib/fastify/plan.js'
-import { Sticky } from '../../lib/fastify/sticky.js'
+import { Sticky } from '../../lib/fastify/rules/sticky.js'
 import type { Role } from '../../types/connector.js'
 import { VirtualClock } from '../support/clock.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
+import { rulesOf } from '../support/rules.js'
 import { until } from '../support/until.js'
 
 // Read your writes: after a write the same key reads from the primary for a while.
@@ -62,7 +62,7 @@ t.test('who is nobody in particular is not remembered', async (t) => {
   t.equal(await ask('POST', '/'), 'primary')
   t.equal(await ask('POST', '/', ''), 'primary')
   t.equal(await ask('GET', '/', ''), 'replica')
-  t.equal(rulesOf(app.pools.get('db')).sticky!.keys, 0)
+  t.equal(rulesOf(app.pools).sticky!.keys, 0)
 })
 
 t.test('a read from the primary is no write', async (t) => {
@@ -75,7 +75,7 @@ t.test('a read from the primary is no write', async (t) => {
   t.equal(await ask('GET', '/primary', 'A'), 'primary')
   t.equal(await ask('POST', '/reads', 'A'), 'primary')
   t.equal(await ask('POST', '/replica', 'A'), 'replica')
-  t.equal(rulesOf(app.pools.get('db')).sticky!.keys, 0)
+  t.equal(rulesOf(app.pools).sticky!.keys, 0)
   t.equal(await ask('GET', '/', 'A'), 'replica')
   // Nor is one that is sticky: else it would never end.
   await ask('POST', '/', 'A')
@@ -133,7 +133,7 @@ t.test('it is marked when the connection is taken, before the reply is sent, and
       return ''
     })
   })
-  const { sticky } = rulesOf(app.pools.get('db'))
+  const { sticky } = rulesOf(app.pools)
   const mark = sticky!.mark.bind(sticky)
   sticky!.mark = (key) => {
     marks.push('mark')
@@ -152,7 +152,7 @@ t.test('a transaction of the route has marked it again when it is committed, bef
   const { app, primary, ask } = await set(t, byHeader, (app) => {
     app.post('/transaction', { config: { pools: { db: { transaction: true } } } }, async () => '')
   })
-  const { sticky } = rulesOf(app.pools.get('db'))
+  const { sticky } = rulesOf(app.pools)
   const mark = sticky!.mark.bind(sticky)
   sticky!.mark = (key) => { steps.push('mark'); mark(key) }
   primary.onAsked = (what) => { steps.push(what.replace(/ #.*/, '')) }
@@ -167,7 +167,7 @@ t.test('a streamed reply, too, has marked it again when its transaction is commi
   const { app, primary } = await set(t, byHeader, (app) => {
     app.post('/stream', { config: { pools: { db: { transaction: true } } } }, async () => Readable.from(['a', 'b']))
   })
-  const { sticky } = rulesOf(app.pools.get('db'))
+  const { sticky } = rulesOf(app.pools)
   const mark = sticky!.mark.bind(sticky)
   sticky!.mark = (key) => { steps.push('mark'); mark(key) }
   primary.onAsked = (what) => { steps.push(what.replace(/ #.*/, '')) }
@@ -233,7 +233,7 @@ t.test('together with a bulkhead', async (t) => {
   const { app, ask } = await set(t, { ...byHeader, bulkhead: { key: (request) => request.headers['x-session'] as string | undefined, max: 1 } })
   await ask('POST', '/', 'A')
   t.same(await Promise.all([ask('GET', '/', 'A'), ask('GET', '/', 'A'), ask('GET', '/', 'B')]), ['primary', 'primary', 'replica'])
-  await until(() => rulesOf(app.pools.get('db')).bulkhead!.keys === 0)
+  await until(() => rulesOf(app.pools).bulkhead!.keys === 0)
 })
 
 // --- By itself, with the time in the test's hands -----------------------------------------------------------------------------------------

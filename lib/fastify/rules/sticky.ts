@@ -1,32 +1,32 @@
 import type { FastifyRequest } from 'fastify'
-import type { Role } from '../../types/connector.js'
-import type { Clock } from '../../types/pool.js'
-import { systemClock } from '../pool/clock.js'
-import type { ResolvedPoolOptions } from './options.js'
+import type { Role } from '../../../types/connector.js'
+import type { StickyOptions } from '../../../types/plugin.js'
+import type { Clock } from '../../../types/pool.js'
+import { systemClock } from '../../pool/clock.js'
 import { askKey, bounded, type KeyOf } from './keys.js'
 
-/** Keys that are remembered at most: beyond that the one that wrote longest ago is forgotten. */
+/** How many keys are remembered. With one more, the key that wrote longest ago is forgotten. */
 const most = 10_000
 
 /**
- * Read your writes: who has written reads from the primary for a while, as replicas may not have it yet. Whoever it is, a cookie, a header or a
- * function of the app tells.
+ * Read your writes: whoever has written reads from the primary for a while, since replicas may not have it yet. Who it
+ * is, is told by a cookie, a header or a function of the app.
  */
 export class Sticky {
   readonly #keyOf: KeyOf
   readonly #stickyFor: number
   readonly #clock: Clock
-  /** Until when, by key. The earliest first: what is marked again goes to the end. */
+  /** Until when each key reads from the primary, the earliest first: a key that is marked again goes to the end. */
   readonly #until = new Map<string, number>()
 
   /** @param options exactly one of the three */
-  constructor (pool: string, { cookie, header, key }: NonNullable<ResolvedPoolOptions['sticky']>, stickyFor: number, clock: Clock = systemClock) {
+  constructor (pool: string, { cookie, header, key }: StickyOptions, stickyFor: number, clock: Clock = systemClock) {
     this.#stickyFor = stickyFor
     this.#clock = clock
     if (key !== undefined) this.#keyOf = (request) => askKey(key, request, pool, 'sticky.key')
     else if (cookie !== undefined) this.#keyOf = ({ headers }) => text(cookieOf(headers.cookie, cookie))
     else {
-      // As Node has them.
+      // As Node has the names of headers.
       const name = header!.toLowerCase()
       this.#keyOf = ({ headers }) => text(headers[name])
     }
@@ -38,14 +38,15 @@ export class Sticky {
   }
 
   /**
-   * What a request gets that asks for a connection of `role`. Undefined: it is nobody in particular.
+   * Begins an acquire of a request that asks for a connection of `role`. Undefined: the request has no key.
    *
-   * @param writes whether it may write with it
+   * @param writes whether the request may write with the connection
    * @throws what the app's function throws; `FST_POOL_BAD_OPTIONS` where it gives no key
    */
   visit (request: FastifyRequest, role: Role, writes: boolean): Visit | undefined {
     const key = this.#keyOf(request)
-    return key === undefined ? undefined : new Visit(this, key, role === 'replica' && this.#has(key) ? 'primary' : role, writes)
+    if (key === undefined) return undefined
+    return new Visit(this, key, role === 'replica' && this.#has(key) ? 'primary' : role, writes)
   }
 
   #has (key: string): boolean {
@@ -53,7 +54,7 @@ export class Sticky {
     return until !== undefined && until > this.#clock.now()
   }
 
-  /** For `Visit`. */
+  /** From now on, for `stickyFor` ms, that key reads from the primary. */
   mark (key: string): void {
     const now = this.#clock.now()
     this.#until.delete(key)
@@ -65,7 +66,7 @@ export class Sticky {
   }
 }
 
-/** What a pool that is sticky knows of one acquire. */
+/** One acquire from a pool that is sticky: which role it gets, and whether its request may write. */
 export class Visit {
   readonly #sticky: Sticky
   readonly #key: string
@@ -75,7 +76,7 @@ export class Visit {
     this.#key = key
   }
 
-  /** From now on, for `stickyFor`, its key reads from the primary. */
+  /** Its request has written, or may have: see `Sticky.mark`. */
   mark (): void {
     this.#sticky.mark(this.#key)
   }
@@ -85,7 +86,7 @@ function text (value: string | readonly string[] | undefined): string | undefine
   return value === undefined || value.length === 0 ? undefined : bounded(String(value))
 }
 
-/** The value as it was sent, but for quotes: only whether two are equal counts. */
+/** A cookie's value as it was sent, but for quotes. It is not decoded: it is only compared with others. */
 function cookieOf (header: string | undefined, name: string): string | undefined {
   for (const pair of header?.split(';') ?? []) {
     const at = pair.indexOf('=')
@@ -96,7 +97,7 @@ function cookieOf (header: string | undefined, name: string): string | undefined
   return undefined
 }
 
-/** For keeping: a text that was cut out of a header would keep all of that in memory. */
+/** A copy that can be kept: a text that was cut out of a header would keep the whole header in memory. */
 function copyOf (text: string): string {
   return Buffer.from(text, 'utf16le').toString('utf16le')
 }

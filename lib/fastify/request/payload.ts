@@ -3,12 +3,14 @@ import { Readable, Transform, finished, pipeline } from 'node:stream'
 import type { ReadableStream } from 'node:stream/web'
 import type { FastifyReply } from 'fastify'
 
-// What a reply is made of, where it is more than a text: streams of Node, of the web and in a `Response`.
+// The payload of a reply where it is more than a text: a stream of Node's, one of the web, or one in a `Response`.
 
-/** A stream of Node's or of the web, or a `Response` with one in it, of whatever class. */
+interface OfWeb { getReader?: unknown }
+
+/** Whether a payload is a stream of Node's or of the web, or a `Response` with one in it, of whatever class. */
 export function isStream (payload: unknown): boolean {
   if (payload === null || typeof payload !== 'object') return false
-  const { pipe, getReader, body } = payload as { pipe?: unknown, getReader?: unknown, body?: { getReader?: unknown } | null }
+  const { pipe, getReader, body } = payload as OfWeb & { pipe?: unknown, body?: OfWeb | null }
   return typeof pipe === 'function' || typeof getReader === 'function' || typeof body?.getReader === 'function'
 }
 
@@ -22,9 +24,11 @@ export function readableOf (stream: unknown): Readable {
 }
 
 /**
- * Passes a stream on, and ends it when `commit` has resolved; when that rejects, the stream fails, and so does the client's reading of it.
+ * Passes a stream on, and ends it when `commit` has resolved; when that rejects, the stream fails, and so does the
+ * client's reading of it.
  *
- * @param sized the client knows how long it is, and takes it for complete when it has the last byte: that one waits too
+ * @param sized the client knows the length, and takes the reply for complete when it has the last byte: the last chunk
+ * waits for the commit, too
  */
 export function gate (source: Readable, sized: boolean, commit: () => Promise<void>): Readable {
   let last: Buffer | undefined
@@ -39,26 +43,29 @@ export function gate (source: Readable, sized: boolean, commit: () => Promise<vo
     },
     flush (end) { commit().then(() => { end(null, last) }, end) },
   })
-  return pipeline(source, gated, () => { /* Whoever reads `gated` hears of it. */ })
+  return pipeline(source, gated, () => { /* Whoever reads `gated` hears of a failure. */ })
 }
 
-/** HTTP/2's INTERNAL_ERROR (RFC 9113, section 7): `node:http2` is not loaded for it. */
+/** HTTP/2's INTERNAL_ERROR (RFC 9113, section 7). Written here so that `node:http2` is not loaded for one constant. */
 const internalError = 2
 
-/** Fastify destroys a response whose stream fails: HTTP/1.1 then cuts it, but HTTP/2 resets it with NO_ERROR, which clients take for its end. */
+/**
+ * Fastify destroys a response whose stream fails. HTTP/1.1 then cuts it; HTTP/2 would reset it with NO_ERROR, which
+ * clients take for the end of the reply.
+ */
 export function resetHttp2 ({ raw }: FastifyReply): void {
   const { stream } = raw as { stream?: ServerHttp2Stream }
   if (raw.headersSent) stream?.close(internalError)
 }
 
 /**
- * Reads a stream that is for nobody, and throws it away: to stop it would not stop the query that feeds it, and nothing
- * more could be sent on that connection, not even COMMIT. One that has not ended after half of the time is stopped:
- * there are queries that end then.
+ * Reads a stream that is for nobody, and throws it away. Destroying it would not stop the query that feeds it, and
+ * nothing more could be sent on that connection, not even COMMIT. A stream that has not ended after half of the time is
+ * destroyed all the same: some queries end then.
  *
- * @param ms Infinity: it has all the time that it needs
- * @returns when it is closed, and reads no more; at the latest after `ms`
- * @throws what it fails with
+ * @param ms Infinity: the stream has all the time that it needs
+ * @returns when the stream is closed, and reads no more; at the latest after `ms`
+ * @throws what the stream fails with
  */
 export function drain (source: Readable, ms: number): Promise<void> {
   return new Promise((resolve, reject) => {

@@ -1,56 +1,49 @@
 import type { FastifyRequest } from 'fastify'
-import type { AcquireOptions, AcquireSignal, Clock, HolderLabel, Lease, PoolFace, Timer } from '../../types/pool.js'
-import { systemClock } from '../pool/clock.js'
-import { PoolError, badOption } from '../pool/errors.js'
-import type { ResolvedPoolOptions } from './options.js'
-import { Waiter, Waiters } from '../pool/waiters.js'
+import type { BulkheadOptions } from '../../../types/plugin.js'
+import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace, Timer } from '../../../types/pool.js'
+import { systemClock } from '../../pool/clock.js'
+import { PoolError, badOption } from '../../pool/errors.js'
+import { onEnd } from '../../pool/pool.js'
+import { Waiter, Waiters } from '../../pool/waiters.js'
+import { RequestHolder } from '../request/holder.js'
 import { askKey } from './keys.js'
-import { RequestHolder } from './scope.js'
+import type { Source } from './source.js'
 
-type Options = Pick<ResolvedPoolOptions, 'acquireTimeout' | 'maxPending'> & { readonly bulkhead: NonNullable<ResolvedPoolOptions['bulkhead']> }
+/** What a bulkhead needs of its pool's options. */
+interface Options {
+  readonly acquireTimeout: number
+  readonly maxPending: number
+  readonly bulkhead: BulkheadOptions
+}
 
-/** What one key has of the pool, and who waits for more of it. There is one only while somebody does either. */
+/**
+ * The share of one key: what its requests have of the pool, and which of them wait for more. It is kept only while
+ * there are such requests.
+ */
 class Share extends Waiters<never> {
-  /** Requests of this key that have a connection, or are about to get one. */
+  /** How many requests of this key have a connection, or are about to get one. */
   used = 0
-  /** How long they hold it, in ms: a moving mean. */
+  /** How long requests of this key hold a connection, in ms: a moving mean. */
   held = 0
 
   constructor (readonly key: string) { super() }
 }
 
-/** A request's place in its key's share. It is also the lease's holder, so that the pool tells by it when the lease is over, whichever way. */
-class Permit extends RequestHolder {
-  // Not to be seen: holders are shown, and the key may be a secret.
-  #share: Share | undefined
-
-  constructor (share: Share, request: FastifyRequest, holder: Exclude<HolderLabel, string>) {
-    super(holder.route ?? '', request, holder.id)
-    this.#share = share
-  }
-
-  /** The share whose place this is; once: undefined when it was given back before. */
-  end (): Share | undefined {
-    const share = this.#share
-    this.#share = undefined
-    return share
-  }
-}
-
 /**
- * Fair shares of one pool: requests of the same key have at most `max` of its connections, and the next ones wait in front of the pool, where they
- * take no place in its line. First come, first served; anybody can leave in O(1).
+ * Fair shares of one pool: requests of the same key have at most `max` of its connections, and the next ones wait in
+ * front of the pool, where they take no place in its line. First come, first served; anybody can leave in O(1).
  */
-export class Bulkhead {
+export class Bulkhead implements Source {
   readonly #pool: PoolFace<unknown>
-  readonly #options: Options['bulkhead']
+  readonly #options: BulkheadOptions
   readonly #acquireTimeout: number
   readonly #maxPending: number
   readonly #clock: Clock
   readonly #shares = new Map<string, Share>()
+  /** How many wait, of all keys together. */
   #pending = 0
   #closed = false
-  /** One for all: set to the first deadline that there may be. */
+  /** One timer for all who wait, set to the earliest deadline. There is one only while somebody waits. */
   #timer: Timer | undefined
   #timerAt = Infinity
 
@@ -60,15 +53,9 @@ export class Bulkhead {
     this.#acquireTimeout = options.acquireTimeout
     this.#maxPending = options.maxPending
     this.#clock = clock
-    pool.on('release', ({ holder, held }) => {
-      const share = holder instanceof Permit ? holder.end() : undefined
-      if (share === undefined) return
-      share.held += (held - share.held) / (share.held === 0 ? 1 : 8)
-      this.#leave(share)
-    })
   }
 
-  /** Requests that wait for their share. */
+  /** How many requests wait for their share. */
   get pending (): number {
     return this.#pending
   }
@@ -79,7 +66,7 @@ export class Bulkhead {
   }
 
   /**
-   * As the pool's own: null where somebody would have to wait, be it for a connection or for the share.
+   * As the pool's own: null where the request would have to wait, for a connection or for its share.
    *
    * @throws what the key's function throws; `FST_POOL_BAD_OPTIONS` where it gives no key
    */
@@ -88,18 +75,19 @@ export class Bulkhead {
     if (key === undefined) return this.#pool.tryAcquire(options)
     const share = this.#shareOf(key)
     if (share.used >= this.#options.max) return null
-    const permit = this.#enter(share, request, options.holder)
+    this.#enter(share)
     let lease: Lease<unknown> | null = null
     try {
-      lease = this.#pool.tryAcquire({ ...options, holder: permit })
+      lease = this.#pool.tryAcquire(options)
     } finally {
-      if (lease === null) this.#cancel(permit)
+      if (lease === null) this.#leave(share)
+      else this.#lent(share, lease)
     }
     return lease
   }
 
   /**
-   * As the pool's own: the deadline is of both waits together.
+   * As the pool's own. The wait for the share and the wait for a connection have one deadline together.
    *
    * @throws what `Pool.acquire` throws; what the key's function throws; `FST_POOL_BAD_OPTIONS` where it gives no key
    */
@@ -108,23 +96,20 @@ export class Bulkhead {
     if (key === undefined) return await this.#pool.acquire(options)
     const share = this.#shareOf(key)
     let { timeout } = options
-    let permit: Permit
-    if (share.used < this.#options.max) permit = this.#enter(share, request, options.holder)
-    else {
-      const deadline = await this.#wait(share, options)
-      // Its turn has come: whoever was before it has left its place in the share to it.
-      permit = new Permit(share, request, labelOf(options.holder))
-      timeout = Math.max(1, deadline - this.#clock.now())
-    }
+    if (share.used < this.#options.max) this.#enter(share)
+    else timeout = Math.max(1, await this.#wait(share, options) - this.#clock.now())
     try {
-      return await this.#pool.acquire({ ...options, ...(timeout !== undefined && { timeout }), holder: permit })
+      const holder = RequestHolder.named(request, options.holder)
+      const lease = await this.#pool.acquire({ ...options, timeout, holder })
+      this.#lent(share, lease)
+      return lease
     } catch (error) {
-      this.#cancel(permit)
+      this.#leave(share)
       throw error
     }
   }
 
-  /** The pool closes, and takes nobody any more: who waits here is turned away. */
+  /** The pool closes, and serves nobody any more: those who wait here are turned away. */
   close (): void {
     this.#closed = true
     for (const share of this.#shares.values()) {
@@ -143,13 +128,21 @@ export class Bulkhead {
     return this.#shares.get(key) ?? new Share(key)
   }
 
-  #enter (share: Share, request: FastifyRequest, holder: HolderLabel | undefined): Permit {
+  #enter (share: Share): void {
     this.#shares.set(share.key, share)
     share.used++
-    return new Permit(share, request, labelOf(holder))
   }
 
-  /** Resolves when the caller has a place in the share, with its deadline. */
+  /** The place in the share is free again when the lease ends, however it ends. */
+  #lent (share: Share, lease: Lease<unknown>): void {
+    const since = this.#clock.now()
+    onEnd(lease, () => {
+      share.held += (this.#clock.now() - since - share.held) / (share.held === 0 ? 1 : 8)
+      this.#leave(share)
+    })
+  }
+
+  /** Resolves when somebody who left has handed a place in the share over to the caller, to the caller's deadline. */
   async #wait (share: Share, { timeout = this.#acquireTimeout, signal, holder }: AcquireOptions): Promise<number> {
     if (!(timeout >= 1 && timeout <= 2 ** 31 - 1)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
     if (signal?.aborted === true) throw this.#abortError(signal)
@@ -174,7 +167,7 @@ export class Bulkhead {
     return deadline
   }
 
-  /** Out of the line. */
+  /** Takes somebody out of the line. */
   #take (share: Share, waiter: Waiter<never>): void {
     share.remove(waiter)
     waiter.unlisten?.()
@@ -183,16 +176,10 @@ export class Bulkhead {
     if (this.#pending === 0) this.#disarm()
   }
 
-  /** There was no lease. */
-  #cancel (permit: Permit): void {
-    const share = permit.end()
-    if (share !== undefined) this.#leave(share)
-  }
-
+  /** A place in the share is free. It goes to the first who waits, from hand to hand: nobody can come between. */
   #leave (share: Share): void {
     const next = share.first()
     if (next !== undefined) {
-      // Its place in the share goes from hand to hand.
       this.#take(share, next)
       next.resolve(undefined as never)
       return
@@ -206,7 +193,7 @@ export class Bulkhead {
     this.#disarm()
     this.#timerAt = at
     this.#timer = this.#clock.setTimer(() => { this.#sweep() }, Math.max(1, Math.ceil(at - this.#clock.now())))
-    // There is one only while somebody waits.
+    // Somebody waits: the process must live until then.
     this.#timer.ref()
   }
 
@@ -230,38 +217,39 @@ export class Bulkhead {
     if (next < Infinity) this.#arm(next)
   }
 
-  // --- Errors: they go to clients, so they never show the key -----------------------------------------------------------------------------
+  // --- Errors: they go to clients, so they never show the key --------------------------------------------------------
 
   #numbers ({ used, size }: Share): string {
     return `bulkhead.max ${this.#options.max}, used ${used}, pending ${size}`
   }
 
-  /** In seconds, until the next one in line would have its turn. */
+  /** In how many seconds one who joined the line now would have its turn. */
   #predicted ({ held, size }: Share): { readonly retryAfter: number } {
     return { retryAfter: held * (size + 1) / this.#options.max / 1000 }
   }
 
   #timeoutError (share: Share, timeout: number): PoolError {
     const what = `no connection from pool '${this.#pool.name}' within ${Math.round(timeout)} ms`
-    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `${what}: requests of the same key have their whole share of it (${this.#numbers(share)}). ` +
-      'Look for slow queries, or raise bulkhead.max.', this.#predicted(share))
+    const why = `requests of the same key have their whole share of it (${this.#numbers(share)})`
+    const message = `${what}: ${why}. Look for slow queries, or raise bulkhead.max.`
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, this.#predicted(share))
   }
 
   #fullError (share: Share): PoolError {
-    const what = `requests of the same key have their whole share of pool '${this.#pool.name}' (${this.#numbers(share)})`
-    return new PoolError('FST_POOL_QUEUE_FULL', `${what}, and ${this.#pending} wait for their shares already. ` +
-      'Look for slow queries, or raise bulkhead.max or maxPending.', this.#predicted(share))
+    const pool = `pool '${this.#pool.name}' (${this.#numbers(share)})`
+    const what = `requests of the same key have their whole share of ${pool}`
+    const message = `${what}, and ${this.#pending} wait for their shares already. ` +
+      'Look for slow queries, or raise bulkhead.max or maxPending.'
+    return new PoolError('FST_POOL_QUEUE_FULL', message, this.#predicted(share))
   }
 
   #abortError (signal: AcquireSignal): PoolError {
-    return new PoolError('FST_POOL_ABORTED', `an acquire from pool '${this.#pool.name}' was aborted by its signal`, { cause: signal.reason })
+    const message = `an acquire from pool '${this.#pool.name}' was aborted by its signal`
+    return new PoolError('FST_POOL_ABORTED', message, { cause: signal.reason })
   }
 
   #closedError (): PoolError {
-    return new PoolError('FST_POOL_CLOSED', `pool '${this.#pool.name}' is closing`, { retryAfter: this.#pool.closeTimeout / 1000 })
+    const { name, closeTimeout } = this.#pool
+    return new PoolError('FST_POOL_CLOSED', `pool '${name}' is closing`, { retryAfter: closeTimeout / 1000 })
   }
-}
-
-function labelOf (holder: HolderLabel | undefined): Exclude<HolderLabel, string> {
-  return typeof holder === 'string' ? { route: holder } : holder ?? {}
 }

@@ -1,10 +1,10 @@
 import { createHash } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../../pool/errors.js'
 
-// What requests are told apart by: a tenant, a session. It comes from outside, and may be a secret: no error shows it.
+// Keys tell requests apart: a tenant, a session. A key comes from outside, and may be a secret: no error shows it.
 
-/** What an app's function makes of a request; undefined: nothing to tell it apart by. */
+/** An app's function that gives a request its key; undefined: the request has none. */
 export type KeyOf = (request: FastifyRequest) => string | undefined
 
 /** Longer keys, in bytes, are kept as their hash. */
@@ -12,13 +12,13 @@ const longest = 256
 const hashed = 'sha256:'
 
 /**
- * A key of at most 256 bytes: two keys that differ stay two. One that looks like a hash is hashed as well, so that nobody can take the place of
- * another whose key was too long.
+ * A key of at most 256 bytes: keys that differ stay different. A key that looks like a hash is hashed as well, so that
+ * nobody can pass for another whose long key has that hash.
  */
 export function bounded (key: string): string {
   // A UTF-16 unit has three bytes at most.
   if ((key.length * 3 <= longest || Buffer.byteLength(key) <= longest) && !key.startsWith(hashed)) return key
-  // As UTF-16: in UTF-8 all lone surrogates are one.
+  // As UTF-16: in UTF-8 all lone surrogates are the same.
   return hashed + createHash('sha256').update(key, 'utf16le').digest('base64')
 }
 
@@ -33,12 +33,13 @@ export function askKey (keyOf: KeyOf, request: FastifyRequest, pool: string, opt
   try {
     key = keyOf(request)
   } catch (error) {
-    // Fastify takes one that is falsy for none.
+    // Fastify takes an error that is falsy for none.
     throw error || new PoolError('FST_POOL_BAD_OPTIONS', `pool '${pool}': ${option} threw, and not an error`)
   }
   if (typeof key === 'string') return bounded(key)
   if (key === undefined) return undefined
-  if (key instanceof Promise) key.catch(() => { /* The request fails already, for that it is a promise. */ })
+  if (key instanceof Promise) key.catch(() => { /* The request fails already, since a promise is no key. */ })
   const what = key === null ? 'null' : key instanceof Promise ? 'a promise' : `a value of type ${typeof key}`
-  throw new PoolError('FST_POOL_BAD_OPTIONS', `pool '${pool}': ${option} gave ${what}: expected a text, or undefined for none`)
+  const message = `pool '${pool}': ${option} gave ${what}: expected a text, or undefined for none`
+  throw new PoolError('FST_POOL_BAD_OPTIONS', message)
 }

@@ -1,0 +1,102 @@
+import type { Socket } from 'node:net'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { AcquireSignal } from '../../../types/pool.js'
+import { PoolError } from '../../pool/errors.js'
+
+/**
+ * Tells the acquires of one request that the request is over. An AbortController would cost a third of what waiting for
+ * a connection costs a request.
+ */
+export class Leave implements AcquireSignal {
+  aborted = false
+  reason: unknown
+  #listeners: Array<() => void> = []
+
+  addEventListener (_type: 'abort', listener: () => void): void {
+    this.#listeners.push(listener)
+  }
+
+  removeEventListener (_type: 'abort', listener: () => void): void {
+    this.#listeners = this.#listeners.filter((one) => one !== listener)
+  }
+
+  abort (reason: unknown): void {
+    if (this.aborted) return
+    this.aborted = true
+    this.reason = reason
+    for (const listener of this.#listeners.splice(0)) listener()
+  }
+}
+
+/** A signal that aborts with the first of several, until `stop` is called. */
+export function either (signals: readonly AcquireSignal[]): { readonly signal: AcquireSignal, stop (): void } {
+  const signal = new Leave()
+  const undos = signals.map((one) => {
+    const abort = () => { signal.abort(one.reason) }
+    if (one.aborted) abort()
+    else one.addEventListener('abort', abort)
+    return () => { one.removeEventListener('abort', abort) }
+  })
+  return { signal, stop: () => { for (const undo of undos) undo() } }
+}
+
+/**
+ * The pipelined requests whose responses are queued on one socket, behind others. One listener for all of them: thirty
+ * would look like a leak to Node.
+ */
+export class Queue extends Set<() => void> {
+  static readonly #all = new WeakMap<Socket, Queue>()
+  readonly #end = () => { for (const end of this) end() }
+
+  /** Calls `end` when the socket closes. Returns its own undo. */
+  static join (socket: Socket, end: () => void): () => void {
+    let queue = Queue.#all.get(socket)
+    if (queue === undefined) {
+      queue = new Queue()
+      Queue.#all.set(socket, queue)
+      socket.on('close', queue.#end)
+    }
+    queue.add(end)
+    return () => { queue.#leave(socket, end) }
+  }
+
+  #leave (socket: Socket, end: () => void): void {
+    this.delete(end)
+    if (this.size > 0) return
+    Queue.#all.delete(socket)
+    socket.off('close', this.#end)
+  }
+}
+
+/** Whether a request has ended: every signal of that may have been emitted already, while an earlier hook waited. */
+export function isOver (request: FastifyRequest, { raw }: FastifyReply): boolean {
+  // HTTP/2's response has no `destroyed` of its own; under inject the socket has none.
+  const { stream } = raw as { stream?: { destroyed: boolean } }
+  return raw.writableEnded || (stream?.destroyed ?? raw.destroyed) || request.raw.socket?.destroyed === true
+}
+
+export function overError (): PoolError {
+  return new PoolError('FST_POOL_ABORTED', 'the request is over: it gets no connection any more')
+}
+
+/** What requests have of `handlerTimeout`, from Fastify 5.8 on. */
+interface Timed {
+  readonly routeOptions: { readonly handlerTimeout?: number }
+  /** A getter: Fastify makes the signal when it is read. */
+  readonly signal?: AbortSignal
+}
+
+export function hasTimedOut (request: object): boolean {
+  const timed = request as Timed
+  const { handlerTimeout = 0 } = timed.routeOptions
+  return handlerTimeout > 0 && isHandlerTimeout(timed.signal?.reason)
+}
+
+export function isHandlerTimeout (error: unknown): boolean {
+  return (error as { code?: unknown } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
+}
+
+/** An error, whatever a connector rejects with: Fastify takes one that is falsy for none. */
+export function errorOf (reason: unknown): Error {
+  return reason ? reason as Error : new Error('a transaction failed, and its connector did not say why')
+}

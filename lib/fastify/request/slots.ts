@@ -1,0 +1,322 @@
+import type { FastifyReply } from 'fastify'
+import type { RouteTransaction } from '../../../types/plugin.js'
+import type { AcquireOptions, Lease } from '../../../types/pool.js'
+import { abandon, isBeside } from '../../pool/pool.js'
+import type { Step } from '../plan.js'
+import type { Visit } from '../rules/sticky.js'
+import { Leave, either, errorOf, overError } from './ending.js'
+import type { RequestHolder } from './holder.js'
+
+/** What the connections of a request ask of its scope. */
+export interface Site {
+  /** The request has ended: nothing is taken any more. */
+  readonly over: boolean
+  /** A connection was lent: begins the route's transaction on it, unless the reply is out that would end it. */
+  begin (lease: Lease<unknown>, transaction: RouteTransaction): Promise<void> | undefined
+  /** A lease went back that nobody has used, and its transaction, which had done nothing, with it. */
+  forget (lease: Lease<unknown>): void
+}
+
+/**
+ * A request's place for the connection of one pool.
+ *
+ * ```
+ *           lent             the body is slow
+ *   empty --------> held ---------------------> parked
+ *                   | ^ ^                         |
+ *                   | | '------- lent again ------'
+ *         released  | | lent again
+ *                   v |
+ *                   done <------------------- doubtful
+ *                           not in use any more
+ * ```
+ *
+ * A slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run. The handler or the
+ * pool may end a lease while its slot is 'held': `isOut` sees that.
+ */
+interface Slot {
+  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'done'
+  step: Step
+  /** The last one that was lent; none while the slot is parked. */
+  lease: Lease<unknown> | undefined
+  /** The next lease, while it is waited for: whoever else wants the connection waits for the same one. */
+  taking: Promise<Lease<unknown>> | undefined
+  /** Somebody has seen the connection, or asked for it, and may use it until the request ends. */
+  touched: boolean
+  /** Where the pool is sticky: the acquire that the lease comes from. */
+  visit: Visit | undefined
+}
+
+/** Whether its connection can be used. */
+function isOut ({ is, lease }: Slot): boolean {
+  return is === 'held' && !lease!.ended
+}
+
+/** The connections of one request, one for each pool that it leases. */
+export class Slots {
+  readonly #site: Site
+  readonly #reply: FastifyReply
+  readonly #holder: { readonly holder: RequestHolder }
+  readonly #all: Slot[] = []
+  /** Ends the acquires that wait. */
+  #leave: Leave | undefined
+  #bodyTimer: NodeJS.Timeout | undefined
+  /** Acquires that may write, where the pool is sticky. */
+  #writes: Set<Visit> | undefined
+
+  constructor (site: Site, reply: FastifyReply, holder: RequestHolder) {
+    this.#site = site
+    this.#reply = reply
+    this.#holder = { holder }
+  }
+
+  // --- Taking -------------------------------------------------------------------------------------------------------
+
+  /**
+   * Takes a connection for each step, one after the other. Calls `done` at once where all are idle; else when it has
+   * them, or can't have one.
+   */
+  take (steps: readonly Step[], done: (error?: Error) => void): void {
+    // An earlier hook may have waited while the request ended: then nothing would ever end a lease.
+    if (this.#site.over) return this.#failed(overError(), done)
+    for (let at = 0; at < steps.length; at++) {
+      const slot = this.#slotFor(steps[at]!)
+      // Taken by hand before its turn.
+      if (isOut(slot)) continue
+      let lease: Lease<unknown> | null = null
+      try {
+        // A transaction begins with a round trip: it takes the way that waits.
+        if (slot.taking === undefined && slot.step.transaction === undefined) {
+          lease = slot.step.source.tryAcquire(this.#reply.request, this.#optionsOf(slot))
+        }
+      } catch (error) {
+        return this.#failed(errorOf(error), done)
+      }
+      if (lease === null) {
+        this.#takeRest(steps, at).then(() => { done() }, (error: unknown) => { this.#failed(errorOf(error), done) })
+        return
+      }
+      this.#lent(slot, lease)
+    }
+    done()
+  }
+
+  async #takeRest (steps: readonly Step[], from: number): Promise<void> {
+    for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
+  }
+
+  /** Takes a connection by hand. While a lease is out it is the same one; callers at the same time get the same one. */
+  acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
+    const slot = this.#find(step.name) ?? this.#slotFor(step)
+    slot.touched = true
+    const lease = this.#leaseOf(slot, options)
+    // Also where the lease is out already, and was taken for reading.
+    if (options?.role === 'primary' && slot.visit?.role === 'primary') {
+      slot.visit.writes = true
+      if (slot.taking === undefined) this.#wrote(slot.visit)
+    }
+    return lease
+  }
+
+  #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
+    if (isOut(slot)) return Promise.resolve(slot.lease!)
+    return (slot.taking ??= this.#wait(slot, options).finally(() => { slot.taking = undefined }))
+  }
+
+  async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
+    if (this.#site.over) throw overError()
+    const { source, transaction } = slot.step
+    const own = (this.#leave ??= new Leave())
+    const both = options?.signal === undefined ? undefined : either([own, options.signal])
+    const asked = { ...this.#optionsOf(slot, options), signal: both?.signal ?? own }
+    const taking = source.acquire(this.#reply.request, asked)
+    const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
+    try {
+      if (transaction !== undefined) await this.#site.begin(lease, transaction)
+      // The request may have ended between the loan and now.
+      if (this.#site.over) throw overError()
+      this.#lent(slot, lease)
+      return lease
+    } catch (error) {
+      lease.release()
+      throw error
+    }
+  }
+
+  #optionsOf (slot: Slot, options?: AcquireOptions): AcquireOptions {
+    const { role, sticky, writes } = slot.step
+    if (sticky === undefined && options === undefined) {
+      return role === 'primary' ? this.#holder : { ...this.#holder, role }
+    }
+    const asked = options?.role
+    const may = asked === undefined ? writes : asked === 'primary'
+    slot.visit = sticky?.visit(this.#reply.request, asked ?? role, may)
+    return { ...this.#holder, ...options, role: slot.visit?.role ?? asked ?? role }
+  }
+
+  #lent (slot: Slot, lease: Lease<unknown>): void {
+    slot.is = 'held'
+    slot.lease = lease
+    if (slot.visit?.writes === true) this.#wrote(slot.visit)
+  }
+
+  /** One connection can't be had: those of the request that nobody has seen go back at once. */
+  #failed (error: Error, done: (error: Error) => void): void {
+    for (const slot of this.#all) if (!slot.touched) release(slot)
+    // Nobody reads the reply of a request that is over: with 499 its log line does not look like a fault of the app.
+    // A reply whose headers are out keeps its status.
+    if (this.#site.over && !this.#reply.raw.headersSent) this.#reply.code(499)
+    done(error)
+  }
+
+  #slotFor (step: Step): Slot {
+    let slot = this.#find(step.name)
+    if (slot === undefined) {
+      slot = { is: 'empty', step, lease: undefined, taking: undefined, touched: false, visit: undefined }
+      this.#all.push(slot)
+    }
+    slot.step = step
+    return slot
+  }
+
+  #find (name: string): Slot | undefined {
+    for (const slot of this.#all) if (slot.step.name === name) return slot
+    return undefined
+  }
+
+  // --- Read your writes ---------------------------------------------------------------------------------------------
+
+  /** Marks an acquire now, and again when the reply is sent and when the request ends: nobody knows when it writes. */
+  #wrote (visit: Visit): void {
+    (this.#writes ??= new Set()).add(visit)
+    visit.mark()
+  }
+
+  markWrites (): void {
+    if (this.#writes !== undefined) for (const visit of this.#writes) visit.mark()
+  }
+
+  // --- The request's body -------------------------------------------------------------------------------------------
+
+  /** The body has `grace` ms to come in, from now on. Then the connections that nobody has seen go back. */
+  awaitBody (grace: number): void {
+    if (this.#bodyTimer !== undefined || this.#site.over) return
+    this.#bodyTimer = setTimeout(() => {
+      // If the body is in, it is another hook that takes so long, and it may want its connection.
+      if (!this.#reply.request.raw.complete) this.#park()
+    }, grace).unref()
+  }
+
+  #park (): void {
+    for (const slot of this.#all) {
+      if (slot.touched || slot.is !== 'held') continue
+      const lease = slot.lease!
+      slot.lease = undefined
+      slot.is = 'parked'
+      lease.release()
+      this.#site.forget(lease)
+    }
+  }
+
+  /** The body is in: takes the connections again that went back meanwhile. */
+  bodyIn (done: (error?: Error) => void): void {
+    if (this.#bodyTimer === undefined) return done()
+    clearTimeout(this.#bodyTimer)
+    const parked = this.#all.filter(({ is }) => is === 'parked').map(({ step }) => step)
+    if (parked.length === 0) return done()
+    this.take(parked, done)
+  }
+
+  // --- What the request sees ----------------------------------------------------------------------------------------
+
+  isParked (name: string): boolean {
+    return this.#find(name)?.is === 'parked'
+  }
+
+  /**
+   * A connection, for whoever uses it. Undefined: there was no lease.
+   *
+   * @throws `FST_POOL_LEASE_RELEASED`
+   */
+  connection (name: string): unknown {
+    const slot = this.#find(name)
+    if (slot === undefined || slot.lease === undefined) return undefined
+    slot.touched = true
+    const { connection } = slot.lease
+    if (isBeside(slot.lease)) this.#warnOf(name)
+    return connection
+  }
+
+  lease (name: string): Lease<unknown> | undefined {
+    const slot = this.#find(name)
+    if (slot === undefined) return undefined
+    slot.touched = true
+    return slot.lease
+  }
+
+  /** Warns once for each route and pool. */
+  #warnOf (name: string): void {
+    const { log, request } = this.#reply
+    const { config } = request.routeOptions
+    const warned = besides.get(config) ?? new Set<string>()
+    if (warned.has(name)) return
+    besides.set(config, warned.add(name))
+    const { route } = this.#holder.holder
+    log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same ` +
+      'connection: what is sent there is part of that transaction, and is rolled back with it, whatever was answered ' +
+      'before. Await the transaction first, or use the connection that its function is given. (If it was used within ' +
+      'that function, its async context was lost on the way.)')
+  }
+
+  // --- The end ------------------------------------------------------------------------------------------------------
+
+  /** The reply is about to be sent: gives back the connections that the route holds only until then. */
+  releaseOnSend (): void {
+    for (const slot of this.#all) if (slot.step.release === 'onSend') release(slot)
+  }
+
+  /**
+   * The request is over: ends acquires that wait, and leases that nobody can be using.
+   *
+   * @param well the request's handler uses no connection any more
+   * @returns whether connections are in doubt, since the handler may still be using them: `settle` decides on them
+   */
+  end (well: boolean): boolean {
+    clearTimeout(this.#bodyTimer)
+    // Only where an acquire waits: most have long been served, and the error has a stack.
+    if (this.#all.some(({ taking }) => taking !== undefined)) this.#leave!.abort(overError())
+    let doubt = false
+    for (const slot of this.#all) {
+      // What nobody has seen nobody can be using.
+      if (well || !slot.touched || !isOut(slot)) release(slot)
+      else {
+        slot.is = 'doubtful'
+        doubt = true
+      }
+    }
+    return doubt
+  }
+
+  /**
+   * Decides on connections that are in doubt.
+   *
+   * @param clean nobody uses them any more: they go back. Else they are destroyed.
+   */
+  settle (clean: boolean): void {
+    for (const slot of this.#all) {
+      if (slot.is !== 'doubtful') continue
+      slot.is = 'done'
+      if (clean) slot.lease!.release()
+      else abandon(slot.lease!)
+    }
+  }
+}
+
+function release (slot: Slot): void {
+  if (slot.is !== 'held') return
+  slot.is = 'done'
+  slot.lease!.release()
+}
+
+/** By a route's config: the pools of which it was warned that they are used beside a transaction. */
+const besides = new WeakMap<object, Set<string>>()

@@ -1,0 +1,30 @@
+import type { FastifyRequest } from 'fastify'
+import type { AcquireOptions, Lease, PoolFace } from '../../../types/pool.js'
+
+/** Where requests take the connections of a pool: at the pool itself, or at the bulkhead in front of it. */
+export interface Source {
+  /** As the pool's own: null where the request would have to wait. */
+  tryAcquire (request: FastifyRequest, options: AcquireOptions): Lease<unknown> | null
+  acquire (request: FastifyRequest, options: AcquireOptions): Promise<Lease<unknown>>
+  /** Turns away those who wait here. The pool itself is closed by its manager. */
+  close (): void
+}
+
+/** A pool without a bulkhead: all requests are the same to it. */
+export class Direct implements Source {
+  readonly #pool: PoolFace<unknown>
+
+  constructor (pool: PoolFace<unknown>) {
+    this.#pool = pool
+  }
+
+  tryAcquire (_request: FastifyRequest, options: AcquireOptions): Lease<unknown> | null {
+    return this.#pool.tryAcquire(options)
+  }
+
+  acquire (_request: FastifyRequest, options: AcquireOptions): Promise<Lease<unknown>> {
+    return this.#pool.acquire(options)
+  }
+
+  close (): void { /* Nobody waits here. */ }
+}

@@ -18,6 +18,6 @@ export function optionsOf ({ isolationLevel, accessMode }: LibraryOptions = {}):
 
 /** The error of an adapter on a database that it does not know. */
 export function unknownSystem (adapter: string, { system }: WrapInfo, known: readonly string[]): PoolError {
-  const message = `option wrap is ${adapter}(), which works on ${known.join(', ')}: this is ${system}`
-  return new PoolError('FST_POOL_BAD_OPTIONS', message)
+  return new PoolError('FST_POOL_BAD_OPTIONS',
+    `option wrap is ${adapter}(), which works on ${known.join(', ')}: this is ${system}`)
 }

@@ -36,14 +36,14 @@ export function mongoose (options: MongooseOptions = {}): (connection: unknown, 
     if (info.system !== 'mongodb') throw unknownSystem('mongoose', info, ['mongodb'])
     const { client, databaseName } = connection as Db
     if (info.inTransaction) {
-      const message = `pool '${info.pool}' gives Mongoose connections, whose models would write outside of this ` +
-        `transaction: use Mongoose's own, request.${info.pool}.transaction(fn), on a route without transaction`
-      throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
+      throw new PoolError('FST_POOL_NOT_SUPPORTED',
+        `pool '${info.pool}' gives Mongoose connections, whose models would write outside of this ` +
+          `transaction: use Mongoose's own, request.${info.pool}.transaction(fn), on a route without transaction`)
     }
     if (!(client instanceof mongoose.mongo.MongoClient)) {
-      const message = "option wrap is mongoose(), which needs Mongoose's own copy of the driver: " +
-        'give the pool driver: mongoose.mongo'
-      throw new PoolError('FST_POOL_BAD_OPTIONS', message)
+      throw new PoolError('FST_POOL_BAD_OPTIONS',
+        "option wrap is mongoose(), which needs Mongoose's own copy of the driver: " +
+          'give the pool driver: mongoose.mongo')
     }
     let known = connections.get(client)
     if (known === undefined) connections.set(client, known = new Map())

@@ -41,9 +41,9 @@ async function tryAll (client: MongoClient): Promise<void> {
     await stub.expect('ping', () => undone.connection.command({ ping: 1 }))
     await stub.expect('abortTransaction', () => undone.rollback())
   } catch (cause) {
-    const message = `this version of the MongoDB driver would not keep '${route}' in a transaction: ` +
-      'transactions are not supported with it'
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', message, { cause })
+    throw new PoolError('FST_POOL_NOT_SUPPORTED',
+      `this version of the MongoDB driver would not keep '${route}' in a transaction: ` +
+        'transactions are not supported with it', { cause })
   }
 }
 

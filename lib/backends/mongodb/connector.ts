@@ -61,8 +61,8 @@ async function firstAddress (addresses: Addresses, timeout: number): Promise<Add
   } catch (error) {
     if (error instanceof PoolError) throw error
     const cause = scrub(error, addresses.secrets)
-    const message = `the function for url or connection failed: ${cause.message}`
-    throw new PoolError('FST_POOL_CONNECT_FAILED', message, { cause })
+    throw new PoolError('FST_POOL_CONNECT_FAILED',
+      `the function for url or connection failed: ${cause.message}`, { cause })
   }
 }
 

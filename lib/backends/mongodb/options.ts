@@ -75,13 +75,15 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
   const inUrl = [...new URLSearchParams(/\?([^#]*)/.exec(url)?.[1] ?? '')]
   for (const key of Object.keys(connection)) {
     const ours = reserved.get(key.toLowerCase())
-    if (ours === undefined) continue
-    throw badOption(`connection.${key}`, connection[key], `nothing there: it is set from the pool's option ${ours}`)
+    if (ours !== undefined) {
+      throw badOption(`connection.${key}`, connection[key], `nothing there: it is set from the pool's option ${ours}`)
+    }
   }
   for (const [key] of inUrl) {
     const ours = reserved.get(key.toLowerCase())
-    if (ours === undefined) continue
-    throw badOption('url', url, `a URL without ${key}: it is set from the pool's option ${ours}`)
+    if (ours !== undefined) {
+      throw badOption('url', url, `a URL without ${key}: it is set from the pool's option ${ours}`)
+    }
   }
   // The driver ignores the case of option names, and `connection` overrides the URL.
   const isNamed = (name: string) => ([key]: readonly [string, unknown]) => key.toLowerCase() === name.toLowerCase()
@@ -106,8 +108,8 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
       throw badOption('url', url, `a MongoDB URL (${form})`)
     }
     const cause = scrub(error, secretsOf(address))
-    const message = `option connection is not what the MongoDB driver takes: ${cause.message}`
-    throw new PoolError('FST_POOL_BAD_OPTIONS', message, { cause })
+    throw new PoolError('FST_POOL_BAD_OPTIONS',
+      `option connection is not what the MongoDB driver takes: ${cause.message}`, { cause })
   }
 }
 

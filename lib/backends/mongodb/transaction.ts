@@ -261,8 +261,8 @@ export function topologyOf (client: MongoClient): Topology {
   if (topology === undefined) throw new Error('the MongoDB client is closed')
   if (!hasTransactions(topology.description)) throw noTransactions()
   if (client.writeConcern?.w === 0) {
-    const message = 'a transaction can not be committed with write concern 0: nobody would know whether it was'
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
+    throw new PoolError('FST_POOL_NOT_SUPPORTED',
+      'a transaction can not be committed with write concern 0: nobody would know whether it was')
   }
   return topology
 }
@@ -277,8 +277,8 @@ function hasTransactions ({ type, servers, logicalSessionTimeoutMinutes }: Topol
 }
 
 function noTransactions (cause?: unknown): PoolError {
-  const message = 'this MongoDB has no transactions: they need a replica set or a sharded cluster'
-  return new PoolError('FST_POOL_NOT_SUPPORTED', message, { cause })
+  return new PoolError('FST_POOL_NOT_SUPPORTED',
+    'this MongoDB has no transactions: they need a replica set or a sharded cluster', { cause })
 }
 
 function ended (): PoolError {
@@ -287,8 +287,8 @@ function ended (): PoolError {
 
 /** @param what the driver's name of the operation */
 function unbound (what = 'unknown'): PoolError {
-  const message = `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`
-  return new PoolError('FST_POOL_NOT_SUPPORTED', message)
+  return new PoolError('FST_POOL_NOT_SUPPORTED',
+    `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`)
 }
 
 // --- Errors ----------------------------------------------------------------------------------------------------------

@@ -189,8 +189,9 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     await this.#rollBack(() => this.answer.inTransaction === false)
     await this.commands.reset()
     for (const name of ['user', 'password', 'passwordSha1', 'database']) {
-      if (this.#config[name] === this.#before[name]) continue
-      throw new Error('the connection was left with another user or database by changeUser')
+      if (this.#config[name] !== this.#before[name]) {
+        throw new Error('the connection was left with another user or database by changeUser')
+      }
     }
     // Undoes what the driver learned from SET NAMES, which the server has forgotten, and what a borrower wrote into it.
     Object.assign(this.#config, this.#before)
@@ -232,8 +233,9 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     if (!now.role) steps.push(`SET ROLE ${role === null ? 'NONE' : asItIs ? role : quote(role, '`')}`)
     await commands.run(steps)
     const then = await isBack()
-    if (then.database && then.role) return
-    throw new Error('the connection was left with another role or database, which can not be undone')
+    if (!then.database || !then.role) {
+      throw new Error('the connection was left with another role or database, which can not be undone')
+    }
   }
 
   #cleaned (sent: number): void {

@@ -187,8 +187,8 @@ class Savepoint implements Transaction<Connection> {
 }
 
 function ended (cause?: unknown): PoolError {
-  const message = 'the transaction was no longer open when it should have been committed'
-  return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
+  return new PoolError('FST_POOL_TRANSACTION_ENDED',
+    'the transaction was no longer open when it should have been committed', { cause })
 }
 
 /** ER_SP_DOES_NOT_EXIST: there is no such savepoint. */

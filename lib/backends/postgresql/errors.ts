@@ -30,8 +30,6 @@ export function isPassing (error: unknown): boolean {
   })
 }
 
-export interface Coded { readonly code?: unknown }
-
 /**
  * transaction_resolution_unknown, statement_completion_unknown: the server does not know either whether it committed.
  */

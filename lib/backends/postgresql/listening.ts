@@ -128,8 +128,9 @@ export class Listening {
         this.#failures++
       }
       for (const turned of this.#turned.splice(0)) turned()
-      const again = this.#failures > 0 && this.#subscriptions.size > 0
-      if (again) await this.#pause(Math.min(1000, 25 * 2 ** this.#failures))
+      if (this.#failures > 0 && this.#subscriptions.size > 0) {
+        await this.#pause(Math.min(1000, 25 * 2 ** this.#failures))
+      }
     }
     this.#loop = undefined
   }
@@ -212,13 +213,13 @@ export class Listening {
   async #failed (cause: unknown): Promise<void> {
     const error = this.#options.scrub(cause)
     const connected = this.#session !== undefined
-    const message = `no connection to listen on: ${error.message}`
-    const unconnected = new PoolError('FST_POOL_CONNECT_FAILED', message, { cause: error })
     for (const subscription of this.#all()) {
       if (subscription.settle === undefined) continue
       this.#forget(subscription)
       // Where the connection works, the server refused the statement: its own error says why.
-      subscription.settle(connected ? error : unconnected)
+      subscription.settle(connected
+        ? error
+        : new PoolError('FST_POOL_CONNECT_FAILED', `no connection to listen on: ${error.message}`, { cause: error }))
     }
     await this.#disconnect()
     if (this.#subscriptions.size === 0) return

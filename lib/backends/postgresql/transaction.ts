@@ -3,7 +3,7 @@ import { PoolError } from '../../pool/errors.js'
 import type { Isolation, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { quote } from '../shared/sql.js'
-import { unresolved, type Coded, type Failed } from './errors.js'
+import { unresolved, type Failed } from './errors.js'
 import { nothingToDo } from './queries.js'
 import type { PostgresSession } from './session.js'
 
@@ -59,8 +59,9 @@ export async function begin (session: PostgresSession, options: TransactionOptio
       return `BEGIN${level}${readOnly ? ' READ ONLY' : ''}; ${setMark}`
     })
   } catch (error) {
-    const undo = () => session.status === 'I' ? nothingToDo : 'ROLLBACK'
-    if (began && !session.broken) await session.run(undo).catch(unlessDone)
+    if (began && !session.broken) {
+      await session.run(() => session.status === 'I' ? nothingToDo : 'ROLLBACK').catch(unlessDone)
+    }
     throw error
   }
   return new OpenTransaction(session)
@@ -89,7 +90,7 @@ class OpenTransaction implements Transaction<Client> {
     const tag = await this.#run(statement, () => { this.inDoubt = true }).catch(async (error: unknown) => {
       // The server's own error, where ours is around it.
       const { cause = error } = error as { readonly cause?: unknown }
-      const answered = cause === this.#session.failure && !unresolved.has((cause as Coded).code)
+      const answered = cause === this.#session.failure && !unresolved.has((cause as Partial<Failed>).code)
       const told = answered && await this.#session.settles()
       this.#refused = this.inDoubt && told && this.#session.status === 'I'
       this.inDoubt &&= !told

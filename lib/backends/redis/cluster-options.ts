@@ -60,16 +60,18 @@ export function clusterOptions ({ connection }: RedisClusterOptions): Given {
     throw badOption('connection.cluster', cluster, 'an array of { host, port }')
   }
   for (const [at, node] of cluster.entries()) {
-    if (typeof node === 'object' && node !== null) continue
-    throw badOption(`connection.cluster.${at}`, node, 'an object with host and port')
+    if (typeof node !== 'object' || node === null) {
+      throw badOption(`connection.cluster.${at}`, node, 'an object with host and port')
+    }
   }
   const { redisOptions = {} } = rest
   if (typeof redisOptions !== 'object' || redisOptions === null) {
     throw badOption('connection.redisOptions', redisOptions, 'an object')
   }
   for (const name of belongInside) {
-    if (rest[name] === undefined) continue
-    throw badOption(`connection.${name}`, rest[name], `it inside of connection: { redisOptions: { ${name} } }`)
+    if (rest[name] !== undefined) {
+      throw badOption(`connection.${name}`, rest[name], `it inside of connection: { redisOptions: { ${name} } }`)
+    }
   }
   refuseKeys(rest, refused)
   refuseKeys(redisOptions as Record<string, unknown>, refusedOfNodes, 'connection.redisOptions')

@@ -87,8 +87,9 @@ export class RedisSession extends ServerSession<Redis> {
     await this.ping()
     if (role === undefined) return
     const answer = await unlessDenied(this.#command('role'))
-    if (!Array.isArray(answer) || answer[0] === role) return
-    throw new Error(`the sentinels named a server that is a ${String(answer[0])}, not a ${role}`)
+    if (Array.isArray(answer) && answer[0] !== role) {
+      throw new Error(`the sentinels named a server that is a ${String(answer[0])}, not a ${role}`)
+    }
   }
 
   override async inspect (): Promise<ServerState> {
@@ -150,8 +151,9 @@ export class RedisSession extends ServerSession<Redis> {
     // In RESP2 a subscribed connection takes no other commands. In RESP3 an open MULTI would queue the unsubscribing.
     if (!speaksResp3(this.connection)) undo.reverse()
     for (const step of undo) await unlessAborted(step(), signal)
-    if (this.#left === 0 && !this.listeners.changed && !isBusy(this.connection)) return
-    throw new Error('the connection was still used while it was reset')
+    if (this.#left !== 0 || this.listeners.changed || isBusy(this.connection)) {
+      throw new Error('the connection was still used while it was reset')
+    }
   }
 
   async #undoTransaction (left: number): Promise<void> {

@@ -36,8 +36,8 @@ export function loadDriver<T> (kind: DriverKind<T>, given: unknown): T {
   }
   const driver = readModule(kind, requirePackage(name, { via, backend }))
   if (driver !== undefined) return driver
-  const message = `backend '${backend}' needs ${expected}: the installed ${name} is something else`
-  throw new PoolError('FST_POOL_MISSING_DRIVER', message)
+  throw new PoolError('FST_POOL_MISSING_DRIVER',
+    `backend '${backend}' needs ${expected}: the installed ${name} is something else`)
 }
 
 function readModule<T> (kind: DriverKind<T>, module: unknown): T | undefined {
@@ -84,8 +84,8 @@ export function requirePackage (name: string, options: { via?: string | undefine
     if (require === undefined) throw error
     return via === undefined ? require(name) : modules.createRequire(require.resolve(via))(name)
   } catch (error) {
-    const message = `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`
-    throw new PoolError('FST_POOL_MISSING_DRIVER', message, { cause: error })
+    throw new PoolError('FST_POOL_MISSING_DRIVER',
+      `backend '${backend}' needs the package ${wanted}: npm install ${wanted}`, { cause: error })
   }
 }
 

@@ -55,8 +55,9 @@ export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
  */
 export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promise<SqliteConnector<D>> {
   for (const key of ['url', 'connection'] as const) {
-    if (typeof options[key] !== 'function') continue
-    throw badOption(key, options[key], 'none, since a file does not change its address')
+    if (typeof options[key] === 'function') {
+      throw badOption(key, options[key], 'none, since a file does not change its address')
+    }
   }
   const path = pathOf(options.url)
   return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>

@@ -31,8 +31,8 @@ function load (name: DriverName): SqliteDriver<unknown> {
   if (name === 'node:sqlite') return builtIn()
   const found = classIn(requirePackage(name, { backend: 'sqlite' }))
   if (found !== undefined) return found
-  const message = `backend 'sqlite' needs ${name}: what is installed under that name is something else`
-  throw new PoolError('FST_POOL_MISSING_DRIVER', message)
+  throw new PoolError('FST_POOL_MISSING_DRIVER',
+    `backend 'sqlite' needs ${name}: what is installed under that name is something else`)
 }
 
 /** The class that was given, or the one that a module exports: node:sqlite as `DatabaseSync`. */
@@ -53,6 +53,6 @@ function builtIn (): SqliteDriver<unknown> {
   const module = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as Module | undefined
   const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
   if (module !== undefined && (major > 22 || (major === 22 && minor >= 16))) return module.DatabaseSync
-  const message = `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`
-  throw new PoolError('FST_POOL_MISSING_DRIVER', message)
+  throw new PoolError('FST_POOL_MISSING_DRIVER',
+    `driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`)
 }

@@ -299,15 +299,15 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
     if (this.#floor === Infinity && !this.#closed) throw ended(this.endedBy)
     const ofEarlier = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, ' +
       'once for all leases of a connection'
-    const message = this.#closed ? 'this SQLite handle is closed: its lease has ended' : ofEarlier
-    throw new PoolError('FST_POOL_LEASE_RELEASED', message)
+    throw new PoolError('FST_POOL_LEASE_RELEASED',
+      this.#closed ? 'this SQLite handle is closed: its lease has ended' : ofEarlier)
   }
 
   cut (turn: number): Error {
     const ofThisLease = turn === this.turn && !this.#closed
     if (!ofThisLease) return new PoolError('FST_POOL_LEASE_RELEASED', 'the iterator is of a lease that has ended')
-    const message = 'the iterator was ended by a rollback, or its statement was run again'
-    return new PoolError('FST_POOL_TRANSACTION_ENDED', message)
+    return new PoolError('FST_POOL_TRANSACTION_ENDED',
+      'the iterator was ended by a rollback, or its statement was run again')
   }
 
   failed (error: unknown, statement: Statement | undefined): unknown {

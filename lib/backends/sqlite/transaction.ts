@@ -126,8 +126,8 @@ function markOf (): string {
 /** @param cause the error with which SQLite ended the transaction; undefined: a borrower's statement did */
 export function ended (cause: unknown): PoolError {
   const why = cause === undefined ? 'by a COMMIT or ROLLBACK that is not the pool\'s' : 'by SQLite, after an error'
-  const message = `the transaction is no longer open: it was ended ${why}`
-  return new PoolError('FST_POOL_TRANSACTION_ENDED', message, { cause })
+  return new PoolError('FST_POOL_TRANSACTION_ENDED',
+    `the transaction is no longer open: it was ended ${why}`, { cause })
 }
 
 function isNoSavepoint (error: unknown): boolean {

@@ -42,11 +42,12 @@ export abstract class Session<C extends object> {
     return this.broken
   }
 
-  /** Its death by itself is no news from here on. */
+  /** Closes it, once. From here on its death is not reported any more. */
   end (): Promise<void> | void {
-    if (this.ending) return this.#ended
-    this.ending = true
-    this.#ended = this.close()
+    if (!this.ending) {
+      this.ending = true
+      this.#ended = this.close()
+    }
     return this.#ended
   }
 
@@ -65,7 +66,7 @@ export abstract class Session<C extends object> {
   }
 }
 
-/** The session of a connection. It costs nothing to look up: it is asked for at every loan and return. */
+/** The session of a connection: a property of it, since it is looked up at every loan and return. */
 export function sessionOf<S> (connection: object): S {
   const session = (connection as { readonly [sessionKey]?: S })[sessionKey]
   if (session === undefined) throw new TypeError('this connection is not of this connector')
@@ -127,7 +128,10 @@ export abstract class ServerConnector<C extends object, S extends ServerSession<
   /** As `inspect` has found it last. */
   #role: Role | undefined
 
-  /** A connection on which a write was refused is broken: another one may reach a server that takes it. */
+  /**
+   * A connection on which a write was refused is broken, since another one may reach a server that takes it. Not where
+   * the pool knows the server for a replica.
+   */
   override isBroken (connection: C): boolean {
     const session = sessionOf<S>(connection)
     return session.unfit() || (session.misplaced && this.#role !== 'replica')

@@ -6,8 +6,7 @@ import { TargetPool } from '../balance/targets.js'
 import { catalogue } from '../backends/catalogue.js'
 import type { MongoConnector } from '../backends/mongodb/connector.js'
 import { mongoDriver } from '../backends/mongodb/options.js'
-import type { RedisConnector } from '../backends/redis/connector.js'
-import type { RedisClusterConnector } from '../backends/redis/cluster.js'
+import type { AnyRedisConnector } from '../backends/redis/choice.js'
 import { facesOf, isInstalled, loadDriver, requirePackage } from '../backends/shared/driver.js'
 import type { Module } from '../backends/shared/driver.js'
 import { PoolError, scrub, secretsOf } from '../pool/errors.js'
@@ -20,8 +19,6 @@ export type Share = () => Promise<void>
 export interface MadePool { readonly pool: PoolFace<unknown>, readonly share?: Share }
 
 interface Connected { readonly connector: Connector<unknown>, readonly share?: Share }
-
-type SharedRedis = RedisConnector | RedisClusterConnector
 
 /** What @fastify/mongodb and @fastify/redis decorate, where the app or we registered them. */
 interface Decorated { readonly mongo?: { readonly client: MongoClient }, readonly redis?: Redis | Cluster }
@@ -79,7 +76,7 @@ async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promis
   const connector = await connect(options)
   switch (options.backend) {
     case 'mongodb': return { connector, share: () => shareMongo(app, options, connector as MongoConnector) }
-    case 'redis': return { connector, share: () => shareRedis(app, options, connector as SharedRedis) }
+    case 'redis': return { connector, share: () => shareRedis(app, options, connector as AnyRedisConnector) }
     default: return { connector }
   }
 }
@@ -100,9 +97,10 @@ function clientOf (app: FastifyInstance, options: ResolvedPoolOptions): object |
  * says so to whoever uses it (`MongoNotConnectedError`): it might be another server that the app would write to. The
  * newest one is always `app.pools.get(name).backend.client`.
  */
-async function shareMongo (app: FastifyInstance, options: ResolvedPoolOptions, connector: MongoConnector): Promise<void> {
+async function shareMongo (
+  app: FastifyInstance, options: ResolvedPoolOptions, { client, database }: MongoConnector
+): Promise<void> {
   const { name, driver } = options
-  const { client, database } = connector
   const { mongo } = app as FastifyInstance & Decorated
   // What @fastify/mongodb itself puts there.
   const taken = name in (mongo ?? { client, ObjectId: undefined })
@@ -118,7 +116,9 @@ async function shareMongo (app: FastifyInstance, options: ResolvedPoolOptions, c
 }
 
 /** `app.redis` is the first pool's, and `app.redis[name]` each further one's. */
-async function shareRedis (app: FastifyInstance, options: ResolvedPoolOptions, connector: SharedRedis): Promise<void> {
+async function shareRedis (
+  app: FastifyInstance, options: ResolvedPoolOptions, connector: AnyRedisConnector
+): Promise<void> {
   const { name, startup } = options
   const { client } = connector
   const { redis: taken } = app as FastifyInstance & { redis?: Redis & Record<string, unknown> }
@@ -152,7 +152,7 @@ function pluginOf (name: '@fastify/mongodb' | '@fastify/redis', options: Resolve
 }
 
 /** @throws `FST_POOL_CONNECT_FAILED`; the client is then still to be closed */
-async function connectShared (connector: SharedRedis, options: ResolvedPoolOptions): Promise<void> {
+async function connectShared (connector: AnyRedisConnector, options: ResolvedPoolOptions): Promise<void> {
   const { name, connectTimeout } = options
   const { client } = connector
   // That of a cluster is, since the pool is open.

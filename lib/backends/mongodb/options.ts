@@ -104,8 +104,8 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
   } catch (error) {
     if (!accepts(() => new MongoClient(url))) {
       // What the driver says of a bad URL may show parts of it.
-      const form = 'mongodb:// or mongodb+srv://, user and password percent-encoded, options known to the driver'
-      throw badOption('url', url, `a MongoDB URL (${form})`)
+      throw badOption('url', url, 'a MongoDB URL ' +
+        '(mongodb:// or mongodb+srv://, user and password percent-encoded, options known to the driver)')
     }
     const cause = scrub(error, secretsOf(address))
     throw new PoolError('FST_POOL_BAD_OPTIONS',

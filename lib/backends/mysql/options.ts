@@ -91,8 +91,8 @@ function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions):
   const { host, port, database, connectTimeout } = options
   refuseKeys(connection, refused)
   if (connection.stream !== undefined && typeof connection.stream !== 'function') {
-    const expected = 'a function that makes a stream: each connection needs its own'
-    throw badOption('connection.stream', connection.stream, expected)
+    throw badOption('connection.stream', connection.stream,
+      'a function that makes a stream: each connection needs its own')
   }
   if (connection.socketPath !== undefined) refuseNextTo('connection.socketPath', { url: options.url, host, port })
   const base: Record<string, unknown> = { maxPreparedStatements: 100 }

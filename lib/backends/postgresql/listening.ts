@@ -159,8 +159,8 @@ export class Listening {
       ...missing.map((channel) => `LISTEN ${quote(channel)}`),
     ]
     if (statements.length > 0) {
-      const answer = session.connection.query(statements.join('; '))
-      await unlessAborted(answer, AbortSignal.timeout(this.#options.connectTimeout))
+      const late = AbortSignal.timeout(this.#options.connectTimeout)
+      await unlessAborted(session.connection.query(statements.join('; ')), late)
     }
     for (const channel of surplus) this.#known.delete(channel)
     for (const channel of missing) this.#known.add(channel)
@@ -249,8 +249,9 @@ export class Listening {
   }
 
   #call (channel: string, fn: (...args: never[]) => unknown, args: never[]): void {
-    const { tell, scrub } = this.#options
-    const failed = (error: unknown) => tell('listener-error', { channel, message: scrub(error).message })
+    const failed = (error: unknown) => this.#options.tell('listener-error', {
+      channel, message: this.#options.scrub(error).message,
+    })
     try {
       Promise.resolve(fn(...args)).catch(failed)
     } catch (error) {

@@ -5,10 +5,11 @@ import { redisCluster, type RedisClusterConnector } from './cluster.js'
 import { redis, type RedisConnector } from './connector.js'
 import type { RedisOptions } from './options.js'
 
-type RedisConnectors = RedisConnector | RedisClusterConnector
+/** A connector of either kind: both have a `client`. */
+export type AnyRedisConnector = RedisConnector | RedisClusterConnector
 
 /** @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet. */
-export function redisOrCluster (options: RedisOptions & RedisClusterOptions): Promise<RedisConnectors> {
+export function redisOrCluster (options: RedisOptions & RedisClusterOptions): Promise<AnyRedisConnector> {
   const { connection } = options
   const isCluster = typeof connection === 'object' && 'cluster' in connection && connection.cluster !== undefined
   return isCluster ? redisCluster(options) : redis(options)
@@ -17,7 +18,7 @@ export function redisOrCluster (options: RedisOptions & RedisClusterOptions): Pr
 /**
  * A connector over a client that the app made. undefined: this is none, but a collection of clients with names, say.
  */
-export function adoptRedis (client: object, options: RedisOptions): Promise<RedisConnectors> | undefined {
+export function adoptRedis (client: object, options: RedisOptions): Promise<AnyRedisConnector> | undefined {
   const { database, connectTimeout, reset } = options
   if ('isCluster' in client && client.isCluster === true) {
     return redisCluster({ client: client as Cluster, connectTimeout })

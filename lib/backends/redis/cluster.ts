@@ -235,8 +235,9 @@ class ClusterBackend implements RedisClusterConnector {
       for (const waiting of [...this.#waiting]) waiting.resolve()
     })
     listen('close', () => {
-      const notWhole = 'the nodes say that the cluster is not whole (cluster_state:fail)'
-      const reason = this.#error ?? new Error(this.#checking ? notWhole : 'no node of the cluster is there')
+      const reason = this.#error ?? new Error(this.#checking
+        ? 'the nodes say that the cluster is not whole (cluster_state:fail)'
+        : 'no node of the cluster is there')
       this.#checking = false
       this.#tell('close')
       for (const waiting of [...this.#waiting]) waiting.reject(reason)

@@ -12,8 +12,8 @@ export function driverOf (driver: SqliteOptions['driver']): SqliteDriver<unknown
   if (driver !== undefined) {
     const found = classIn(driver)
     if (found !== undefined) return found
-    const expected = "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them"
-    throw badDriver(driver, expected)
+    throw badDriver(driver,
+      "'better-sqlite3', 'libsql' or 'node:sqlite', or the class or the module of one of them")
   }
   const causes: unknown[] = []
   for (const name of drivers) {

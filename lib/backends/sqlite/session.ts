@@ -288,8 +288,9 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
   told (error: unknown): unknown {
     this.met(error)
     if (this.#inside && this.endedBy === undefined && this.isOpen && !this.inTransaction) this.#lose(error)
-    const ofTransaction = 'this transaction only reads: begin it without readOnly to write'
-    const refusal = this.#queryOnly === undefined ? this.refusal : ofTransaction
+    const refusal = this.#queryOnly === undefined
+      ? this.refusal
+      : 'this transaction only reads: begin it without readOnly to write'
     if (refusal === undefined || codeOf(error) !== 'SQLITE_READONLY') return error
     return new PoolError('FST_POOL_NOT_SUPPORTED', refusal, { cause: error })
   }
@@ -297,10 +298,10 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
   admit (turn: number): void {
     if (turn >= this.#floor) return
     if (this.#floor === Infinity && !this.#closed) throw ended(this.endedBy)
-    const ofEarlier = 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, ' +
-      'once for all leases of a connection'
-    throw new PoolError('FST_POOL_LEASE_RELEASED',
-      this.#closed ? 'this SQLite handle is closed: its lease has ended' : ofEarlier)
+    throw new PoolError('FST_POOL_LEASE_RELEASED', this.#closed
+      ? 'this SQLite handle is closed: its lease has ended'
+      : 'this statement was prepared in a lease that has ended: prepare it again, or in onConnect, once for all ' +
+        'leases of a connection')
   }
 
   cut (turn: number): Error {

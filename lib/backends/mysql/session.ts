@@ -35,8 +35,8 @@ const state = 'SELECT DATABASE(), CURRENT_ROLE()'
 /** The states of an XA transaction that COM_RESET_CONNECTION undoes, as an error names them in any language. */
 const resettable = /\b(?:ACTIVE|IDLE|ROLLBACK ONLY)\b/
 
-/** How long a healthy connection may take to end, in ms. */
-const quitGrace = 100
+/** How long the server may take to end a healthy connection, in ms: until then the connection counts against `max`. */
+const quitGrace = 1000
 
 /** Watches what goes through one connection, and knows how to undo it. */
 export class MysqlSession extends ServerSession<Connection> implements TransactionSite {

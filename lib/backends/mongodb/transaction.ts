@@ -3,11 +3,11 @@ import type {
   MongoError, TopologyDescription, WithSessionCallback,
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
-import { PoolError } from '../pool/errors.js'
-import { somewhere } from './driver.js'
-import type { Transaction, TransactionOptions } from '../../types/connector.js'
+import { PoolError } from '../../pool/errors.js'
+import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+import { somewhere } from '../shared/failures.js'
 
-/** What is used of the driver's inside. */
+/** Internals of the driver. */
 export interface Topology {
   readonly description: TopologyDescription
   selectServer (selector: unknown, options: Selecting): Promise<Server>
@@ -17,7 +17,7 @@ export interface Server { command (operation: Operation, ...more: unknown[]): Pr
 export interface Operation {
   readonly commandName?: string
   readonly session?: ClientSession
-  /** Of `db.command`. */
+  /** What was given to `db.command`. */
   readonly command?: object
   writeConcern?: unknown
   options?: object
@@ -26,12 +26,12 @@ export interface Operation {
 interface SessionOptions extends ClientSessionOptions { readonly explicit?: boolean }
 
 /**
- * In a transaction concerns are the transaction's own, and the primary answers: servers, and the driver, refuse others
- * on what is inside of it.
+ * In a transaction the concerns are the transaction's own, and the primary answers: servers and driver refuse others
+ * for its operations.
  */
 const plain = { readConcern: undefined, writeConcern: undefined, readPreference: 'primary' } as const
 
-/** Another one with the same state, but for these members. */
+/** An object with the same state, but for these members. */
 function view<T extends object> (of: T, members: Readonly<Record<string, unknown>>): T {
   return Object.create(of, Object.fromEntries(Object.entries(members).map(([name, value]) => [name, { value }]))) as T
 }
@@ -39,26 +39,26 @@ function view<T extends object> (of: T, members: Readonly<Record<string, unknown
 /**
  * A session with a transaction, and a `Db` whose every operation is in it without being told.
  *
- * The driver asks the `Db`'s client for a session where an operation was given none, and that client's topology for a
- * server before each
- * command. So the `Db` gets a client of its own: a view of the real one in which both are answered here.
+ * Where an operation was given no session, the driver asks the `Db`'s client for one, and before each command it asks
+ * that client's topology for a server. So the `Db` gets a client of its own: a view of the real one that answers both
+ * questions.
  */
 export class MongoTransaction implements Transaction<Db> {
   readonly connection: Db
-  /** The commit is sent, and its answer has not come, or does not tell. */
+  /** The commit was sent, and its answer has not come, or leaves it open. */
   inDoubt = false
   readonly session: ClientSession
   readonly #client: MongoClient
   readonly #topology: Topology
-  /** The sessions that the borrower has made himself, on the view: they are not of this transaction. */
+  /** Sessions that the borrower has made on the view himself: they don't belong to this transaction. */
   readonly #others = new WeakSet<ClientSession>()
-  /** Settles when all commands that have come so far are done. Never rejects. */
+  /** Resolves when all commands that have come so far are done. Never rejects. */
   #last: Promise<void> = Promise.resolve()
-  /** Operations that failed, but not by an answer that has ended the transaction, with their last errors. */
+  /** Operations that failed without an answer that ended the transaction, with their last errors. */
   readonly #failed = new Map<Operation, unknown>()
-  /** Takes no more commands. */
+  /** The view takes no more commands. */
   #closed = false
-  /** The borrower has sent a commit or an abort of his own. */
+  /** The borrower has sent commitTransaction or abortTransaction himself. */
   #meddled = false
   /** A commit was sent and not answered. */
   #unanswered = false
@@ -72,7 +72,7 @@ export class MongoTransaction implements Transaction<Db> {
     const own = view(client, {
       topology: view(topology, { selectServer }),
       startSession: (options?: SessionOptions) => options?.explicit === false ? this.#lend() : other(options),
-      // Else a bulk would end the session behind it.
+      // Otherwise a bulk write would end the session when it is done.
       withSession: async (options: SessionOptions | WithSessionCallback, fn: WithSessionCallback) => {
         if ('explicit' in options && options.explicit === false) return await fn(this.#lend())
         return await (client.withSession as (...args: unknown[]) => unknown).call(own, options, fn)
@@ -87,15 +87,16 @@ export class MongoTransaction implements Transaction<Db> {
     }
     this.connection = own.db(database)
     this.session = client.startSession.call(own)
-    // What is left out is as the client has it.
+    // Other options are as the client has them.
     const snapshot = isolation === 'snapshot' && { readConcern: { level: 'snapshot' } as const }
     this.session.startTransaction({ readPreference: 'primary', ...snapshot })
   }
 
   /**
-   * Whatever was called before is done first, also what nobody waited for. An operation that was not answered, or that
-   * an overloaded server refused, is
-   * an error here too. Where nobody knows whether the server has committed it was asked twice, and the error says so
+   * Waits for all earlier operations first, also those that nobody waited for. An operation that was not answered, or
+   * that an overloaded server refused, is an error here too.
+   *
+   * Where nobody knows whether the server has committed, it was asked twice, and the error says so
    * (`UnknownTransactionCommitResult`).
    */
   commit (): Promise<void> {
@@ -104,8 +105,8 @@ export class MongoTransaction implements Transaction<Db> {
   }
 
   /**
-   * Those who wait for their turn are refused; what the server works at is waited for, since an abort that overtakes it
-   * would undo nothing.
+   * Refuses the commands that wait for their turn, and waits for those that the server works at: an abort that
+   * overtakes one would undo nothing.
    */
   rollback (): Promise<void> {
     this.#undoing ??= this.#undo()
@@ -135,8 +136,8 @@ export class MongoTransaction implements Transaction<Db> {
   async #quiet (): Promise<void> {
     for (let last; last !== this.#last;) {
       await (last = this.#last)
-      // What has more than one command, a bulk say, sends its next one in the turn of the event loop in which the one
-      // before was answered.
+      // An operation of several commands, such as a bulk write, sends its next command in the turn of the event loop in
+      // which the last one was answered.
       await turn()
     }
   }
@@ -144,7 +145,7 @@ export class MongoTransaction implements Transaction<Db> {
   async #undo (): Promise<void> {
     this.#leave()
     await Promise.allSettled([this.#last, this.#commitment])
-    // Aborts what is open.
+    // This aborts an open transaction.
     await this.session.endSession()
   }
 
@@ -154,8 +155,8 @@ export class MongoTransaction implements Transaction<Db> {
   }
 
   /**
-   * From here on the session is of use to nobody but us: the view takes no commands, and the commit, or the abort, goes
-   * by another one.
+   * Takes the session away from the borrower: the view takes no commands, and the commit or the abort uses another
+   * view.
    */
   #leave (): void {
     this.#closed = true
@@ -170,10 +171,9 @@ export class MongoTransaction implements Transaction<Db> {
   }
 
   /**
-   * A server for one command, when its turn has come: one after the other. Of two first ones side by side each would
-   * begin the transaction, and
-   * MongoDB promises nothing for later ones. A command ends its turn, whether it was sent or not; a cursor has one for
-   * each batch.
+   * A server for one command, when its turn has come: commands go one after the other. Two first commands side by side
+   * would both begin the transaction, and MongoDB promises nothing for later ones. A turn ends with its command,
+   * whether it was sent or not; a cursor takes one for each batch.
    */
   async #select (selector: unknown, options: Selecting): Promise<Server> {
     const { session, operationName } = options
@@ -223,8 +223,7 @@ export class MongoTransaction implements Transaction<Db> {
   }
 
   /**
-   * The driver itself labels the error of the first of several sockets that die together, and sends again what has the
-   * label.
+   * The driver labels the error of only the first of several sockets that die together, and retries what has the label.
    */
   async #end (server: Server, operation: Operation, more: unknown[]): Promise<unknown> {
     try {
@@ -237,7 +236,7 @@ export class MongoTransaction implements Transaction<Db> {
   }
 }
 
-/** Its collections inherit nothing but what is plain, whatever their own options say. */
+/** A `Db` whose collections have plain concerns, whatever their own options say. */
 function plainDb (db: Db): Db {
   const { collection, createCollection } = db
   const get = (name: string, options?: CollectionOptions) => collection.call(db, name, { ...options, ...plain })
@@ -247,7 +246,7 @@ function plainDb (db: Db): Db {
 }
 
 /**
- * How servers that have no transactions answer the first command of one, where nothing told so before: MongoDB, and
+ * The errors of servers without transactions for the first command of one, where nothing told so before: MongoDB, and
  * FerretDB.
  */
 const refusal = /^Transaction numbers are only allowed on|unknown field "?(?:startTransaction|autocommit|txnNumber)/
@@ -262,15 +261,14 @@ export function topologyOf (client: MongoClient): Topology {
   if (topology === undefined) throw new Error('the MongoDB client is closed')
   if (!hasTransactions(topology.description)) throw noTransactions()
   if (client.writeConcern?.w === 0) {
-    const message = 'a transaction can not be committed with write concern 0: nobody would know whether it was'
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
+    throw new PoolError('FST_POOL_NOT_SUPPORTED',
+      'a transaction can not be committed with write concern 0: nobody would know whether it was')
   }
   return topology
 }
 
 /**
- * As far as one can know without asking. A single server may be reached directly and still be the member of a set, or a
- * mongos.
+ * As far as it is known without asking. A server that is reached directly may still be a member of a set, or a mongos.
  */
 function hasTransactions ({ type, servers, logicalSessionTimeoutMinutes }: TopologyDescription): boolean {
   const known = [...servers.values()].filter((server) => server.type !== 'Unknown')
@@ -279,25 +277,25 @@ function hasTransactions ({ type, servers, logicalSessionTimeoutMinutes }: Topol
 }
 
 function noTransactions (cause?: unknown): PoolError {
-  const message = 'this MongoDB has no transactions: they need a replica set or a sharded cluster'
-  return new PoolError('FST_POOL_NOT_SUPPORTED', message, { cause })
+  return new PoolError('FST_POOL_NOT_SUPPORTED',
+    'this MongoDB has no transactions: they need a replica set or a sharded cluster', { cause })
 }
 
 function ended (): PoolError {
   return new PoolError('FST_POOL_TRANSACTION_ENDED', 'the transaction is no longer open')
 }
 
-/** @param what the operation, as the driver calls it */
+/** @param what the driver's name of the operation */
 function unbound (what = 'unknown'): PoolError {
-  const message = `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`
-  return new PoolError('FST_POOL_NOT_SUPPORTED', message)
+  return new PoolError('FST_POOL_NOT_SUPPORTED',
+    `the MongoDB driver would send the operation '${what}' outside of the transaction: it was not sent`)
 }
 
-// --- Errors -----------------------------------------------------------------------------------------------------------
+// --- Errors ----------------------------------------------------------------------------------------------------------
 
 /**
- * Where the server, or the driver, has undone the transaction because of others, and nobody else. Some servers do not
- * label a write conflict.
+ * Whether the server, or the driver, has undone the transaction because of others. Some servers don't label a write
+ * conflict.
  */
 export function mayRunAgain (error: unknown): boolean {
   if (labelsOf(error).has('UnknownTransactionCommitResult')) return false
@@ -307,7 +305,7 @@ export function mayRunAgain (error: unknown): boolean {
 
 const writeConflict = 112
 
-/** The connection failed under a command, or before it: by name, since there may be two copies of the driver. */
+/** The connection failed under a command, or before it. By name, since there may be two copies of the driver. */
 function isNetworkError (error: unknown): boolean {
   return error instanceof Error && networkErrors.has(error.name)
 }
@@ -316,19 +314,17 @@ const networkErrors: ReadonlySet<string> = new Set([
   'MongoNetworkError', 'MongoNetworkTimeoutError', 'MongoPoolClearedError', 'PoolClearedOnNetworkError',
 ])
 
-/**
- * The server has not looked at the command, and the transaction is as it was. The driver may be about to send it again.
- */
+/** The server has not looked at the command, and the transaction is as it was. The driver may send it again. */
 function isOverload (error: unknown): boolean {
   return labelsOf(error).has('SystemOverloadedError')
 }
 
-/** The server itself has said it. */
+/** The error is the server's own answer. */
 function isAnswer (error: unknown): boolean {
   return error instanceof Error && (error.name === 'MongoServerError' || error.name === 'MongoWriteConcernError')
 }
 
-/** Whether a server's answer to a commit says that it may be done all the same. */
+/** Whether the server may have committed, though it answered the commit with this error. */
 function isOpen (error: unknown): boolean {
   const { name, code } = error as { name: string, code?: unknown }
   if (name === 'MongoWriteConcernError') return !unsatisfiable.has(code)
@@ -343,7 +339,7 @@ function label (error: unknown, name: string): void {
   (error as Partial<MongoError>).addErrorLabel?.(name)
 }
 
-/** By the driver or by the server. */
+/** The labels that the driver or the server has put on an error. */
 export function labelsOf (error: unknown): ReadonlySet<string> {
   const labels = error instanceof Error ? (error as { errorLabels?: unknown }).errorLabels : undefined
   return new Set(Array.isArray(labels) ? labels.map(String) : [])

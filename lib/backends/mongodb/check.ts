@@ -1,24 +1,18 @@
 import type { Collection, Db, MongoClient } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
-import { PoolError } from '../pool/errors.js'
-import { MongoTransaction } from './mongodb-transaction.js'
-import type { Operation, Server, Topology } from './mongodb-transaction.js'
+import { PoolError } from '../../pool/errors.js'
+import { MongoTransaction, type Operation, type Server, type Topology } from './transaction.js'
 
-/**
- * By the class of the client: the check of its driver. A client that was taken over may be of another copy of the
- * driver than ours.
- */
+/** The check of each class of clients: a client of the app's may be of another copy of the driver than ours. */
 const checks = new WeakMap<object, Promise<void>>()
 
 /**
- * Whether our transactions hold with the driver of this client. They rest on its inside, so they are tried on the
- * driver that is there, once for each
- * class of clients: an unconnected client of that class gets the view of a transaction over a topology without network,
- * and the ways by which
- * operations take a session are gone. Each of their commands must come to the server in its turn, with the
- * transaction's session.
+ * Resolves where our transactions work with the driver of this client. They rest on its internals, so they are tried on
+ * the driver that is there, once for each class of clients: a transaction is begun on an unconnected client of that
+ * class, over a topology without network, and each way by which operations take a session is tried. Each command must
+ * come to the server in its turn, with the transaction's session.
  *
- * @throws `FST_POOL_NOT_SUPPORTED`, which names what went outside
+ * @throws `FST_POOL_NOT_SUPPORTED`, which names what went outside of the transaction
  */
 export function checkDriver (client: MongoClient): Promise<void> {
   const known = checks.get(client.constructor)
@@ -47,16 +41,13 @@ async function tryAll (client: MongoClient): Promise<void> {
     await stub.expect('ping', () => undone.connection.command({ ping: 1 }))
     await stub.expect('abortTransaction', () => undone.rollback())
   } catch (cause) {
-    const message = `this version of the MongoDB driver would not keep '${route}' in a transaction: ` +
-      'transactions are not supported with it'
-    throw new PoolError('FST_POOL_NOT_SUPPORTED', message, { cause })
+    throw new PoolError('FST_POOL_NOT_SUPPORTED',
+      `this version of the MongoDB driver would not keep '${route}' in a transaction: ` +
+        'transactions are not supported with it', { cause })
   }
 }
 
-/**
- * A client of the same class. It is made by the driver's own class: another one that extends it may want other
- * arguments, or connect.
- */
+/** A client of the same class. The driver's own class makes it: a subclass may want other arguments, or connect. */
 function unconnected (client: MongoClient): MongoClient {
   const kind = Object.getPrototypeOf(client) as object
   let own = kind
@@ -66,17 +57,17 @@ function unconnected (client: MongoClient): MongoClient {
   return Object.setPrototypeOf(new Driver('mongodb://127.0.0.1/'), kind) as MongoClient
 }
 
-/** A command on its way: what the driver's own server asks of it. */
+/** The part of the driver's commands that a server uses. */
 interface Sent extends Operation {
   readonly SERVER_COMMAND_RESPONSE_TYPE: { make (bytes: Uint8Array): unknown }
   buildCommand (connection: unknown, session: unknown): Readonly<Record<string, unknown>>
   buildOptions (timeout: unknown): { readonly session?: unknown }
 }
 
-/** A server that answers everything at once, and sees whether it is in the transaction. */
+/** A server that answers everything at once, and checks that each command is in the transaction. */
 class StubServer {
   transaction: MongoTransaction | undefined
-  /** The names of those that came. */
+  /** The names of the commands that came. */
   #commands: string[] = []
   #failure: unknown
   readonly #server: Server = {
@@ -93,7 +84,7 @@ class StubServer {
     lastHello: () => description,
   } as unknown as Topology
 
-  /** @param commands the names of those that must come */
+  /** @param commands the names of the commands that must come */
   async expect (commands: string, work: () => Promise<unknown>): Promise<void> {
     this.#commands = []
     const route: { done?: true, error?: unknown } = {}
@@ -104,7 +95,7 @@ class StubServer {
     for (let turns = 0; !route.done && turns < patience; turns++) await turn()
     if (this.#failure !== undefined) throw this.#failure
     if (!route.done) throw new Error('it does not end')
-    // That an answer did not suit is no matter: its command has come.
+    // The answer need not suit the operation: its command has come.
     const missing = commands.split(' ').filter((name) => !this.#commands.includes(name))
     if (missing.length > 0) {
       const sent = this.#commands.join(', ') || 'nothing'
@@ -122,7 +113,7 @@ class StubServer {
     if (operation.session !== session || operation.buildOptions(timeout).session !== session) {
       throw this.#failure ??= new Error(`the command ${name} has another session, or none`)
     }
-    // The driver's connection does it, when the first answer comes.
+    // The driver's connection does this at the first answer.
     const { transaction } = session as unknown as { transaction: { transition (state: string): void } }
     transaction.transition('TRANSACTION_IN_PROGRESS')
     const { batchSize, cursor } = command as { batchSize?: unknown, cursor?: { batchSize?: unknown } }
@@ -185,7 +176,7 @@ const update = { $set: { a: 2 } }
 const one = { batchSize: 1 }
 
 /**
- * By what is called: the commands that must come, and the call. Every way by which an operation of the driver takes its
+ * By operation: the commands that must come, and the call. Every way by which an operation of the driver takes its
  * session is here.
  */
 const routes: Readonly<Record<string, readonly [commands: string, run: (db: Db) => Promise<unknown>]>> = {

@@ -263,7 +263,10 @@ export function checkPoolOptions<C = unknown> (
     if (given[other] === undefined || given.connector === undefined) continue
     throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
-  if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
+  if (given.driver !== undefined && given.backend === undefined) {
+    throw badOption(join(path, 'driver'), given.driver,
+      'none without backend')
+  }
   if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
   checkTogether(result, given, path)
   checkSticky(result, path)

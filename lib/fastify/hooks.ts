@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { PoolError } from '../pool/errors.js'
-import { overError } from './request/ending.js'
+import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kReply, kScope, type OnSendDone } from './request/scope.js'
 import type { Setting } from './setting.js'
 
@@ -79,16 +79,6 @@ export function addEndHooks (app: FastifyInstance): void {
     if (closing && 'closeIdleConnections' in app.server) setImmediate(() => { app.server.closeIdleConnections() })
     done()
   })
-}
-
-/**
- * A CORS preflight, or a socket that Node has given up for an upgrade: it leases only what its route names. A header
- * alone makes no upgrade: an app without a listener for upgrades is asked by Node as for any other request.
- */
-function isUnusual (request: FastifyRequest): boolean {
-  const { upgrade } = request.raw as { upgrade?: boolean }
-  // @fastify/websocket makes the requests of injectWS() by hand, without Node's mark; it marks them with `ws`.
-  return request.method === 'OPTIONS' || upgrade === true || (request as { ws?: unknown }).ws === true
 }
 
 /** Whether the headers announce a body. */

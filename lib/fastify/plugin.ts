@@ -79,7 +79,7 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
   logEvents(app, manager, log)
   if (outer === undefined) decorateRequests(app)
 
-  app.addHook('onRoute', (route) => { checkRoute(route, manager) })
+  addRouteChecks(app, setting)
   app.addHook('onReady', (done) => {
     ready = true
     done()
@@ -90,6 +90,24 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
 
   addCloseHooks(app, manager)
   return setting
+}
+
+/**
+ * Checks each route where it is declared. In a scope inside this one pools of its own may still be to come: whether
+ * those that its routes name are there is asked when all plugins are loaded.
+ */
+function addRouteChecks (app: FastifyInstance, setting: Setting): void {
+  const later: Array<() => void> = []
+  app.addHook('onRoute', function (this: FastifyInstance, route) {
+    // A scope with pools of its own inherits this hook, and has one like it.
+    if (this[kSetting] !== setting) return
+    if (this === app) return checkRoute(route, setting.manager)
+    checkRoute(route)
+    later.push(() => { checkRoute(route, this[kSetting].manager) })
+  })
+  app.addHook('onReady', async () => {
+    for (const check of later.splice(0)) check()
+  })
 }
 
 function addCloseHooks (app: FastifyInstance, manager: PoolManager): void {

@@ -160,6 +160,11 @@ export interface CommonPluginOptions {
    */
   bodyGrace?: number | undefined
   /**
+   * How long connections that a request has used wait for its client to read the reply, in ms, once all of that is
+   * written. 0: not at all. Default 1000.
+   */
+  replyGrace?: number | undefined
+  /**
    * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event or
    * for all: not at all.
    */

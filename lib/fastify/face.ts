@@ -36,11 +36,12 @@ function lease (this: FastifyRequest, name: string): Lease<unknown> {
 }
 
 async function acquire (this: FastifyRequest, name: string, options?: AcquireOptions): Promise<Lease<unknown>> {
-  const { manager, plans, abortGrace } = this.server[kSetting]
+  const setting = this.server[kSetting]
+  const { manager, plans } = setting
   const managed = manager.require(name)
   const reply = this[kReply]
   if (reply === null) throw notLeased(this, name)
-  const scope = RequestScope.of(this, reply, routeOf(this), abortGrace)
+  const scope = RequestScope.of(this, reply, routeOf(this), setting)
   if (scope === undefined) throw overError()
   return await scope.slots.acquire(plans.stepOf(this, managed), options)
 }

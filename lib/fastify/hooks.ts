@@ -10,13 +10,15 @@ import type { Setting } from './setting.js'
 
 type Done = (error?: Error) => void
 
-export function addRequestHooks (app: FastifyInstance, { plans, abortGrace, bodyGrace }: Setting): void {
+export function addRequestHooks (app: FastifyInstance, setting: Setting): void {
+  const { plans, bodyGrace } = setting
+
   /** Takes what the plan has for this phase of the request. */
   const take = (request: FastifyRequest, reply: FastifyReply, phase: 'onRequest' | 'preHandler', done: Done): void => {
     const plan = plans.of(request)
     const steps = plan[phase]
     if (steps.length === 0 || (!plan.named && isUnusual(request))) return done()
-    const scope = RequestScope.of(request, reply, plan.route, abortGrace)
+    const scope = RequestScope.of(request, reply, plan.route, setting)
     if (scope === undefined) {
       reply.code(499)
       return done(overError())

@@ -57,7 +57,8 @@ async function start (app: FastifyInstance, pool: PoolFace<unknown>, { name, sta
 }
 
 /** The first registration in a scope: its manager, what requests see, and the hooks. Later ones only add pools. */
-function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: ResolvedPluginOptions): Setting {
+function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
+  const { lease, log, abortGrace, bodyGrace, replyGrace } = options
   const outer = kSetting in app ? app[kSetting] : undefined
   let ready = false
   const manager: PoolManager = new PoolManager(outer?.manager, (name, pool, own) => {
@@ -72,7 +73,8 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     decorateConnection(app, name)
     return policy
   })
-  const setting: Setting = { manager, plans: new Plans(manager, outer?.plans), abortGrace, bodyGrace }
+  const plans = new Plans(manager, outer?.plans)
+  const setting: Setting = { manager, plans, abortGrace, bodyGrace, replyGrace }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
   // Before any pool opens: what happens then is logged, too.

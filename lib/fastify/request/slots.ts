@@ -1,6 +1,7 @@
 import type { FastifyReply } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
+import { PoolError } from '../../pool/errors.js'
 import { abandon, isBeside } from '../../pool/pool.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
@@ -15,6 +16,8 @@ export interface Site {
   begin (lease: Lease<unknown>, transaction: RouteTransaction): Promise<void> | undefined
   /** A lease went back that nobody has used, and its transaction, which had done nothing, with it. */
   forget (lease: Lease<unknown>): void
+  /** Its transaction is being committed or rolled back. */
+  isEnding (lease: Lease<unknown>): boolean
 }
 
 /**
@@ -31,11 +34,12 @@ export interface Site {
  *                           not in use any more
  * ```
  *
- * A slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run. The handler or the
- * pool may end a lease while its slot is 'held': `isOut` sees that.
+ * A slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run; and 'unused', which
+ * is 'done' by another name, when the headers of the reply are out and nobody has read its connection. The handler or
+ * the pool may end a lease while its slot is 'held': `isOut` sees that.
  */
 interface Slot {
-  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'done'
+  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'unused' | 'done'
   step: Step
   /** The last one that was lent; none while the slot is parked. */
   lease: Lease<unknown> | undefined
@@ -209,13 +213,17 @@ export class Slots {
 
   #park (): void {
     for (const slot of this.#all) {
-      if (slot.touched || slot.is !== 'held') continue
-      const lease = slot.lease!
+      if (!isUnused(slot)) continue
+      this.#giveBack(slot, 'parked')
       slot.lease = undefined
-      slot.is = 'parked'
-      lease.release()
-      this.#site.forget(lease)
     }
+  }
+
+  /** Gives a connection back that nobody has used, and its transaction, which has done nothing. */
+  #giveBack (slot: Slot, as: 'parked' | 'unused'): void {
+    slot.is = as
+    slot.lease!.release()
+    this.#site.forget(slot.lease!)
   }
 
   /** The body is in: takes the connections again that went back meanwhile. */
@@ -241,6 +249,7 @@ export class Slots {
   connection (name: string): unknown {
     const slot = this.#find(name)
     if (slot === undefined || slot.lease === undefined) return undefined
+    if (slot.is === 'unused') throw unusedError(name)
     slot.touched = true
     const { connection } = slot.lease
     if (isBeside(slot.lease)) this.#warnOf(name)
@@ -273,6 +282,13 @@ export class Slots {
   /** The reply is about to be sent: gives back the connections that the route holds only until then. */
   releaseOnSend (): void {
     for (const slot of this.#all) if (slot.step.release === 'onSend') release(slot)
+  }
+
+  /** The headers of the reply are out: gives back the connections that nobody has seen. */
+  headersOut (): void {
+    for (const slot of this.#all) {
+      if (isUnused(slot) && !this.#site.isEnding(slot.lease!)) this.#giveBack(slot, 'unused')
+    }
   }
 
   /**
@@ -310,6 +326,16 @@ export class Slots {
       else abandon(slot.lease!)
     }
   }
+}
+
+/** Whether it has a connection that nobody has seen. */
+function isUnused ({ is, touched }: Slot): boolean {
+  return is === 'held' && !touched
+}
+
+function unusedError (name: string): PoolError {
+  return new PoolError('FST_POOL_LEASE_RELEASED', `the connection of pool '${name}' went back when the headers of the ` +
+    `reply were out, as nobody had read request.${name} until then: read it before, or await request.acquire('${name}')`)
 }
 
 function release (slot: Slot): void {

@@ -151,7 +151,7 @@ export interface CommonPluginOptions {
   lease?: false | PartialPolicy | undefined
   /**
    * How long a request that ended abnormally (the client went away) may go on using its connection, in ms, before that
-   * is destroyed. 0: destroyed at once. Default 5000.
+   * is destroyed. 0: destroyed at once, as behind an upgraded or hijacked socket. Default 5000.
    */
   abortGrace?: number | undefined
   /**

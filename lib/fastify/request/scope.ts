@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { Lease } from '../../../types/pool.js'
 import { RouteTransactions, type Site as CommitSite } from './commit.js'
-import { Queue, hasTimedOut, isHandlerTimeout, isOver } from './ending.js'
+import { Queue, hasTimedOut, isHandlerTimeout, isOver, isUpgrade } from './ending.js'
 import { handOver, onHeaders, type Replied } from './handed.js'
 import { RequestHolder } from './holder.js'
 import { isStream } from './payload.js'
@@ -271,8 +271,9 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
    * | cut      | settled  | no                | They go back.                                                         |
    * | cut      | settled  | yes               | They are destroyed: the stream may be reading from them.              |
    * | cut      | may run  |                   | They wait for the handler; after `abortGrace` ms they are destroyed.  |
+   * | cut      | hijacked |                   | They are destroyed: nothing tells when it has settled.                |
    *
-   * A response that `handlerTimeout` wrote counts as cut.
+   * A response that `handlerTimeout` wrote counts as cut, and an upgraded socket as hijacked.
    */
   end (): void {
     if (this.over) return
@@ -292,8 +293,13 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     }
     if (!this.slots.end(raw.writableEnded && !timedOut)) return
     const { abortGrace } = this.#graces
-    if (this.#isSettled || abortGrace === 0) this.#settle()
+    if (this.#isSettled || (!timedOut && this.#isHijacked) || abortGrace === 0) this.#settle()
     else setTimeout(() => { this.#settle() }, abortGrace).unref()
+  }
+
+  /** Whether a response that was cut was not Fastify's: what used it may go on for as long as it likes. */
+  get #isHijacked (): boolean {
+    return this.#reply.is === 'none' && (this.reply.sent || isUpgrade(this.reply.request))
   }
 
   /**

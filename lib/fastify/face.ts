@@ -67,9 +67,13 @@ function notLeased (request: FastifyRequest, name: string): PoolError {
 
 function whyNotLeased (request: FastifyRequest, name: string): string {
   const byHand = `await request.acquire('${name}')`
-  if (request[kScope]?.slots.isParked(name) === true) {
-    return `the connection of pool '${name}' went back while the body comes in (bodyGrace): use it from ` +
-      `preValidation on, or ${byHand}`
+  switch (request[kScope]?.slots.parkedFor(name)) {
+    case 'a slow body':
+      return `the connection of pool '${name}' went back while the body comes in (bodyGrace): use it from ` +
+        `preValidation on, or ${byHand}`
+    case 'an upload':
+      return `the handler of this request reads its body (an upload), and the connection of pool '${name}' does not ` +
+        `wait for that: ${byHand} when the body has been read`
   }
   const { method, is404 } = request
   if (is404) {

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { PoolError } from '../pool/errors.js'
+import { hasBody, isBodyRead } from './request/body.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kReply, kScope, type OnSendDone } from './request/scope.js'
 import type { Setting } from './setting.js'
@@ -23,7 +24,12 @@ export function addRequestHooks (app: FastifyInstance, setting: Setting): void {
       reply.code(499)
       return done(overError())
     }
-    if (phase === 'preHandler' || !hasBody(request)) return scope.slots.take(steps, done)
+    if (!hasBody(request)) return scope.slots.take(steps, done)
+    if (phase === 'preHandler') {
+      if (isBodyRead(request)) return scope.slots.take(steps, done)
+      scope.slots.leaveToHandler(steps)
+      return done()
+    }
     scope.slots.take(steps, (error) => {
       if (error === undefined) scope.slots.awaitBody(bodyGrace)
       done(error)
@@ -40,12 +46,21 @@ export function addRequestHooks (app: FastifyInstance, setting: Setting): void {
   app.addHook('preValidation', (request: FastifyRequest, _reply: FastifyReply, done: Done) => {
     const scope = request[kScope]
     if (scope === null) done()
-    else scope.slots.bodyIn(done)
+    else scope.slots.bodyParsed(done)
   })
 
-  app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
+  const preHandler = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
     if (!plans.usePreHandler || request.is404) done()
     else take(request, reply, 'preHandler', done)
+  }
+
+  app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
+    const slots = request[kScope]?.slots
+    if (slots?.awaitsBody !== true) return preHandler(request, reply, done)
+    slots.handlerBegins((error) => {
+      if (error === undefined) preHandler(request, reply, done)
+      else done(error)
+    })
   })
 }
 
@@ -81,12 +96,4 @@ export function addEndHooks (app: FastifyInstance): void {
     if (closing && 'closeIdleConnections' in app.server) setImmediate(() => { app.server.closeIdleConnections() })
     done()
   })
-}
-
-/** Whether the headers announce a body. */
-function hasBody ({ raw }: FastifyRequest): boolean {
-  const { stream } = raw as { stream?: { endAfterHeaders?: boolean } }
-  if (stream?.endAfterHeaders !== undefined) return !stream.endAfterHeaders
-  const length = raw.headers['content-length']
-  return (length !== undefined && length !== '0') || raw.headers['transfer-encoding'] !== undefined
 }

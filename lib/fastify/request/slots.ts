@@ -5,6 +5,7 @@ import { PoolError } from '../../pool/errors.js'
 import { abandon, isBeside } from '../../pool/pool.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
+import { isBodyRead } from './body.js'
 import { Leave, either, errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
 
@@ -34,7 +35,8 @@ export interface Site {
  *                           not in use any more
  * ```
  *
- * A slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run; and 'unused', which
+ * A slot is 'parked' from the beginning where the handler reads the body and the connection is taken in `preHandler`. A
+ * slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run; and 'unused', which
  * is 'done' by another name, when the headers of the reply are out and nobody has read its connection. The handler or
  * the pool may end a lease while its slot is 'held': `isOut` sees that.
  */
@@ -51,6 +53,9 @@ interface Slot {
   visit: Visit | undefined
 }
 
+/** What is known of the request's body. */
+type Body = 'none' | 'awaited' | 'read' | 'left to the handler'
+
 /** Whether its connection can be used. */
 function isOut ({ is, lease }: Slot): boolean {
   return is === 'held' && !lease!.ended
@@ -64,6 +69,7 @@ export class Slots {
   readonly #all: Slot[] = []
   /** Ends the acquires that wait. */
   #leave: Leave | undefined
+  #body: Body = 'none'
   #bodyTimer: NodeJS.Timeout | undefined
   /** Acquires that may write, where the pool is sticky. */
   #writes: Set<Visit> | undefined
@@ -204,7 +210,8 @@ export class Slots {
 
   /** The body has `grace` ms to come in, from now on. Then the connections that nobody has seen go back. */
   awaitBody (grace: number): void {
-    if (this.#bodyTimer !== undefined || this.#site.over) return
+    if (this.#body !== 'none' || this.#site.over) return
+    this.#body = 'awaited'
     this.#bodyTimer = setTimeout(() => {
       // If the body is in, it is another hook that takes so long, and it may want its connection.
       if (!this.#reply.request.raw.complete) this.#park()
@@ -226,19 +233,48 @@ export class Slots {
     this.#site.forget(slot.lease!)
   }
 
-  /** The body is in: takes the connections again that went back meanwhile. */
-  bodyIn (done: (error?: Error) => void): void {
-    if (this.#bodyTimer === undefined) return done()
+  get awaitsBody (): boolean {
+    return this.#body === 'awaited'
+  }
+
+  /** The content type parser is done. If the body has been read, takes the connections again that went back meanwhile. */
+  bodyParsed (done: (error?: Error) => void): void {
+    if (this.#body !== 'awaited' || !isBodyRead(this.#reply.request)) return done()
+    this.#body = 'read'
     clearTimeout(this.#bodyTimer)
     const parked = this.#all.filter(({ is }) => is === 'parked').map(({ step }) => step)
     if (parked.length === 0) return done()
     this.take(parked, done)
   }
 
+  /**
+   * As `bodyParsed`; but if nobody has read the body by now, the handler will, which may take as long as the client
+   * likes. Connections that nobody has seen go back, whether somebody waits for one or not: so a handler that misses
+   * `request.acquire` fails at its first try, and not under load.
+   */
+  handlerBegins (done: (error?: Error) => void): void {
+    if (isBodyRead(this.#reply.request)) return this.bodyParsed(done)
+    this.#park()
+    this.leaveToHandler([])
+    done()
+  }
+
+  /** The handler reads the body: it takes these connections by hand, when it has done so. */
+  leaveToHandler (steps: readonly Step[]): void {
+    this.#body = 'left to the handler'
+    clearTimeout(this.#bodyTimer)
+    for (const step of steps) {
+      const slot = this.#slotFor(step)
+      if (slot.is === 'empty') slot.is = 'parked'
+    }
+  }
+
   // --- What the request sees ----------------------------------------------------------------------------------------
 
-  isParked (name: string): boolean {
-    return this.#find(name)?.is === 'parked'
+  /** Why a connection is not there: it went back for the body's sake. Undefined: it did not. */
+  parkedFor (name: string): 'a slow body' | 'an upload' | undefined {
+    if (this.#find(name)?.is !== 'parked') return undefined
+    return this.#body === 'left to the handler' ? 'an upload' : 'a slow body'
   }
 
   /**

@@ -277,6 +277,12 @@ export class Slots {
     return this.#body === 'left to the handler' ? 'an upload' : 'a slow body'
   }
 
+  /** Whether a connection is held that nobody has read. */
+  isUnused (name: string): boolean {
+    const slot = this.#find(name)
+    return slot !== undefined && isUnused(slot)
+  }
+
   /**
    * A connection, for whoever uses it. Undefined: there was no lease.
    *

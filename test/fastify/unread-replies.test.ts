@@ -569,21 +569,22 @@ t.test('a transaction that a stream uses is committed at its end, and its connec
   t.same([connector.asked, connector.rows], [['begin #1', 'commit #1'], ['row']])
 })
 
-t.test('a commit under way when the headers of its stream are out is not disturbed', async (t) => {
-  const connector = new FakeConnector()
-  connector.outcomes.commit = 'gate'
+t.test('commits under way when the headers of their stream are out are not disturbed, nor are those that come behind them', async (t) => {
+  const [first, second] = [new FakeConnector(), new FakeConnector()]
+  first.outcomes.commit = 'gate'
   const app = Fastify() as unknown as FastifyInstance
-  await app.register(fastifyPool, { connector, max: 1, replyGrace: 20, log: false, lease: { transaction: true } } as PluginOptions)
-  // Its data and its end come in one turn of the loop, before anybody looks at the reply.
+  const pools = { db: { connector: first, max: 1 }, cache: { connector: second, max: 1 } }
+  await app.register(fastifyPool, { pools, replyGrace: 20, log: false, lease: { transaction: true } } as PluginOptions)
+  // Its data and its end come together.
   app.get('/', async () => Readable.from(['all of it'], { objectMode: false }))
   t.teardown(() => app.close())
   const answer = app.inject('/')
-  await until(() => connector.asked.includes('commit #1'))
+  await until(() => first.asked.includes('commit #1'))
   const late = alarm(100)
   await until(() => late.rang)
-  t.equal(app.pools.get('db').stats().used, 1)
-  for (const { pass } of connector.calls) pass()
+  t.same([app.pools.get('db').stats().used, app.pools.get('cache').stats().used], [1, 1])
+  for (const { pass } of first.calls) pass()
   t.equal((await answer).body, 'all of it')
-  await until(() => app.pools.get('db').stats().used === 0)
-  t.same([connector.asked, connector.violations], [['begin #1', 'commit #1'], []])
+  await until(() => app.pools.get('db').stats().used + app.pools.get('cache').stats().used === 0)
+  for (const { asked, violations } of [first, second]) t.same([asked, violations], [['begin #1', 'commit #1'], []])
 })

@@ -1,41 +1,40 @@
-import { inside, type Place, type Pool } from '../pool/pool.js'
+import type { Engine } from '../engine/engine.js'
 
-/** One of the pools that share a budget. */
+/** One of the targets that share a budget. */
 export interface Member<C> {
   readonly name: string
-  readonly pool: Pool<C>
-  /** Its connections at most. */
+  readonly engine: Engine<C>
+  /** The most connections that it may have. */
   readonly max: number
-  /** It is asked how it is, again and again: its last connection is not taken from it, since the next question would take one back. */
+  /**
+   * The target is asked what it is, again and again. Its last connection is not taken from it: the next question would
+   * need a new one.
+   */
   readonly keepsLast: boolean
 }
 
-/** What one of them would have if it could. */
+/** How many connections a member wants beyond what it has. */
 interface Claim<C> { readonly member: Member<C>, readonly total: number, readonly wants: number }
 
 /**
- * One `max` for several pools, at every moment. Who needs a connection where there is no room for one gets that of a pool which does not use it; where all
- * are used, those who have two more than it, or need theirs no longer, give up one each time one comes back. So nobody starves, and nothing goes to and fro.
+ * One `max` for several targets, at every moment. A target that needs a connection where there is no room gets the room
+ * of an idle connection of another target. Where none is idle, a target that has at least two more, or does not need
+ * its connections any more, gives up one each time one comes back. So no target starves, and no connections are closed
+ * and created in turns.
  */
 export class Budget<C> {
   #max = Infinity
   #lastId = 0
   readonly #members: Array<Member<C>> = []
-  /** Those who were told, when they last asked, that there is no room. */
+  /** Members that found no room when they last asked. */
   readonly #refused = new Set<Member<C>>()
   #offering = false
-  /** It was made smaller, and there may be more than it allows. */
+  /** `max` was made smaller, and there may be more connections than that. */
   #shrunk = false
 
-  /** @param get one that is not asked before it has a pool */
-  add (target: string, get: () => Member<C>): Place {
-    return {
-      target,
-      nextId: () => ++this.#lastId,
-      mayCreate: () => this.#mayCreate(get()),
-      mustYield: () => this.#mustYield(get()),
-      freed: () => { this.#freed() },
-    }
+  /** The next connection's id: unique among all members. */
+  nextId (): number {
+    return ++this.#lastId
   }
 
   join (member: Member<C>): void {
@@ -51,75 +50,87 @@ export class Budget<C> {
     this.#max = max
   }
 
-  /** After `max`, of the budget or of members, was changed. */
+  /** To be called after `max` of the budget or of a member was changed. */
   settle (): void {
     while (this.#sum.staying > this.#max && this.#shed()) { /* One at a time: each changes the sums. */ }
-    this.#freed()
+    this.freed()
   }
 
   get hasRoom (): boolean {
     return this.#sum.total < this.#max
   }
 
-  #mayCreate (member: Member<C>): boolean {
+  /**
+   * A member needs one more. Members with a better claim get theirs first; where there is no room, others make some.
+   */
+  wants (member: Member<C>): void {
     this.#offer(member)
-    if (this.#sum.total < this.#max) {
+    if (this.hasRoom) {
       this.#refused.delete(member)
-      return true
+      return
     }
     this.#refused.add(member)
-    while (this.#missing > 0 && this.#shed(member)) { /* As above. What wakes it up meanwhile creates by itself. */ }
-    return false
+    while (this.#missing > 0 && this.#shed(member)) { /* One at a time: each changes the sums. */ }
   }
 
-  /** Whoever has less, and was refused, comes first. It may be unable to use it now (its creates fail, and it waits): then it is not kept for it. */
+  /**
+   * Members that have less and found no room come first. One that can't create now (it backs off after failures) does
+   * not keep the room.
+   */
   #offer (member: Member<C>): void {
     if (this.#offering || this.#refused.size === 0) return
-    const { total, pending, coming } = inside.load(member.pool)
-    const idly = pending <= coming
+    const { entries: { coming, total }, line } = member.engine
+    const idly = line.size <= coming
     this.#offering = true
     try {
-      for (const claim of this.#claims) if (claim.member !== member && (idly || claim.total < total)) this.#ask(claim.member)
+      for (const claim of this.#claims) {
+        if (claim.member !== member && (idly || claim.total < total)) this.#ask(claim.member)
+      }
     } finally {
       this.#offering = false
     }
   }
 
-  #mustYield (member: Member<C>): boolean {
+  /** A member's connection is ready: whether it must be closed so that another member can make one. */
+  mustYield (member: Member<C>): boolean {
     if (this.#shrunk) {
       const { total, staying } = this.#sum
       this.#shrunk = total > this.#max
       if (staying > this.#max) return true
     }
     if (this.#refused.size === 0 || this.#missing === 0) return false
-    const { total, pending } = inside.load(member.pool)
-    if (pending === 0 && this.#isSpare(member)) return this.#claims.some((claim) => claim.member !== member)
+    const { entries: { total }, line } = member.engine
+    if (line.size === 0 && this.#isSpare(member)) return this.#claims.some((claim) => claim.member !== member)
     return this.#claims.some((claim) => total > claim.total + 1)
   }
 
-  #freed (): void {
+  /** A connection is gone or late, so there may be room: whoever found none creates now. */
+  freed (): void {
     const claiming = this.#claims.map(({ member }) => member)
-    // Last, who would only like to have as many as its `min`.
+    // Last the members without a claim: they only want connections up to their `min`.
     for (const member of new Set([...claiming, ...this.#refused])) this.#ask(member)
   }
 
-  /** There is room again: whoever can't use it now does not come for it, and has no claim to what others have until it does. */
+  /**
+   * Lets a member create where there is room. A member that can't create now loses its claim until it asks again.
+   */
   #ask (member: Member<C>): void {
     if (!this.hasRoom) return
     this.#refused.delete(member)
-    inside.wake(member.pool)
+    member.engine.pump()
   }
 
-  /** Those with the fewest first. */
+  /** The claims, those of members with the fewest connections first. */
   get #claims (): Array<Claim<C>> {
     return [...this.#refused].map((member) => {
-      const { total, pending, coming, circuit } = inside.load(member.pool)
-      // While the circuit is not closed one is made to see whether it can be: nobody waits for that.
-      return { member, total, wants: circuit === 'closed' ? Math.min(pending - coming, member.max - total) : 1 - coming }
+      const { entries: { total, coming }, line, supply } = member.engine
+      // While the circuit is not closed, the engine makes one probe, also where nobody waits.
+      const isClosed = supply.creator.circuit.state === 'closed'
+      return { member, total, wants: isClosed ? Math.min(line.size - coming, member.max - total) : 1 - coming }
     }).filter(({ wants }) => wants > 0).sort((a, b) => a.total - b.total)
   }
 
-  /** How many more must go, besides those that are about to. */
+  /** How many connections must be closed for the claims, besides those that are being closed. */
   get #missing (): number {
     const { total, leaving } = this.#sum
     const wanted = this.#claims.reduce((sum, { wants }) => sum + wants, 0)
@@ -128,29 +139,26 @@ export class Budget<C> {
 
   get #sum (): { readonly total: number, readonly leaving: number, readonly staying: number } {
     const sum = { total: 0, leaving: 0, staying: 0 }
-    for (const { pool, max } of this.#members) {
-      const { total, idle, used, coming } = inside.load(pool)
-      const here = idle + used + coming
+    for (const { engine: { entries: { coming, here, total } }, max } of this.#members) {
       sum.total += total
-      sum.leaving += total - here
-      // What is more than its own `max`, it closes by itself as it comes back.
-      sum.staying += Math.min(here, max)
+      sum.leaving += total - here - coming
+      // What a member has above its own `max`, it closes by itself as it comes back.
+      sum.staying += Math.min(here + coming, max)
     }
     return sum
   }
 
-  #isSpare ({ pool, keepsLast }: Member<C>): boolean {
-    const { idle, used } = inside.load(pool)
-    return !keepsLast || idle + used > 1
+  #isSpare ({ engine, keepsLast }: Member<C>): boolean {
+    return !keepsLast || engine.entries.here > 1
   }
 
-  /** Closes an idle connection of whoever has most. False: there is none. */
+  /** Closes an idle connection of the member that has most. False: none is idle. */
   #shed (except?: Member<C>): boolean {
-    const spare = this.#members
+    const [most] = this.#members
       .filter((member) => member !== except && (except === undefined || this.#isSpare(member)))
-      .map(({ pool }) => ({ pool, ...inside.load(pool) }))
-      .filter(({ idle }) => idle > 0)
-      .sort((a, b) => b.total - a.total)
-    return spare.length > 0 && inside.shed(spare[0]!.pool)
+      .map(({ engine }) => engine)
+      .filter(({ entries: { idle } }) => idle.length > 0)
+      .sort((a, b) => b.entries.total - a.entries.total)
+    return most !== undefined && most.shed()
   }
 }

@@ -3,15 +3,15 @@ import type { Balance } from '../../types/options.js'
 export const balances = ['weighted', 'round-robin', 'least-used', 'random'] as const satisfies readonly Balance[]
 
 export interface Candidate {
-  /** Its share beside the others. */
+  /** The share of the candidate beside the others. */
   readonly weight: number
-  /** Leases, and those who wait for one. */
+  /** Connections that are lent, and callers that wait for one. */
   readonly busy: number
-  /** What it is owed; only `Choice` touches it. */
+  /** What the candidate is owed in smooth weighted round robin. Only `Choice` changes it. */
   credit: number
 }
 
-/** Whose turn it is. */
+/** Chooses the next candidate: smooth weighted round robin, least used, or random. */
 export class Choice<T extends Candidate> {
   readonly #balance: Balance
   readonly #random: () => number
@@ -21,7 +21,7 @@ export class Choice<T extends Candidate> {
     this.#random = random
   }
 
-  /** The next one among these, of which there is one at least. Nothing changes by asking. */
+  /** The next one of these, of which there is at least one. A question: it changes nothing. */
   next (among: readonly T[]): T {
     if (this.#balance === 'random') return this.#drawn(among)
     let best = among[0]!
@@ -29,10 +29,13 @@ export class Choice<T extends Candidate> {
     return best
   }
 
-  /** It was the turn of one of these: each earns its weight, and it pays for all. So, over time, each is taken as often as its weight says, evenly mixed. */
+  /**
+   * One of these was taken: each earns its weight, and the taken one pays the sum. So each is taken as often as its
+   * weight says, evenly mixed (smooth weighted round robin).
+   */
   took (taken: T, among: readonly T[]): void {
     const all = among.reduce((sum, one) => sum + this.#weight(one), 0)
-    // Who could not be taken for long is not owed all of that: it would be flooded.
+    // Bounded: a candidate that could not be taken for long would get all of the next leases.
     for (const one of among) one.credit = Math.min(all, one.credit + this.#weight(one))
     taken.credit = Math.max(-all, taken.credit - all)
   }

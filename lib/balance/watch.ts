@@ -1,115 +1,108 @@
 import type { ServerState } from '../../types/connector.js'
-import type { Clock, Lease, Timer } from '../../types/pool.js'
-import { PoolError, badOption } from '../pool/errors.js'
-import { inside } from '../pool/pool.js'
+import type { Clock, Lease } from '../../types/pool.js'
+import { PoolError, badOption } from '../engine/errors.js'
+import { bare } from '../engine/lease.js'
+import { Alarm } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
-/** Who takes connections for the pool's own needs. */
+/** The holder of connections that the pool takes for itself. */
 export const HOLDER = 'fastify-pool'
-/** Where it is urgent, targets are asked again after one to two times this, in ms; and never sooner. */
+/** The shortest pause between two rounds of checks, in ms. Where it is urgent, the pause is one to two times this. */
 const PAUSE = 100
 
 export interface Watching<C> {
-  /** How often each is asked, in ms. */
+  /** How often each target is asked, in ms. */
   readonly interval: number
-  /** How long it may take to answer, in ms. */
+  /** How long an answer may take, in ms. */
   readonly timeout: number
   run<T> (fn: () => T): T
-  /** Somebody may still want to know. */
+  /** Somebody waits for the answers. */
+  isAwaited (): boolean
+  /** Whether checks go on. */
   goesOn (): boolean
   isPaused (): boolean
   isUrgent (): boolean
-  /** @param at when it was asked */
+  /** A target has said what it is. @param at when it was asked */
   said (target: Target<C>, state: ServerState, at: number): void
-  /** Whether what failed so may succeed on another connection. */
+  /** Whether a check that failed with this error may succeed on another connection. */
   isTransient (target: Target<C>, error: unknown): boolean
   /** A target answered with an error. */
   refused (error: unknown): void
-  /** A target was asked, whatever came of it. */
+  /** A check is over, whatever came of it. */
   done (target: Target<C>): void
 }
 
-/** Asks targets what they are: those that can say so, all at the same time, again and again. */
+/** Asks all targets that can say what they are, in rounds. */
 export class Watch<C> {
   readonly #targets: ReadonlyArray<Target<C>>
   readonly #clock: Clock
   readonly #watching: Watching<C>
-  #timer: Timer | undefined
-  #timerAt = Infinity
+  readonly #alarm: Alarm
   #askedAt = -Infinity
   #begun = false
-  #kept = false
 
   constructor (targets: ReadonlyArray<Target<C>>, clock: Clock, watching: Watching<C>) {
     this.#targets = targets.filter(({ speaks }) => speaks)
     this.#clock = clock
     this.#watching = watching
+    const { run, isAwaited } = watching
+    this.#alarm = new Alarm(clock, run, () => { this.#tick() }, isAwaited)
   }
 
+  /** Checks begin with the pool's first use. */
   begin (): void {
     this.#begun = true
     this.#tick()
   }
 
-  /** Something has changed: all are asked, but for the pause since they were last. */
+  /** Something has changed: the next round comes as soon as the shortest pause allows. */
   soon (): void {
-    if (this.#begun) this.#arm(Math.max(1, this.#askedAt + PAUSE - this.#clock.now()))
+    if (this.#begun) this.#ringAt(Math.max(this.#clock.now() + 1, this.#askedAt + PAUSE))
   }
 
-  /** Whether the process stays alive for the next question. */
-  keepAlive (kept: boolean): void {
-    this.#kept = kept
-    if (kept) this.#timer?.ref()
-    else this.#timer?.unref()
+  /** To be called when somebody begins to wait, and when nobody does any more. */
+  keepAlive (): void {
+    this.#alarm.keepAlive()
   }
 
   end (why: Error): void {
     this.#begun = false
-    this.#disarm()
+    this.#alarm.cancel()
     for (const { check } of this.#targets) check?.abort(why)
   }
 
   #tick (): void {
-    this.#disarm()
-    if (!this.#begun || !this.#watching.goesOn()) return
-    if (!this.#watching.isPaused()) {
+    const { goesOn, interval, isPaused, run } = this.#watching
+    if (!this.#begun || !goesOn()) return
+    if (!isPaused()) {
       this.#askedAt = this.#clock.now()
-      for (const target of this.#targets) this.#watching.run(() => this.#ask(target))
+      for (const target of this.#targets) run(() => this.#ask(target))
     }
-    this.#arm(this.#watching.interval)
+    this.#ringAt(this.#clock.now() + interval)
   }
 
-  #arm (ms: number): void {
-    const at = this.#clock.now() + ms
-    if (at >= this.#timerAt || this.#targets.length === 0) return
-    this.#disarm()
-    this.#timerAt = at
-    this.#timer = this.#watching.run(() => this.#clock.setTimer(() => { this.#watching.run(() => { this.#tick() }) }, Math.max(1, Math.ceil(ms))))
-    this.keepAlive(this.#kept)
+  #ringAt (at: number): void {
+    if (this.#targets.length > 0) this.#alarm.set(at)
   }
 
-  #disarm (): void {
-    this.#timer?.cancel()
-    this.#timer = undefined
-    this.#timerAt = Infinity
-  }
-
-  /** On a connection of its own. Never two at the same time. */
+  /** Asks a target on a connection that it acquires; never twice at the same time. */
   async #ask (target: Target<C>): Promise<void> {
     if (target.check !== undefined) return
     const { timeout, said, done, isUrgent } = this.#watching
     const controller = (target.check = new AbortController())
     const { signal } = controller
-    const late = this.#clock.setTimer(() => { controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`)) }, timeout)
+    const late = this.#clock.setTimer(() => {
+      controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`))
+    }, timeout)
     let lease: Lease<C> | undefined
     try {
-      // The signal comes first: who is busy has not failed, and its books count no timeout.
-      lease = await target.pool.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
-      const connection = inside.bare(lease)
+      // The timeout is longer than the signal's: a busy target has not failed, and must not count a timeout.
+      lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
+      const connection = bare(lease)
       const at = this.#clock.now()
       const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))
       lease.release()
-      target.mute = target.silent = false
+      target.answer = 'given'
       said(target, state, at)
     } catch (error) {
       this.#unanswered(target, lease, signal, error)
@@ -117,34 +110,35 @@ export class Watch<C> {
       late.cancel()
       target.check = undefined
       done(target)
-      if (this.#begun && isUrgent()) this.#arm(PAUSE * (1 + this.#clock.random()))
+      if (this.#begun && isUrgent()) this.#ringAt(this.#clock.now() + PAUSE * (1 + this.#clock.random()))
     }
   }
 
   #unanswered (target: Target<C>, lease: Lease<C> | undefined, { aborted }: AbortSignal, error: unknown): void {
     const { said, isTransient, refused } = this.#watching
-    if (lease === undefined && error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
-    if (!this.#begun) return lease?.release()
-    // One that was never reached may only be slow to connect to: whether that fails, its pool tells.
     if (lease === undefined) {
-      target.mute = target.known && !(error instanceof Moved)
+      if (error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
+      // A target that was never reached may only be slow to connect; if its creates fail, its engine tells.
+      const isMute = target.known && !(error instanceof Moved)
+      if (this.#begun && target.answer !== 'none') target.answer = isMute ? 'no connection' : 'given'
       return
     }
-    const before = target.silent
-    target.mute = target.silent = aborted || lease.ended || isTransient(target, error)
-    if (target.silent) {
-      // It may have been this connection alone.
-      if (!before) this.soon()
+    if (!this.#begun) return lease.release()
+    const before = target.answer
+    target.answer = aborted || lease.ended || isTransient(target, error) ? 'none' : 'given'
+    if (target.answer === 'none') {
+      // Perhaps only this connection failed: the next check comes soon.
+      if (before !== 'none') this.soon()
       return lease.destroy(error as Error)
     }
-    // It answers, and not this question: then it is what it was given as.
+    // The target answers with an error, so it can't say its role: that is the given one.
     lease.release()
     if (!target.known) said(target, { role: target.given }, this.#clock.now())
     refused(error)
   }
 }
 
-/** Foreign. */
+/** Checks what the connector returned. */
 function readState (state: ServerState): ServerState {
   const { role, lag = 0, offset = 0 } = (state as Partial<ServerState> | undefined) ?? {}
   if (role !== 'primary' && role !== 'replica') throw badOption('inspect().role', role, "'primary' or 'replica'")

@@ -5,7 +5,7 @@ import type {
   Backend, BulkheadOptions, CommonPluginOptions, DriverOption, LogLevel, Policy, StickyOptions,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
-import { rulesOf } from '../backends/rules.js'
+import { catalogue } from '../backends/catalogue.js'
 import { balances } from '../balance/choice.js'
 import { PoolError, badOption } from '../pool/errors.js'
 import {
@@ -83,7 +83,7 @@ const targetSchema = {
 } as const
 
 /** @internal */
-export const backendSchema = { enum: ['mongodb', 'redis', 'postgresql', 'postgres', 'mysql', 'sqlite'] } as const
+export const backendSchema = { enum: Object.keys(catalogue) as unknown as readonly [Backend, ...Backend[]] }
 
 /** @internal */
 export const poolProperties = {
@@ -266,7 +266,7 @@ export function checkPoolOptions<C = unknown> (
     throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
   if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
-  rulesOf(given.backend).adapt?.(result, given, path)
+  if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
   checkTogether(result, given, path)
   checkSticky(result, path)
   const policy = own === undefined ? lease : mergePolicy(own, lease)
@@ -284,7 +284,7 @@ export function checkPoolOptions<C = unknown> (
 /** The targets of a pool, each with the options of a pool of its own. */
 function readTargets (targets: readonly Options[], pool: Options, path: string): ResolvedTarget[] {
   const names = new Set<string>()
-  const { noTargets } = rulesOf(pool.backend)
+  const noTargets = pool.backend === undefined ? undefined : catalogue[pool.backend as Backend].noTargets
   if (noTargets !== undefined) throw badOption(join(path, 'targets'), targets, noTargets)
   if (pool.max as number < targets.length) {
     throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)

@@ -137,7 +137,7 @@ export interface ResolvedEngineOptions<C = unknown>
 /** The options that a check made: `new Pool`, which checks for itself, takes them as they are. */
 const checked = new WeakSet<object>()
 
-/** The schemas' defaults. `maxConnecting` follows `max`; a backend may have others (lib/backends/rules.ts). */
+/** The schemas' defaults. `maxConnecting` follows `max`; a backend may have others (lib/backends/catalogue.ts). */
 export const poolDefaults =
   Object.freeze(readAll(engineProperties, {}, '')) as unknown as Omit<ResolvedEngineOptions, 'name'>
 

@@ -2,13 +2,13 @@ import type { Isolation, TransactionOptions } from '../../types/connector.js'
 import type { WrapInfo } from '../../types/pool.js'
 import { PoolError } from '../pool/errors.js'
 
-/** What a library calls the characteristics of its transactions. */
+/** A library's names for the characteristics of its transactions. */
 export interface LibraryOptions {
   readonly isolationLevel?: string | undefined
   readonly accessMode?: string | undefined
 }
 
-/** As the pool has it. A level that the database has not is refused by the pool. */
+/** The pool's options for them. The pool refuses a level that the database has not. */
 export function optionsOf ({ isolationLevel, accessMode }: LibraryOptions = {}): TransactionOptions {
   return {
     ...(isolationLevel !== undefined && { isolation: isolationLevel as Isolation }),
@@ -16,7 +16,8 @@ export function optionsOf ({ isolationLevel, accessMode }: LibraryOptions = {}):
   }
 }
 
-/** An adapter that does not know this database. */
+/** The error of an adapter on a database that it does not know. */
 export function unknownSystem (adapter: string, { system }: WrapInfo, known: readonly string[]): PoolError {
-  return new PoolError('FST_POOL_BAD_OPTIONS', `option wrap is ${adapter}(), which works on ${known.join(', ')}: this is ${system}`)
+  return new PoolError('FST_POOL_BAD_OPTIONS',
+    `option wrap is ${adapter}(), which works on ${known.join(', ')}: this is ${system}`)
 }

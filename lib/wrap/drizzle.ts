@@ -1,13 +1,15 @@
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
-import { requirePackage } from '../backends/driver.js'
+import { requirePackage } from '../backends/shared/driver.js'
 import { PoolError } from '../pool/errors.js'
 import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
 import { likeBetterSqlite3, type Sqlite } from './native.js'
 
-/** What Drizzle makes of a driver's connection: `drizzle` of `drizzle-orm/node-postgres`, `/mysql2`, `/sqlite-proxy`. */
+/**
+ * `drizzle` of `drizzle-orm/node-postgres`, `/mysql2` or `/sqlite-proxy`: makes a database of a driver's connection.
+ */
 type Make<T> = (...args: never) => T
 
-/** What is used of Drizzle's databases. */
+/** The part of Drizzle's databases that is used here. */
 interface Database {
   session: Session
   transaction (fn: (tx: unknown) => unknown, config?: Config): Promise<unknown>
@@ -15,49 +17,60 @@ interface Database {
 }
 
 interface Session { readonly client: unknown, transaction (fn: (tx: unknown) => unknown): Promise<unknown> }
-interface Config extends LibraryOptions { readonly deferrable?: boolean, readonly withConsistentSnapshot?: boolean, readonly behavior?: string }
+interface Config extends LibraryOptions {
+  readonly deferrable?: boolean
+  readonly withConsistentSnapshot?: boolean
+  readonly behavior?: string
+}
 
 /** Options of Drizzle itself (`schema`, `casing`, `logger`, ...), and where it comes from. */
 export interface DrizzleOptions<T> {
   /**
-   * `drizzle` of `drizzle-orm/node-postgres`, `drizzle-orm/mysql2` or `drizzle-orm/sqlite-proxy`, where it can't be required by name (in a bundle), and
-   * for its type. Default: that of the pool's backend.
+   * `drizzle` of `drizzle-orm/node-postgres`, `drizzle-orm/mysql2` or `drizzle-orm/sqlite-proxy`: where it can't be
+   * required by name (in a bundle), and for its type. Default: the one for the pool's backend.
    */
   readonly drizzle?: Make<T>
   readonly [option: string]: unknown
 }
 
 /**
- * For the option `wrap`: `request.<name>` is a Drizzle database over the leased connection, on PostgreSQL, MySQL and SQLite.
+ * For the option `wrap`: `request.<name>` is a Drizzle database over the leased connection, on PostgreSQL, MySQL and
+ * SQLite.
  *
- * Drizzle's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
- * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already. So are `deferrable` and `withConsistentSnapshot`.
+ * Drizzle's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout`
+ * ms at most), and within a route's transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is
+ * theirs already. So are `deferrable` and `withConsistentSnapshot`.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend; `FST_POOL_MISSING_DRIVER` without drizzle-orm
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on
+ * another backend; `FST_POOL_MISSING_DRIVER` without drizzle-orm
  */
-export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<T> = {}): (connection: unknown, info: WrapInfo) => T {
+export function drizzle<T = any> (options: DrizzleOptions<T> = {}): (connection: unknown, info: WrapInfo) => T {
+  const { drizzle: given, ...config } = options
   return (connection, info) => {
     const backend = backends[info.system]
     if (backend === undefined) throw unknownSystem('drizzle', info, ['postgresql', 'mysql', 'sqlite'])
-    const make = (given ?? (requirePackage(backend.module, { backend: 'drizzle' }) as { drizzle: unknown }).drizzle) as unknown as (client: unknown, config: object) => Database
-    const database = make(backend.client(connection), { ...(info.system === 'mysql' && { mode: 'default' }), ...config })
+    const make = (given ?? installed(backend.module)) as (client: unknown, config: object) => Database
+    const mode = info.system === 'mysql' && { mode: 'default' }
+    const database = make(backend.client(connection), { ...mode, ...config })
     database.$client = connection
     const { session } = database
     database.transaction = async (fn, config = {}) => {
       for (const name of ['deferrable', 'withConsistentSnapshot'] as const) {
         if (config[name] !== true) continue
-        throw new PoolError('FST_POOL_NOT_SUPPORTED', `drizzle's transaction option ${name} is not one of pool '${info.pool}': it has isolationLevel and accessMode`)
+        const message = `drizzle's transaction option ${name} is not one of pool '${info.pool}'`
+        throw new PoolError('FST_POOL_NOT_SUPPORTED', `${message}: it has isolationLevel and accessMode`)
       }
       const transaction = await info.begin(optionsOf(config))
       const end = new End(transaction)
       try {
-        // Drizzle runs all of a transaction on its session's client. This one's texts of BEGIN, COMMIT and ROLLBACK are the pool's to carry out.
+        // Drizzle runs a whole transaction on its session's client. This one hands the texts of BEGIN, COMMIT and
+        // ROLLBACK to the pool.
         const own = Object.create(session, { client: { value: backend.client(connection, end.take) } }) as Session
         return await own.transaction(end.behind(fn))
       } catch (error) {
         throw end.told(error)
       } finally {
-        // Where the library has ended it, that does nothing. Otherwise nothing of it may stay.
+        // Does nothing where the library has ended the transaction. Otherwise nothing of it may stay.
         await transaction.rollback()
       }
     }
@@ -67,10 +80,16 @@ export function drizzle<T = any> ({ drizzle: given, ...config }: DrizzleOptions<
 
 export default drizzle
 
-/** Carries a statement out in the pool's place of the driver, where it is one of those by which the library begins or ends a transaction. */
+function installed (module: string): unknown {
+  return (requirePackage(module, { backend: 'drizzle' }) as { readonly drizzle: unknown }).drizzle
+}
+
+/**
+ * Carries a statement out by the pool where it begins or ends the transaction. undefined: it is not such a statement.
+ */
 type Ender = (text: string) => Promise<void> | undefined
 
-/** Of one transaction: its texts that are the library's, and not its user's. */
+/** Tells the texts of one transaction that are the library's from those of its user. */
 class End {
   readonly #transaction: WrapTransaction
   #turn: 'begin' | 'user' | 'end' = 'begin'
@@ -78,7 +97,7 @@ class End {
 
   constructor (transaction: WrapTransaction) { this.#transaction = transaction }
 
-  /** That function, which is between BEGIN and its end. */
+  /** The user's function, which runs between BEGIN and the transaction's end. */
   behind (fn: (tx: unknown) => unknown): (tx: unknown) => Promise<unknown> {
     return async (tx) => {
       this.#turn = 'user'
@@ -103,9 +122,12 @@ class End {
     }
   }
 
-  /** The pool's own error of a commit, where the library made one of its own around it: its code is what a caller looks at. */
+  /**
+   * The pool's own error of a commit, where the library has made an error of its own around it: callers look at its
+   * code.
+   */
   told (error: unknown): unknown {
-    // Anything can be thrown, also nothing.
+    // Anything can be thrown, also undefined.
     const cause = (error as { readonly cause?: unknown } | null | undefined)?.cause
     return cause instanceof PoolError && cause === this.#failure ? cause : error
   }
@@ -117,25 +139,39 @@ interface Backend {
   client (connection: unknown, ender?: Ender): unknown
 }
 
+/** Which methods of a driver's connection send statements, and how. */
+interface Methods {
+  readonly methods: readonly string[]
+  /** Of a query that is given as an object: where its text is. */
+  readonly key: string
+  /** What the library gets where the pool has carried the statement out. */
+  readonly nothing: unknown
+}
+
 /** A driver's connection whose methods first ask whether a statement ends the transaction. */
-function ending (connection: unknown, methods: readonly string[], textOf: (query: never) => string, ender: Ender | undefined, nothing: unknown): unknown {
+function ending (connection: unknown, ender: Ender | undefined, { methods, key, nothing }: Methods): unknown {
   if (ender === undefined) return connection
   const own = connection as Record<string, (...args: unknown[]) => unknown>
   return Object.create(own, Object.fromEntries(methods.map((name) => [name, {
-    value: (query: unknown, ...rest: unknown[]) => ender(textOf(query as never))?.then(() => nothing) ?? own[name]!(query, ...rest),
+    value: (query: string | Readonly<Record<string, string>>, ...rest: unknown[]) => {
+      const text = typeof query === 'string' ? query : query[key]!
+      return ender(text)?.then(() => nothing) ?? own[name]!(query, ...rest)
+    },
   }])))
 }
 
 const backends: Readonly<Record<string, Backend>> = {
   postgresql: {
     module: 'drizzle-orm/node-postgres',
-    client: (connection, ender) => ending(connection, ['query'], (query: string | { text: string }) => typeof query === 'string' ? query : query.text, ender,
-      { rows: [], rowCount: 0, fields: [] }),
+    client: (connection, ender) => ending(connection, ender, {
+      methods: ['query'], key: 'text', nothing: { rows: [], rowCount: 0, fields: [] },
+    }),
   },
   mysql: {
     module: 'drizzle-orm/mysql2',
-    client: (connection, ender) => ending(connection, ['query', 'execute'], (query: string | { sql: string }) => typeof query === 'string' ? query : query.sql,
-      ender, [{ affectedRows: 0 }, []]),
+    client: (connection, ender) => ending(connection, ender, {
+      methods: ['query', 'execute'], key: 'sql', nothing: [{ affectedRows: 0 }, []],
+    }),
   },
   sqlite: {
     module: 'drizzle-orm/sqlite-proxy',

@@ -8,7 +8,10 @@ import { likeBetterSqlite3 } from './native.js'
 /** Knex's client for each backend. */
 const clients: Readonly<Record<string, string>> = { postgresql: 'pg', mysql: 'mysql2', sqlite: 'better-sqlite3' }
 
-/** What is used of Knex's clients and transactions. They are not typed, but documented for dialects of one's own. */
+/**
+ * The part of Knex's clients and transactions that is used here. They have no types, but are documented for own
+ * dialects.
+ */
 interface Client {
   readonly transacting?: boolean
   transaction (container: unknown, config: unknown, outer?: unknown): Transaction
@@ -27,17 +30,21 @@ export type KnexOptions = Omit<Knex.Config, 'client' | 'connection' | 'pool' | '
 /**
  * For the option `wrap`: `request.<name>` is a Knex over the leased connection, on PostgreSQL, MySQL and SQLite.
  *
- * Knex' own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
- * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already.
+ * Knex' own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms
+ * at most), and within a route's transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs
+ * already.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on
+ * another backend
  */
-export function knex<Row extends {} = any> (options: KnexOptions = {}): (connection: unknown, info: WrapInfo) => Knex<Row> {
+export function knex<Row extends {} = any> (
+  options: KnexOptions = {}
+): (connection: unknown, info: WrapInfo) => Knex<Row> {
   return (connection, info) => {
     const name = clients[info.system]
     if (name === undefined) throw unknownSystem('knex', info, ['postgresql', 'mysql', 'sqlite'])
     let raw = connection
-    // mysql2's promises are around the object that Knex works with.
+    // Knex works with the object inside of mysql2's promise connection.
     if (info.system === 'mysql') raw = (connection as { connection: unknown }).connection
     if (info.system === 'sqlite') raw = likeBetterSqlite3(connection)
     const config = { ...(info.system === 'sqlite' && { useNullAsDefault: true }), ...options }
@@ -48,23 +55,23 @@ export function knex<Row extends {} = any> (options: KnexOptions = {}): (connect
 
 export default knex
 
-/** That client of Knex', with this one connection and the pool's transactions. */
+/** Knex's client of that database, with this one connection and the pool's transactions. */
 function leased (Base: new (config: object) => Client, raw: unknown, info: WrapInfo) {
-  /** By the client that Knex makes for each outermost transaction. */
+  /** The pool's transaction, by the client that Knex makes for each outermost transaction. */
   const begun = new WeakMap<Client, WrapTransaction>()
   return class Leased extends Base {
     async acquireConnection () {
       return raw
     }
 
-    /** The connection is the lease's. */
+    /** The connection belongs to the lease. */
     async releaseConnection () {}
 
     override transaction (container: unknown, config: unknown, outer?: unknown): Transaction {
       const transaction = super.transaction(container, config, outer)
-      // One within another is a savepoint of Knex' own.
+      // A transaction within another is a savepoint of Knex's own.
       if (outer != null) return transaction
-      // Knex calls it in a later turn, when its own client for the transaction is there.
+      // Knex calls `begin` in a later turn, when its own client for the transaction is there.
       transaction.begin = async () => {
         const { isolationLevel, readOnly, trxClient } = transaction
         begun.set(trxClient, await info.begin({

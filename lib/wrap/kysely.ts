@@ -1,7 +1,7 @@
 import { Kysely, MysqlDialect, PostgresDialect, SqliteDialect } from 'kysely'
 import type {
-  DatabaseConnection, Dialect, Driver, KyselyConfig, MysqlDialectConfig, MysqlPoolConnection, PostgresDialectConfig, PostgresPoolClient,
-  QueryCompiler, SqliteDialectConfig, TransactionSettings,
+  DatabaseConnection, Dialect, Driver, KyselyConfig, MysqlDialectConfig, MysqlPoolConnection, PostgresDialectConfig,
+  PostgresPoolClient, QueryCompiler, SqliteDialectConfig, TransactionSettings,
 } from 'kysely'
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { optionsOf, unknownSystem } from './begin.js'
@@ -16,39 +16,52 @@ export interface KyselyOptions extends Omit<KyselyConfig, 'dialect'> {
 /**
  * For the option `wrap`: `request.<name>` is a Kysely over the leased connection, on PostgreSQL, MySQL and SQLite.
  *
- * Kysely's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout` ms at most), and within a route's
- * transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is theirs already.
+ * Kysely's own transactions are the pool's: side by side on one connection they wait for each other (`acquireTimeout`
+ * ms at most), and within a route's transaction they are refused with `FST_POOL_NOT_SUPPORTED`, since that one is
+ * theirs already.
  *
- * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on another backend
+ * @throws `FST_POOL_BAD_OPTIONS` when the first connection is made (at `register`, unless `startup` says later), on
+ * another backend
  */
-export function kysely<DB = any> ({ cursor, ...config }: KyselyOptions = {}): (connection: unknown, info: WrapInfo) => Kysely<DB> {
-  return (connection, info) => new Kysely<DB>({ ...config, dialect: new LeasedDialect(dialectOf(connection, info, cursor), info) })
+export function kysely<DB = any> (
+  { cursor, ...config }: KyselyOptions = {}
+): (connection: unknown, info: WrapInfo) => Kysely<DB> {
+  return (connection, info) => {
+    const dialect = new LeasedDialect(dialectOf(connection, info, cursor), info)
+    return new Kysely<DB>({ ...config, dialect })
+  }
 }
 
 export default kysely
 
-/** What is asked of Kysely's dialects: a pool that has this one connection. */
+/** Kysely's dialect for the backend, with a pool that has this one connection. */
 function dialectOf (connection: unknown, info: WrapInfo, cursor: KyselyOptions['cursor']): Dialect {
   switch (info.system) {
     case 'postgresql': {
       const client = lent<PostgresPoolClient>(connection)
-      return new PostgresDialect({ pool: { connect: async () => client, end: async () => {} }, ...(cursor !== undefined && { cursor }) })
+      const pool = { connect: async () => client, end: async () => {} }
+      return new PostgresDialect({ pool, ...(cursor !== undefined && { cursor }) })
     }
     case 'mysql':
     case 'mariadb': {
-      // mysql2's promises are around the object that Kysely works with.
+      // Kysely works with the object inside of mysql2's promise connection.
       const client = lent<MysqlPoolConnection>((connection as { connection: unknown }).connection)
-      const pool: MysqlDialectConfig['pool'] = { getConnection (done) { done(undefined, client) }, end (done) { done(undefined) } }
+      const pool: MysqlDialectConfig['pool'] = {
+        getConnection (done) { done(undefined, client) },
+        end (done) { done(undefined) },
+      }
       return new MysqlDialect({ pool })
     }
-    case 'sqlite':
-      return new SqliteDialect({ database: likeBetterSqlite3(connection) as unknown as Exclude<SqliteDialectConfig['database'], (...args: never) => unknown> })
+    case 'sqlite': {
+      const database: unknown = likeBetterSqlite3(connection)
+      return new SqliteDialect({ database: database as SqliteDialectConfig['database'] })
+    }
     default:
       throw unknownSystem('kysely', info, ['postgresql', 'mysql', 'sqlite'])
   }
 }
 
-/** The connection as Kysely's own pools give it. It is bound, since drivers keep their state in it. */
+/** The connection as Kysely's pools give it. Bound, since drivers keep their state in it. */
 function lent<T> (connection: unknown): T {
   const { query } = connection as { query (...args: unknown[]): unknown }
   return { query: query.bind(connection), release () {} } as T
@@ -77,7 +90,9 @@ class LeasedDialect implements Dialect {
   }
 }
 
-/** What Kysely acquires for one query or one transaction: the leased connection, and the transaction on it that is this holder's. */
+/**
+ * What Kysely acquires for one query or one transaction: the leased connection, and this holder's transaction on it.
+ */
 class Loan implements DatabaseConnection {
   readonly executeQuery: DatabaseConnection['executeQuery']
   readonly streamQuery: DatabaseConnection['streamQuery']
@@ -93,7 +108,7 @@ type OnSavepoint = (
   connection: DatabaseConnection, name: string, compileQuery: QueryCompiler['compileQuery'],
 ) => Promise<void>
 
-/** What Kysely's drivers have from 0.28 on; before, Kysely asks for none of it. */
+/** Methods of Kysely's drivers from 0.28 on; earlier versions don't ask for them. */
 interface Savepoints {
   savepoint?: OnSavepoint
   rollbackToSavepoint?: OnSavepoint
@@ -112,7 +127,8 @@ class LeasedDriver implements Driver {
 
   async init (...options: Parameters<Driver['init']>): Promise<void> {
     await this.#stock.init(...options)
-    // Once, and never given back: Kysely's driver for SQLite would let a query within a transaction wait for that transaction.
+    // Acquired once and never given back: with Kysely's driver for SQLite a query within a transaction would wait for
+    // that transaction.
     this.#connection = await this.#stock.acquireConnection()
   }
 
@@ -129,7 +145,8 @@ class LeasedDriver implements Driver {
   }
 
   async rollbackTransaction (loan: DatabaseConnection): Promise<void> {
-    // None: Kysely 0.27 rolls back what did not begin, too, and the caller is to get the error of the begin.
+    // undefined where it did not begin: Kysely 0.27 rolls back then too, and the caller is to get the error of the
+    // begin.
     await (loan as Loan).transaction?.rollback()
   }
 
@@ -145,7 +162,7 @@ class LeasedDriver implements Driver {
     return this.#stock.releaseSavepoint?.bind(this.#stock)
   }
 
-  /** The connection is the lease's. */
+  /** The connection belongs to the lease. */
   async releaseConnection (): Promise<void> {}
 
   /** As `releaseConnection`: a Kysely that is destroyed leaves the connection to the pool. */

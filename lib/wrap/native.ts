@@ -1,7 +1,7 @@
-/** What is used of a handle of SQLite, as better-sqlite3 and libsql have it: the libraries are written for these. */
+/** The part of a SQLite handle that libraries use, as better-sqlite3 and libsql have it: they are written for these. */
 export interface Sqlite { prepare (sql: string): Statement }
 export interface Statement {
-  /** It gives rows. */
+  /** Whether it returns rows. */
   readonly reader: boolean
   run (...params: unknown[]): unknown
   all (...params: unknown[]): unknown[]
@@ -10,14 +10,14 @@ export interface Statement {
   raw (): Statement
 }
 
-/** The same of node:sqlite. */
+/** The same part of node:sqlite. */
 interface Native { prepare (sql: string): NativeStatement }
 interface NativeStatement extends Omit<Statement, 'reader' | 'raw'> {
   columns (): unknown[]
   setReturnArrays (enabled: boolean): void
 }
 
-/** A handle whose statements are as those of better-sqlite3, whichever driver it is of. */
+/** A handle whose statements behave like those of better-sqlite3, whichever driver it is of. */
 export function likeBetterSqlite3 (connection: unknown): Sqlite {
   const database = connection as Native | Sqlite
   if ('pragma' in database) return database as Sqlite
@@ -33,7 +33,7 @@ class Likeness implements Statement {
     return this.#statement.columns().length > 0
   }
 
-  // Parameters may be in an array, which Node's own takes for named ones.
+  // Parameters may be in an array, which node:sqlite takes for named ones.
   run (...params: unknown[]): unknown {
     return this.#statement.run(...params.flat())
   }

@@ -1,6 +1,6 @@
 import { Db } from 'mongodb'
 import t from 'tap'
-import { mongodb } from '../../lib/backends/mongodb.js'
+import { mongodb } from '../../lib/backends/mongodb/connector.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import type { CommandEntry } from '../doubles/mongo-wire.js'
 import { startMongo } from '../support/services.js'

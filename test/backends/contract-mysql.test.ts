@@ -1,7 +1,7 @@
 import { createConnection } from 'mysql2/promise'
 import type { Connection, RowDataPacket } from 'mysql2/promise'
 import t from 'tap'
-import { mysql } from '../../lib/backends/mysql.js'
+import { mysql } from '../../lib/backends/mysql/connector.js'
 import { startMariadb } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'

@@ -1,6 +1,6 @@
 import { Redis } from 'ioredis'
 import t from 'tap'
-import { redis } from '../../lib/backends/redis.js'
+import { redis } from '../../lib/backends/redis/connector.js'
 import { idOf, infoOf, isDeaf, speaksResp3 } from '../support/redis.js'
 import { startRedis } from '../support/services.js'
 import { contract } from './contract.js'

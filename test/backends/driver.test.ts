@@ -255,7 +255,7 @@ t.test("a driver's name is for SQLite, and tells what is missing", async (t) => 
 function lookUp (t: Test, plants: ReadonlyArray<'ours' | 'app' | 'cwd'>): string {
   const folder = t.testdir({ ours: {}, app: {}, cwd: {} })
   const dist = fileURLToPath(new URL('../../dist/lib/', import.meta.url))
-  for (const name of ['backends/driver.js', 'pool/errors.js']) cpSync(join(dist, name), join(folder, 'ours/lib', name))
+  for (const name of ['backends/shared/driver.js', 'pool/errors.js']) cpSync(join(dist, name), join(folder, 'ours/lib', name))
   writeFileSync(join(folder, 'ours/package.json'), '{ "type": "module" }')
   for (const where of plants) {
     const at = join(folder, where, 'node_modules/such-a-driver')
@@ -264,7 +264,7 @@ function lookUp (t: Test, plants: ReadonlyArray<'ours' | 'app' | 'cwd'>): string
   }
   const main = join(folder, 'app/main.mjs')
   writeFileSync(main, `
-    import { requirePackage } from '../ours/lib/backends/driver.js'
+    import { requirePackage } from '../ours/lib/backends/shared/driver.js'
     try {
       console.log(requirePackage('such-a-driver', { backend: 'sqlite' }))
     } catch (error) {

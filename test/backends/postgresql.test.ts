@@ -7,8 +7,9 @@ import { join } from 'node:path'
 import pg from 'pg'
 import type { Client } from 'pg'
 import t from 'tap'
-import { postgresql } from '../../lib/backends/postgresql.js'
-import type { PostgresConnector, PostgresOptions } from '../../lib/backends/postgresql.js'
+import { postgresql } from '../../lib/backends/postgresql/connector.js'
+import type { PostgresConnector } from '../../lib/backends/postgresql/connector.js'
+import type { PostgresOptions } from '../../lib/backends/postgresql/options.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type { EngineOptions } from '../../types/options.js'
 import type { DriverEvent, Transaction, TransactionOptions } from '../../types/connector.js'
@@ -273,12 +274,12 @@ t.test('none: an open transaction stays, and the connection is still taken for a
 
 t.test('query_timeout: neither a reset nor a commit is taken for late afterwards', async (t) => {
   for (const reset of ['session', 'transaction'] as const) {
-    const { pool, errors } = await open(t, { reset, connection: { query_timeout: 150 } })
+    const { pool, errors } = await open(t, { reset, connection: { query_timeout: 600 } })
     const pid = await pool.use(async (c) => { await c.query('BEGIN'); return await pidOf(c) })
-    await pool.use((c) => c.query('SELECT pg_sleep(0.1)'))
-    await pool.use((c) => c.query('SELECT pg_sleep(0.1)'))
+    await pool.use((c) => c.query('SELECT pg_sleep(0.35)'))
+    await pool.use((c) => c.query('SELECT pg_sleep(0.35)'))
     await pool.use(async (c) => {
-      await c.query('SELECT pg_sleep(0.1)')
+      await c.query('SELECT pg_sleep(0.35)')
       t.equal(await pidOf(c), pid)
     })
     t.same(errors, [])
@@ -286,10 +287,10 @@ t.test('query_timeout: neither a reset nor a commit is taken for late afterwards
 })
 
 t.test('query_timeout: a connection whose statement goes on in the server is not lent before that is over', async (t) => {
-  const { pool } = await open(t, { connection: { query_timeout: 50 } }, { resetTimeout: 5000 })
+  const { pool } = await open(t, { connection: { query_timeout: 400 } }, { resetTimeout: 5000 })
   const pid = await pool.use(async (c) => {
     const pid = await pidOf(c)
-    await t.rejects(c.query('SELECT pg_sleep(0.2); SET search_path = pg_catalog'), { message: 'Query read timeout' })
+    await t.rejects(c.query('SELECT pg_sleep(0.6); SET search_path = pg_catalog'), { message: 'Query read timeout' })
     return pid
   })
   await pool.use(async (c) => {

@@ -3,7 +3,7 @@ import { createRequire } from 'node:module'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import LibSql from 'libsql'
 import type { Test } from 'tap'
-import type { SqliteDatabase, SqliteDriver } from '../../lib/backends/sqlite.js'
+import type { SqliteDatabase, SqliteDriver } from '../../lib/backends/sqlite/handle.js'
 import { findBetterSqlite, findNode24, hasNodeSqlite } from '../support/find.mjs'
 
 export type DriverName = 'better-sqlite3' | 'libsql' | 'node:sqlite'

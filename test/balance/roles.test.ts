@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { TargetPool } from '../../lib/balance/targets.js'
+import { TargetPool } from '../../lib/balance/target-pool.js'
 import type { EngineOptions } from '../../types/options.js'
 import type { DestroyReason, Role } from '../../types/connector.js'
 import type { PoolEventName, PoolEvents, PoolStats } from '../../types/pool.js'

@@ -94,7 +94,7 @@ t.test('PostgreSQL: a connection that is terminated while it commits: nobody kno
   await unused(served)
 
   // The driver gives up waiting, and the server goes on.
-  const patient = await serve(t, { ...subject, pool: (url) => ({ ...subject.pool(url), connection: { query_timeout: 300 } }) as PoolOptions }, { max: 1 })
+  const patient = await serve(t, { ...subject, pool: (url) => ({ ...subject.pool(url), connection: { query_timeout: 800 } }) as PoolOptions }, { max: 1 })
   const late = await patient.db.transaction((connection) => connection.query('insert into late values (3, true)'))
     .then(() => undefined, (error: unknown) => error as Error & { code?: string })
   t.match(late, { code: 'FST_POOL_COMMIT_UNKNOWN', cause: { message: 'Query read timeout' } })

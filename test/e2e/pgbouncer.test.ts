@@ -26,7 +26,9 @@ t.test('PostgreSQL behind PgBouncer in transaction mode', { skip: findPgbouncer(
 
   t.test(`requests and their transactions share ${servers} server connections among ${clients}`, async (t) => {
     const app = Fastify()
-    await app.register(fastifyPool, { backend: 'postgresql', ...options, max: clients })
+    // All are served, however slow the machine is.
+    const patient = { acquireTimeout: 60_000, commitTimeout: 60_000, overload: false }
+    await app.register(fastifyPool, { backend: 'postgresql', ...options, ...patient, max: clients })
     const pids = new Set<number>()
     app.post<{ Querystring: { id: string, fail?: string } }>('/add', { config: { pools: { db: { transaction: true } } } }, async (request) => {
       const client = request.db as unknown as Client

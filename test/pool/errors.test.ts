@@ -2,7 +2,8 @@ import t, { type Test } from 'tap'
 import { inspect } from 'node:util'
 import Fastify from 'fastify'
 import type { PoolErrorCode } from '../../types/errors.js'
-import { PoolError, badOption, scrub, secretsOf, show } from '../../lib/pool/errors.js'
+import { PoolError, badOption, scrub, show } from '../../lib/engine/errors.js'
+import { secretsOf } from '../../lib/engine/secrets.js'
 
 const holders = [{ pool: 'db', holder: { route: '/secret-route', id: 'req-1' }, id: 1, heldFor: 8200 }]
 

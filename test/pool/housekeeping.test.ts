@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import t from 'tap'
 import { Pool } from '../../lib/pool/pool.js'
-import { systemClock } from '../../lib/pool/clock.js'
+import { systemClock } from '../../lib/engine/time.js'
 import { settle, VirtualClock } from '../support/clock.js'
 import { fakePool, warm, watch } from '../support/fake-connector.js'
 

@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
 import Fastify from 'fastify'
-import { PoolError } from '../../lib/pool/errors.js'
+import { PoolError } from '../../lib/engine/errors.js'
 import { isMemoryUrl } from '../../lib/backends/sqlite/options.js'
 import {
   checkPluginOptions, checkPoolOptions, pluginOptionsSchema, poolOptionsSchema, readRoutePools, requestProperties,

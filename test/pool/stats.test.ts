@@ -1,5 +1,5 @@
 import t from 'tap'
-import { Histogram } from '../../lib/pool/stats.js'
+import { Histogram } from '../../lib/engine/books.js'
 
 t.test('an empty distribution is all 0', (t) => {
   t.same(new Histogram().summary(), { count: 0, p50: 0, p99: 0, max: 0 })

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { Waiter, Waiters } from '../../lib/pool/waiters.js'
+import { Waiter, Waiters } from '../../lib/engine/line.js'
 
 const waiter = (deadline = 1000) => new Waiter<object>(undefined, 0, deadline, () => {})
 

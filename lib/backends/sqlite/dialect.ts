@@ -21,11 +21,12 @@ export type DriverName = 'better-sqlite3' | 'libsql' | 'node:sqlite'
 export interface Dialect {
   readonly name: DriverName
   /**
-   * libsql resets a statement when it is run again, and not when it met a lock or when somebody has had enough of its rows. Until then it is under way: what
-   * others write on the handle is committed when it ends. (Node's own does so only with iterators, which can be told that nobody wants the rest.)
+   * libsql resets a statement only when it is run again: not when it met a lock, nor when its rows were not read to the
+   * end. Until then it is under way, and what others write on the handle is committed only when it ends. (With
+   * node:sqlite that is so of iterators alone, which can be told that nobody wants the rest.)
    */
   readonly leavesOpen: boolean
-  /** While an iterator is open the handle does nothing else, so nobody can write meanwhile. */
+  /** The handle refuses all else while an iterator is open, so nobody can write meanwhile. */
   readonly oneAtATime: boolean
   /** Methods of a handle that leave nothing on it. All others count as leaving what can't be read back. */
   readonly leaveNothing: ReadonlySet<string>
@@ -42,9 +43,10 @@ interface UsualStatement extends Statement { readonly reader: boolean }
 
 const usual = {
   leaveNothing: new Set([
-    'prepare', 'exec', 'pragma', 'transaction', 'close', 'interrupt', 'backup', 'serialize', 'sync', 'syncUntil', 'maxWriteReplicationIndex',
+    'prepare', 'exec', 'pragma', 'transaction', 'close', 'interrupt', 'backup', 'serialize', 'sync', 'syncUntil',
+    'maxWriteReplicationIndex',
   ]),
-  // In ms; SQLite waits by blocking the event loop.
+  // The busy timeout in ms, during which SQLite blocks the event loop.
   options: (given: Readonly<Record<string, unknown>>) => ({ ...given, timeout: given.timeout ?? 0 }),
   isOpen: (handle: Handle) => (handle as Usual).open,
   inTransaction: (handle: Handle) => (handle as Usual).inTransaction,
@@ -68,7 +70,7 @@ const node: Dialect = {
   isReader: (statement) => (statement as NativeStatement).columns().length > 0,
 }
 
-/** Told by what its class has: it may be a subclass, or a copy that somebody instruments. */
+/** Found by what the class has, since it may be a subclass, or an instrumented copy. */
 export function dialectOf ({ prototype }: SqliteDriver<unknown>): Dialect {
   if (!('pragma' in prototype)) return node
   return 'maxWriteReplicationIndex' in prototype ? libsql : betterSqlite3
@@ -83,14 +85,14 @@ export function first (row: unknown): unknown {
 export function codeOf (error: unknown): string {
   if (!(error instanceof Error)) return ''
   const { code, errcode } = error as { readonly code?: unknown, readonly errcode?: unknown }
-  // Node's own has the extended code as a number.
+  // node:sqlite has the extended code, as a number.
   if (code === 'ERR_SQLITE_ERROR') return nodeCodes[Number(errcode) & 0xff] ?? ''
   return typeof code === 'string' ? code : ''
 }
 
 const nodeCodes: Readonly<Record<number, string>> = { 5: 'SQLITE_BUSY', 8: 'SQLITE_READONLY' }
 
-/** Also SQLITE_BUSY_SNAPSHOT: it wants to write on what it read before somebody else wrote. */
+/** Also SQLITE_BUSY_SNAPSHOT: a transaction wants to write after others have written to what it read. */
 export function isBusy (error: unknown): boolean {
   return /^SQLITE_BUSY(_|$)/.test(codeOf(error))
 }

@@ -11,7 +11,10 @@ export interface SqliteStatement {
   columns (): unknown[]
 }
 
-/** What handles of libsql and better-sqlite3 have. For the rest, and for node:sqlite, type the pool as the driver that you use. */
+/**
+ * What handles of libsql and better-sqlite3 have. For the rest, and for node:sqlite, type the pool as the driver that
+ * you use.
+ */
 export interface SqliteDatabase {
   readonly name: string
   readonly memory: boolean

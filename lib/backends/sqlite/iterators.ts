@@ -14,26 +14,31 @@ interface Held {
 }
 
 /** What iterators ask of their handle. */
-export interface Site {
+export interface IteratorSite {
+  readonly connection: Handle
   /** The turn of the lease that is out. */
   readonly turn: number
-  /** What a borrower is told who asks an iterator that was ended: no end of the rows, or it would take those that it got for all. */
+  /**
+   * The error for a borrower who goes on with an iterator that was ended. Not the end of the rows: he would take those
+   * that he got for all.
+   */
   cut (turn: number): Error
   /** What the borrower gets instead of the driver's error. */
   failed (error: unknown, statement: Statement | undefined): unknown
 }
 
-/** The iterators of a handle that are under way: each keeps its snapshot, or makes the handle busy for all (better-sqlite3). */
+/**
+ * The iterators of a handle that are under way. Each keeps its snapshot, or keeps the handle busy for all
+ * (better-sqlite3).
+ */
 export class Iterators {
-  readonly #db: Handle
   readonly #dialect: Dialect
-  /** The class' own methods. */
+  /** The methods of the driver's class. */
   readonly #driver: Statement
-  readonly #site: Site
+  readonly #site: IteratorSite
   readonly #held = new Set<Held>()
 
-  constructor (db: Handle, dialect: Dialect, driver: Statement, site: Site) {
-    this.#db = db
+  constructor (dialect: Dialect, driver: Statement, site: IteratorSite) {
     this.#dialect = dialect
     this.#driver = driver
     this.#site = site
@@ -44,7 +49,10 @@ export class Iterators {
     return this.#held.size
   }
 
-  /** Remembers it until its last row, its failure, or until nobody wants more of it. Asked again after that, libsql's would begin anew. */
+  /**
+   * Follows an iterator until its last row, its failure, or until nobody wants more of it. After that it must not be
+   * asked again: libsql's would begin anew.
+   */
   follow (iterator: IterableIterator<unknown>, statement: Statement | undefined): IterableIterator<unknown> {
     const { turn } = this.#site
     const leave = iterator.return?.bind(iterator)
@@ -59,13 +67,13 @@ export class Iterators {
         if (result.done) this.#endLeft()
         return result
       } catch (error) {
-        // Node's own leaves its statement under way.
+        // node:sqlite leaves the statement under way.
         leave?.()
         this.#end(held, 'done')
         throw this.#site.failed(error, statement)
       }
     }
-    // Where a loop breaks off.
+    // Called where a loop breaks off.
     iterator.return = (value?: unknown) => {
       if (held.state === 'open') {
         if (leave !== undefined || statement === undefined) this.#end(held, 'done')
@@ -78,12 +86,12 @@ export class Iterators {
     return iterator
   }
 
-  /** The statement is about to be run again: its iterator would go on with the rows of the new run. */
+  /** Ends the iterator of a statement that is about to be run again: it would go on with the rows of the new run. */
   supersede (statement: Statement): void {
     for (const held of this.#held) {
       if (held.statement !== statement) continue
       this.#end(held, held.state === 'left' ? 'done' : 'ended')
-      // `get` of libsql goes on where the statement is, and resets it behind.
+      // libsql's `get` goes on where the statement is, and resets it afterwards.
       if (this.#dialect.leavesOpen) quietly(() => this.#driver.get.call(statement))
     }
   }
@@ -98,18 +106,21 @@ export class Iterators {
     this.#interrupt()
   }
 
-  /** libsql has no end for an iterator. One by one they can't be ended either: an interrupt is for all of the handle. */
+  /**
+   * libsql can't end an iterator, and an interrupt is for the whole handle. So it is sent when nobody wants any of the
+   * rows that are left.
+   */
   #endLeft (): void {
     if (this.#held.size > 0 && [...this.#held].every(({ state }) => state === 'left')) this.#interrupt()
   }
 
   /**
-   * Left alone, an iterator of libsql keeps its snapshot: the next borrower would read old rows and could not write. But every statement that is under way when
-   * the handle is interrupted fails at its next step, and has ended then.
+   * An iterator of libsql that is left alone keeps its snapshot: the next borrower would read old rows and could not
+   * write. But every statement that is under way at an interrupt fails at its next step, and has ended then.
    */
   #interrupt (): void {
     for (const held of this.#held) {
-      stop(this.#db, this.#driver, held.statement!)
+      stop(this.#site.connection, this.#driver, held.statement!)
       this.#end(held, held.state === 'left' ? 'done' : 'ended')
     }
   }
@@ -120,22 +131,18 @@ export class Iterators {
   }
 }
 
-/**
- * Ends a statement of libsql that only reads, wherever it is. Others that are under way are ended at their next step.
- *
- * @throws where it can't be ended
- */
+/** Ends a statement of libsql that only reads, wherever it is. Others that are under way end at their next step. */
 export function stop (db: Handle, driver: Statement, statement: Statement): void {
   for (let tries = 0; tries < 3; tries++) {
     (db as Handle & { interrupt (): void }).interrupt()
-    // It fails at once; or it had come to its end, and is run and reset.
+    // It fails at once, or it was at its end, and is run and reset.
     const error = quietly(() => driver.get.call(statement))
     if (error === undefined || (error as { code?: unknown }).code === 'SQLITE_INTERRUPT') return
   }
   throw new Error('a statement on the SQLite handle can not be ended')
 }
 
-/** What it throws, if it does. */
+/** What `fn` throws; undefined where it does not. */
 function quietly (fn: () => unknown): unknown {
   try {
     fn()

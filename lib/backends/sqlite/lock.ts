@@ -1,15 +1,18 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import { isBusy } from './dialect.js'
 
-/** In ms: the longest between two attempts. */
+/** The longest pause between two attempts, in ms. */
 const longestPause = 25
 /**
- * In ms: how long a COMMIT is tried. Nothing from outside ends it, and a response waits for it. With a WAL it finds nobody in its way; without one
- * (a file system that has none) it waits for readers, whose locks are short.
+ * How long a COMMIT is tried, in ms. Nothing else ends it, and a response waits for it. With a WAL nobody is in its
+ * way; without one (on a file system that has none) it waits for readers, whose locks are short.
  */
 const commitPatience = 1000
 
-/** Tries again while somebody else has the lock, from JS: SQLite would wait by blocking the event loop. At the signal it fails as the last attempt did. */
+/**
+ * Tries again while somebody else has the lock, without blocking the event loop as SQLite would. At the signal it
+ * rejects as the last attempt did.
+ */
 export async function patiently (attempt: () => unknown, signal?: AbortSignal): Promise<void> {
   for (let ms = 1; ; ms = Math.min(ms * 2, longestPause)) {
     try {
@@ -21,16 +24,16 @@ export async function patiently (attempt: () => unknown, signal?: AbortSignal): 
       try {
         await pause(ms, undefined, { signal })
       } catch {
-        // The signal has no more to tell than that time is up.
+        // The signal only says that time is up.
         throw error
       }
     }
   }
 }
 
-/** In ms: for how long the lock is asked for before each loan, once another process was seen to write. */
+/** How long after another process was seen to write the lock is looked for before each loan, in ms. */
 const wariness = 60_000
-/** At one loan of so many the file is looked at: it costs more than all the rest of a loan. */
+/** The file is looked at once in so many loans, since that costs more than all else of a loan. */
 const loansPerLook = 64
 
 /** Whether anybody but this handle writes to its file: other processes, and other pools of this one. */
@@ -38,20 +41,20 @@ export class Rivals {
   readonly #version: () => unknown
   #last: unknown
   #loans = 0
-  /** As `performance.now()`. 0: nobody was seen. */
+  /** When the wariness ends, as `performance.now()`. 0: nobody was seen to write. */
   #until = 0
 
-  /** @param version what is another value after each write of others: `PRAGMA data_version` */
+  /** @param version a value that changes with each write of others: `PRAGMA data_version` */
   constructor (version: () => unknown) {
     this.#version = version
   }
 
-  /** What was written until now is of no interest. */
+  /** Begins to look: earlier writes don't count. */
   begin (): void {
     this.#last = this.#version()
   }
 
-  /** Somebody had the lock. */
+  /** Somebody else had the lock, or wrote. */
   met (): void {
     this.#until = performance.now() + wariness
   }
@@ -67,7 +70,7 @@ export class Rivals {
     }
   }
 
-  /** Asked at each loan: whether somebody wrote within the last minute. */
+  /** Whether somebody else wrote within the last minute. Read at each loan. */
   get about (): boolean {
     if (++this.#loans % loansPerLook === 0) this.look()
     if (this.#until === 0) return false

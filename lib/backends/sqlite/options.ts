@@ -1,6 +1,57 @@
-// What SQLite says of a pool's options.
+import { resolve } from 'node:path'
 import { badOption } from '../../pool/errors.js'
 import { join, type Options } from '../../pool/schema.js'
+import type { Address } from '../../../types/options.js'
+import type { DriverName } from './dialect.js'
+import type { SqliteDriver } from './handle.js'
+
+export interface SqliteOptions {
+  /**
+   * A path ('app.db', './data/app.db', 'file:app.db'), whose directory exists, or ':memory:'. No function: a file does
+   * not change its address.
+   */
+  url?: Address['url']
+  /**
+   * Options of the driver's class, passed on as they are. `timeout` (SQLite's busy timeout, in ms) is 0 unless given
+   * here: with it SQLite waits by blocking the event loop, and the pool does not look for the lock before a loan. No
+   * function.
+   */
+  connection?: Address['connection']
+  /**
+   * 'session' (default): nothing is left for the next borrower. 'transaction': only a transaction is rolled back, and
+   * iterators are ended.
+   */
+  reset?: 'session' | 'transaction' | 'none'
+  /**
+   * The name of the driver, its class, or its module. Default: better-sqlite3, else libsql, else Node's own (22.16 or
+   * later).
+   */
+  driver?: DriverName | SqliteDriver<unknown> | object
+  /** The name of the pool, for messages. */
+  name?: string
+}
+
+/** The path in a url. The drivers read URLs differently, so they get the path alone. */
+export function pathOf (url: unknown): string {
+  const expected = "a path, 'file:' and a path, or ':memory:'"
+  if (typeof url !== 'string' || url === '') throw badOption('url', url, expected)
+  let path = url
+  if (/^file:/i.test(url)) {
+    const rest = url.slice('file:'.length).replace(/^\/\/(?:localhost)?(?=\/)/i, '')
+    if (rest === '' || /[?#]/.test(rest) || rest.startsWith('//')) {
+      throw badOption('url', url, `${expected}; without host or query`)
+    }
+    try {
+      path = decodeURIComponent(rest)
+    } catch {
+      throw badOption('url', url, `${expected}; percent-encoded`)
+    }
+  } else if (/^[a-z][a-z0-9+.-]+:/i.test(url)) {
+    throw badOption('url', url, expected)
+  }
+  // Absolute from now on: the working directory may change.
+  return path === ':memory:' ? path : resolve(path)
+}
 
 /** Whether a url of SQLite is a database in the memory of its connection, which ends with it. */
 export function isMemoryUrl (url: unknown): boolean {

@@ -1,24 +1,22 @@
-import { isBusy } from './dialect.js'
-import type { Dialect, Handle, Statement } from './dialect.js'
-import { stop } from './iterators.js'
-import type { Iterators } from './iterators.js'
+import { isBusy, type Dialect, type Handle, type Statement } from './dialect.js'
+import { stop, type Iterators } from './iterators.js'
 
-/** On each statement: in which turn it was prepared. */
-export const turnOf: unique symbol = Symbol('turn')
-/** On each statement: its rows are fetched at once. */
+/** On each statement: the turn in which it was prepared. */
+const turnOf: unique symbol = Symbol('turn')
+/** On each statement: whether its rows are fetched at once. */
 const eagerOf: unique symbol = Symbol('eager')
 
-export interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
+interface Stamped extends Statement { [turnOf]: number, [eagerOf]: boolean }
 
 /**
- * Rows of a write, and of a PRAGMA. Read one by one, such a statement is under way for as long, and what others write meanwhile is not committed; all it does is
- * done at its first row, and kept in memory.
+ * A write that returns rows, or a PRAGMA. Read row by row it would be under way meanwhile, and what others write would
+ * not be committed. It does all its work at the first row, and keeps the rows in memory.
  */
 const givesRowsOfWrites = /\b(?:returning|pragma)\b/i
 
 /** What statements ask of their handle. */
-export interface Site {
-  readonly db: Handle
+export interface StatementSite {
+  readonly connection: Handle
   readonly isOpen: boolean
   readonly iterators: Iterators
   /** @throws where a statement of that turn is refused */
@@ -31,16 +29,19 @@ export interface Site {
   stuck (): void
 }
 
-/** The methods of a handle's statements: its borrowers' in place of the driver's own, shared by all, so that a prepare makes no functions. */
+/**
+ * The methods that a handle's statements get in place of the driver's own. One set for all statements, so that a
+ * prepare makes no functions.
+ */
 export class Statements {
   readonly #driver: Statement
   readonly #dialect: Dialect
-  readonly #site: Site
+  readonly #site: StatementSite
   readonly #own: Statement
   #tally: Statement | undefined
 
-  /** @param driver the class' own methods */
-  constructor (driver: Statement, dialect: Dialect, site: Site) {
+  /** @param driver the methods of the driver's class */
+  constructor (dialect: Dialect, driver: Statement, site: StatementSite) {
     this.#driver = driver
     this.#dialect = dialect
     this.#site = site
@@ -59,8 +60,9 @@ export class Statements {
   }
 
   /**
-   * Sees to it that a statement which met a lock is no longer under way. libsql leaves it so, and a writer that is under way is counted: what others write on the
-   * handle is committed when the last of them ends. Run on while all writes are refused, it fails before it does anything, and a refusal ends it.
+   * Ends a statement that met a lock. libsql leaves it under way, and counts writers that are under way: what others
+   * write on the handle is committed when the last of them ends. Run on while all writes are refused, the statement
+   * fails before it does anything, and that ends it.
    *
    * @returns whether it has done its work after all, as a COMMIT may
    */
@@ -70,7 +72,7 @@ export class Statements {
     let done = false
     this.#site.whileReadOnly(() => {
       try {
-        // Of libsql's methods the only one that goes on where the statement is.
+        // The only method of libsql's that goes on where the statement is.
         this.#driver.get.call(statement)
         done = !this.#dialect.isReader(statement)
       } catch (error) {
@@ -78,37 +80,27 @@ export class Statements {
       }
     })
     if (!busy) return done
-    // It is no write, and there still is the lock.
+    // A read, and the lock is still there.
     if (this.#site.iterators.size > 0) this.#site.stuck()
-    else stop(this.#site.db, this.#driver, statement)
+    else stop(this.#site.connection, this.#driver, statement)
     return false
   }
 
   #make (): Statement {
-    const { iterators, admit, told } = this.#site
+    const site = this.#site
+    const { iterators } = site
     const driver = this.#driver
     const dialect = this.#dialect
+    const failed = <T>(error: unknown, statement: Statement, done: () => T): T => this.#failed(error, statement, done)
+    const runAll = (statement: Stamped, params: unknown[]) => this.#runAll(statement, params)
+    const tally = () => this.#count()
     const admitted = (statement: Stamped) => {
-      admit(statement[turnOf])
-      // better-sqlite3 refuses it, as it does everything then.
+      site.admit(statement[turnOf])
+      // better-sqlite3 refuses to run it, as it refuses all else then.
       if (!dialect.oneAtATime && iterators.size > 0) iterators.supersede(statement)
     }
-    /** @param result what it gives where it has done its work after all */
-    const failed = <T>(error: unknown, statement: Statement, result: T | (() => T)): T => {
-      const done = isBusy(error) && this.reset(statement)
-      const mine = told(error)
-      if (!done) throw mine
-      return typeof result === 'function' ? (result as () => T)() : result
-    }
-    const tally = () => this.#count()
     /** libsql's `all` calls `iterate`. */
     let inside = false
-    /** libsql's `run` takes one step: with rows to come, it leaves the statement under way. */
-    const runAll = (statement: Stamped, params: unknown[]) => {
-      const rows = driver.iterate.apply(statement, params)
-      while (rows.next().done !== true) { /* Nobody wants it. */ }
-      return statement[eagerOf] ? tally() : { ...tally(), changes: 0 }
-    }
     function run (this: Stamped, ...params: unknown[]) {
       admitted(this)
       try {
@@ -122,7 +114,7 @@ export class Statements {
       try {
         return driver.get.apply(this, params)
       } catch (error) {
-        return failed(error, this, undefined)
+        return failed(error, this, () => undefined)
       }
     }
     function iterate (this: Stamped, ...params: unknown[]) {
@@ -132,7 +124,7 @@ export class Statements {
         const rows = driver.iterate.apply(this, params)
         return this[eagerOf] ? iterators.follow(allOf(rows).values(), undefined) : iterators.follow(rows, this)
       } catch (error) {
-        return failed(error, this, [].values() as IterableIterator<unknown>)
+        return failed(error, this, () => [].values() as IterableIterator<unknown>)
       }
     }
     function all (this: Stamped, ...params: unknown[]) {
@@ -141,7 +133,7 @@ export class Statements {
       try {
         return driver.all.apply(this, params)
       } catch (error) {
-        return failed<unknown[]>(error, this, [])
+        return failed<unknown[]>(error, this, () => [])
       } finally {
         inside = false
       }
@@ -149,15 +141,32 @@ export class Statements {
     return { run, get, all, iterate }
   }
 
-  /** As libsql's `run` gives it. */
+  /** @param done makes the result where the statement has done its work after all */
+  #failed<T> (error: unknown, statement: Statement, done: () => T): T {
+    const isDone = isBusy(error) && this.reset(statement)
+    const told = this.#site.told(error)
+    if (!isDone) throw told
+    return done()
+  }
+
+  /** libsql's `run` takes one step: with rows to come, it would leave the statement under way. */
+  #runAll (statement: Stamped, params: unknown[]): unknown {
+    const rows = this.#driver.iterate.apply(statement, params)
+    while (rows.next().done !== true) { /* Nobody wants it. */ }
+    return statement[eagerOf] ? this.#count() : { ...this.#count(), changes: 0 }
+  }
+
+  /** The result of libsql's `run`. */
   #count (): { changes: unknown, lastInsertRowid: unknown } {
-    this.#tally ??= this.#site.db.prepare('select changes(), last_insert_rowid()')
+    this.#tally ??= this.#site.connection.prepare('select changes(), last_insert_rowid()')
     const [changes, lastInsertRowid] = Object.values(this.#driver.get.call(this.#tally) as object)
     return { changes, lastInsertRowid }
   }
 }
 
-/** Where one can't be had, Node's own leaves the statement under way unless it is told that nobody wants the rest. */
+/**
+ * All rows. Where one fails, node:sqlite leaves the statement under way unless it is told that nobody wants the rest.
+ */
 function allOf (rows: IterableIterator<unknown>): unknown[] {
   try {
     return [...rows]

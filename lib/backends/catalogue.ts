@@ -1,0 +1,54 @@
+// The backends that are built in. A further one is a folder and a line here (docs/adding-a-backend.md).
+import type { Options } from '../pool/schema.js'
+import type { Connector } from '../../types/connector.js'
+import type { Address } from '../../types/options.js'
+import type { Backend, DriverOption } from '../../types/plugin.js'
+import type { ResetMode } from './shared/session.js'
+import { adoptMongo, mongodb } from './mongodb/connector.js'
+import { mysql } from './mysql/connector.js'
+import { postgresql } from './postgresql/connector.js'
+import { adoptRedis, redisOrCluster } from './redis/choice.js'
+import { sqlite } from './sqlite/connector.js'
+import { adaptToSqlite } from './sqlite/options.js'
+
+/** What a backend gets of a pool's options, with their defaults. */
+interface BackendOptions extends Readonly<Address>, Readonly<DriverOption> {
+  readonly name: string
+  readonly connection: NonNullable<Address['connection']>
+  readonly max: number
+  readonly reset: ResetMode
+  readonly acquireTimeout: number
+  readonly connectTimeout: number
+}
+
+interface BuiltIn {
+  /**
+   * Makes the backend's connector. Nothing is opened yet.
+   *
+   * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`
+   */
+  connect (options: BackendOptions): Promise<Connector<unknown>>
+  /** Makes a connector over a client that the app made. undefined: this is no such client. */
+  adopt? (client: object, options: BackendOptions): Promise<Connector<unknown>> | undefined
+  /** What `targets` should be where there can be none, with the reason. undefined: there can. */
+  readonly noTargets?: string
+  /**
+   * Refuses what the backend can't have, and sets its own defaults in `result`.
+   *
+   * @throws `FST_POOL_BAD_OPTIONS`
+   */
+  adapt? (result: Record<string, unknown>, given: Options, path: string): void
+}
+
+export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
+  mongodb: {
+    connect: mongodb,
+    adopt: adoptMongo,
+    noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
+  },
+  redis: { connect: redisOrCluster, adopt: adoptRedis },
+  postgresql: { connect: postgresql },
+  postgres: { connect: postgresql },
+  mysql: { connect: mysql },
+  sqlite: { connect: sqlite, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
+}

@@ -1,0 +1,111 @@
+import type { Connector, ServerState, Transactions } from '../../../types/connector.js'
+import type { Connection } from '../../../types/drivers.js'
+import { Addresses } from '../shared/address.js'
+import { loadDriver } from '../shared/driver.js'
+import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { isConflict, isPassing } from './errors.js'
+import { configsOf, type Config, type MysqlOptions } from './options.js'
+import { MysqlSession } from './session.js'
+import { cut, mysqlDriver, within, type Core, type Driver } from './wire.js'
+
+export interface MysqlConnector extends Connector<Connection> {
+  readonly system: 'mysql'
+  readonly transactions: Transactions<Connection>
+  inspect (connection: Connection, signal: AbortSignal): Promise<ServerState>
+  isTransient (error: unknown): boolean
+}
+
+/**
+ * MySQL 8 and MariaDB 10.2.4 or later, on mysql2. A connection is one of mysql2's promise connections.
+ *
+ * In mode 'session' a connection is reset (COM_RESET_CONNECTION) before its first loan too, since a reset changes what
+ * connecting had set: the `IGNORE_SPACE` of mysql2's flags, the `wait_timeout` of the flag `INTERACTIVE`, and what the
+ * server's `init_connect` set (except for the character set, which is kept).
+ *
+ * A reset does not undo properties set on the object, nor a role (SET ROLE) that a stored function or trigger sets. A
+ * statement from `prepare()` that is kept over a reset fails. A statement that runs when its connection is destroyed
+ * goes on in the server, for nobody.
+ *
+ * A connection on which the server refused a write because it is read only (1290, 1836; 1792, unless the borrower asked
+ * for a transaction that only reads) is broken, since another connection may reach a server that takes it. It is not
+ * broken where `inspect` has found a replica.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
+  return new MysqlBackend(options)
+}
+
+/**
+ * `destroy` sends COM_QUIT, and waits up to 100 ms until the server has closed. A dead or busy connection is cut off at
+ * once: a running statement goes on in the server, which frees its locks when it notices (MariaDB asks every 5 s where
+ * the statement sleeps, else at its end). `validate` sends COM_PING.
+ *
+ * `inspect`: 'replica' where the server is read only for all (`read_only`, `innodb_read_only`), or follows another
+ * server, even where it would take writes. So of servers that follow each other in a ring none is a primary. The lag is
+ * the server's own Seconds_Behind_Master, in whole seconds, the highest where it follows several; Infinity where that
+ * is NULL: replication does not run, or its primary is out of reach. Asking for it takes a privilege: REPLICATION
+ * CLIENT; for MariaDB from 10.5.9 on SLAVE MONITOR. Without it (and on readers of Amazon Aurora, which replicate in
+ * another way) the lag is left out, and `read_only` alone tells the role.
+ */
+class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements MysqlConnector {
+  // For MariaDB too: before the first connection nothing tells which of the two it is.
+  readonly system = 'mysql'
+  readonly isTransient = isPassing
+  readonly transactions: Transactions<Connection> = {
+    isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
+    readOnly: true,
+    begin: (connection, options, signal) => sessionOf<MysqlSession>(connection).begin(options, signal),
+    isTransient: isConflict,
+  }
+
+  readonly #driver: Driver
+  readonly #config: Config
+  readonly #addresses: Addresses
+  readonly #mode: ResetMode
+
+  constructor (options: MysqlOptions) {
+    super()
+    this.#addresses = new Addresses(options)
+    this.#config = configsOf(options, this.#addresses)
+    this.#driver = loadDriver(mysqlDriver, options.driver)
+    this.#mode = options.reset ?? 'session'
+  }
+
+  get secrets (): readonly string[] {
+    return this.#addresses.secrets
+  }
+
+  protected override async open (signal: AbortSignal): Promise<MysqlSession> {
+    const config = await this.#config(signal)
+    // Not mysql2/promise, which gives nothing that could be ended before it is connected. A copy of the configuration,
+    // since the driver changes the object that it is given.
+    const core = this.#driver.createConnection({ ...config }) as unknown as Core
+    // Stays for the connection's life: an `error` without a listener ends the process. Until the session listens,
+    // `connect` reports the first one.
+    core.on('error', () => {})
+    const connected = (resolve: () => void, reject: (error: Error) => void) => {
+      core.connect((error) => error ? reject(error) : resolve())
+    }
+    try {
+      await within(core, signal, new Promise<void>(connected))
+      const session = new MysqlSession(core.promise(), core, this.#mode)
+      await within(core, signal, session.prepare())
+      return session
+    } catch (error) {
+      await cut(core)
+      throw error
+    }
+  }
+
+  /**
+   * Waits for commands that are under way. An unread `.stream()` never ends: past the deadline the pool destroys the
+   * connection, and this rejects.
+   *
+   * @throws (rejects) where the user or the configured database can't be had again, or where the connection is used
+   * meanwhile
+   */
+  reset (connection: Connection): Promise<void> | undefined {
+    return sessionOf<MysqlSession>(connection).undo()
+  }
+}

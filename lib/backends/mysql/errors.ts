@@ -1,0 +1,81 @@
+import { socketCodes, somewhere, type Failure } from '../shared/failures.js'
+
+/**
+ * Whether the error is the server's answer to a statement. An error by which the server ends the connection is none.
+ */
+export function isAnswer (error: unknown): boolean {
+  const { errno, sqlState } = error as { readonly errno?: unknown, readonly sqlState?: unknown }
+  return sqlState !== undefined && !endings.has(errno)
+}
+
+export const errors = {
+  /** ER_ILLEGAL_HA: every write fails with it after the reset of a prepared XA transaction. */
+  illegalHandler: 1031,
+  syntax: 1064,
+  accessDenied: 1227,
+  /** ER_UNKNOWN_STMT_HANDLER */
+  unknownStatement: 1243,
+  optionPrevents: 1290,
+  /** ER_XAER_RMFAIL: refused in the present state of an XA transaction. */
+  xaState: 1399,
+  /** ER_NEED_REPREPARE */
+  needsReprepare: 1615,
+  readOnlyTransaction: 1792,
+  readOnlyMode: 1836,
+} as const
+
+/**
+ * 1290 is also raised for other options, so its text is searched for the option's name, which is the same in all
+ * languages.
+ */
+export function isReadOnly (errno: unknown, text: () => string): boolean {
+  return errno === errors.readOnlyMode || (errno === errors.optionPrevents && /read[-_]only/i.test(text()))
+}
+
+/**
+ * ER_CHECKREAD (MariaDB's snapshot isolation), ER_LOCK_DEADLOCK, ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group
+ * replication). Not ER_LOCK_WAIT_TIMEOUT: by default it undoes one statement and not the transaction, and a caller who
+ * waited for 50 s should not wait again unasked.
+ */
+const conflicts: ReadonlySet<unknown> = new Set([1020, 1213, 3101])
+
+/**
+ * The server shuts down (1053 ER_SERVER_SHUTDOWN, 3032 ER_SERVER_OFFLINE_MODE) or has ended the connection (1927
+ * ER_CONNECTION_KILLED, 3169 ER_SESSION_WAS_KILLED, 4031 ER_CLIENT_INTERACTION_TIMEOUT); a proxy has lost its own
+ * connection (2006, 2013).
+ */
+const endings: ReadonlySet<unknown> = new Set([1053, 1927, 2006, 2013, 3032, 3169, 4031])
+
+/**
+ * 1792 also where the borrower himself asked for read only: a second run is no use then, and no harm.
+ *
+ * Not 1317 ER_QUERY_INTERRUPTED: somebody cancelled that statement on purpose. Not 1040 and 1203: connecting callers
+ * get those.
+ */
+const passingNumbers: ReadonlySet<unknown> = new Set([...endings, errors.readOnlyTransaction])
+
+/**
+ * Codes of a socket that was connected. Not PROTOCOL_SEQUENCE_TIMEOUT, by which mysql2 gives up a query that has a
+ * `timeout`.
+ */
+const passingCodes: ReadonlySet<unknown> = new Set(['PROTOCOL_CONNECTION_LOST', ...socketCodes])
+
+const closedState = /^Can't (?:add new command when connection is|write) in closed state$/
+
+function isPassingOne ({ code, errno, message }: Failure): boolean {
+  if (passingNumbers.has(errno) || passingCodes.has(code) || isReadOnly(errno, () => String(message))) return true
+  // mysql2's own errors have no code.
+  return code === undefined && typeof message === 'string' && closedState.test(message)
+}
+
+/**
+ * The connection died or was ended, its server shuts down, or it takes no writes. Not what connecting callers get: the
+ * pool retries connects by itself.
+ */
+export function isPassing (error: unknown): boolean {
+  return somewhere(error, isPassingOne)
+}
+
+export function isConflict (error: unknown): boolean {
+  return somewhere(error, ({ errno }) => conflicts.has(errno))
+}

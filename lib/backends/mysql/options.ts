@@ -1,0 +1,131 @@
+import type { ConnectionOptions } from 'mysql2'
+import { badOption } from '../../pool/errors.js'
+import type { Address } from '../../../types/options.js'
+import {
+  assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,
+} from '../shared/address.js'
+
+export interface MysqlOptions {
+  /**
+   * `mysql://user:password@host:port/database` or `mariadb://...`. Its query may have `charset`, `timezone` and `ssl`
+   * only. A function is called at each create. Default `mysql://localhost:3306`.
+   */
+  url?: Address['url']
+  /** Default 'localhost'. Not next to `url`. */
+  host?: string
+  /** Default 3306. Not next to `url`. */
+  port?: number
+  /** Default: the URL's, else none. */
+  database?: string
+  /**
+   * mysql2's own options, passed on as they are: `user`, `password`, `ssl`, `charset`, `timezone`, `socketPath`, ...
+   * Those that would do the pool's work are refused. `maxPreparedStatements` is 100 unless given here. A function is
+   * called at each create; if its answer is wrong, that create fails with `FST_POOL_BAD_OPTIONS`.
+   */
+  connection?: Address['connection']
+  /**
+   * How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create`
+   * allows.
+   */
+  connectTimeout?: number
+  /**
+   * The module mysql2, for bundles and copies of one's own. With mysql2/promise it is loaded by its name. Default: the
+   * installed one.
+   */
+  driver?: unknown
+  /**
+   * What is undone at return. Default 'session'.
+   * - 'session': whatever the next borrower could notice. Costs nothing where nothing was sent.
+   * - 'transaction': an open transaction, and listeners. Variables, temporary tables, locks of LOCK TABLES and
+   *   GET_LOCK, the database, the character set and `autocommit` stay as they are.
+   * - 'none': nothing.
+   */
+  reset?: 'session' | 'transaction' | 'none'
+}
+
+const queueing = 'callers wait in the pool, see acquireTimeout and maxPending'
+
+/** The driver's keys that would do the pool's work, and what to use instead. */
+const refused: RefusedKeys = new Map(Object.entries({
+  host: 'use the option host',
+  port: 'use the option port',
+  database: 'use the option database',
+  uri: 'use the option url',
+  connectTimeout: 'use the option connectTimeout',
+  connectionLimit: 'use the option max',
+  maxIdle: 'use the options min and max',
+  idleTimeout: 'use the option idleTimeout',
+  queueLimit: queueing,
+  waitForConnections: queueing,
+  resetOnRelease: 'use the option reset',
+  gracefulEnd: 'the pool ends each connection itself, see destroyTimeout',
+  pool: 'the connection is in this pool',
+  isServer: 'the connection is a client\'s',
+  Promise: 'connections give promises of the language',
+}))
+
+/** Names that mean something else among our own options. */
+const ours = ['host', 'port', 'database', 'connectTimeout', 'idleTimeout']
+
+/** mysql2's own options that are likely to be put beside `url` by mistake. */
+const beside = [
+  'user', 'password', 'ssl', 'charset', 'timezone', 'socketPath', 'flags', 'multipleStatements', 'namedPlaceholders',
+  'rowsAsArray', 'nestTables', 'typeCast', 'dateStrings', 'decimalNumbers', 'supportBigNumbers', 'bigNumberStrings',
+  'jsonStrings', 'maxPreparedStatements', 'enableKeepAlive', 'keepAliveInitialDelay', 'compress', 'connectAttributes',
+  'authPlugins', 'infileStreamFactory', 'stream', 'localAddress', 'debug', 'trace',
+  ...[...refused.keys()].filter((name) => !ours.includes(name)),
+]
+
+/** Gives the configuration of the next connection. */
+export type Config = (signal: AbortSignal) => ConnectionOptions | Promise<ConnectionOptions>
+
+/** @throws `FST_POOL_BAD_OPTIONS`, for what is wrong whatever a function answers */
+export function configsOf (options: MysqlOptions, addresses: Addresses): Config {
+  const { url, host, port } = options
+  refuseBeside(options, beside, refused)
+  if (url !== undefined) refuseNextTo('url: it has one', { host, port })
+  return addresses.configs((address) => driverOptions(address, options))
+}
+
+function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions): ConnectionOptions {
+  const { host, port, database, connectTimeout } = options
+  refuseKeys(connection, refused)
+  if (connection.stream !== undefined && typeof connection.stream !== 'function') {
+    throw badOption('connection.stream', connection.stream,
+      'a function that makes a stream: each connection needs its own')
+  }
+  if (connection.socketPath !== undefined) refuseNextTo('connection.socketPath', { url: options.url, host, port })
+  const base: Record<string, unknown> = { maxPreparedStatements: 100 }
+  if (url !== undefined) assignGiven(base, parseUrl(url))
+  assignGiven(base, connection, { host, port, database })
+  // The driver writes into this object, and tells TLS sessions apart by it: one copy for all connections, not the
+  // caller's own object.
+  if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }
+  // 0 turns the driver's own timeout off, which would be 10 s.
+  base.connectTimeout = connectTimeout ?? 0
+  return base
+}
+
+function parseUrl (url: unknown): Record<string, unknown> {
+  const wrong = (expected: string) => badOption('url', url, expected)
+  const form = 'mysql://user:password@host:port/database, or mariadb://...'
+  if (typeof url !== 'string' || !/^(?:mysql|mariadb):\/\//i.test(url)) throw wrong(form)
+  const { user, password, host, port, path: database, query } = readUrl(url, form)
+  const options: Record<string, unknown> = { user, password, host, port, database }
+  for (const [name, value] of query) {
+    if (name === 'charset' || name === 'timezone') options[name] = value
+    else if (name === 'ssl') options.ssl = sslOf(value, wrong)
+    else throw wrong('a url without other options than charset, timezone and ssl: the driver\'s go into connection')
+  }
+  return options
+}
+
+/** `ssl` in a url: the name of a profile of mysql2, or an object as JSON. */
+function sslOf (text: string, wrong: (expected: string) => Error): unknown {
+  if (!text.startsWith('{')) return text
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw wrong('a url whose ssl is the name of a profile, or an object as JSON')
+  }
+}

@@ -1,0 +1,148 @@
+import { scrub } from '../../pool/errors.js'
+import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
+import type { Client } from '../../../types/drivers.js'
+import { Addresses } from '../shared/address.js'
+import { loadDriver } from '../shared/driver.js'
+import { DriverEvents } from '../shared/events.js'
+import { ServerConnector, sessionOf } from '../shared/session.js'
+import { cutAtAbort, unlessAborted } from '../shared/signal.js'
+import { isConflict, isPassing } from './errors.js'
+import { Inspection } from './inspect.js'
+import { Listening, type ListenOptions, type NotificationListener } from './listening.js'
+import { configsOf, type Config, type PostgresOptions } from './options.js'
+import { ownQueries } from './queries.js'
+import { PostgresSession, type Common } from './session.js'
+import { begin, levels } from './transaction.js'
+import { postgresDriver, type Driver } from './wire.js'
+
+export interface PostgresConnector extends Connector<Client> {
+  readonly system: 'postgresql'
+  /**
+   * Calls `fn` for each notification on a channel. All channels share one connection outside of the pool: it is made
+   * with the first `listen`, made again after an outage, and closed when nobody listens any more.
+   *
+   * @param channel the exact name, as in `LISTEN "Name"`: `NOTIFY Name` without quotes notifies 'name'
+   * @returns when the server listens: a function that ends it, and resolves when the server knows. It never rejects.
+   * @throws `FST_POOL_CONNECT_FAILED`, `FST_POOL_CLOSED`, `FST_POOL_BAD_OPTIONS`; the server's own error where it
+   * refuses
+   */
+  listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>>
+}
+
+/**
+ * PostgreSQL (10 and later). A connection is one `pg.Client`.
+ *
+ * Where a connection is destroyed while a statement runs, the server is asked to cancel it (over a second, short
+ * connection), so that its slot there is free when it counts as closed here. What the server does not end within 500 ms
+ * is cut off.
+ *
+ * A connection on which the server refused a write (25006) is broken, since another connection may reach a server that
+ * takes it. It is not broken where the server itself takes writes and only the borrower's transaction was read only
+ * (PostgreSQL 14 and later tell the difference), nor where `inspect` has found a replica.
+ *
+ * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`,
+ * `statement_timeout`, ...): a reset goes back to them.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function postgresql (options: PostgresOptions): Promise<PostgresConnector> {
+  return new PostgresBackend(options)
+}
+
+/**
+ * `destroy` closes an idle connection in good order, and has the server cancel what still runs on a busy one.
+ *
+ * `isTransient`: the connection died, or its server ends, is not up yet, or takes no writes (25006). Not that the
+ * server has too many connections (53300): connecting callers get that, and the pool retries connects by itself.
+ *
+ * `inspect`: 'replica' where the server is in recovery, or where its transactions are read only by default (and not
+ * because a borrower set that). Its lag is 0 where all WAL that is known to exist is replayed, else the age of the last
+ * replayed commit; Infinity where no WAL receiver streams: the primary is gone, out of reach or refuses it, or the
+ * replica is fed by log shipping alone. With the role `pg_read_all_stats` (of `pg_monitor`) the lag includes WAL that
+ * is still on its way; without it, a replica that catches up may seem to have done so. A replica of a replica counts
+ * its lag behind that one. `inspect` rejects within a failed transaction.
+ */
+class PostgresBackend extends ServerConnector<Client, PostgresSession> implements PostgresConnector {
+  readonly system = 'postgresql'
+  readonly isTransient = isPassing
+  readonly transactions: Transactions<Client> = {
+    isolation: [...levels.keys()],
+    readOnly: true,
+    begin: (connection, options, signal) => unlessAborted(begin(sessionOf(connection), options), signal),
+    isTransient: isConflict,
+  }
+
+  readonly #driver: Driver
+  readonly #config: Config
+  readonly #addresses: Addresses
+  readonly #common: Common
+  readonly #listening: Listening
+  readonly #events = new DriverEvents()
+
+  constructor (options: PostgresOptions) {
+    super()
+    const { reset = 'session', connectTimeout = 3000 } = options
+    this.#addresses = new Addresses(options, { password: process.env.PGPASSWORD })
+    this.#config = configsOf(options, this.#addresses)
+    this.#driver = loadDriver(postgresDriver, options.driver)
+    this.#common = { own: ownQueries(this.#driver), inspection: new Inspection(), mode: reset }
+    this.#listening = new Listening({
+      open: (signal) => this.open(signal),
+      connectTimeout,
+      scrub: (error) => scrub(error, this.secrets),
+      tell: (name, detail) => {
+        if (this.#events.tell(name, detail) || name !== 'listener-error') return
+        const { channel, message } = detail
+        process.emitWarning(`a listener of channel ${String(channel)} failed: ${String(message)}`, 'PoolWarning')
+      },
+    })
+  }
+
+  get secrets (): readonly string[] {
+    return this.#addresses.secrets
+  }
+
+  protected override async open (signal: AbortSignal): Promise<PostgresSession> {
+    const config = await this.#config(signal)
+    signal.throwIfAborted()
+    const { ssl } = config
+    // pg changes the object that it is given.
+    const client = new this.#driver.Client({ ...config, ...(typeof ssl === 'object' && { ssl: { ...ssl } }) })
+    const session = new PostgresSession(client, this.#common, config)
+    return await cutAtAbort(signal, () => session.cut(), async () => {
+      try {
+        await client.connect()
+        signal.throwIfAborted()
+        session.open()
+        return session
+      } catch (error) {
+        await session.end()
+        throw signal.aborted ? signal.reason : error
+      }
+    })
+  }
+
+  /**
+   * Takes no signal: past the deadline the pool destroys the connection, and then the server is asked to cancel what
+   * runs.
+   */
+  reset (connection: Client): Promise<void> | undefined {
+    return sessionOf<PostgresSession>(connection).undo()
+  }
+
+  /**
+   * Of `listen`: `listen-lost` {code}, `listen-failed` {code}, `listen-restored` {channels}, `listener-error`
+   * {channel, message}.
+   */
+  onDriverEvent (listener: (event: DriverEvent) => void): void {
+    this.#events.listen(listener)
+  }
+
+  listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>> {
+    return this.#listening.listen(channel, fn, options)
+  }
+
+  close (): Promise<void> {
+    return this.#listening.close()
+  }
+}

@@ -1,0 +1,41 @@
+import { socketCodes, somewhere } from '../shared/failures.js'
+
+export const readOnly = '25006'
+
+/** Fields of a server's error. */
+export type Failed = Error & { readonly code?: string, readonly routine?: string }
+
+/**
+ * SQLSTATEs of a prepared statement that is out of date: its result type changed (0A000), it does not exist (26000), it
+ * exists already (42P05), a type of it is gone (XX000, 42704). They are also used for other errors; then a statement of
+ * the driver's is prepared once more than needed.
+ */
+export const outdated: ReadonlySet<unknown> = new Set(['0A000', '26000', '42P05', 'XX000', '42704'])
+
+/**
+ * From the server: it shuts down (57P01), one of its processes crashed (57P02), it is not up yet (57P03). From the
+ * socket, once it was connected: Node's codes.
+ */
+const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', ...socketCodes])
+
+const ofTheDriver = /^Connection terminated\b|^Client .+ is not queryable$/
+
+export function isPassing (error: unknown): boolean {
+  return somewhere(error, ({ code, severity, message }) => {
+    if (passing.has(code)) return true
+    // Class 08 is about the connection, but 08P01 is also raised for one parameter too many.
+    if (typeof code === 'string' && /^08...$/.test(code)) return code !== '08P01' || severity === 'FATAL'
+    // pg's own errors have no code.
+    return code === undefined && typeof message === 'string' && ofTheDriver.test(message)
+  })
+}
+
+/**
+ * transaction_resolution_unknown, statement_completion_unknown: the server does not know either whether it committed.
+ */
+export const unresolved: ReadonlySet<unknown> = new Set(['08007', '40003'])
+
+/** A serialization failure or a deadlock. */
+export function isConflict (error: unknown): boolean {
+  return somewhere(error, ({ code }) => code === '40001' || code === '40P01')
+}

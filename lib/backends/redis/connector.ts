@@ -1,0 +1,176 @@
+import { secretsOf } from '../../pool/errors.js'
+import type { Connector, DriverEvent, ServerState } from '../../../types/connector.js'
+import type { Redis } from '../../../types/drivers.js'
+import { loadDriver } from '../shared/driver.js'
+import { DriverEvents } from '../shared/events.js'
+import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { cutAtAbort } from '../shared/signal.js'
+import { SharedClient } from './client.js'
+import { isTransient } from './errors.js'
+import { exclusive, Source, type RedisOptions, type Site } from './options.js'
+import { limitSentinels, SentinelWatch } from './sentinels.js'
+import { RedisSession } from './session.js'
+import { cut, redisDriver, type Driver } from './wire.js'
+
+export interface RedisConnector extends Connector<Redis> {
+  readonly system: 'redis'
+  /**
+   * The shared client, which reconnects by itself: for single commands, and for work outside of requests. It is made at
+   * first access, and connects with its first command. `close` ends it, unless the app made it.
+   *
+   * Where `url` or `connection` is a function, the client is made from its last answer, if there is one, and asks again
+   * whenever it connects. A new password changes nothing for a connected client; where the function fails at a
+   * reconnect, its last answer is used. Whether the client uses sentinels, and which, is decided when it is made.
+   *
+   * @throws `FST_POOL_CLOSED` if it would be made after `close`
+   */
+  readonly client: Redis
+  /** Asks for ROLE, or where the user may not, for INFO. Leaves nothing behind. `offset` is in bytes. */
+  inspect (connection: Redis, signal: AbortSignal): Promise<ServerState>
+  isTransient (error: unknown): boolean
+}
+
+/**
+ * Redis. A connection is one exclusive ioredis connection that never reconnects by itself: the pool replaces a dead
+ * one, and, when it is given back, one whose server answered READONLY.
+ *
+ * With `connection: { sentinels, name }` each create asks the sentinels once for the present master; the pool retries.
+ * Another connection to each sentinel hears of a new master: then every connection to the old one is cut off, lent ones
+ * too, since what is written there is lost.
+ *
+ * For a cluster there is `redisCluster`.
+ *
+ * Not undone by a reset: commands added by `defineCommand`, and other properties set on the object. What `duplicate()`
+ * and `monitor()` open are connections outside of the pool, for the borrower to close. `options` of an exclusive
+ * connection is frozen.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function redis (options: RedisOptions): Promise<RedisConnector> {
+  const source = new Source(options)
+  // Beside a client of the app, the app's own copy of the driver is used.
+  const { Redis, Command } = (options.client?.constructor ?? {}) as Partial<Driver>
+  const driver = loadDriver(redisDriver, options.driver ?? (Redis && { Redis, Command }))
+  return new RedisBackend(driver, source, options)
+}
+
+/**
+ * `destroy` half-closes: the server's own end shows that it has let go. What does not end within 100 ms is cut off.
+ * `validate` sends a PING; a refusal for lack of permission is an answer too.
+ */
+class RedisBackend extends ServerConnector<Redis, RedisSession> implements RedisConnector {
+  readonly system = 'redis'
+  readonly isTransient = isTransient
+  readonly #site: Site
+  readonly #mode: ResetMode
+  readonly #shared: SharedClient
+  /** The secrets of a client that the app made. */
+  readonly #theirSecrets: readonly string[] | undefined
+  /** What ends an exclusive connection, or the making of one, when the sentinels name another master. */
+  readonly #cuts = new Set<(reason: Error) => void>()
+  #watch: SentinelWatch | undefined
+  #closed = false
+
+  constructor (driver: Driver, source: Source, options: RedisOptions) {
+    super()
+    const { reset = 'session', connectTimeout = 3000, client: theirs } = options
+    this.#site = { driver, source, connectTimeout, events: new DriverEvents() }
+    this.#mode = reset
+    this.#theirSecrets = theirs && secretsOf({ connection: theirs.options })
+    this.#shared = new SharedClient(this.#site, theirs)
+  }
+
+  get secrets (): readonly string[] {
+    return this.#theirSecrets ?? this.#site.source.secrets
+  }
+
+  get client (): Redis {
+    return this.#shared.get()
+  }
+
+  protected override async open (signal: AbortSignal): Promise<RedisSession> {
+    const { driver, source, connectTimeout } = this.#site
+    const base = await source.now(signal)
+    signal.throwIfAborted()
+    const { role = 'master' } = base
+    const connection: Redis = new driver.Redis({
+      ...base,
+      ...exclusive,
+      // ioredis calls this for each error that the server answers, before it tells the caller. Where it is not needed
+      // it is left out.
+      ...(role === 'master' && { reconnectOnError: (error: Error) => { session.answered(error); return false } }),
+    })
+    const session = new RedisSession(connection, this.#site)
+    const sentinels = new Set<Redis>()
+    limitSentinels(connection, connectTimeout, sentinels, () => signal.aborted)
+    // ioredis' own timeout covers neither the handshake nor the search for a master.
+    const abort = () => {
+      cut(connection)
+      for (const sentinel of sentinels) cut(sentinel)
+    }
+    if (base.sentinels) this.#cutWhenMoved(session, abort)
+    return await cutAtAbort(signal, abort, async () => {
+      try {
+        await this.#connect(session, base.sentinels ? role : undefined, signal)
+        return session
+      } catch (error) {
+        // `connect()` rejects with no more than that the connection is closed. The reason came by an event.
+        const reason = session.error ?? error
+        await session.end()
+        throw signal.aborted ? signal.reason : reason
+      }
+    })
+  }
+
+  async #connect (session: RedisSession, role: string | undefined, signal: AbortSignal): Promise<void> {
+    await session.connection.connect()
+    // Where SELECT fails, ioredis goes on, on the wrong database.
+    if (session.error !== undefined) throw session.error
+    await session.check(role)
+    signal.throwIfAborted()
+    if (session.error !== undefined) throw session.error
+    session.open(this.#mode)
+    if (role === undefined || this.#closed) return
+    this.#watch ??= new SentinelWatch(this.#site, () => this.#moved())
+  }
+
+  #cutWhenMoved (session: RedisSession, abort: () => void): void {
+    const end = (reason: Error) => {
+      session.error ??= reason
+      abort()
+    }
+    this.#cuts.add(end)
+    session.ended = () => { this.#cuts.delete(end) }
+  }
+
+  /**
+   * The sentinels have named another master. The old one may be dead and silent, or still accept writes that get lost.
+   */
+  #moved (): void {
+    this.#site.events.tell('switch-master', { shared: true })
+    for (const end of [...this.#cuts]) end(new Error('the sentinels have named another master'))
+    this.#shared.moved()
+  }
+
+  reset (connection: Redis, signal: AbortSignal): Promise<void> | undefined {
+    return sessionOf<RedisSession>(connection).undo(signal)
+  }
+
+  /**
+   * Of exclusive connections: `error` {shared, code}, `end` {shared}, `readonly` {shared} (the server takes no writes).
+   * Of the shared client also `connect`, `ready`, `close` and `reconnecting` {delay}. `switch-master`: the sentinels
+   * have named another master.
+   */
+  onDriverEvent (listener: (event: DriverEvent) => void): void {
+    this.#site.events.listen(listener)
+  }
+
+  /**
+   * Ends the shared client, if we made it, after up to 500 ms for its pending commands. One that was never used never
+   * connects.
+   */
+  async close (): Promise<void> {
+    this.#closed = true
+    await Promise.all([this.#watch?.close(), this.#shared.close()])
+  }
+}

@@ -1,0 +1,27 @@
+/** The fields by which drivers tell failures apart. */
+export type Failure = Readonly<Record<'code' | 'errno' | 'severity' | 'message' | 'cause', unknown>>
+
+/**
+ * Whether `is` holds for an error or for one of its causes: query builders wrap the driver's errors, and so does a
+ * commit that came too late.
+ *
+ * False for a commit whose outcome is unknown: its cause does not say whether the work may be done again.
+ */
+export function somewhere (error: unknown, is: (failure: Failure) => boolean): boolean {
+  for (let depth = 0; depth < 5 && typeof error === 'object' && error !== null; depth++) {
+    const failure = error as Failure
+    if (failure.code === 'FST_POOL_COMMIT_UNKNOWN') return false
+    if (is(failure)) return true
+    error = failure.cause
+  }
+  return false
+}
+
+/** ECONNREFUSED, 57P01, ...: what events show of an error. Never its message, which may hold anything. */
+export function codeOf (error: unknown): string {
+  const { code, name = 'Error' } = (error ?? {}) as { code?: unknown, name?: string }
+  return typeof code === 'string' ? code : name
+}
+
+/** Node's codes for a socket that was connected and has failed. */
+export const socketCodes: readonly string[] = ['ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH']

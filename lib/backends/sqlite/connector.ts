@@ -1,0 +1,164 @@
+import { existsSync } from 'node:fs'
+import { dirname } from 'node:path'
+import { badOption } from '../../pool/errors.js'
+import type { Connector, Transactions } from '../../../types/connector.js'
+import { SessionConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { dialectOf, isBusy, type Dialect, type DriverName, type Handle } from './dialect.js'
+import { driverOf } from './driver.js'
+import type { SqliteDatabase, SqliteDriver } from './handle.js'
+import { patiently } from './lock.js'
+import { pathOf, type SqliteOptions } from './options.js'
+import { SqliteSession } from './session.js'
+
+/** Makes the handle that writes. Its `replica` makes those that read. */
+export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
+  readonly system: 'sqlite'
+  readonly driver: DriverName
+  /** The most connections of its pool: a file has one writer. */
+  readonly max: 1
+  readonly transactions: Transactions<D>
+  /** Handles on the same file that only read. None for ':memory:', which only its one handle sees. */
+  readonly replica?: Connector<D>
+}
+
+/**
+ * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a
+ * file: one handle writes, and any number of others (`replica`) read at the same time.
+ *
+ * A write that resolved is stored, whatever failed before it on its handle. For that, rows of a write (RETURNING) and
+ * of a PRAGMA are fetched at once, also by `iterate` (better-sqlite3 does nothing else while an iterator is open), and
+ * a statement that is run again ends its earlier iterator.
+ *
+ * At return an open transaction is rolled back and iterators are ended. A handle with other temp objects, attached
+ * databases or settings than before its first loan (after `onConnect`) is refused, so that the pool opens a new one.
+ * That costs nothing where no statement was seen that can do so. Not undone: `last_insert_rowid()` and `changes()`, and
+ * the rows of temp tables that `onConnect` made.
+ *
+ * A statement ends with the lease in which it was prepared: run later, it throws `FST_POOL_LEASE_RELEASED` (not with
+ * reset 'none'). Those that `onConnect` prepared stay for all borrowers. A handle that is kept after its lease can't be
+ * told from the next borrower's: it is the same object.
+ *
+ * A handle that reads has `query_only` on from its first loan (`onConnect` may still write); a write on it throws
+ * `FST_POOL_NOT_SUPPORTED`. A borrower that switches it off on purpose can write; the next one can't.
+ *
+ * ':memory:' is one handle that lives, with its data, until `close()`: `destroy` only makes it clean, whatever the
+ * pool's reason, and the next `create` returns it again. On it, what a borrower leaves is undone one by one; functions
+ * that were defined and extensions stay.
+ *
+ * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to
+ * block the event loop. Where another process was seen to write within the last minute, the handle that writes is lent
+ * only when the lock is free, and its callers wait for that. `transactions` wait for the lock too, without blocking:
+ * they try BEGIN IMMEDIATE again and again.
+ *
+ * @param D what a connection is: `DatabaseSync` with node:sqlite
+ * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
+ */
+export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promise<SqliteConnector<D>> {
+  for (const key of ['url', 'connection'] as const) {
+    if (typeof options[key] === 'function') {
+      throw badOption(key, options[key], 'none, since a file does not change its address')
+    }
+  }
+  const path = pathOf(options.url)
+  return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>
+}
+
+class Handles extends SessionConnector<Handle, SqliteSession> {
+  readonly system = 'sqlite'
+  readonly driver: DriverName
+  readonly transactions: Transactions<Handle> = {
+    // All that SQLite has.
+    isolation: ['serializable'],
+    readOnly: true,
+    begin: (db, options, signal) => sessionOf<SqliteSession>(db).begin(options, signal),
+    isTransient: isBusy,
+  }
+
+  readonly #Database: SqliteDriver<unknown>
+  readonly #dialect: Dialect
+  readonly #path: string
+  readonly #options: Record<string, unknown>
+  readonly #duty: { readonly refusal: string | undefined, readonly memory: boolean, readonly mode: ResetMode }
+  /** The one handle of ':memory:'. */
+  #kept: Handle | undefined
+  #closed = false
+
+  constructor (Database: SqliteDriver<unknown>, path: string, options: SqliteOptions, reads: boolean) {
+    super()
+    const { connection, reset = 'session', name } = options
+    this.#Database = Database
+    this.#dialect = dialectOf(Database)
+    this.driver = this.#dialect.name
+    this.#path = path
+    this.#options = this.#dialect.options({ ...connection })
+    const of = name === undefined ? '' : ` of pool '${name}'`
+    const refusal = reads ? `this connection${of} only reads: lease role: 'primary' to write` : undefined
+    this.#duty = { refusal, memory: path === ':memory:', mode: reset }
+  }
+
+  protected override async open (signal: AbortSignal): Promise<SqliteSession> {
+    if (this.#closed) throw new Error('the SQLite connector is closed')
+    const { memory } = this.#duty
+    if (this.#kept !== undefined && this.#dialect.isOpen(this.#kept)) {
+      const session = sessionOf<SqliteSession>(this.#kept)
+      session.reopen()
+      return session
+    }
+    const db = this.#make()
+    try {
+      // This writes to the file only where it is not in WAL mode yet. A reader does it too, since it may be the first.
+      if (!memory && !this.#isReadOnly(db)) await patiently(() => db.exec('PRAGMA journal_mode = WAL'), signal)
+      const session = new SqliteSession(db, this.#dialect, this.#duty)
+      if (memory) this.#kept = db
+      return session
+    } catch (error) {
+      db.close()
+      throw error
+    }
+  }
+
+  override destroy (db: Handle): void {
+    const session = sessionOf<SqliteSession>(db)
+    if (this.#duty.memory && this.#dialect.isOpen(db)) session.rest()
+    else session.end()
+  }
+
+  obstacle (db: Handle): string | undefined {
+    return sessionOf<SqliteSession>(db).obstacle()
+  }
+
+  reset (db: Handle): Promise<void> | undefined {
+    return sessionOf<SqliteSession>(db).undo()
+  }
+
+  close (): void {
+    this.#closed = true
+    if (this.#kept !== undefined) sessionOf<SqliteSession>(this.#kept).end()
+    this.#kept = undefined
+  }
+
+  #make (): Handle {
+    try {
+      return new this.#Database(this.#path, this.#options) as Handle
+    } catch (cause) {
+      if (this.#duty.memory || existsSync(dirname(this.#path))) throw cause
+      throw new Error(`the database file's directory does not exist: ${dirname(this.#path)}`, { cause })
+    }
+  }
+
+  /** Whether the handle was opened read only. libsql has no such handles. */
+  #isReadOnly (db: Handle): boolean {
+    const isNode = this.driver === 'node:sqlite'
+    return (db as { readonly?: boolean }).readonly === true || (isNode && this.#options.readOnly === true)
+  }
+}
+
+class Writer extends Handles {
+  readonly max = 1
+  readonly replica?: Connector<Handle>
+
+  constructor (Database: SqliteDriver<unknown>, path: string, options: SqliteOptions) {
+    super(Database, path, options, false)
+    if (path !== ':memory:') this.replica = new Handles(Database, path, options, true)
+  }
+}

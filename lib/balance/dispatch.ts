@@ -1,0 +1,297 @@
+import type { Role } from '../../types/connector.js'
+import type { PoolErrorCode } from '../../types/errors.js'
+import type { AcquireOptions, Clock, Lease } from '../../types/pool.js'
+import { PoolError, badOption } from '../engine/errors.js'
+import { label, type Events } from '../engine/events.js'
+import * as faults from '../engine/faults.js'
+import { Waiter, Waiters } from '../engine/line.js'
+import { Time, isDeadline } from '../engine/time.js'
+import type { Choice } from './choice.js'
+import type { Roles } from './roles.js'
+import { Moved, type Target } from './target.js'
+import { HOLDER } from './watch.js'
+
+/** What the dispatch asks of its pool. */
+export interface Site<C> {
+  readonly name: string
+  readonly targets: ReadonlyArray<Target<C>>
+  readonly roles: Roles<C>
+  readonly choice: Choice<Target<C>>
+  readonly events: Events
+  readonly clock: Clock
+  readonly acquireTimeout: number
+  readonly maxPending: number
+  isClosed (): boolean
+  /** One more connection may be made. */
+  hasRoom (): boolean
+  /** Called at every acquire: the checks begin with the first one. */
+  start (): void
+  /** A caller waits for a primary: the targets are asked soon. */
+  askSoon (): void
+  closedError (): PoolError
+}
+
+/** A target whose turn came this many times when it had no idle connection gets one more. */
+const PATIENCE = 4
+
+/** Codes of acquires that were refused, or sent away from a line. */
+const refusals: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
+  'FST_POOL_QUEUE_FULL', 'FST_POOL_OVERLOADED', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_DEADLOCK', 'FST_POOL_CLOSED',
+])
+
+/** Codes of acquires whose deadline passed. */
+const timeouts: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
+  'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_CONNECT_FAILED',
+])
+
+/** An acquire that was not served at once. Its deadline stays the same, wherever it waits. */
+interface Request {
+  readonly role: Role
+  readonly options: AcquireOptions
+  readonly since: number
+  readonly deadline: number
+  /** The target in whose line it waits; undefined: it waits for a primary. */
+  target?: string | undefined
+}
+
+/** A request that waits until a target has its role. */
+class Claim<C> extends Waiter<C> {
+  readonly request: Request
+
+  constructor (request: Request, resolve: Waiter<C>['resolve']) {
+    super(request.options.holder, request.since, request.deadline, resolve)
+    this.request = request
+  }
+}
+
+/** Sends callers to targets: to one that can serve them now, into the line of one, or into the line for a primary. */
+export class Dispatch<C> {
+  readonly #site: Site<C>
+  /** The callers that wait for a primary. */
+  readonly #line = new Waiters<C>()
+  readonly time: Time
+  /** How many acquires were not served at once and have not settled. */
+  #unsettled = 0
+  #quiet: Array<() => void> = []
+  timeouts = 0
+  refused = 0
+  aborted = 0
+
+  constructor (site: Site<C>) {
+    this.#site = site
+    const { clock, events } = site
+    this.time = new Time(clock, (fn) => events.run(fn), () => { this.#tick() }, () => this.#line.size > 0)
+  }
+
+  /** How many callers wait for a primary. */
+  get pending (): number {
+    return this.#line.size
+  }
+
+  acquire (options: AcquireOptions): Promise<Lease<C>> {
+    try {
+      const role = readRole(options)
+      if (options.timeout !== undefined && !isDeadline(options.timeout)) {
+        throw badOption('timeout', options.timeout, 'milliseconds, at least 1')
+      }
+      const lease = options.signal?.aborted === true ? null : this.take(role, options)
+      return lease === null ? this.#serve(role, options) : Promise.resolve(lease)
+    } catch (error) {
+      return Promise.reject(error)
+    }
+  }
+
+  /** Lends an idle connection of a target that has the role now, or returns null. */
+  take (role: Role, { holder }: AcquireOptions): Lease<C> | null {
+    const { choice, roles } = this.#site
+    this.#site.start()
+    // Callers that wait for a primary come first.
+    if (this.#line.size > 0) return null
+    const eligible = roles.eligible(role)
+    if (eligible.length === 1) return eligible[0]!.engine.take(holder)
+    const ready = eligible.filter((target) => target.ready)
+    if (ready.length === 0) return null
+    const best = choice.next(eligible)
+    while (ready.length > 0) {
+      const target = ready.includes(best) ? best : choice.next(ready)
+      const lease = target.engine.take(holder)
+      if (lease !== null) {
+        this.#took(target, eligible, best)
+        return lease
+      }
+      ready.splice(ready.indexOf(target), 1)
+    }
+    return null
+  }
+
+  #took (target: Target<C>, eligible: ReadonlyArray<Target<C>>, best: Target<C>): void {
+    this.#site.choice.took(target, eligible)
+    // A caller never waits while another target has an idle connection. Without `grow`, all connections would stay at
+    // the target that had the first ones.
+    if (best !== target && ++best.passedOver % PATIENCE === 0) this.#grow(best)
+  }
+
+  /** Makes one more connection of a target, where there is room. */
+  #grow (target: Target<C>): void {
+    const { entries: { coming, total }, supply } = target.engine
+    if (target.growing || coming > 0 || supply.creator.circuit.state !== 'closed') return
+    if (total >= target.max || !this.#site.hasRoom()) return
+    target.growing = true
+    const grown = (lease?: Lease<C>) => {
+      target.growing = false
+      lease?.release()
+    }
+    // A failure was reported by the engine; the next turn of the target tries again.
+    this.#site.events.run(() => target.engine.acquire({ holder: HOLDER })).then(grown, () => { grown() })
+  }
+
+  /** Acquires for a caller that was not served at once. */
+  async #serve (role: Role, options: AcquireOptions): Promise<Lease<C>> {
+    const since = this.time.read()
+    const request = { role, options, since, deadline: since + (options.timeout ?? this.#site.acquireTimeout) }
+    this.#unsettled++
+    try {
+      return await this.#attempt(request)
+    } catch (error) {
+      if (error instanceof PoolError) this.#tell(error, request)
+      throw error
+    } finally {
+      if (--this.#unsettled === 0) for (const resolve of this.#quiet.splice(0)) resolve()
+    }
+  }
+
+  /** Counts an acquire that failed, and emits its event. Failures at a target were counted by its engine. */
+  #tell (error: PoolError, { since, target, options: { holder } }: Request): void {
+    const { events } = this.#site
+    const wait = this.time.read() - since
+    if (error.code === 'FST_POOL_ABORTED' && target === undefined) this.aborted++
+    if (refusals.has(error.code)) {
+      this.refused++
+      events.emit('refuse', { error, wait, ...label(holder) })
+    }
+    if (timeouts.has(error.code)) {
+      if (target === undefined) this.timeouts++
+      events.emit('timeout', { error, wait, ...(target !== undefined && { target }), ...label(holder) })
+    }
+  }
+
+  /** Acquires at the next target, or waits for a primary. */
+  #attempt (request: Request): Promise<Lease<C>> {
+    const { choice, roles } = this.#site
+    const eligible = roles.eligible(request.role)
+    if (eligible.length === 0) return this.#standInLine(request)
+    const ready = eligible.filter((target) => target.ready)
+    const best = choice.next(eligible)
+    const target = ready.length === 0 || ready.includes(best) ? best : choice.next(ready)
+    this.#took(target, eligible, best)
+    const timeout = Math.max(1, request.deadline - this.time.read())
+    request.target = target.name
+    return target.engine.acquire({ ...request.options, timeout }, request.since).catch((error: unknown) => {
+      const isElsewhere = error instanceof Moved ||
+        (error instanceof PoolError && error.code === 'FST_POOL_CIRCUIT_OPEN' && !target.usable)
+      if (!isElsewhere) throw error
+      return this.#attempt(request)
+    })
+  }
+
+  /** Waits until a target has the role, then acquires there. */
+  #standInLine (request: Request): Promise<Lease<C>> {
+    const { askSoon, events } = this.#site
+    const { options: { signal, holder }, deadline } = request
+    request.target = undefined
+    const refusal = this.#refusal(request)
+    if (refusal !== undefined) return Promise.reject(refusal)
+    const served = new Promise<Lease<C>>((resolve) => {
+      const claim = new Claim<C>(request, resolve)
+      if (signal !== undefined) {
+        claim.leaveOn(signal, () => { this.#reject(claim, faults.aborted(this.#site.name, signal)) })
+      }
+      this.#line.add(claim)
+    })
+    this.time.arm(deadline)
+    this.time.keepAlive()
+    askSoon()
+    if (events.heard.wait) events.emit('wait', { pending: this.#line.size, ...label(holder) })
+    return served
+  }
+
+  /** Why a request may not wait for a primary; undefined: it may. */
+  #refusal (request: Request): PoolError | undefined {
+    const { closedError, isClosed, maxPending, name, roles } = this.#site
+    const { options: { signal }, deadline } = request
+    if (isClosed()) return closedError()
+    if (signal?.aborted === true) return faults.aborted(name, signal)
+    if (!roles.mayGetPrimary) return this.#circuitError
+    if (deadline <= this.time.read()) return this.#timeoutError(request)
+    if (this.#line.size < maxPending) return undefined
+    return new PoolError('FST_POOL_QUEUE_FULL', `${this.noPrimary}, and ${this.#line.size} wait for one already`)
+  }
+
+  #leave (claim: Waiter<C>): void {
+    this.#line.remove(claim)
+    claim.end()
+    this.time.keepAlive()
+  }
+
+  #reject (claim: Waiter<C>, error: PoolError): void {
+    this.#leave(claim)
+    claim.reject(error)
+  }
+
+  #tick (): void {
+    const now = this.time.read()
+    this.time.arm(this.#line.sweep(now, (claim) => { this.#reject(claim, this.#timeoutError(claim)) }))
+    this.time.wakeSleepers(now)
+    this.time.keepAlive()
+  }
+
+  /** Called after every change: serves callers that wait for a primary, or rejects them where none can be had. */
+  review (): void {
+    const { roles } = this.#site
+    for (const claim of [...this.#line] as Array<Claim<C>>) {
+      // To serve one may have led to others being served.
+      if (!claim.inLine) continue
+      if (roles.eligible(claim.request.role).length > 0) {
+        this.#leave(claim)
+        claim.resolve(this.#attempt(claim.request))
+      } else if (!roles.mayGetPrimary) this.#reject(claim, this.#circuitError)
+    }
+  }
+
+  /** Resolves when all acquires have settled; undefined: they have. */
+  settled (): Promise<void> | undefined {
+    return this.#unsettled === 0 ? undefined : new Promise((resolve) => { this.#quiet.push(resolve) })
+  }
+
+  /** The pool closes: rejects all that wait. */
+  close (): void {
+    for (const claim of [...this.#line]) this.#reject(claim, this.#site.closedError())
+    this.time.end()
+  }
+
+  // --- Errors --------------------------------------------------------------------------------------------------------
+
+  get noPrimary (): string {
+    return `pool '${this.#site.name}' has no primary among its ${this.#site.targets.length} targets`
+  }
+
+  /** Why a target can't be connected to; undefined: none is known to fail. */
+  get cause (): Error | undefined {
+    return this.#site.targets.find(({ failing }) => failing)?.failure
+  }
+
+  get #circuitError (): PoolError {
+    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.#site.name}' can't connect to any target that it ` +
+      'could use. Are its servers up, and are their addresses and logins right?', { cause: this.cause })
+  }
+
+  #timeoutError ({ since, deadline }: { readonly since: number, readonly deadline: number }): PoolError {
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `${this.noPrimary}, and did not get one within ` +
+      `${Math.round(deadline - since)} ms`, { cause: this.cause })
+  }
+}
+
+export function readRole ({ role = 'primary' }: Pick<AcquireOptions, 'role'>): Role {
+  if (role !== 'primary' && role !== 'replica') throw badOption('role', role, "'primary' or 'replica'")
+  return role
+}

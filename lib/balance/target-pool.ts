@@ -1,0 +1,542 @@
+import type { Connector, Role } from '../../types/connector.js'
+import type { BalanceOptions, EngineOptions } from '../../types/options.js'
+import type {
+  AcquireOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats,
+  RunOptions, TargetStats, UseOptions,
+} from '../../types/pool.js'
+import { Books } from '../engine/books.js'
+import { Engine } from '../engine/engine.js'
+import { PoolError, badOption } from '../engine/errors.js'
+import { Events } from '../engine/events.js'
+import * as faults from '../engine/faults.js'
+import { Openers } from '../engine/openers.js'
+import type { Owner } from '../engine/parts.js'
+import { secretsIn } from '../engine/secrets.js'
+import { limitOf } from '../engine/settings.js'
+import { isDeadline, systemClock } from '../engine/time.js'
+import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { checkEngineOptions, poolDefaults } from '../pool/options.js'
+import { useWithRetry, type Retrying } from '../pool/retry.js'
+import { Budget } from './budget.js'
+import { Choice, balances } from './choice.js'
+import { Dispatch, readRole } from './dispatch.js'
+import { Roles } from './roles.js'
+import { Moved, Target, type TargetSpec } from './target.js'
+import { Watch } from './watch.js'
+
+export type { TargetSpec }
+
+export interface TargetOptions<C> extends EngineOptions<C>, BalanceOptions {}
+
+/** From the best to the worst. */
+export const healthRank: ReadonlyArray<PoolHealth['status']> = ['up', 'degraded', 'draining', 'down']
+const circuitRank: readonly Circuit[] = ['closed', 'half-open', 'open']
+const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
+  all.reduce((worse, one) => rank.indexOf(one) > rank.indexOf(worse) ? one : worse)
+
+/**
+ * Events of the pool as a whole. Those of a single engine are not passed on: an acquire may go on at another target.
+ */
+const wholes: ReadonlySet<PoolEventName> =
+  new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'open', 'drain', 'close'])
+
+/**
+ * A pool over several targets: one that writes (the primary), and others that only read.
+ *
+ * Each target has an engine. `max` is hard for all together (`Budget`). `min` connections are kept at the primary,
+ * whichever target that is; replicas keep what they needed last, and one connection for checks.
+ *
+ * Targets that can say what they are, are asked again and again (`Watch`), since the primary may change (`Roles`). When
+ * another target becomes the primary, the callers in the old one's line move to the new one. The old one's connections
+ * are closed, lent ones when they come back. Callers that need a primary while there is none wait (`Dispatch`).
+ */
+export class TargetPool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
+  readonly closeTimeout: number
+  readonly replicas: boolean
+  readonly #targets: ReadonlyArray<Target<C>>
+  /** All targets have a fixed role, as SQLite's writer and readers have, and `max` is divided between them for good. */
+  readonly #parts: boolean
+  readonly #budget = new Budget<C>()
+  readonly #events: Events
+  readonly #roles: Roles<C>
+  readonly #dispatch: Dispatch<C>
+  readonly #watch: Watch<C>
+  readonly #retrying: Retrying<C>
+  #min = 0
+  #phase: 'open' | 'draining' | 'closed' = 'open'
+  #started = false
+  #suspended = false
+  readonly #openers = new Openers()
+  #closed: Promise<void> | undefined
+  /** The roles for which the transactions that run now were begun. */
+  readonly #begunFor = new WeakMap<object, Role>()
+
+  /**
+   * @param targets at least one
+   * @param options those of `Pool`, and how to balance; `min` and `max` are for all targets together, `max` at least
+   * one for each
+   * @throws `FST_POOL_BAD_OPTIONS`
+   */
+  constructor (targets: ReadonlyArray<TargetSpec<C>>, options: TargetOptions<C> = {}, clock: Clock = systemClock) {
+    const { balance = 'weighted', maxLag = Infinity, checkInterval = 1000, ...common } = options
+    if (targets.length === 0) throw badOption('targets', targets, 'a list of at least one target')
+    if (!balances.includes(balance)) {
+      throw badOption('balance', balance, `one of ${balances.map((name) => `'${name}'`).join(', ')}`)
+    }
+    if (!(maxLag >= 1)) throw badOption('maxLag', maxLag, 'a number of at least 1')
+    if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, 'milliseconds, at least 1')
+    this.#targets = targets.map((spec, index) => this.#join(spec, index, spec.options ?? common, clock))
+    this.#parts = targets.every(({ fixed }) => fixed === true)
+    this.replicas = targets.length > 1
+    this.closeTimeout = this.#first.options.closeTimeout
+    const secrets = this.#targets.map(({ engine, spec }) => secretsIn(engine.options, spec.connector))
+    this.#events = new Events(this.name, undefined, () => secrets.flatMap((secretsNow) => secretsNow()))
+    this.#roles = new Roles(this.#targets, clock, maxLag)
+
+    const { min = poolDefaults.min, max = poolDefaults.max, backoff } = options
+    const acquireTimeout = options.acquireTimeout ?? poolDefaults.acquireTimeout
+    this.#dispatch = new Dispatch({
+      name: this.name,
+      targets: this.#targets,
+      roles: this.#roles,
+      choice: new Choice(balance, () => clock.random()),
+      events: this.#events,
+      clock,
+      acquireTimeout,
+      maxPending: options.maxPending ?? poolDefaults.maxPending,
+      isClosed: () => this.#phase === 'closed',
+      hasRoom: () => this.#budget.hasRoom,
+      start: () => { this.#start() },
+      askSoon: () => { this.#watch.soon() },
+      closedError: () => this.#closedError,
+    })
+    this.#watch = this.#watchOf(clock, checkInterval, options.validateTimeout ?? poolDefaults.validateTimeout)
+    this.#retrying = {
+      acquire: (acquire) => this.acquire(acquire),
+      isTransient: (error) => this.#targets.some((target) => this.#isTransient(target, error)),
+      wait: async (ms) => { if (this.#phase !== 'closed') await this.#dispatch.time.sleep(ms).over },
+      now: () => clock.now(),
+      random: () => clock.random(),
+      acquireTimeout,
+      backoff: { ...poolDefaults.backoff, ...backoff },
+    }
+    const most = Math.min(max, this.#limit)
+    this.resize({ min: Math.min(min, most), max: most })
+  }
+
+  /**
+   * A pool of a connector with a `replica`: connections that write (role 'primary', the default) and connections that
+   * only read ('replica'). `max` (at least 2) and `min` are for both together: the writers get what their connector
+   * allows, the readers the rest.
+   *
+   * @throws `FST_POOL_BAD_OPTIONS`
+   */
+  static ofRoles<C, K extends Connector<C>> (
+    connector: K & Connector<C>, options: EngineOptions<C> = {}, clock?: Clock
+  ): TargetPool<C, K> {
+    const { replica } = connector
+    if (replica === undefined) throw badOption('connector', connector, 'one with a replica')
+    const { min, max, acquireTimeout, validateTimeout, maxPending, backoff } = options
+    return new TargetPool<C, K>([
+      { name: 'primary', role: 'primary', fixed: true, connector, options },
+      { name: 'replica', role: 'replica', fixed: true, connector: replica, options },
+    ], { min, max, acquireTimeout, validateTimeout, maxPending, backoff }, clock)
+  }
+
+  #join (spec: TargetSpec<C>, index: number, options: EngineOptions<C>, clock: Clock): Target<C> {
+    const { weight = 1, role = 'primary', name = `${role}-${index}`, connector } = spec
+    if (!(weight > 0)) throw badOption(`targets.${index}.weight`, weight, 'a number above 0')
+    const checked = checkEngineOptions<C>(connector, options)
+    const target: Target<C> = new Target<C>(name, spec, weight,
+      () => new Engine(connector, checked, clock, this.#ownerOf(name, () => target)))
+    this.#budget.join(target)
+    return target
+  }
+
+  /** What a target's engine asks, and is told by. @param get must not be called before the engine is made */
+  #ownerOf (name: string, get: () => Target<C>): Owner {
+    const budget = this.#budget
+    return {
+      target: name,
+      nextId: () => budget.nextId(),
+      wants: () => { budget.wants(get()) },
+      hasRoom: () => budget.hasRoom,
+      mustYield: () => budget.mustYield(get()),
+      freed: () => { budget.freed() },
+      connected: () => {
+        get().failing = false
+        if (this.#dispatch.pending > 0) this.#review()
+      },
+      createFailed: () => {
+        const target = get()
+        if (!target.failing) this.#watch.soon()
+        target.failing = true
+        this.#relieve(target)
+        this.#review()
+      },
+      lost: (ill) => {
+        // A connection that a check has ended tells nothing new.
+        if (ill && get().check === undefined) this.#watch.soon()
+        if (this.#dispatch.pending > 0) this.#review()
+      },
+      circuitMoved: (from, to) => {
+        // Only when it opens or closes, not at each probe.
+        if (from === 'closed' || to === 'closed') this.#watch.soon()
+        this.#review()
+      },
+    }
+  }
+
+  #watchOf (clock: Clock, interval: number, timeout: number): Watch<C> {
+    return new Watch(this.#targets, clock, {
+      interval,
+      timeout,
+      run: (fn) => this.#events.run(fn),
+      isAwaited: () => this.#openers.size > 0,
+      goesOn: () => this.#phase === 'open' || (this.#phase === 'draining' && this.#dispatch.pending > 0),
+      isPaused: () => this.#suspended,
+      isUrgent: () => this.#roles.isUrgent,
+      said: (target, state, at) => { this.#become(this.#roles.said(target, state, at)) },
+      isTransient: (target, error) => this.#isTransient(target, error),
+      refused: (error) => { this.#events.report(error, 'validate') },
+      done: (target) => {
+        this.#relieve(target)
+        this.#review()
+      },
+    })
+  }
+
+  get name (): string {
+    return this.#first.name
+  }
+
+  get #first (): Engine<C> {
+    return this.#targets[0]!.engine
+  }
+
+  /** The connector of the target that is the primary now. */
+  get backend (): K {
+    const target = this.#roles.primary ?? this.#targets.find(({ given }) => given === 'primary') ?? this.#targets[0]!
+    return target.spec.connector as unknown as K
+  }
+
+  // --- Taking --------------------------------------------------------------------------------------------------------
+
+  /**
+   * Lends a connection of a target that has the role: of the primary unless `role` is 'replica'; of the primary too
+   * where no replica can be used. Waits for one if none is idle, and for a primary if there is none.
+   *
+   * @throws as `Pool.acquire` does; `FST_POOL_CIRCUIT_OPEN` only where no target of the role, and none that may get it,
+   * can be had
+   */
+  acquire (options: AcquireOptions = {}): Promise<Lease<C>> {
+    return this.#dispatch.acquire(options)
+  }
+
+  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role'> = {}): Lease<C> | null {
+    return this.#dispatch.take(readRole(options), options)
+  }
+
+  async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
+    return await useWithRetry(this.#retrying, fn, options)
+  }
+
+  /**
+   * Calls `fn` in a transaction. Within another transaction of this pool, for the same role, it is a savepoint in that
+   * one.
+   *
+   * @throws what `acquire` and `Lease.transaction` throw
+   */
+  async transaction<T> (
+    fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
+  ): Promise<T> {
+    const { signal, timeout, holder, role: _, ...run } = options
+    const role = readRole(options)
+    const isFor = ({ transactions, target }: Around<C>) => (this.#begunFor.get(transactions) ?? target.role) === role
+    const around = this.#around().find(isFor)?.transactions
+    if (around !== undefined) return await around.run(fn, run)
+    checkRunOptions({ name: this.name, transactions: this.backend.transactions }, run)
+    return await this.use((_, lease) => lease.transaction((connection) => {
+      for (const { transactions } of this.#around()) {
+        if (!this.#begunFor.has(transactions)) this.#begunFor.set(transactions, role)
+      }
+      return fn(connection)
+    }, run), { signal, timeout, holder, role })
+  }
+
+  /** The transactions which the calling code is within. */
+  #around (): Array<Around<C>> {
+    return this.#targets.flatMap((target) => {
+      const transactions = LeaseTransactions.current(target.engine) as LeaseTransactions<C> | undefined
+      return transactions === undefined ? [] : [{ transactions, target }]
+    })
+  }
+
+  // --- Roles ---------------------------------------------------------------------------------------------------------
+
+  /** The pool's first use: begins the checks. */
+  #start (): void {
+    if (this.#started || this.#phase !== 'open') return
+    this.#started = true
+    this.#watch.begin()
+  }
+
+  /** Makes a target the primary; undefined: there is none now. */
+  #become (target: Target<C> | undefined): void {
+    const from = this.#roles.primary
+    if (from === target) return
+    this.#roles.primary = target
+    this.#spread()
+    // Connections of the old primary were made, or waited for, because it was the primary.
+    if (from !== undefined) {
+      // The line first: without waiters its creates are cancelled, which makes room for the new primary.
+      from.engine.waiting.turnAllAway(() => new Moved(this.name))
+      from.engine.evict()
+    }
+    this.#review()
+  }
+
+  /** Callers in the line of a replica that fails move, where another target can serve them. */
+  #relieve (target: Target<C>): void {
+    if (target === this.#roles.primary || target.sound || target.engine.line.size === 0) return
+    if (!this.#roles.eligible('replica').some((other) => other !== target)) return
+    target.engine.waiting.turnAllAway(() => new Moved(this.name))
+  }
+
+  /** Called after every change: chooses another primary where needed, and looks after those who wait for one. */
+  #review (): void {
+    if (this.#phase === 'closed') return
+    const { another, isLost, primary } = this.#roles
+    if (isLost && another !== undefined) return this.#become(another)
+    const failover = this.#roles.takeFailover()
+    if (failover !== undefined) this.#events.emit('failover', failover)
+    this.#dispatch.review()
+    // While the pool is suspended, targets are not asked.
+    const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
+    if (this.#openers.size === 0 || !isKnown) return
+    for (const resolve of this.#openers.take(0, 0)) resolve()
+    this.#watch.keepAlive()
+  }
+
+  // --- Control -------------------------------------------------------------------------------------------------------
+
+  /**
+   * Waits until every target has been asked what it is, or could not be, and the primary has `max(1, min)` connections.
+   * A target that can't be reached does not matter as long as there is a primary.
+   *
+   * @throws `FST_POOL_CONNECT_FAILED` where there is none, saying why; `FST_POOL_CLOSED`
+   */
+  async open (): Promise<void> {
+    if (this.#phase !== 'open') throw this.#closedError
+    this.#start()
+    const known = this.#openers.join(0)
+    this.#watch.keepAlive()
+    this.#review()
+    await known
+    const { primary } = this.#roles
+    if (primary === undefined || (primary.speaks && !primary.usable)) {
+      const { cause, noPrimary } = this.#dispatch
+      throw new PoolError('FST_POOL_CONNECT_FAILED', `${noPrimary} (${this.#reasons})`, { cause })
+    }
+    await primary.engine.open()
+    // The writers were opened first: they make the file that the readers read.
+    if (this.#parts) for (const { engine } of this.#targets) if (engine !== primary.engine) await engine.open()
+    const { driver } = this.backend
+    this.#events.emit('open', { ...(driver !== undefined && { driver }) })
+  }
+
+  evict (options?: { idle?: boolean }): void {
+    for (const { engine } of this.#targets) engine.evict(options)
+  }
+
+  resize ({ min = this.#min, max = this.#budget.max }: { min?: number, max?: number }): void {
+    const [least, limit] = [this.#targets.length, this.#limit]
+    const each = this.#parts ? 'one that writes and one that reads' : 'one for each target'
+    if (!Number.isSafeInteger(max) || max < least || max > limit) {
+      throw badOption('max', max, `an integer from ${least} (${each}) to ${limit}`)
+    }
+    if (!Number.isSafeInteger(min) || min < 0 || min > max) {
+      throw badOption('min', min, `an integer from 0 to max (${max})`)
+    }
+    this.#min = min
+    this.#budget.max = max
+    this.#spread()
+    this.#budget.settle()
+  }
+
+  /** The most connections that the connectors allow together. */
+  get #limit (): number {
+    const limits = this.#targets.map(({ spec: { connector } }) => limitOf(connector))
+    return limits.reduce((sum, limit) => Math.min(Number.MAX_SAFE_INTEGER, sum + limit), 0)
+  }
+
+  /** Sets `min` and `max` of each engine. */
+  #spread (): void {
+    const { max } = this.#budget
+    let [left, kept] = [max, this.#min]
+    for (const [index, target] of this.#targets.entries()) {
+      const own = Math.min(target.spec.max ?? max, limitOf(target.spec.connector), max)
+      const isPrimary = target === this.#roles.primary
+      // With fixed roles, each target leaves one connection for each that follows; the last has most of the `min`.
+      const most = this.#parts ? Math.min(own, left - (this.#targets.length - 1 - index)) : own
+      const least = this.#parts ? Math.min(kept, most, index === 0 ? 1 : most) : isPrimary ? Math.min(kept, most) : 0
+      left -= most
+      kept -= least
+      target.max = most
+      target.engine.resize({ min: least, max: most })
+    }
+  }
+
+  suspend (): void {
+    this.#suspended = true
+    for (const { engine } of this.#targets) engine.suspend()
+    this.#review()
+  }
+
+  resume (): void {
+    this.#suspended = false
+    for (const { engine } of this.#targets) engine.resume()
+    this.#watch.soon()
+  }
+
+  async drain (): Promise<void> {
+    this.#beginDrain()
+    while (true) {
+      await Promise.all(this.#targets.map(({ engine }) => engine.closing.drain()))
+      // A caller that moved from one target to another was in no engine's line meanwhile.
+      const settled = this.#dispatch.settled()
+      if (settled !== undefined) await settled
+      else if (this.#targets.every(({ busy }) => busy === 0)) return
+    }
+  }
+
+  #beginDrain (): void {
+    if (this.#phase !== 'open') return
+    this.#phase = 'draining'
+    this.#events.emit('drain', {})
+    this.#openers.reject(() => this.#closedError)
+  }
+
+  /**
+   * As `Pool.close`, for all targets at the same time. Who waits for a primary is refused at once.
+   *
+   * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
+   */
+  close (options?: { timeout?: number }): Promise<void> {
+    // At a second call the engines check the option, and return their first promise.
+    const all = this.#targets.map(({ engine }) => engine.closing.close(options?.timeout))
+    this.#closed ??= this.#shut(all)
+    return this.#closed
+  }
+
+  async #shut (all: ReadonlyArray<Promise<void>>): Promise<void> {
+    this.#beginDrain()
+    this.#phase = 'closed'
+    this.#watch.end(new Error(`pool '${this.name}' closes`))
+    this.#dispatch.close()
+    await Promise.all(all)
+    const ends = this.#targets.map(({ engine }) => engine.closing.end!)
+    this.#events.emit('close', {
+      took: Math.max(...ends.map(({ took }) => took)),
+      destroyed: ends.reduce((sum, { destroyed }) => sum + destroyed, 0),
+      holders: Object.freeze(ends.flatMap(({ holders }) => holders)),
+    })
+    this.#events.clear()
+  }
+
+  async [Symbol.asyncDispose] (): Promise<void> {
+    await this.close()
+  }
+
+  get #closedError (): PoolError {
+    return faults.closed(this.name, this.#phase, this.closeTimeout)
+  }
+
+  #isTransient ({ spec: { connector } }: Target<C>, error: unknown): boolean {
+    try {
+      return connector.isTransient?.(error) === true
+    } catch (failure) {
+      this.#events.report(failure, 'isTransient')
+      return false
+    }
+  }
+
+  /** Events of one target have its name in `target`. */
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+    const undos = [this.#events.on(event, listener)]
+    if (!wholes.has(event)) undos.push(...this.#targets.map(({ engine }) => engine.events.on(event, listener)))
+    return () => { for (const undo of undos) undo() }
+  }
+
+  // --- Reading -------------------------------------------------------------------------------------------------------
+
+  /** The sums over all targets, and each one's numbers in `targets`. `refused` counts callers that no target served. */
+  stats (): PoolStats {
+    const { pending, timeouts, refused, aborted } = this.#dispatch
+    const targets = this.#targets.map((target) => {
+      const { engine: { report: { stats } }, name, role, gaveUp } = target
+      const lag = this.#roles.lagOf(target)
+      return Object.freeze<TargetStats>({ target: name, role, lag, ...stats, aborted: stats.aborted - gaveUp })
+    })
+    const whole = sumOf(targets)
+    return Object.freeze<PoolStats>({
+      ...whole,
+      ...Books.durations(this.#targets.map(({ engine }) => engine.books)),
+      min: this.#min,
+      max: Math.min(this.#budget.max, whole.max),
+      pending: whole.pending + pending,
+      timeouts: whole.timeouts + timeouts,
+      refused,
+      aborted: whole.aborted + aborted,
+      circuit: worst(circuitRank, targets.map(({ circuit }) => circuit)),
+      targets: Object.freeze(targets),
+    })
+  }
+
+  holders (): Holder[] {
+    return this.#targets.flatMap(({ engine }) => engine.report.holders).sort((a, b) => b.heldFor - a.heldFor)
+  }
+
+  /** Why no target is the primary. */
+  get #reasons (): string {
+    return this.#targets.map(({ name, why }) => `${name}: ${why}`).join('; ')
+  }
+
+  /**
+   * The health of the primary; `degraded` where another target is not up, or an old primary still says that it is the
+   * primary; `down` where there is no primary.
+   */
+  async health (): Promise<PoolHealth> {
+    const ask = async (target: Target<C>) => ({ target, ...await target.engine.report.health() })
+    const all = await Promise.all(this.#targets.map(ask))
+    const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
+    const latency = latencies.length === 0 ? null : Math.max(...latencies)
+    const stats = this.stats()
+    const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>
+      ({ status, ...(reason !== undefined && { reason }), latency, circuit: stats.circuit, stats })
+    const primary = all.find(({ target }) => target === this.#roles.primary)
+    const ill = all.find((one) => one !== primary && one.status !== 'up')
+    const old = this.#targets.find(({ isSuperseded }) => isSuperseded)
+    if (this.#phase !== 'open') return judged('draining', `the pool is ${this.#phase}`)
+    if (primary !== undefined && primary.status !== 'up') return judged(primary.status, primary.reason)
+    if (primary === undefined && this.#started) return judged('down', `no primary: ${this.#reasons}`)
+    if (ill !== undefined) return judged('degraded', `${ill.target.name}: ${ill.reason}`)
+    return old === undefined ? judged('up') : judged('degraded', `${old.name}: ${old.why}`)
+  }
+}
+
+interface Around<C> { readonly transactions: LeaseTransactions<C>, readonly target: Target<C> }
+
+/** Adds up the numbers of all targets. */
+function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
+  const { target: _target, role: _role, lag: _lag, destroyed, ...whole } = first!
+  const add = <T extends object>(to: T, more: T): T => {
+    const other = more as Record<string, number>
+    const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number')
+    return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + other[key]!])) }
+  }
+  return {
+    ...others.reduce((sum, stats) => add(sum, stats), whole),
+    destroyed: Object.freeze(others.reduce((sum, stats) => add(sum, stats.destroyed), destroyed)),
+  }
+}

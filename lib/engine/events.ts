@@ -1,0 +1,117 @@
+import { AsyncResource } from 'node:async_hooks'
+import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
+import { badOption, scrub } from './errors.js'
+
+export const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+  'circuit', 'failover', 'driver', 'open', 'drain', 'close',
+])
+
+type Own = (event: never) => unknown
+
+const newContext = () => new AsyncResource('FASTIFY_POOL')
+
+/** The events of a pool, and the async context in which foreign code runs: connector, hooks, listeners, timers. */
+export class Events {
+  readonly #pool: string
+  readonly #target: string | undefined
+  readonly #secrets: () => readonly string[]
+  readonly #changed: () => void
+  /** The context of no caller: foreign code must not see the one of whichever caller happened to set it off. */
+  readonly #context = newContext()
+  readonly #lists = new Map<PoolEventName, readonly Own[]>()
+  /** Which events have listeners: asked before a payload is built. */
+  readonly heard = Object.fromEntries([...eventNames].map((name) => [name, false])) as Record<PoolEventName, boolean>
+
+  /**
+   * @param target the field `target` of all events; undefined: they have none
+   * @param secrets what no error may show
+   * @param changed called when somebody begins to listen, or listens no more
+   */
+  constructor (
+    pool: string, target: string | undefined, secrets: () => readonly string[], changed: () => void = () => {}
+  ) {
+    this.#pool = pool
+    this.#target = target
+    this.#secrets = secrets
+    this.#changed = changed
+  }
+
+  /** Each call runs in a new copy of the context, since foreign code may change it (`enterWith`). */
+  run<T> (fn: () => T): T {
+    return this.#context.runInAsyncScope(newContext).runInAsyncScope(fn)
+  }
+
+  /**
+   * As `run`, without a copy of the context: for the reset, which is called at every return. A copy would cost more
+   * than the rest of the return.
+   */
+  runWithoutCopy<T> (fn: () => T): T {
+    return this.#context.runInAsyncScope(fn)
+  }
+
+  emit<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
+    const target = this.#target
+    const event = Object.freeze({
+      ...details, pool: this.#pool, ...(target !== undefined && { target }), time: Date.now(),
+    }) as unknown as never
+    const failed = (error: unknown) => {
+      // What a listener of `error` throws must not go to the listeners of `error`.
+      if (name === 'error') process.emitWarning(this.scrub(error))
+      else this.report(error, 'listener')
+    }
+    for (const listener of this.#lists.get(name) ?? []) {
+      try {
+        asPromise(this.run(() => listener(event)))?.then(undefined, failed)
+      } catch (error) {
+        failed(error)
+      }
+    }
+  }
+
+  /** Reports a failure that no caller is told of to the listeners of `error`. Returns the scrubbed copy. */
+  report (error: unknown, phase: ErrorPhase): Error {
+    const copy = this.scrub(error)
+    if (this.heard.error) this.emit('error', { error: copy, phase })
+    return copy
+  }
+
+  scrub (error: unknown): Error {
+    return scrub(error, this.#secrets())
+  }
+
+  /**
+   * @returns its own undo
+   * @throws `FST_POOL_BAD_OPTIONS` for an unknown event
+   */
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+    if (!eventNames.has(event)) throw badOption('event', event, `one of ${[...eventNames].join(', ')}`)
+    if (typeof listener !== 'function') throw badOption('listener', listener, 'a function')
+    // A function of its own, so that the same listener can be added twice, and each undone by itself.
+    const own: Own = (payload) => listener(payload)
+    // A new list each time, since `emit` may be walking the old one.
+    this.#setList(event, [...this.#lists.get(event) ?? [], own])
+    return () => { this.#setList(event, (this.#lists.get(event) ?? []).filter((other) => other !== own)) }
+  }
+
+  clear (): void {
+    for (const event of this.#lists.keys()) this.#setList(event, [])
+  }
+
+  #setList (event: PoolEventName, listeners: readonly Own[]): void {
+    this.#lists.set(event, listeners)
+    this.heard[event] = listeners.length > 0
+    this.#changed()
+  }
+}
+
+/** A promise of what foreign code returned, where that is a promise of any kind; else undefined. */
+export function asPromise (value: unknown): Promise<unknown> | undefined {
+  const then = typeof value === 'object' && value !== null ? (value as { then?: unknown }).then : undefined
+  return typeof then === 'function' ? Promise.resolve(value) : undefined
+}
+
+/** The field `holder` of an event; left out where there is none. */
+export function label (holder: HolderLabel | undefined): { readonly holder?: HolderLabel } {
+  return holder === undefined ? {} : { holder }
+}

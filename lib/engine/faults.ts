@@ -1,0 +1,119 @@
+import type { AcquireSignal, Holder } from '../../types/pool.js'
+import { PoolError } from './errors.js'
+
+// Pure functions from a situation to the error that describes it. Whoever throws the error also counts it.
+
+/** A pool's numbers when something went wrong. */
+export interface Situation {
+  readonly name: string
+  readonly max: number
+  readonly used: number
+  readonly idle: number
+  readonly creating: number
+  readonly pending: number
+}
+
+const CHECK_SERVER = 'Is its server up, and are its address and login right?'
+
+function numbers ({ max, used, idle, creating, pending }: Situation): string {
+  return `max ${max}, used ${used}, idle ${idle}, creating ${creating}, pending ${pending}`
+}
+
+/**
+ * Makes an error without a stack, for errors that the pool's timer throws: their stack tells nothing, and takes eight
+ * times as long as all the rest.
+ */
+export function withoutStack<E extends Error> (make: () => E): E {
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 0
+  try {
+    return make()
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit
+  }
+}
+
+interface Detail {
+  readonly cause?: Error | undefined
+  /** In seconds. */
+  readonly retryAfter: number
+  readonly holders: readonly Holder[]
+}
+
+/** An acquire's deadline passed. @param obstacle what hinders all loans */
+export function timedOut (
+  situation: Situation, timeout: number, obstacle: string | undefined, detail: Detail
+): PoolError {
+  const why = obstacle !== undefined
+    ? `: in the way is ${obstacle}`
+    : '. Look for slow queries or leaks, or raise max.'
+  return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${situation.name}' within ` +
+    `${Math.round(timeout)} ms (${numbers(situation)})${why}`, detail)
+}
+
+/** There is no connection, and none can be made. @param retryAfter in seconds */
+export function cannotConnect (situation: Situation, cause: Error | undefined, retryAfter: number): PoolError {
+  return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${situation.name}' can't connect (${numbers(situation)}). ` +
+    CHECK_SERVER, { cause, retryAfter })
+}
+
+/** @param retryAfter in seconds */
+export function circuitOpen (name: string, openFor: number, cause: Error | undefined, retryAfter: number): PoolError {
+  return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${name}' has no connection, and creates keep failing: one is ` +
+    `tried every ${openFor} ms (circuit). ${CHECK_SERVER}`, { cause, retryAfter })
+}
+
+export function queueFull (situation: Situation, detail: Detail): PoolError {
+  return new PoolError('FST_POOL_QUEUE_FULL', `pool '${situation.name}' is full, and ${situation.pending} wait ` +
+    `already (${numbers(situation)}). Look for slow queries or leaks, or raise max or maxPending.`, detail)
+}
+
+/** @param predicted how long the acquire would wait, in ms */
+export function overloaded (
+  situation: Situation, predicted: number, timeout: number, holders: readonly Holder[]
+): PoolError {
+  return new PoolError('FST_POOL_OVERLOADED', `pool '${situation.name}' is overloaded: a connection would take about ` +
+    `${Math.round(predicted)} ms, and the deadline is in ${Math.round(timeout)} ms (${numbers(situation)}). ` +
+    'Look for slow queries, or raise max.', { retryAfter: predicted / 1000, holders })
+}
+
+export function deadlocked ({ name, max }: Situation, holders: readonly Holder[]): PoolError {
+  return new PoolError('FST_POOL_DEADLOCK', `all ${max} connections of pool '${name}' are held by callers that wait ` +
+    'for another one of it, this one included: use the connection that you have (request.lease), or raise max.',
+  { holders })
+}
+
+/** @param closeTimeout in ms */
+export function closed (name: string, phase: string, closeTimeout: number): PoolError {
+  return new PoolError('FST_POOL_CLOSED', `pool '${name}' is ${phase}`, { retryAfter: closeTimeout / 1000 })
+}
+
+export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>): PoolError {
+  const message = `an acquire from pool '${name}' was aborted by its signal`
+  return new PoolError('FST_POOL_ABORTED', message, { cause: reason })
+}
+
+/**
+ * A create failed while somebody waited for the pool to open. Whoever opens a pool starts an app: unlike a request's
+ * client, they are told the reason.
+ */
+export function cannotOpen (name: string, cause: unknown, error: Error): PoolError {
+  // Some options show only with a connection that they are wrong (what `wrap` or `url()` returns): that is no outage.
+  const code = cause instanceof PoolError ? cause.code : undefined
+  if (code === 'FST_POOL_BAD_OPTIONS' || code === 'FST_POOL_MISSING_DRIVER') {
+    return new PoolError(code, `pool '${name}': ${error.message}`, { cause: error })
+  }
+  return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${name}' can't connect: ${error.message}`, { cause: error })
+}
+
+export function resetFailed (name: string, cause: Error): PoolError {
+  return new PoolError('FST_POOL_RESET_FAILED',
+    `the reset of a connection of pool '${name}' failed; the connection was destroyed`, { cause })
+}
+
+/** @param obstacle what hinders the begin */
+export function beginTimedOut (name: string, timeout: number, obstacle: string | undefined): PoolError {
+  const why = obstacle === undefined ? '' : `in the way is ${obstacle}; `
+  return new PoolError('FST_POOL_ACQUIRE_TIMEOUT',
+    `a transaction on pool '${name}' did not begin within ${timeout} ms: ${why}its connection was destroyed`)
+}

@@ -1,0 +1,160 @@
+import type { DestroyReason } from '../../types/connector.js'
+import type { HolderLabel, HoldOptions, Lease, RunOptions } from '../../types/pool.js'
+import type { Entry } from './entry.js'
+import { PoolError } from './errors.js'
+import type { HeldTransaction, LeaseTransactions } from './transaction.js'
+
+/** What a lease asks of its engine. */
+export interface Lender<C> {
+  readonly name: string
+  readonly options: { readonly commitTimeout: number }
+  /** Ends the lease; returns how long it was held, in ms. */
+  giveBack (entry: Entry<C>): number
+  /** Ends the lease, and destroys the connection. */
+  throwAway (entry: Entry<C>, reason: DestroyReason, error?: Error): void
+  /** How long the lease has been out, in ms. */
+  heldSince (entry: Entry<C>): number
+  transactionsOf (entry: Entry<C>): LeaseTransactions<C>
+}
+
+export class PoolLease<C> implements Lease<C> {
+  readonly #lender: Lender<C>
+  readonly #entry: Entry<C>
+  readonly #turn: number
+  #held: number | undefined
+
+  constructor (lender: Lender<C>, entry: Entry<C>) {
+    this.#lender = lender
+    this.#entry = entry
+    this.#turn = entry.turn
+  }
+
+  get connection (): C {
+    this.#mustBeOut()
+    return this.#entry.extras?.transactions?.connection ?? this.#entry.face
+  }
+
+  get raw (): unknown {
+    this.#mustBeOut()
+    return this.#entry.extras?.transactions?.raw ?? this.#entry.connection
+  }
+
+  get pool (): string {
+    return this.#lender.name
+  }
+
+  get holder (): HolderLabel | undefined {
+    return this.#entry.turn === this.#turn ? this.#entry.holder : undefined
+  }
+
+  get ended (): boolean {
+    return this.#entry.turn !== this.#turn
+  }
+
+  get heldFor (): number {
+    if (this.#entry.turn === this.#turn) return this.#lender.heldSince(this.#entry)
+    return this.#held ?? this.#entry.extras?.held ?? 0
+  }
+
+  release (): void {
+    if (this.#entry.turn !== this.#turn) return
+    this.#held = this.#lender.giveBack(this.#entry)
+  }
+
+  destroy (error?: Error): void {
+    this.#destroy(error === undefined ? 'released' : 'error', error)
+  }
+
+  #destroy (reason: DestroyReason, error?: Error): void {
+    if (this.#entry.turn !== this.#turn) return
+    this.#held = this.#lender.heldSince(this.#entry)
+    this.#lender.throwAway(this.#entry, reason, error)
+  }
+
+  async transaction<T> (fn: (connection: C) => T | Promise<T>, options?: RunOptions): Promise<T> {
+    this.#mustBeOut()
+    return await this.#lender.transactionsOf(this.#entry).run(fn, options)
+  }
+
+  [Symbol.dispose] (): void {
+    this.release()
+  }
+
+  #mustBeOut (): void {
+    if (this.#entry.turn === this.#turn) return
+    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#lender.name}' has ended: acquire ` +
+      'again, and do not keep the connection beyond the request')
+  }
+
+  /** For the request scope: see `hold`. */
+  static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
+    if (!(lease instanceof PoolLease)) {
+      const message = `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`
+      throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
+    }
+    lease.#mustBeOut()
+    const { commitTimeout = lease.#lender.options.commitTimeout } = options
+    return await lease.#lender.transactionsOf(lease.#entry).hold({ ...options, commitTimeout })
+  }
+
+  /** For the request scope: see `transact`. */
+  static async transact<C, T> (
+    lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
+  ): Promise<T> {
+    if (!(lease instanceof PoolLease)) return await lease.transaction(fn, options)
+    lease.#mustBeOut()
+    return await lease.#lender.transactionsOf(lease.#entry).run(fn, options, lease.#lender.options.commitTimeout)
+  }
+
+  /** For the request scope: see `isBeside`. */
+  static isBeside<C> (lease: Lease<C>): boolean {
+    return lease instanceof PoolLease && lease.#entry.extras?.transactions?.isBeside === true
+  }
+
+  static bare<C> (lease: Lease<C>): C {
+    return lease instanceof PoolLease ? lease.#entry.connection as C : lease.connection
+  }
+
+  /** For a bulkhead: see `onEnd`. */
+  static onEnd<C> (lease: Lease<C>, listener: () => void): void {
+    if (lease.ended) listener()
+    else (lease as PoolLease<C>).#entry.more.onEnd = listener
+  }
+
+  /** For the request scope: see `abandon`. */
+  static abandon<C> (lease: Lease<C>): void {
+    if (lease instanceof PoolLease) lease.#destroy('aborted')
+  }
+}
+
+/** The connection itself, also where the option `wrap` made something else of it. */
+export const bare: <C>(lease: Lease<C>) => C = PoolLease.bare
+
+/** Ends a lease whose connection somebody may still be using: the connection is destroyed with reason 'aborted'. */
+export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
+
+/**
+ * Calls `listener` once when the lease ends, whoever ends it, before its connection is offered to the next caller; at
+ * once where the lease has ended. A lease has one such listener, which must not throw.
+ */
+export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
+
+/**
+ * Begins a transaction over all that the lease does until it is committed or rolled back; when the lease ends first, it
+ * is rolled back. The commit has the pool's `commitTimeout`, unless the options have another one.
+ */
+export const hold: <C>(lease: Lease<C>, options: HoldOptions) => Promise<HeldTransaction> = PoolLease.hold
+
+/**
+ * Whether what the calling code sends now becomes part of a transaction that the code is not within, and is rolled back
+ * with it.
+ */
+export const isBeside: <C>(lease: Lease<C>) => boolean = PoolLease.isBeside
+
+/**
+ * As `lease.transaction`, for a request: the commit has the pool's `commitTimeout`, unless the options have another
+ * one.
+ */
+export const transact: <C, T>(
+  lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
+) => Promise<T> = PoolLease.transact

@@ -1,0 +1,157 @@
+import type { AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
+
+// Where a waiter is.
+const LINE = 0
+/** Out of the line, on the way to a connection. */
+const CALLED = 1
+/** Out of the line, while a connection is prepared for it. */
+const PREPARING = 2
+const DONE = 3
+
+/**
+ * A caller that waits for a connection: in one line, which it leaves once. There may be 100,000 of them, so a field
+ * more counts.
+ */
+export class Waiter<C> {
+  previous: Waiter<C> | undefined = undefined
+  next: Waiter<C> | undefined = undefined
+  /** Removes the listener from the caller's signal. */
+  unlisten: (() => void) | undefined = undefined
+  #place: typeof LINE | typeof CALLED | typeof PREPARING | typeof DONE = CALLED
+
+  constructor (
+    readonly holder: HolderLabel | undefined,
+    readonly since: number,
+    /** Absolute; it never changes. */
+    readonly deadline: number,
+    readonly resolve: (lease: Lease<C> | PromiseLike<Lease<C>>) => void
+  ) {}
+
+  /** Rejects through `resolve`: a field for the promise's `reject` would make every waiter a fifth larger. */
+  reject (error: Error): void {
+    this.resolve(Promise.reject(error))
+  }
+
+  /** False once the waiter has been served, or has given up. */
+  get waiting (): boolean {
+    return this.#place !== DONE
+  }
+
+  /** The waiter stands in the line. */
+  get inLine (): boolean {
+    return this.#place === LINE
+  }
+
+  set inLine (inLine: boolean) {
+    this.#place = inLine ? LINE : CALLED
+  }
+
+  /** The waiter has left the line, and a connection is being prepared for it. */
+  get preparing (): boolean {
+    return this.#place === PREPARING
+  }
+
+  set preparing (preparing: boolean) {
+    this.#place = preparing ? PREPARING : CALLED
+  }
+
+  /** Calls `leave` when the signal aborts while the waiter waits. */
+  leaveOn (signal: AcquireSignal, leave: () => void): void {
+    signal.addEventListener('abort', leave, { once: true })
+    this.unlisten = () => { signal.removeEventListener('abort', leave) }
+  }
+
+  /** The waiter was served, or has given up. */
+  end (): void {
+    this.unlisten?.()
+    this.#place = DONE
+  }
+}
+
+/** A line of waiters: first come, first served. Any of them can leave in O(1). */
+export class Waiters<C> {
+  size = 0
+  #first: Waiter<C> | undefined
+  #last: Waiter<C> | undefined
+  /**
+   * Whether deadlines rise from first to last, as they do while all callers have the same timeout. Then a sweep ends at
+   * the first waiter that is not due.
+   */
+  #ordered = true
+  /** No deadline in the line is later. The last waiter's may be earlier: another one may have left. */
+  #latest = -Infinity
+
+  add (waiter: Waiter<C>): void {
+    const last = this.#last
+    if (last === undefined) {
+      this.#first = waiter
+      this.#ordered = true
+      this.#latest = waiter.deadline
+    } else {
+      if (waiter.deadline < this.#latest) this.#ordered = false
+      else this.#latest = waiter.deadline
+      last.next = waiter
+      waiter.previous = last
+    }
+    this.#last = waiter
+    waiter.inLine = true
+    this.size++
+  }
+
+  /** Puts a waiter back at the head of the line: the connection that was prepared for it died. */
+  putBack (waiter: Waiter<C>): void {
+    const first = this.#first
+    if (first === undefined) return this.add(waiter)
+    if (first.deadline < waiter.deadline) this.#ordered = false
+    this.#latest = Math.max(this.#latest, waiter.deadline)
+    first.previous = waiter
+    waiter.next = first
+    this.#first = waiter
+    waiter.inLine = true
+    this.size++
+  }
+
+  first (): Waiter<C> | undefined {
+    return this.#first
+  }
+
+  * [Symbol.iterator] (): Generator<Waiter<C>, void> {
+    for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) yield waiter
+  }
+
+  /** @param waiter must stand in this line */
+  remove (waiter: Waiter<C>): void {
+    const { previous, next } = waiter
+    if (previous === undefined) this.#first = next
+    else previous.next = next
+    if (next === undefined) this.#last = previous
+    else next.previous = previous
+    waiter.previous = waiter.next = undefined
+    waiter.inLine = false
+    this.size--
+  }
+
+  /** Calls `expired`, which must remove the waiter, for each waiter that is due. Returns the next deadline. */
+  sweep (now: number, expired: (waiter: Waiter<C>) => void): number {
+    const due: Array<Waiter<C>> = []
+    let earliest = Infinity
+    let latest = -Infinity
+    let ordered = true
+    for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) {
+      const { deadline } = waiter
+      if (deadline <= now) {
+        due.push(waiter)
+        continue
+      }
+      earliest = Math.min(earliest, deadline)
+      if (this.#ordered) break
+      ordered &&= deadline >= latest
+      latest = deadline
+    }
+    if (!this.#ordered && ordered) this.#latest = latest
+    this.#ordered = ordered
+    // After the walk: `expired` calls listeners, which may change the line.
+    for (const waiter of due) if (waiter.inLine) expired(waiter)
+    return earliest
+  }
+}

@@ -1,0 +1,82 @@
+import type { Holder, PoolHealth, PoolStats } from '../../types/pool.js'
+import { Books } from './books.js'
+import type { Checks } from './checks.js'
+import { LENT } from './entry.js'
+import type { Situation } from './faults.js'
+import type { Parts, Phase } from './parts.js'
+import { Room } from './room.js'
+import type { Supply } from './supply.js'
+
+/** What the report asks of the engine. */
+export interface Site<C> extends Parts<C> {
+  readonly closing: { readonly phase: Phase }
+  readonly checks: Checks<C>
+  readonly supply: Supply<C>
+}
+
+/** What an engine tells about itself. */
+export class Report<C> extends Room<C, Site<C>> {
+  get situation (): Situation {
+    const { entries: { max, used, idle, creating } } = this.site
+    return { name: this.name, max, used, idle: idle.length, creating, pending: this.line.size }
+  }
+
+  get stats (): PoolStats {
+    const { min, max, creating, idle, used, closing, late } = this.entries
+    return Object.freeze({
+      name: this.name,
+      system: this.backend.system,
+      min,
+      max,
+      creating,
+      idle: idle.length,
+      used,
+      closing,
+      pending: this.line.size,
+      late,
+      circuit: this.site.supply.creator.circuit.state,
+      ...this.books.counters,
+      ...Books.durations([this.books]),
+    })
+  }
+
+  /** The leases that are out now, the longest held first. */
+  get holders (): Holder[] {
+    const now = this.time.read()
+    return [...this.entries]
+      .filter(({ state }) => state === LENT)
+      .map(({ id, holder, takenAt }) => ({ pool: this.name, holder, id, heldFor: Math.max(0, now - takenAt) }))
+      .sort((a, b) => b.heldFor - a.heldFor)
+  }
+
+  /** The field `holders` of errors. */
+  get topHolders (): readonly Holder[] {
+    return this.holders.slice(0, 10)
+  }
+
+  /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
+  async health (): Promise<PoolHealth> {
+    const entry = this.entries.idle.at(-1)
+    const ping = entry === undefined || this.backend.validate === undefined ? undefined : this.site.checks.ping(entry)
+    return this.#judge(await ping ?? null)
+  }
+
+  #judge (latency: number | null): PoolHealth {
+    const { closing: { phase }, supply: { creator: { lastFailure } } } = this.site
+    const { stats } = this
+    const { circuit, idle, used, pending } = stats
+    const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>
+      ({ status, ...(reason !== undefined && { reason }), latency, circuit, stats })
+    const isThere = idle + used > 0
+    if (phase !== 'open') return judged('draining', `the pool is ${phase}`)
+    if (circuit !== 'closed') {
+      return judged(isThere ? 'degraded' : 'down', `the circuit is ${circuit}: creates keep failing`)
+    }
+    if (lastFailure !== undefined) {
+      return isThere
+        ? judged('degraded', 'the last create failed')
+        : judged('down', 'no connection, and the last create failed')
+    }
+    return pending > 0 ? judged('degraded', `${pending} wait for a connection`) : judged('up')
+  }
+}

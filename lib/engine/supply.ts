@@ -1,0 +1,159 @@
+import type { DestroyReason } from '../../types/connector.js'
+import { Creator, type Site as CreatorSite } from './create.js'
+import { CREATING, type Entry } from './entry.js'
+import type { PoolError } from './errors.js'
+import * as faults from './faults.js'
+import { Openers } from './openers.js'
+import type { Phase } from './parts.js'
+import { Room } from './room.js'
+
+/** What the supply asks of the engine. */
+export interface Site<C> extends CreatorSite<C> {
+  readonly closing: { readonly phase: Phase }
+  readonly isSuspended: boolean
+  /** Nothing is lent to those who wait, and nothing created. */
+  readonly isHalted: boolean
+  readonly report: { readonly situation: faults.Situation }
+}
+
+/**
+ * When callers leave the line, all but two of the creates begun for them are cancelled. Two, so that a flickering load
+ * still grows the pool.
+ */
+const SPARE = 2
+
+/** Decides which creates are needed: for callers that wait, for `min`, for callers of `open()`. */
+export class Supply<C> extends Room<C, Site<C>> {
+  readonly creator: Creator<C>
+  readonly #openers = new Openers()
+  readonly #maxConnecting: number
+  /** The pool was used or opened, so `min` is kept from now on. */
+  #started = false
+
+  constructor (site: Site<C>) {
+    super(site)
+    this.#maxConnecting = site.options.maxConnecting ?? Infinity
+    this.creator = new Creator(site, {
+      made: () => { this.settleOpeners() },
+      failed: (cause, error) => { this.rejectOpeners(() => faults.cannotOpen(site.name, cause, error)) },
+    })
+  }
+
+  /** Somebody waits until the pool is open. */
+  get isAwaited (): boolean {
+    return this.#openers.size > 0
+  }
+
+  start (): void {
+    this.#started = true
+  }
+
+  /** Starts the creates that are needed. */
+  feed (): void {
+    while (this.#isNeeded && this.#isTime()) {
+      this.owner?.wants()
+      // `wants` may have led to creates of other engines, and of this one.
+      if (!this.#isNeeded || this.owner?.hasRoom() === false) return
+      this.creator.begin()
+    }
+  }
+
+  /** Whether one more create is needed, and there is room for it. */
+  get #isNeeded (): boolean {
+    const { creating, coming, here, idle, late, max, total } = this.entries
+    const { closing: { phase }, isHalted } = this.site
+    const { circuit } = this.creator
+    if (total >= max || late >= max || creating >= Math.min(this.#maxConnecting, max) || isHalted) return false
+    // Creates that began before the circuit opened do not stop its probe, which is one at a time; it needs nobody who
+    // waits.
+    if (circuit.state !== 'closed') {
+      return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
+    }
+    const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
+    // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
+    const lacking = idle.length > 0 ? 0 : this.line.size - this.work.awaited - coming
+    return lacking > 0 || missing > 0
+  }
+
+  /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
+  #isTime (): boolean {
+    const { backoff, circuit } = this.creator
+    const retryAt = circuit.state !== 'closed' ? circuit.retryAt : backoff.failures > 0 ? backoff.retryAt : -Infinity
+    if (this.time.read() >= retryAt) return true
+    this.time.arm(retryAt)
+    return false
+  }
+
+  /** There is no connection, and there won't be one soon. */
+  get isHopeless (): boolean {
+    const { circuit } = this.creator
+    if (circuit.state === 'closed') return false
+    const { closing: { phase }, isSuspended } = this.site
+    if (this.entries.here > 0 || isSuspended) return false
+    // A pool that drains probes only while somebody waits, so a waiter must not be sent away when it is time to probe.
+    return phase === 'open' || (circuit.state === 'open' && this.time.read() < circuit.retryAt)
+  }
+
+  /** How many connections there should be even when nobody waits. */
+  get #target (): number {
+    return Math.max(this.entries.min, this.#openers.target)
+  }
+
+  /**
+   * Cancels creates that the line does not need any more, since connections that came back served it.
+   */
+  cancelSpare (): void {
+    if (this.entries.coming <= SPARE) return
+    const needed = Math.max(SPARE, this.line.size + Math.max(0, this.#target - this.entries.here))
+    if (this.entries.coming > needed) this.cancel(needed, 'released')
+  }
+
+  /** Cancels all creates but the first `kept`; connections that they still deliver are destroyed. */
+  cancel (kept: number, reason: DestroyReason): void {
+    const isWanted = ({ state, creation }: Entry<C>) => state === CREATING && creation!.unwanted === undefined
+    for (const entry of [...this.entries].filter(isWanted).slice(kept)) {
+      this.entries.unwant(entry, reason)
+      this.work.abort(entry, `pool '${this.name}' no longer needs this connection`)
+    }
+  }
+
+  /** Resolves when `max(1, min)` connections are there. */
+  async open (): Promise<void> {
+    this.start()
+    const opened = this.#openers.join(Math.max(1, this.entries.min))
+    this.settleOpeners()
+    this.site.pump()
+    this.time.keepAlive()
+    await opened
+  }
+
+  settleOpeners (): void {
+    if (this.#openers.size === 0) return
+    const { backend: { driver } } = this.site
+    const ready = this.#openers.take(this.entries.here, this.entries.max)
+    if (ready.length > 0 && this.events.heard.open) {
+      this.events.emit('open', { ...(driver !== undefined && { driver }) })
+    }
+    for (const resolve of ready) resolve()
+    // Where as many as `max` are late, nothing is created until one of them comes back, which may be never.
+    if (this.entries.late >= this.entries.max) this.rejectOpeners(() => this.connectError)
+    else this.time.keepAlive()
+  }
+
+  rejectOpeners (why: () => Error): void {
+    this.#openers.reject(why)
+    this.time.keepAlive()
+  }
+
+  get connectError (): PoolError {
+    const { report: { situation } } = this.site
+    const { backoff, lastFailure } = this.creator
+    return faults.cannotConnect(situation, lastFailure, (backoff.retryAt - this.time.now) / 1000)
+  }
+
+  get circuitError (): PoolError {
+    const { circuit, lastFailure } = this.creator
+    const { openFor } = this.options.circuit as { readonly openFor: number }
+    return faults.circuitOpen(this.name, openFor, lastFailure, (circuit.retryAt - this.time.now) / 1000)
+  }
+}

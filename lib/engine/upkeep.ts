@@ -1,0 +1,158 @@
+import type { DestroyReason } from '../../types/connector.js'
+import type { Checks } from './checks.js'
+import type { Cleaning } from './cleaning.js'
+import type { Closing } from './closing.js'
+import { CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Entry } from './entry.js'
+import { label } from './events.js'
+import * as faults from './faults.js'
+import type { Failed } from './host.js'
+import type { Parts } from './parts.js'
+import { Room } from './room.js'
+import type { Supply } from './supply.js'
+import { commitLate } from './transaction.js'
+import type { Waiting } from './waiting.js'
+
+/** What upkeep asks of the engine. */
+export interface Site<C> extends Parts<C> {
+  readonly supply: Supply<C>
+  readonly waiting: Waiting<C>
+  readonly checks: Checks<C>
+  readonly cleaning: Cleaning<C>
+  readonly closing: Closing<C>
+  /** A tick begins: the next leases are timed exactly. */
+  sample (): void
+  /** No tick is due while nothing happens. */
+  fallAsleep (): void
+  destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
+  /** The pool itself ends a lease. @param failed the failure to report */
+  revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void
+  pump (): void
+}
+
+/** The period of the ticks, which is how coarse the clock of the fast path is, in ms. */
+export const TICK = 100
+
+/** Housekeeping at each tick: deadlines, idle connections, leaks. */
+export class Upkeep<C> extends Room<C, Site<C>> {
+  readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
+  #acquiredAtTick = 0
+
+  constructor (site: Site<C>) {
+    super(site)
+    if (site.options.leakAfter === 0) return
+    this.#registry = new FinalizationRegistry(({ entry, turn }) => {
+      if (entry.turn === turn) this.#lose(entry)
+    })
+  }
+
+  tick (): void {
+    const now = this.time.read()
+    this.site.sample()
+    this.time.arm(this.line.sweep(now, (waiter) => { this.site.waiting.expire(waiter) }))
+    this.time.wakeSleepers(now)
+    for (const entry of this.entries) {
+      const deadline = entry.operation?.deadline ?? Infinity
+      if (deadline <= now) this.#overdue(entry)
+      else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
+      else if (entry.state === LENT && this.#registry !== undefined) this.time.arm(this.#watch(entry, now))
+      if (entry.operation !== undefined) this.time.arm(entry.operation.deadline)
+    }
+    this.site.waiting.endTick()
+    this.site.pump()
+    // While nothing is lent and nobody waits there are no periodic ticks; the next acquire wakes the clock.
+    const quiet = this.books.acquired === this.#acquiredAtTick && this.line.size === 0
+    this.#acquiredAtTick = this.books.acquired
+    if (quiet) this.site.fallAsleep()
+    else this.time.arm(now + TICK)
+    this.time.keepAlive()
+  }
+
+  /** The operation on a connection is past its deadline: the room that owns the state handles it. */
+  #overdue (entry: Entry<C>): void {
+    const { checks, cleaning, supply, waiting } = this.site
+    switch (entry.state) {
+      case CREATING: supply.creator.overdue(entry); break
+      case LENT: this.#transactionOverdue(entry); break
+      case PREPARING: waiting.overdue(entry); break
+      case VALIDATING: checks.overdue(entry); break
+      case RESETTING: cleaning.overdue(entry); break
+      case CLOSING: this.#closingOverdue(entry); break
+    }
+    this.site.closing.settle()
+    supply.settleOpeners()
+    if (entry.state === LATE) this.owner?.freed()
+  }
+
+  #transactionOverdue (entry: Entry<C>): void {
+    const { checks } = this.site
+    const { commit, phase } = entry.operation!
+    const obstacle = phase === 'begin' && checks.isHindered(entry) ? checks.obstacle : undefined
+    const error = phase === 'begin'
+      ? faults.beginTimedOut(this.name, this.options.acquireTimeout, obstacle)
+      : phase === 'commit'
+        ? commitLate(this.name, commit!.timeout, commit!.inDoubt() ?? true)
+        : new Error(`a transaction was not rolled back within ${this.options.resetTimeout} ms (resetTimeout)`)
+    this.work.abort(entry, error)
+    this.site.revoke(entry, 'error', { error, phase: phase! })
+  }
+
+  #closingOverdue (entry: Entry<C>): void {
+    this.work.finish(entry)
+    this.entries.move(entry, LATE)
+    const error = new Error(`a connection was not closed within ${this.options.destroyTimeout} ms (destroyTimeout)`)
+    this.events.report(error, 'destroy')
+  }
+
+  /** Destroys or pings an idle connection where that is due. Returns when to look again. */
+  #keep (entry: Entry<C>, now: number): number {
+    const { checks, entries: { here, coming, min }, options: { idleTimeout, keepalive } } = this.site
+    const idleAt = idleTimeout > 0 && here + coming > min ? entry.idleSince + idleTimeout : Infinity
+    const pingAt = keepalive > 0 && this.backend.validate !== undefined ? entry.freshAt + keepalive : Infinity
+    const expiresAt = entry.expiresAt || Infinity
+    const reason = expiresAt <= now ? 'lifetime' : idleAt <= now ? 'idle' : undefined
+    if (reason !== undefined) {
+      this.site.destroy(entry, reason)
+      return Infinity
+    }
+    if (pingAt > now) return Math.min(expiresAt, idleAt, pingAt)
+    checks.ping(entry)
+    return Math.min(expiresAt, idleAt, now + keepalive)
+  }
+
+  // --- Leaks ---------------------------------------------------------------------------------------------------------
+
+  get watches (): boolean {
+    return this.#registry !== undefined
+  }
+
+  /** A lease begins. */
+  watchOver (lease: object, entry: Entry<C>): void {
+    if (this.#registry === undefined) return
+    this.#registry.register(lease, { entry, turn: entry.turn })
+    // A stack costs 3 us, so stacks are only taken once something has leaked.
+    entry.more.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
+  }
+
+  /** Reports a lease that has been out for too long. Returns when to look again. */
+  #watch (entry: Entry<C>, now: number): number {
+    const leakAt = entry.takenAt + this.options.leakAfter
+    if (leakAt > now) return leakAt
+    const watch = entry.more.watch!
+    if (watch.reported) return Infinity
+    this.books.leaked++
+    watch.reported = true
+    const { id, holder, takenAt } = entry
+    if (this.events.heard.leak) {
+      this.events.emit('leak', { id, held: now - takenAt, ...label(holder), ...watch.told })
+    }
+    if (watch.lost) this.site.revoke(entry, 'leaked')
+    return Infinity
+  }
+
+  /** The lease object was garbage collected, and the lease was not released. */
+  #lose (entry: Entry<C>): void {
+    const watch = entry.more.watch!
+    watch.lost = true
+    if (watch.reported) this.site.revoke(entry, 'leaked')
+  }
+}

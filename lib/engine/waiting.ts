@@ -1,0 +1,339 @@
+import type { DestroyReason } from '../../types/connector.js'
+import type { AcquireOptions, AcquireSignal, Holder, HolderLabel, Lease } from '../../types/pool.js'
+import { Pace } from './books.js'
+import type { Checks } from './checks.js'
+import type { Cleaning } from './cleaning.js'
+import { LENT, PREPARING, type Entry } from './entry.js'
+import type { PoolError } from './errors.js'
+import { label } from './events.js'
+import * as faults from './faults.js'
+import type { Hooks } from './hooks.js'
+import { Waiter } from './line.js'
+import type { Parts, Phase } from './parts.js'
+import type { Report } from './report.js'
+import { Room } from './room.js'
+import type { Supply } from './supply.js'
+
+/** What the waiting room asks of the engine. */
+export interface Site<C> extends Parts<C> {
+  readonly hooks: Hooks<C>
+  readonly checks: Checks<C>
+  readonly supply: Supply<C>
+  readonly cleaning: Cleaning<C>
+  readonly closing: {
+    readonly phase: Phase
+    /** New callers are refused. */
+    readonly isClosed: boolean
+    closeIdle (): void
+    settle (): void
+  }
+  readonly isSuspended: boolean
+  readonly report: Report<C>
+  /** The line has become empty, or is not empty any more. */
+  lineChanged (): void
+  /** Starts the periodic ticks. */
+  wake (): void
+  pump (): void
+  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C>
+  destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
+}
+
+/**
+ * An acquire is refused when its predicted wait is more than this part of its deadline: to be refused at once is better
+ * than to wait in vain.
+ */
+const MARGIN = 0.8
+
+/** The callers that wait for a connection: who may wait, who is served, who is sent away. */
+export class Waiting<C> extends Room<C, Site<C>> {
+  readonly pace = new Pace()
+  /** How many callers wait for `onAcquire` to prepare their connection. */
+  #preparing = 0
+  /** The event `overflow` was emitted for this line. */
+  #overflowing = false
+  /** The same in the errors of all callers whose deadline passes in one tick. */
+  #crowd: { readonly retryAfter: number, readonly holders: readonly Holder[] } | undefined
+
+  get isAwaited (): boolean {
+    return this.line.size + this.#preparing > 0
+  }
+
+  // --- Coming --------------------------------------------------------------------------------------------------------
+
+  /** @param since when the caller began to wait, where that was at another engine */
+  join (
+    options: AcquireOptions | undefined, since: number | undefined, resolve: Waiter<C>['resolve'],
+    reject: (error: Error) => void
+  ): void {
+    // No default `{}`: every caller that waits would allocate one.
+    const signal = options?.signal
+    const holder = options?.holder
+    const timeout = options?.timeout ?? this.options.acquireTimeout
+    const now = this.time.read()
+    if (signal?.aborted === true) {
+      this.books.aborted++
+      return reject(faults.aborted(this.name, signal))
+    }
+    this.site.supply.start()
+    const refusal = this.#refusal(timeout, holder)
+    if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))
+
+    const waiter = new Waiter<C>(holder, since ?? now, now + timeout, resolve)
+    if (signal !== undefined) this.#listen(waiter, signal)
+    if (this.line.size === 0) {
+      this.pace.begin(now)
+      this.site.checks.begin()
+    }
+    this.line.add(waiter)
+    this.#entered(waiter)
+    // Where all connections are used and there is no room for more, the pump could do nothing.
+    if (this.entries.idle.length > 0 || this.entries.total < this.entries.max) this.site.pump()
+    if (waiter.inLine) this.#tell(holder)
+  }
+
+  #listen (waiter: Waiter<C>, signal: AcquireSignal): void {
+    waiter.leaveOn(signal, () => {
+      this.leave(waiter)
+      this.books.aborted++
+      waiter.reject(faults.aborted(this.name, signal))
+    })
+  }
+
+  #tell (holder: HolderLabel | undefined): void {
+    if (this.events.heard.wait) this.events.emit('wait', { pending: this.line.size, ...label(holder) })
+    if (!this.#overflowing && this.#isOverflow) {
+      this.#overflowing = true
+      if (this.events.heard.overflow) this.events.emit('overflow', { pending: this.line.size })
+    }
+  }
+
+  /** Why an acquire may not wait; undefined: it may. */
+  #refusal (timeout: number, holder: HolderLabel | undefined): PoolError | undefined {
+    const { report, supply } = this.site
+    if (this.site.closing.isClosed) return this.closedError
+    if (this.#isFull) {
+      return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holders: report.topHolders })
+    }
+    if (supply.isHopeless) return supply.circuitError
+    if (this.options.overload && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
+      return faults.overloaded(report.situation, this.#nextTurn, timeout, report.topHolders)
+    }
+    if (holder === undefined || !this.#isDeadlock(holder)) return undefined
+    return faults.deadlocked(report.situation, report.topHolders)
+  }
+
+  /**
+   * `maxPending` callers wait for capacity. Callers that an idle connection, or one that is or can be created, will
+   * serve do not wait for capacity, and are not counted.
+   */
+  get #isFull (): boolean {
+    const { maxPending } = this.options
+    if (this.line.size < maxPending) return false
+    const { idle, coming, max, total } = this.entries
+    return this.line.size >= maxPending + idle.length + coming + this.work.awaited + Math.max(0, max - total)
+  }
+
+  get #isOverflow (): boolean {
+    const { idle, coming, max, total } = this.entries
+    return total >= max && idle.length === 0 && this.line.size > coming + this.work.awaited
+  }
+
+  /** Whether all who hold connections wait for another one, this caller included. */
+  #isDeadlock (holder: HolderLabel): boolean {
+    if (typeof holder === 'string' || this.entries.idle.length > 0 || this.entries.here < this.entries.max) return false
+    // The quick way out: most callers that wait hold no connection.
+    let holds = false
+    for (const { holder: other } of this.entries) holds ||= other === holder
+    if (!holds) return false
+    const others = new Set<object>()
+    for (const entry of this.entries) {
+      if (!entry.isHere) continue
+      if (entry.state !== LENT || typeof entry.holder !== 'object') return false
+      if (entry.holder !== holder) others.add(entry.holder)
+    }
+    if (others.size > this.line.size) return false
+    // Holders are compared by identity: a text is only a label, and a client may have chosen the id.
+    for (const waiter of this.line) if (typeof waiter.holder === 'object') others.delete(waiter.holder)
+    return others.size === 0
+  }
+
+  #entered (waiter: Waiter<C>): void {
+    this.time.arm(waiter.deadline)
+    if (this.line.size > 1) return
+    this.site.lineChanged()
+    this.site.wake()
+    this.time.keepAlive()
+  }
+
+  #remove (waiter: Waiter<C>): void {
+    this.line.remove(waiter)
+    if (this.line.size === 0) this.site.lineChanged()
+  }
+
+  // --- Being served --------------------------------------------------------------------------------------------------
+
+  /** Lends a connection that is ready to the first in line; there is one. */
+  serve (entry: Entry<C>): void {
+    const waiter = this.line.first()!
+    // Removed first, so that what hooks and listeners do can't serve it a second time.
+    this.#remove(waiter)
+    if (this.options.onAcquire === undefined) this.#handOver(entry, waiter)
+    else this.#prepare(entry, waiter)
+  }
+
+  #prepare (entry: Entry<C>, waiter: Waiter<C>): void {
+    let preparation: Promise<unknown> | undefined
+    try {
+      this.entries.move(entry, PREPARING)
+      preparation = this.site.hooks.prepare(entry, { holder: waiter.holder })
+    } catch (error) {
+      this.#unprepared(entry, waiter, error)
+      return
+    }
+    if (preparation === undefined) return this.#prepared(entry, waiter)
+    // The deadline stays the acquire's. While this connection lives, the caller gets no other one.
+    this.work.begin(entry, waiter.deadline).prepared = waiter
+    this.#setPreparing(waiter, true)
+    preparation.then(() => { this.#preparedLate(entry, waiter) }, (error: unknown) => {
+      this.#unprepared(entry, waiter, error)
+    })
+  }
+
+  #preparedLate (entry: Entry<C>, waiter: Waiter<C>): void {
+    if (entry.state !== PREPARING) return
+    this.work.finish(entry)
+    // During a long `onAcquire` the periodic ticks may have stopped.
+    this.site.wake()
+    if (!waiter.waiting || !this.site.checks.isDead(entry)) return this.#prepared(entry, waiter)
+    this.#setPreparing(waiter, false)
+    this.line.putBack(waiter)
+    this.#entered(waiter)
+    this.site.destroy(entry, 'error', entry.broken)
+  }
+
+  #prepared (entry: Entry<C>, waiter: Waiter<C>): void {
+    if (waiter.waiting) this.#handOver(entry, waiter)
+    // A connection that was prepared for a caller that has left is cleaned before another one gets it.
+    else this.site.cleaning.again(entry)
+  }
+
+  /** `onAcquire` failed. */
+  #unprepared (entry: Entry<C>, waiter: Waiter<C>, error: unknown): void {
+    const reported = this.events.report(error, 'onAcquire')
+    if (entry.state === PREPARING) this.site.destroy(entry, 'error', reported)
+    if (this.leave(waiter)) waiter.reject(error as Error)
+  }
+
+  #handOver (entry: Entry<C>, waiter: Waiter<C>): void {
+    const now = this.time.read()
+    const wait = now - waiter.since
+    this.books.waits.record(wait)
+    this.pace.turn(now, this.entries.max)
+    const { resolve, holder } = waiter
+    this.leave(waiter)
+    resolve(this.site.lend(entry, holder, wait))
+  }
+
+  #setPreparing (waiter: Waiter<C>, preparing: boolean): void {
+    if (waiter.preparing === preparing) return
+    waiter.preparing = preparing
+    this.#preparing += preparing ? 1 : -1
+    this.time.keepAlive()
+  }
+
+  /** `onAcquire` is past the deadline of its acquire. */
+  overdue (entry: Entry<C>): void {
+    const { prepared } = entry.operation!
+    this.work.abort(entry, 'past its deadline')
+    this.work.finish(entry)
+    this.expire(prepared!)
+    const error = new Error('onAcquire was not done at the deadline of its acquire')
+    this.site.destroy(entry, 'error', this.events.report(error, 'onAcquire'))
+  }
+
+  // --- Leaving -------------------------------------------------------------------------------------------------------
+
+  /**
+   * Ends a wait, in the line or for a connection that is being prepared. False: it had ended already.
+   */
+  leave (waiter: Waiter<C>): boolean {
+    if (!waiter.waiting) return false
+    if (waiter.inLine) this.#remove(waiter)
+    else this.#setPreparing(waiter, false)
+    waiter.end()
+    if (this.entries.creating > 0) this.site.supply.cancelSpare()
+    if (this.line.size === 0) {
+      this.#overflowing = false
+      // A pool that drains keeps idle connections and creates only for callers that wait.
+      if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
+      this.site.closing.settle()
+    }
+    return true
+  }
+
+  /** The acquire's deadline has passed. */
+  expire (waiter: Waiter<C>): void {
+    // Read before it leaves: in a pool that drains, the idle connections go with the last waiter, and the obstacle too.
+    const { obstacle } = this.site.checks
+    if (!this.leave(waiter)) return
+    this.books.timeouts++
+    const { holder, since, deadline } = waiter
+    const error = faults.withoutStack(() => this.#timeoutError(deadline - since, obstacle))
+    if (this.events.heard.timeout) this.events.emit('timeout', { error, wait: this.time.now - since, ...label(holder) })
+    waiter.reject(error)
+  }
+
+  #timeoutError (timeout: number, obstacle: string | undefined): PoolError {
+    const { report, supply } = this.site
+    const { lastFailure: cause } = supply.creator
+    if (cause !== undefined && this.entries.here === 0) return supply.connectError
+    this.#crowd ??= { retryAfter: this.#wait / 1000, holders: report.topHolders }
+    return faults.timedOut(report.situation, timeout, obstacle, { ...this.#crowd, cause })
+  }
+
+  /** Rejects all that wait now, but not those that come back at once. */
+  turnAllAway (why: () => PoolError): void {
+    for (const waiter of [...this.line]) this.turnAway(waiter, faults.withoutStack(why))
+  }
+
+  turnAway (waiter: Waiter<C>, error: PoolError): void {
+    if (this.leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.time.now - waiter.since))
+  }
+
+  /** A tick is over. */
+  endTick (): void {
+    this.#crowd = undefined
+  }
+
+  #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
+    this.books.refused++
+    if (this.events.heard.refuse) this.events.emit('refuse', { error, wait, ...label(holder) })
+    return error
+  }
+
+  // --- Telling -------------------------------------------------------------------------------------------------------
+
+  /**
+   * Whether the line tells how fast it moves. An empty line does not; a suspended one does not move, and everybody
+   * waits.
+   */
+  get #isPaced (): boolean {
+    return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown(this.entries.max)
+  }
+
+  /** How long a new caller would wait by the pace of the line, in ms. */
+  get #nextTurn (): number {
+    return (this.line.size + 1) * this.pace.mean
+  }
+
+  /** How long a new caller would wait, in ms, by the pace of the line or else by how long leases are held. */
+  get #wait (): number {
+    if (this.#isPaced) return this.#nextTurn
+    const { count, p50 } = this.books.holds.summary()
+    return count === 0 ? 1000 : (this.line.size + 1) * p50 / this.entries.max
+  }
+
+  get closedError (): PoolError {
+    return faults.closed(this.name, this.site.closing.phase, this.options.closeTimeout)
+  }
+}

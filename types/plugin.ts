@@ -156,7 +156,7 @@ export interface CommonPluginOptions {
   lease?: false | PartialPolicy | undefined
   /**
    * How long a request that ended abnormally (the client went away) may go on using its connection, in ms, before that
-   * is destroyed. 0: destroyed at once. Default 5000.
+   * is destroyed. 0: destroyed at once, as behind an upgraded or hijacked socket. Default 5000.
    */
   abortGrace?: number | undefined
   /**
@@ -164,6 +164,11 @@ export interface CommonPluginOptions {
    * body is there already. Default 1000.
    */
   bodyGrace?: number | undefined
+  /**
+   * How long connections that a request has used wait for its client to read the reply, in ms, once all of that is
+   * written. 0: not at all. Default 1000.
+   */
+  replyGrace?: number | undefined
   /**
    * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event
    * or for all: not at all.

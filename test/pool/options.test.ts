@@ -204,7 +204,7 @@ t.test('what is not given has its default', async (t) => {
   t.strictSame(checkPoolOptions(redis, ''), { ...redis, ...defaults, ...balance, name: 'db', lease: policy })
   t.strictSame(checkEngineOptions(connector, {}), { ...defaults, name: 'db' })
   const { pools, ...plugin } = checkPluginOptions(redis)
-  t.strictSame(plugin, { lease: policy, abortGrace: 5000, bodyGrace: 1000, log: {} })
+  t.strictSame(plugin, { lease: policy, abortGrace: 5000, bodyGrace: 1000, replyGrace: 1000, log: {} })
   t.strictSame([...pools], [['db', { ...redis, ...defaults, ...balance, name: 'db', lease: policy }]])
 })
 
@@ -666,6 +666,7 @@ t.test("the plugin's own options: every wrong kind of value is refused", async (
   const own: Record<string, { takes: readonly Kind[], expected: string }> = {
     abortGrace: time,
     bodyGrace: time,
+    replyGrace: time,
     lease: { takes: ['false', 'object'], expected: 'false or an object' },
     log: { takes: ['false', 'object'], expected: 'false or an object' },
   }

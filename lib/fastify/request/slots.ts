@@ -1,7 +1,7 @@
 import type { FastifyReply } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
-import { abandon, isBeside } from '../../pool/pool.js'
+import { abandon, isBeside } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { Leave, either, errorOf, overError } from './ending.js'

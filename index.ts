@@ -3,8 +3,8 @@ import { fastifyPool } from './lib/fastify/plugin.js'
 export default fastifyPool
 export { fastifyPool }
 export { Pool } from './lib/pool/pool.js'
-export { TargetPool } from './lib/balance/targets.js'
-export { PoolError } from './lib/pool/errors.js'
+export { TargetPool } from './lib/balance/target-pool.js'
+export { PoolError } from './lib/engine/errors.js'
 export { mongodb } from './lib/backends/mongodb/connector.js'
 export { mysql } from './lib/backends/mysql/connector.js'
 export { postgresql } from './lib/backends/postgresql/connector.js'
@@ -26,5 +26,5 @@ export type { RedisClusterOptions } from './lib/backends/redis/cluster-options.j
 export type { SqliteConnector } from './lib/backends/sqlite/connector.js'
 export type { SqliteDatabase, SqliteStatement } from './lib/backends/sqlite/handle.js'
 export type { SqliteOptions } from './lib/backends/sqlite/options.js'
-export type { TargetOptions, TargetSpec } from './lib/balance/targets.js'
+export type { TargetOptions, TargetSpec } from './lib/balance/target-pool.js'
 export type * from './types/index.js'

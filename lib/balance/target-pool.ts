@@ -118,7 +118,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       now: () => clock.now(),
       random: () => clock.random(),
       acquireTimeout,
-      backoff: { ...poolDefaults.backoff, ...backoff },
+      backoff: { min: backoff?.min ?? poolDefaults.backoff.min, max: backoff?.max ?? poolDefaults.backoff.max },
     }
     const most = Math.min(max, this.#limit)
     this.resize({ min: Math.min(min, most), max: most })

@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../engine/errors.js'
 import { hasBody, isBodyRead } from './request/body.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kReply, kScope, type OnSendDone } from './request/scope.js'

@@ -7,7 +7,7 @@ import type {
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
 import { balances } from '../balance/choice.js'
-import { PoolError, badOption } from '../pool/errors.js'
+import { PoolError, badOption } from '../engine/errors.js'
 import {
   addressProperties, checkAddress, checkTogether, connectorSchema, engineProperties, hookProperties, seal,
   type ResolvedEngineOptions,

@@ -1,5 +1,5 @@
 import type { Holder } from '../../types/pool.js'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../engine/errors.js'
 import type { PoolManager } from './pools.js'
 import { RequestHolder } from './request/holder.js'
 import { kScope } from './request/scope.js'
@@ -23,9 +23,9 @@ function advise (error: Error): void {
   // Some have only just been lent theirs.
   if (unused * 2 < holders.length) return
   const which = holders.length === 1 ? 'one connection' : `${holders.length} connections`
-  error.message += ` Of the ${which} held longest, ${unused} ${unused === 1 ? 'is' : 'are'} held by requests that have ` +
-    'never read theirs: where handlers take connections from app.pools, or need none, set lease: false (of the plugin ' +
-    'or of the pool) and name the pools of other routes in their config.pools.'
+  error.message += ` Of the ${which} held longest, ${unused} ${unused === 1 ? 'is' : 'are'} held by requests that ` +
+    'have never read theirs: where handlers take connections from app.pools, or need none, set lease: false (of the ' +
+    'plugin or of the pool) and name the pools of other routes in their config.pools.'
 }
 
 /** Whether the request that holds a connection has never read it. */

@@ -1,6 +1,6 @@
 // The options of one pool without Fastify: schemas, defaults and the check. Their types: types/options.ts.
 import type { Address, Backoff, CircuitOptions, EngineNumbers, PoolHooks } from '../../types/options.js'
-import { badOption } from './errors.js'
+import { badOption } from '../engine/errors.js'
 import {
   deadline, join, nameSchema, optionalFunction, read, readAll, readObject, time, type Options,
 } from './schema.js'

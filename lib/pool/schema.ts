@@ -3,7 +3,7 @@
 // The schemas are plain JSON Schema with TypeBox's `type: 'function'`, checked by `typebox/schema`. TypeBox's builder
 // (`Type.Object(...)`, package root) describes the same schemas, but importing it costs twice as long.
 import { Check } from 'typebox/schema'
-import { PoolError, badOption, show } from './errors.js'
+import { PoolError, badOption, show } from '../engine/errors.js'
 
 /** The part of JSON Schema that options need. */
 export interface Schema {

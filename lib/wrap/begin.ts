@@ -1,6 +1,6 @@
 import type { Isolation, TransactionOptions } from '../../types/connector.js'
 import type { WrapInfo } from '../../types/pool.js'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../engine/errors.js'
 
 /** A library's names for the characteristics of its transactions. */
 export interface LibraryOptions {

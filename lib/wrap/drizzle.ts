@@ -1,6 +1,6 @@
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { requirePackage } from '../backends/shared/driver.js'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../engine/errors.js'
 import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
 import { likeBetterSqlite3, type Sqlite } from './native.js'
 

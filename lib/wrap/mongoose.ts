@@ -1,7 +1,7 @@
 import mongooseModule from 'mongoose'
 import type { Connection, Mongoose } from 'mongoose'
 import type { WrapInfo } from '../../types/pool.js'
-import { PoolError } from '../pool/errors.js'
+import { PoolError } from '../engine/errors.js'
 import { unknownSystem } from './begin.js'
 
 export interface MongooseOptions {

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import t from 'tap'
-import { PoolError } from '../../lib/pool/errors.js'
+import { PoolError } from '../../lib/engine/errors.js'
 import { Pool } from '../../lib/pool/pool.js'
 import { event, until } from '../support/until.js'
 import { contract } from './contract.js'

@@ -1,6 +1,6 @@
 import { inspect } from 'node:util'
 import type { Test } from 'tap'
-import { PoolError } from '../../lib/pool/errors.js'
+import { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type { Connector, Isolation, Role } from '../../types/connector.js'

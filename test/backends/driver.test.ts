@@ -283,9 +283,8 @@ t.test("a driver's name is for SQLite, and tells what is missing", async (t) => 
 function lookUp (t: Test, plants: ReadonlyArray<'ours' | 'app' | 'cwd'>): string {
   const folder = t.testdir({ ours: {}, app: {}, cwd: {} })
   const dist = fileURLToPath(new URL('../../dist/lib/', import.meta.url))
-  for (const name of ['backends/shared/driver.js', 'pool/errors.js']) {
-    cpSync(join(dist, name),
-      join(folder, 'ours/lib', name))
+  for (const name of ['backends/shared/driver.js', 'engine/errors.js', 'engine/secrets.js']) {
+    cpSync(join(dist, name), join(folder, 'ours/lib', name))
   }
   writeFileSync(join(folder, 'ours/package.json'), '{ "type": "module" }')
   for (const where of plants) {

@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import t from 'tap'
 import type { Test } from 'tap'
-import { TargetPool } from '../../lib/balance/targets.js'
+import { TargetPool } from '../../lib/balance/target-pool.js'
 import { sqlite } from '../../lib/backends/sqlite/connector.js'
 import type { SqliteDatabase, SqliteDriver, SqliteStatement } from '../../lib/backends/sqlite/handle.js'
 import type { Connector } from '../../types/connector.js'

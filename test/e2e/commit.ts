@@ -43,6 +43,9 @@ export interface Case<C> {
   readonly commitTimeout?: number
 }
 
+/** Of each server: its table. Side by side PostgreSQL makes no table "if it does not exist". */
+const prepared = new WeakMap<Server, Promise<unknown>>()
+
 interface ServeOptions<C> {
   cases?: ReadonlyArray<Case<C>>
   url?: string
@@ -60,7 +63,8 @@ export async function serve<C> (
   await app.register(fastifyPool,
     { max: 2, acquireTimeout: patience, commitTimeout, log: false, ...pool(url), ...options } as PluginOptions)
   const db = app.pools.get('db') as unknown as PoolFace<C>
-  await db.use((connection) => subject.prepare(connection))
+  if (!prepared.has(server)) prepared.set(server, db.use((connection) => subject.prepare(connection)))
+  await prepared.get(server)
   const errors: unknown[] = []
   app.addHook('onError', (_request, _reply, error, done) => {
     errors.push(error)

@@ -27,15 +27,20 @@ async function inLine (stage: Stage, count: number, name = 'db'): Promise<void> 
 /** As `stage.settled`; and no share is left. */
 async function settled (t: Test, stage: Stage): Promise<void> {
   await stage.settled(t)
-  for (const name of stage.witnesses.keys()) t.same([bulkheadOf(stage, name).keys, bulkheadOf(stage, name).pending], [0, 0], 'no share is left')
+  for (const name of stage.witnesses.keys()) {
+    t.same([bulkheadOf(stage, name).keys, bulkheadOf(stage, name).pending],
+      [0, 0], 'no share is left')
+  }
 }
 
-// --- In an app --------------------------------------------------------------------------------------------------------------------------
+// --- In an app -------------------------------------------------------------------------------------------------------
 
 t.test('no key gets more than its share, and those who wait for it take no place in the pool\'s line: others get theirs at once', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 4, min: 4, bulkhead: { key: tenantOf, max: 2 } },
-    routes: (app, stage) => { app.get('/', async (request) => { say(request, 'read'); await stage.gate('end').opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { say(request, 'read'); await stage.gate('end').opened; return 'well' })
+    },
   })
   const waits: number[] = []
   stage.pool.on('acquire', ({ wait }) => { waits.push(wait) })
@@ -63,7 +68,9 @@ t.test('no key gets more than its share, and those who wait for it take no place
 t.test('first come, first served within a key', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 3, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate(request.id).opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate(request.id).opened; return 'well' })
+    },
   })
   const ids = ['A', 'B', 'C', 'D', 'E']
   const clients = []
@@ -84,7 +91,9 @@ t.test('first come, first served within a key', async (t) => {
 t.test('without a key there is no share', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 3, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' })
+    },
   })
   const clients = ['A', 'B', 'C'].map((id) => stage.client().send('GET', '/', { id }))
   await until(() => stage.witness.lent.length === 3)
@@ -97,7 +106,9 @@ t.test('without a key there is no share', async (t) => {
 t.test('a client that leaves while it waits for its share leaves the line at once, and never has a connection', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 2, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate(request.id).opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate(request.id).opened; return 'well' })
+    },
   })
   const [one, two, three] = ['A', 'B', 'C'].map((id) => stage.client().send('GET', '/', { id, ...tenant('a') }))
   await until(() => stage.witness.lent.length === 1)
@@ -140,8 +151,16 @@ t.test('a connection that the handler gives back early, or destroys, gives its p
   const stage = await Stage.set(t, {
     pool: { max: 2, bulkhead: { key: tenantOf, max: 1 } },
     routes: (app, stage) => {
-      app.get('/release', async (request) => { request.lease('db').release(); await stage.gate('end').opened; return 'well' })
-      app.get('/destroy', async (request) => { request.lease('db').destroy(); await stage.gate('end').opened; return 'well' })
+      app.get('/release', async (request) => {
+        request.lease('db').release()
+        await stage.gate('end').opened
+        return 'well'
+      })
+      app.get('/destroy', async (request) => {
+        request.lease('db').destroy()
+        await stage.gate('end').opened
+        return 'well'
+      })
       app.get('/again', async (request) => {
         request.lease('db').release()
         await request.acquire('db')
@@ -193,7 +212,9 @@ t.test('a handler whose client has gone keeps its place in the share as long as 
 t.test('at the deadline the answer is 503 with Retry-After, says that it is the share, and never says the key', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 3, acquireTimeout: 30, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' })
+    },
   })
   const first = stage.client().send('GET', '/', { id: 'A', ...tenant('s3cr3t') })
   await until(() => stage.witness.lent.length === 1)
@@ -215,7 +236,11 @@ t.test('request.acquire: its own timeout and signal count for the share too', as
     plugin: { lease: { acquire: 'manual' } },
     pool: { max: 3, bulkhead: { key: tenantOf, max: 1 } },
     routes: (app, stage) => {
-      app.get('/', async (request) => { await request.acquire('db', { holder: 'a job' }); await stage.gate('end').opened; return 'well' })
+      app.get('/', async (request) => {
+        await request.acquire('db', { holder: 'a job' })
+        await stage.gate('end').opened
+        return 'well'
+      })
       app.get('/timeout', async (request) => { await request.acquire('db', { timeout: 20 }) })
       app.get('/bad', async (request) => { await request.acquire('db', { timeout: 0 }) })
       app.get('/signal', async (request) => {
@@ -225,7 +250,8 @@ t.test('request.acquire: its own timeout and signal count for the share too', as
         controller.abort(new Error('changed my mind'))
         await lease
       })
-      app.setErrorHandler(async (error: Error & { code: string }) => `${error.code} ${(error.cause as Error | undefined)?.message ?? ''}`)
+      app.setErrorHandler(async (error: Error & { code: string }) =>
+        `${error.code} ${(error.cause as Error | undefined)?.message ?? ''}`)
     },
   })
   const first = stage.client().send('GET', '/', { id: 'A', ...tenant('a') })
@@ -248,7 +274,11 @@ t.test('a key function that throws fails the request with its error, which then 
       bulkhead: {
         key: (request) => {
           asked++
-          if (asked % 2 === 0) throw request.id === 'A' ? Object.assign(new Error('who is it?'), { statusCode: 400 }) : undefined
+          if (asked % 2 === 0) {
+            throw request.id === 'A'
+              ? Object.assign(new Error('who is it?'), { statusCode: 400 })
+              : undefined
+          }
           return 'a'
         },
         max: 1,
@@ -266,7 +296,9 @@ t.test('a key function that throws fails the request with its error, which then 
 })
 
 t.test('a key that is no text is an error that says so', async (t) => {
-  const keys: Array<() => unknown> = [() => 7, () => null, () => ({ name: 's3cr3t' }), async () => { throw new Error('s3cr3t') }, async () => 's3cr3t']
+  const keys: Array<() =>
+  unknown> =
+      [() => 7, () => null, () => ({ name: 's3cr3t' }), async () => { throw new Error('s3cr3t') }, async () => 's3cr3t']
   const stage = await Stage.set(t, {
     pool: { bulkhead: { key: (() => keys.shift()!()) as () => string, max: 1 } },
     routes: (app) => { app.get('/', async () => 'well') },
@@ -274,7 +306,8 @@ t.test('a key that is no text is an error that says so', async (t) => {
   for (const what of ['a value of type number', 'null', 'a value of type object', 'a promise', 'a promise']) {
     const { status, body } = await stage.client().get('/')
     t.equal(status, 500)
-    t.match(JSON.parse(body), { code: 'FST_POOL_BAD_OPTIONS', message: `pool 'db': bulkhead.key gave ${what}: expected a text, or undefined for none` })
+    t.match(JSON.parse(body),
+      { code: 'FST_POOL_BAD_OPTIONS', message: `pool 'db': bulkhead.key gave ${what}: expected a text, or undefined for none` })
   }
   t.same(keys, [])
   await settled(t, stage)
@@ -286,9 +319,16 @@ t.test('of several pools: when the share of one can not be had, the connections 
     pool: { max: 2, acquireTimeout: 30, bulkhead: { key: tenantOf, max: 1 } },
     routes: (app, stage) => {
       app.addHook('onError', async (request) => {
-        if (request.id === 'B') t.same([stage.pool.stats().used, bulkheadOf(stage).keys], [0, 0], 'before the answer is made')
+        if (request.id === 'B') {
+          t.same([stage.pool.stats().used, bulkheadOf(stage).keys], [0, 0],
+            'before the answer is made')
+        }
       })
-      app.get('/cache', { config: { pools: ['cache'] } }, async (request) => { on(request, 'cache'); await stage.gate('end').opened; return 'well' })
+      app.get('/cache', { config: { pools: ['cache'] } }, async (request) => {
+        on(request, 'cache')
+        await stage.gate('end').opened
+        return 'well'
+      })
       app.get('/', async () => 'well')
     },
   })
@@ -305,7 +345,8 @@ t.test('a transaction that can not begin gives the place in the share back', asy
   const app = Fastify()
   t.teardown(() => app.close())
   const connector = new FakeConnector()
-  await app.register(fastifyPool, { connector, log: false, max: 2, bulkhead: { key: () => 'a', max: 1 } } as PluginOptions)
+  await app.register(fastifyPool,
+    { connector, log: false, max: 2, bulkhead: { key: () => 'a', max: 1 } } as PluginOptions)
   app.get('/', { config: { pools: { db: { transaction: true } } } }, async () => 'well')
   await app.ready()
   const { bulkhead } = rulesOf(app.pools)
@@ -319,7 +360,9 @@ t.test('a transaction that can not begin gives the place in the share back', asy
 t.test('while the app closes, who waits for a share is still served', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 3, closeTimeout: 5000, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate(request.id).opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate(request.id).opened; return 'well' })
+    },
   })
   const clients = ['A', 'B'].map((id) => stage.client().send('GET', '/', { id, ...tenant('a') }))
   await until(() => stage.witness.lent.length === 1)
@@ -337,7 +380,9 @@ t.test('while the app closes, who waits for a share is still served', async (t) 
 t.test('when the pool closes, who waits for a share is turned away', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 3, closeTimeout: 100, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' })
+    },
   })
   stage.client().send('GET', '/', { id: 'A', ...tenant('a') })
   await until(() => stage.witness.lent.length === 1)
@@ -354,7 +399,9 @@ t.test('when the pool closes, who waits for a share is turned away', async (t) =
 t.test('a pool that is removed turns away who waits for a share, by the time that it is closed', async (t) => {
   const stage = await Stage.set(t, {
     pool: { max: 3, closeTimeout: 50, bulkhead: { key: tenantOf, max: 1 } },
-    routes: (app, stage) => { app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' }) },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { on(request); await stage.gate('end').opened; return 'well' })
+    },
   })
   const bulkhead = bulkheadOf(stage)
   stage.client().send('GET', '/', { id: 'A', ...tenant('a') })
@@ -443,7 +490,7 @@ t.test('at random: no key ever has more than its share, and none is left in the 
   t.comment(`${stage.witness.lent.length} leases of ${stage.seen.size} requests`)
 })
 
-// --- By itself, with the time in the test's hands -----------------------------------------------------------------------------------------
+// --- By itself, with the time in the test's hands --------------------------------------------------------------------
 
 /** A bulkhead before a pool of `max` connections, all of them there. */
 async function setUp (t: Test, { max = 4, share = 1, acquireTimeout = 100, maxPending = 1000 } = {}) {
@@ -508,7 +555,8 @@ t.test('all wait with one timer, which is gone with the last of them', async (t)
   await clock.advance(239)
   t.equal(waiting.filter(({ done }) => done).length, 0)
   await clock.advance(1)
-  t.equal(waiting.filter(({ done }) => done).length, Math.floor(300 / 7), 'those of the shortest deadline, wherever they stand')
+  t.equal(waiting.filter(({ done }) => done).length, Math.floor(300 / 7),
+    'those of the shortest deadline, wherever they stand')
   await clock.advance(60)
   t.ok(waiting.every(({ error }) => error?.code === 'FST_POOL_ACQUIRE_TIMEOUT'))
   t.equal(bulkhead.pending, 0)
@@ -536,7 +584,8 @@ t.test('who aborts in line leaves it at once, from its middle, and nobody else d
     // Too late: it has its lease.
     controllers[at]!.abort()
   }
-  t.match(await failure(acquire('a', { signal: AbortSignal.abort(new Error('before')) })), { code: 'FST_POOL_ABORTED', cause: { message: 'before' } })
+  t.match(await failure(acquire('a', { signal: AbortSignal.abort(new Error('before')) })),
+    { code: 'FST_POOL_ABORTED', cause: { message: 'before' } })
   served.at(-1)!.release()
   t.same([bulkhead.keys, bulkhead.pending], [0, 0])
   await clock.advance(1000)
@@ -563,7 +612,8 @@ t.test('at most maxPending wait, whatever their keys are, and 0 is nobody', asyn
   const leases = [await acquire('a'), await acquire('b')]
   const waiting = [watch(acquire('a')), watch(acquire('b'))]
   const error = await failure(acquire('a'))
-  t.match(error, { code: 'FST_POOL_QUEUE_FULL', statusCode: 503, message: /whole share of pool 'db' \(bulkhead\.max 1, used 1, pending 1\), and 2 wait/ })
+  t.match(error,
+    { code: 'FST_POOL_QUEUE_FULL', statusCode: 503, message: /whole share of pool 'db' \(bulkhead\.max 1, used 1, pending 1\), and 2 wait/ })
   const other = await acquire('c')
   for (const lease of [...leases, other]) lease.release()
   await settle()

@@ -31,7 +31,8 @@ async function set (t: Test, { pool, plugin, routes }: SetOptions = {}) {
   return { app, lines, stats: () => app.pools.get('db').stats() }
 }
 
-const advice = 'Of the 2 connections held longest, 2 are held by requests that have never read theirs: where handlers take ' +
+const advice =
+  'Of the 2 connections held longest, 2 are held by requests that have never read theirs: where handlers take ' +
   'connections from app.pools, or need none, set lease: false (of the plugin or of the pool) and name the pools of other routes ' +
   'in their config.pools.'
 
@@ -93,7 +94,8 @@ t.test('callers that are refused at once are told, too', async (t) => {
 t.test('a job is told as well as a request', async (t) => {
   const door = gate()
   t.teardown(() => { door.open() })
-  const { app, stats } = await set(t, { routes: (app) => { app.get('/wait', async () => { await door.opened; return 'well' }) } })
+  const { app, stats } =
+    await set(t, { routes: (app) => { app.get('/wait', async () => { await door.opened; return 'well' }) } })
   const held = [app.inject('/wait'), app.inject('/wait')]
   await until(() => stats().used === 2)
   await t.rejects(use(app), { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: advice })
@@ -114,7 +116,9 @@ for (const { name, hold, then } of rows) {
     const door = gate()
     t.teardown(() => { door.open() })
     const { app, stats } = await set(t, {
-      routes: (app) => { app.get('/wait', async (request) => { await hold(request); await door.opened; return 'well' }) },
+      routes: (app) => {
+        app.get('/wait', async (request) => { await hold(request); await door.opened; return 'well' })
+      },
     })
     const held = [app.inject('/wait'), app.inject({ url: '/wait', headers: { 'x-read': '1' } })]
     await until(() => stats().used === 2)
@@ -139,13 +143,18 @@ t.test('a pool over several servers, and one of an inner scope, tell it once', a
     routes: (app) => {
       app.register(async (scope) => {
         const targets = ['one', 'two'].map((name) => ({ name, connector: new FakeConnector() }))
-        await scope.register(fastifyPool, { name: 'inner', targets, max: 2, acquireTimeout: 60, overload: false } as unknown as PluginOptions)
-        scope.get('/inner', { config: { pools: ['inner'] } }, async () => await scope.pools.get('inner').use(() => 'well'))
+        await scope.register(fastifyPool,
+          { name: 'inner', targets, max: 2, acquireTimeout: 60, overload: false } as unknown as PluginOptions)
+        scope.get('/inner', { config: { pools: ['inner'] } },
+          async () => await scope.pools.get('inner').use(() => 'well'))
       })
     },
   })
   const answers = await Promise.all(Array.from({ length: 4 }, () => app.inject('/inner')))
   const failed = answers.filter(({ statusCode }) => statusCode === 503)
   t.ok(failed.length >= 1)
-  for (const answer of failed) t.equal(answer.json().message.split('have never read theirs').length, 2, answer.json().message)
+  for (const answer of failed) {
+    t.equal(answer.json().message.split('have never read theirs').length, 2,
+      answer.json().message)
+  }
 })

@@ -5,7 +5,16 @@ import { FakeConnector, type FakeConnection } from '../support/fake-connector.js
 import type { PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { settle } from '../support/clock.js'
 
-interface Line { level: number, msg: string, pool?: string, target?: string, reqId?: string, err?: { code: string, message: string, stack: string }, longestHeld?: string, [detail: string]: unknown }
+interface Line {
+  level: number
+  msg: string
+  pool?: string
+  target?: string
+  reqId?: string
+  err?: { code: string, message: string, stack: string }
+  longestHeld?: string
+  [detail: string]: unknown
+}
 
 const trace = 10
 const debug = 20
@@ -14,10 +23,17 @@ const warn = 40
 const error = 50
 
 /** An app whose log lines the test can read: those that have to do with pools. */
-async function logged (t: Test, options: Partial<PluginOptions>, level: FastifyServerOptions['logger'] & string = 'trace' as never) {
+async function logged (
+  t: Test, options: Partial<PluginOptions>, level: FastifyServerOptions['logger'] & string = 'trace' as never
+) {
   const lines: Line[] = []
   let requests = 7
-  const app = Fastify({ logger: { level, stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }, genReqId: () => `req-${requests++}` })
+  const app =
+    Fastify({
+      logger: { level, stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } },
+      genReqId: () =>
+      `req-${requests++}`
+    })
   t.teardown(() => app.close())
   const connector = new FakeConnector()
   await app.register(fastifyPool, { connector, ...options } as PluginOptions)
@@ -32,10 +48,12 @@ t.test('what a request causes is logged with its id, and what the pool does by i
   const { app, connector, ofPool } = await logged(t, {})
   await ask(app)
   t.match(ofPool().find(({ msg }) => /lent/.test(msg)), { level: trace, pool: 'db', reqId: 'req-7', id: 1, wait: 0 })
-  t.match(ofPool().find(({ msg }) => /given back/.test(msg)), { level: trace, pool: 'db', reqId: 'req-7', held: Number })
+  t.match(ofPool().find(({ msg }) => /given back/.test(msg)),
+    { level: trace, pool: 'db', reqId: 'req-7', held: Number })
   connector.connections[0]!.die(new Error('gone'))
   t.match(ofPool().at(-2), { level: error, pool: 'db', phase: 'death', err: { message: 'gone' } })
-  t.match(ofPool().at(-1), { level: debug, pool: 'db', msg: 'disconnected: error', reason: 'error', err: { message: 'gone' } })
+  t.match(ofPool().at(-1),
+    { level: debug, pool: 'db', msg: 'disconnected: error', reason: 'error', err: { message: 'gone' } })
   t.notOk(ofPool().at(-1)!.reqId)
   await app.close()
   t.match(ofPool().at(-2), { level: info, msg: 'pool drains' })
@@ -49,7 +67,9 @@ t.test('what happens while pools open is logged', async (t) => {
   failing.outcomes.create = 'error'
   const log = { level: 'info', stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }
   const app = Fastify({ logger: log })
-  await t.rejects(async () => { await app.register(fastifyPool, { connector: failing } as PluginOptions) }, { code: 'FST_POOL_CONNECT_FAILED' })
+  await t.rejects(async () => {
+    await app.register(fastifyPool, { connector: failing } as PluginOptions)
+  }, { code: 'FST_POOL_CONNECT_FAILED' })
   t.match(lines.find(({ phase }) => phase === 'create'), { level: error, pool: 'db' })
   await app.close()
   const embedded = Fastify({ logger: log })
@@ -85,7 +105,9 @@ t.test('who held the connections is in the log of a timeout, and not in the answ
 })
 
 t.test('failing creates are logged once per episode', async (t) => {
-  const { app, connector, ofPool } = await logged(t, { startup: 'lazy', acquireTimeout: 200, backoff: { min: 1, max: 2 }, circuit: false } as Partial<PluginOptions>)
+  const { app, connector, ofPool } =
+    await logged(t,
+      { startup: 'lazy', acquireTimeout: 200, backoff: { min: 1, max: 2 }, circuit: false } as Partial<PluginOptions>)
   connector.outcomes.create = 'error'
   t.equal((await ask(app)).json().code, 'FST_POOL_CONNECT_FAILED')
   t.ok(connector.creates > 2)
@@ -99,12 +121,16 @@ t.test('failing creates are logged once per episode', async (t) => {
 })
 
 t.test('a lease of a share is logged as every other, and nobody sees the key', async (t) => {
-  const { app, lines, ofPool } = await logged(t, { bulkhead: { key: () => 's3cr3t', max: 1 } } as Partial<PluginOptions>)
+  const { app, lines, ofPool } =
+    await logged(t, { bulkhead: { key: () => 's3cr3t', max: 1 } } as Partial<PluginOptions>)
   let holders = ''
   app.get('/holders', async () => { holders = JSON.stringify(app.pools.holders()) })
   await app.inject('/holders')
   t.match(JSON.parse(holders), [{ pool: 'db', holder: { route: 'GET /holders', id: 'req-7' } }])
-  for (const what of [/lent/, /given back/]) t.match(ofPool().find(({ msg }) => what.test(msg)), { level: trace, pool: 'db', reqId: 'req-7' })
+  for (const what of [/lent/, /given back/]) {
+    t.match(ofPool().find(({ msg }) => what.test(msg)),
+      { level: trace, pool: 'db', reqId: 'req-7' })
+  }
   t.notMatch(holders + JSON.stringify(lines), /s3cr3t/)
 })
 
@@ -168,9 +194,12 @@ t.test('a circuit that opens is logged where only errors are, unless another lev
 
 t.test('a deadlock is a warning, as every refusal', async (t) => {
   const { pool, ofFar } = await telling(t, {})
-  const why = new PoolError('FST_POOL_DEADLOCK', 'all of them wait', { holders: [{ pool: 'far', holder: 'GET /', id: 1, heldFor: 7 }] })
+  const why =
+    new PoolError('FST_POOL_DEADLOCK', 'all of them wait',
+      { holders: [{ pool: 'far', holder: 'GET /', id: 1, heldFor: 7 }] })
   pool.tell('refuse', { error: why, wait: 0 })
-  t.match(ofFar(), [{ level: warn, msg: 'all of them wait', err: { code: 'FST_POOL_DEADLOCK' }, longestHeld: '7 ms by GET /' }])
+  t.match(ofFar(),
+    [{ level: warn, msg: 'all of them wait', err: { code: 'FST_POOL_DEADLOCK' }, longestHeld: '7 ms by GET /' }])
 })
 
 t.test('failing creates are logged once per episode of each target', async (t) => {

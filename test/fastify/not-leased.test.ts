@@ -137,7 +137,9 @@ t.test("a scope's own 404 handler that uses a connection is a 404, too, and by h
       const lease = await request.acquire('root')
       t.match(lease.holder, { route: 'GET (404)' })
     })
-    scope.setNotFoundHandler(async (request, reply) => { reply.code(404).send({ root: (request as unknown as PerRequest).root!.id }) })
+    scope.setNotFoundHandler(async (request, reply) => {
+      reply.code(404).send({ root: (request as unknown as PerRequest).root!.id })
+    })
   }, { prefix: '/scope' })
   t.match((await app.inject('/scope/x')).json(), { statusCode: 404, code: 'FST_POOL_NOT_LEASED' })
   const { statusCode, body } = await app.inject({ url: '/scope/x', headers: { 'x-hand': '1' } })
@@ -147,7 +149,8 @@ t.test("a scope's own 404 handler that uses a connection is a 404, too, and by h
 t.test('a handler that goes on with reply.callNotFound() keeps the connection of its route', async (t) => {
   const app = appOf(t)
   await app.register(fastifyPool, options('root'))
-  app.setNotFoundHandler(async (request, reply) => reply.code(404).send({ root: (request as unknown as PerRequest).root!.id }))
+  app.setNotFoundHandler(async (request, reply) => reply.code(404)
+    .send({ root: (request as unknown as PerRequest).root!.id }))
   app.get('/', (_request, reply) => { reply.callNotFound() })
   const { statusCode, body } = await app.inject('/')
   t.same([statusCode, body], [404, '{"root":1}'])

@@ -17,7 +17,9 @@ function appOf (t: Test): FastifyInstance {
 /** What `register` says to options that it can't take. */
 async function refusal (t: Test, options: unknown): Promise<PoolError> {
   const app = Fastify()
-  t.teardown(async () => { await app.close().catch((error: unknown) => { if (!(error instanceof PoolError)) throw error }) })
+  t.teardown(async () => {
+    await app.close().catch((error: unknown) => { if (!(error instanceof PoolError)) throw error })
+  })
   try {
     await app.register(fastifyPool, options as PluginOptions)
     await app.ready()
@@ -62,7 +64,9 @@ t.test('a name that is taken is an error at once, and leaves nothing open', asyn
   const app = appOf(t)
   const second = new FakeConnector()
   await app.register(fastifyPool, { connector: new FakeConnector() })
-  await t.rejects(async () => { await app.register(fastifyPool, { pools: { other: { connector: second }, db: { connector: second } } }) }, { code: 'FST_POOL_DUPLICATE_NAME' })
+  await t.rejects(async () => {
+    await app.register(fastifyPool, { pools: { other: { connector: second }, db: { connector: second } } })
+  }, { code: 'FST_POOL_DUPLICATE_NAME' })
   t.equal(second.live, 0)
 })
 
@@ -73,7 +77,9 @@ t.test('a name that request or the app uses is refused', async (t) => {
   }
   const app = appOf(t)
   app.decorateRequest('user', null)
-  await t.rejects(async () => { await app.register(fastifyPool, { connector: new FakeConnector(), name: 'user' }) }, { code: 'FST_POOL_DUPLICATE_NAME', message: /request\.user/ })
+  await t.rejects(async () => {
+    await app.register(fastifyPool, { connector: new FakeConnector(), name: 'user' })
+  }, { code: 'FST_POOL_DUPLICATE_NAME', message: /request\.user/ })
 })
 
 t.test('options that can\'t be taken fail register with a message that says what and how, and open nothing', async (t) => {
@@ -88,9 +94,13 @@ t.test('options that can\'t be taken fail register with a message that says what
     ['an unknown backend', { backend: 'oracle' }, 'FST_POOL_BAD_OPTIONS', /oracle.*mongodb/],
     ['no backend', { max: 3 }, 'FST_POOL_BAD_OPTIONS', /backend/],
     ['no pools', { pools: {} }, 'FST_POOL_BAD_OPTIONS', /pools/],
-    ['a driver\'s key that is ours', { backend: 'redis', connection: { retryStrategy: null } }, 'FST_POOL_BAD_OPTIONS', /connection\.retryStrategy/],
-    ['a driver\'s key that is ours, MongoDB', { backend: 'mongodb', url: 'mongodb://localhost', connection: { maxPoolSize: 3 } }, 'FST_POOL_BAD_OPTIONS', /connection\.maxPoolSize.*max/],
-    ['a missing directory', { backend: 'sqlite', url: '/no/such/place/app.db' }, 'FST_POOL_CONNECT_FAILED', /directory/],
+    ['a driver\'s key that is ours', { backend: 'redis', connection: { retryStrategy: null } }, 'FST_POOL_BAD_OPTIONS',
+      /connection\.retryStrategy/],
+    ['a driver\'s key that is ours, MongoDB', {
+      backend: 'mongodb', url: 'mongodb://localhost', connection: { maxPoolSize: 3 },
+    }, 'FST_POOL_BAD_OPTIONS', /connection\.maxPoolSize.*max/],
+    ['a missing directory', { backend: 'sqlite', url: '/no/such/place/app.db' }, 'FST_POOL_CONNECT_FAILED',
+      /directory/],
   ]
   for (const [what, options, code, message] of cases) {
     const error = await refusal(t, options)
@@ -114,7 +124,8 @@ t.test('when one of several pools can\'t open, register says why, and the others
 t.test('the given options are not changed', async (t) => {
   const app = appOf(t)
   const connection = Object.freeze({ anything: 1 })
-  const options = Object.freeze({ pools: Object.freeze({ db: Object.freeze({ connector: new FakeConnector(), connection, lease: Object.freeze({ acquire: 'preHandler' as const, release: 'onResponse' as const }) }) }) })
+  const options =
+    Object.freeze({ pools: Object.freeze({ db: Object.freeze({ connector: new FakeConnector(), connection, lease: Object.freeze({ acquire: 'preHandler' as const, release: 'onResponse' as const }) }) }) })
   await app.register(fastifyPool, options)
   t.ok(app.pools.has('db'))
 })
@@ -154,7 +165,8 @@ t.test('in an encapsulated scope its pools exist only there', async (t) => {
   const app = appOf(t)
   const inner = new FakeConnector()
   await app.register(fastifyPool, { connector: new FakeConnector() })
-  app.get('/outer', async (request) => ({ db: request.db.id, names: request.server.pools.names, cache: 'cache' in request }))
+  app.get('/outer',
+    async (request) => ({ db: request.db.id, names: request.server.pools.names, cache: 'cache' in request }))
   await app.register(async (child) => {
     await child.register(fastifyPool, { connector: inner, name: 'cache' })
     child.get('/inner', async (request) => ({ db: request.db.id, cache: request.cache.id, names: child.pools.names }))
@@ -174,7 +186,9 @@ t.test('in an encapsulated scope its pools exist only there', async (t) => {
 t.test('a scope can\'t hide a pool of the scope around it', async (t) => {
   const app = appOf(t)
   await app.register(fastifyPool, { connector: new FakeConnector() })
-  await t.rejects(async () => { await app.register(async (child) => { await child.register(fastifyPool, { connector: new FakeConnector() }) }) }, { code: 'FST_POOL_DUPLICATE_NAME' })
+  await t.rejects(async () => {
+    await app.register(async (child) => { await child.register(fastifyPool, { connector: new FakeConnector() }) })
+  }, { code: 'FST_POOL_DUPLICATE_NAME' })
 })
 
 t.test('a scope on its own, with nothing around it', async (t) => {
@@ -191,8 +205,10 @@ t.test('a scope on its own, with nothing around it', async (t) => {
 t.test('a route\'s config is checked at boot', async (t) => {
   const app = appOf(t)
   await app.register(fastifyPool, { connector: new FakeConnector() })
-  t.throws(() => app.get('/a', { config: { pools: ['bd'] } }, async () => 1), { code: 'FST_POOL_NOT_FOUND', message: /GET.* \/a.*'bd'/ })
-  t.throws(() => app.get('/b', { config: { pools: { db: { acquire: 'never' } } } as never }, async () => 1), { code: 'FST_POOL_BAD_OPTIONS', message: /\/b.*acquire/ })
+  t.throws(() => app.get('/a', { config: { pools: ['bd'] } }, async () => 1),
+    { code: 'FST_POOL_NOT_FOUND', message: /GET.* \/a.*'bd'/ })
+  t.throws(() => app.get('/b', { config: { pools: { db: { acquire: 'never' } } } as never }, async () => 1),
+    { code: 'FST_POOL_BAD_OPTIONS', message: /\/b.*acquire/ })
 })
 
 t.test('routes that were declared before the plugin are leased for too', async (t) => {
@@ -206,7 +222,12 @@ t.test('a policy may be the plugin\'s, the pool\'s or the route\'s', async (t) =
   const app = appOf(t)
   await app.register(fastifyPool, {
     lease: { acquire: 'manual', release: 'onResponse' },
-    pools: { db: { connector: new FakeConnector() }, cache: { connector: new FakeConnector(), lease: { acquire: 'preHandler', release: 'onResponse' } } },
+    pools: {
+      db: { connector: new FakeConnector() },
+      cache: {
+        connector: new FakeConnector(), lease: { acquire: 'preHandler', release: 'onResponse' },
+      }
+    },
   })
   const seen = (name: 'db' | 'cache') => app.pools.get(name).stats().used
   app.addHook('preValidation', async (_request, reply) => { reply.header('x-early', `${seen('db')}${seen('cache')}`) })
@@ -261,11 +282,13 @@ t.test('pools can be added before the app is ready, later for request.acquire on
 
 t.test('holders() names route and request, the longest first', async (t) => {
   const app = appOf(t)
-  await app.register(fastifyPool, { pools: { db: { connector: new FakeConnector() }, cache: { connector: new FakeConnector() } } })
+  await app.register(fastifyPool,
+    { pools: { db: { connector: new FakeConnector() }, cache: { connector: new FakeConnector() } } })
   app.get('/items/:id', async () => ({ all: app.pools.holders(), cache: app.pools.holders('cache').length }))
   const { all, cache } = (await app.inject('/items/7')).json()
   t.equal(cache, 1)
-  t.match(all, [{ holder: { route: 'GET /items/:id', id: /req-/ }, heldFor: Number }, { holder: { route: 'GET /items/:id' } }])
+  t.match(all,
+    [{ holder: { route: 'GET /items/:id', id: /req-/ }, heldFor: Number }, { holder: { route: 'GET /items/:id' } }])
   t.same(app.pools.holders(), [])
 })
 
@@ -273,7 +296,9 @@ t.test('health is the worst of all pools', async (t) => {
   const app = appOf(t)
   const cache = new FakeConnector()
   cache.outcomes.create = 'error'
-  await app.register(fastifyPool, { pools: { db: { connector: new FakeConnector() }, cache: { connector: cache, startup: 'lazy', acquireTimeout: 20 } } })
+  await app.register(fastifyPool, {
+    pools: { db: { connector: new FakeConnector() }, cache: { connector: cache, startup: 'lazy', acquireTimeout: 20 } },
+  })
   app.get('/', { config: { pools: ['cache'] } }, async () => 1)
   t.equal((await app.pools.health()).status, 'up')
   t.equal((await app.inject('/')).statusCode, 503)

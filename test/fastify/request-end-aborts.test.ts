@@ -6,12 +6,14 @@ import { Stage, on, say } from '../support/stage.js'
 import type { StageOptions } from '../support/stage.js'
 import { event, until } from '../support/until.js'
 
-// Requests whose client goes away, or whose response is destroyed. The pool has one connection: whoever comes next waits for it, and must not get
-// it while the handler of the request that is over may still be speaking to it.
+// Requests whose client goes away, or whose response is destroyed. The pool has one connection: whoever comes next
+// waits for it, and must not get it while the handler of the request that is over may still be speaking to it.
 
 interface Row {
   name: string
-  /** The handler of A: says 'begin', then what happens to it. It waits for the gate 'A' where it goes on after the end. */
+  /**
+   * The handler of A: says 'begin', then what happens to it. It waits for the gate 'A' where it goes on after the end.
+   */
   handler? (stage: Stage, request: FastifyRequest, reply: FastifyReply): unknown
   routes? (stage: Stage, app: FastifyInstance): void
   server?: StageOptions['server']
@@ -27,7 +29,10 @@ interface Row {
 
 const begin = (request: FastifyRequest) => { say(request, 'begin') }
 
-/** Waits, speaks once more, and ends as it does. On a connection that is closed meanwhile, speaking fails as it would with a driver. */
+/**
+ * Waits, speaks once more, and ends as it does. On a connection that is closed meanwhile, speaking fails as it would
+ * with a driver.
+ */
 async function goOn (stage: Stage, request: FastifyRequest): Promise<void> {
   const connection = on(request)
   begin(request)
@@ -45,7 +50,9 @@ const rows: Row[] = [
   },
   {
     name: 'a GET whose client leaves while its handler runs, which then replies',
-    handler: (stage, request, reply) => { goOn(stage, request).then(() => reply.send('well'), (error) => reply.send(error)) },
+    handler: (stage, request, reply) => {
+      goOn(stage, request).then(() => reply.send('well'), (error) => reply.send(error))
+    },
     then: 'released',
     goesOn: true,
   },
@@ -65,7 +72,11 @@ const rows: Row[] = [
   {
     name: 'a POST with a chunked body that was read, and whose client leaves while its handler runs',
     handler: async (stage, request) => { await goOn(stage, request); return request.body },
-    send: (client) => { client.send('POST', '/', { id: 'A', headers: { 'transfer-encoding': 'chunked', 'content-type': 'application/json' } }).write('2\r\n{}\r\n0\r\n\r\n') },
+    send: (client) => {
+      client.send('POST', '/', {
+        id: 'A', headers: { 'transfer-encoding': 'chunked', 'content-type': 'application/json' },
+      }).write('2\r\n{}\r\n0\r\n\r\n')
+    },
     then: 'released',
     goesOn: true,
   },
@@ -85,14 +96,26 @@ const rows: Row[] = [
   },
   {
     name: 'a handler that destroys its response and returns',
-    handler: async (stage, request, reply) => { begin(request); reply.raw.destroy(); await stage.gate('A').opened; say(request, 'end'); return 'well' },
+    handler: async (stage, request, reply) => {
+      begin(request)
+      reply.raw.destroy()
+      await stage.gate('A').opened
+      say(request, 'end')
+      return 'well'
+    },
     leave: false,
     then: 'released',
     goesOn: true,
   },
   {
     name: 'a handler that destroys its request and returns',
-    handler: async (stage, request) => { begin(request); request.raw.destroy(); await stage.gate('A').opened; say(request, 'end'); return 'well' },
+    handler: async (stage, request) => {
+      begin(request)
+      request.raw.destroy()
+      await stage.gate('A').opened
+      say(request, 'end')
+      return 'well'
+    },
     leave: false,
     then: 'released',
     goesOn: true,
@@ -162,7 +185,9 @@ const rows: Row[] = [
   },
   {
     name: 'a raw body stream whose client leaves during the upload, while the handler reads it',
-    routes: (_stage, app) => { app.addContentTypeParser('application/json', (_request, _payload, done) => { done(null) }) },
+    routes: (_stage, app) => {
+      app.addContentTypeParser('application/json', (_request, _payload, done) => { done(null) })
+    },
     handler: async (_stage, request) => {
       // No connection waits for an upload by itself.
       await request.acquire('db')
@@ -236,7 +261,8 @@ const rows: Row[] = [
   },
 ]
 
-for (const { name, handler, routes, server, send, leave = (client: Client) => { client.leave() }, abortGrace = 5000, then, goesOn } of rows) {
+const leaves = (client: Client) => { client.leave() }
+for (const { name, handler, routes, server, send, leave = leaves, abortGrace = 5000, then, goesOn } of rows) {
   t.test(`${then === 'released' ? 'the connection goes to nobody before the handler is done, and is kept' : 'the connection goes to nobody, and is destroyed'}: ${name}`, async (t) => {
     const stage = await Stage.set(t, {
       server,
@@ -263,7 +289,8 @@ for (const { name, handler, routes, server, send, leave = (client: Client) => { 
       stage.gate('A').open()
     }
     t.equal((await next.answer()).body, 'next')
-    t.same(stage.witness.said, ['A:begin#1', ...(goesOn === true ? ['A:end#1'] : []), then === 'released' ? 'B:begin#1' : 'B:begin#2'])
+    t.same(stage.witness.said,
+      ['A:begin#1', ...(goesOn === true ? ['A:end#1'] : []), then === 'released' ? 'B:begin#1' : 'B:begin#2'])
     await stage.settled(t)
     t.same(stage.witness.destroyed, then === 'released' ? [] : ['aborted'])
     t.same(stage.witness.lent, ['A', 'B'])
@@ -345,7 +372,12 @@ t.test('a client that leaves while its POST waits for a connection leaves the li
 })
 
 t.test('a client that leaves while a connection is made for it: the connection is for whoever comes next', async (t) => {
-  const stage = await Stage.set(t, { pool: { startup: 'lazy' }, routes: (app) => { app.get('/', async (request) => { say(request, 'begin'); return 'well' }) } })
+  const stage = await Stage.set(t, {
+    pool: { startup: 'lazy' },
+    routes: (app) => {
+      app.get('/', async (request) => { say(request, 'begin'); return 'well' })
+    }
+  })
   stage.witness.creating = stage.gate('made').opened
   const client = stage.client().send('GET', '/', { id: 'A' })
   await until(() => stage.pool.stats().creating === 1)
@@ -380,7 +412,12 @@ for (const method of ['GET', 'POST']) {
   t.test(`a client that leaves while an earlier hook of its ${method} waits costs no connection: every sign of its end is past`, async (t) => {
     let ran = 0
     const stage = await Stage.set(t, {
-      before: (app, stage) => { app.addHook('onRequest', async (request) => { stage.seen.set(request.id, { request, reply: undefined as never, ours: { raw: [], socket: [] } }); await stage.gate('auth').opened }) },
+      before: (app, stage) => {
+        app.addHook('onRequest', async (request) => {
+          stage.seen.set(request.id, { request, reply: undefined as never, ours: { raw: [], socket: [] } })
+          await stage.gate('auth').opened
+        })
+      },
       routes: (app, stage) => {
         app.addHook('onError', async () => { stage.gate('refused').open() })
         app.route({ method: ['GET', 'POST'], url: '/', handler: async () => { ran++ } })
@@ -425,13 +462,18 @@ for (const method of ['GET', 'POST']) {
     const stage = await Stage.set(t, {
       pool: { max: 4 },
       routes: (app, stage) => {
-        app.route({ method: ['GET', 'POST'], url: '/', handler: async (request) => { await goOn(stage, request); return 'well' } })
-        app.route({ method: ['GET', 'POST'], url: '/done', handler: async (request) => { say(request, 'begin'); return 'well' } })
+        app.route({
+          method: ['GET', 'POST'], url: '/', handler: async (request) => { await goOn(stage, request); return 'well' },
+        })
+        app.route({
+          method: ['GET', 'POST'], url: '/done', handler: async (request) => { say(request, 'begin'); return 'well' },
+        })
       },
     })
     const body = method === 'POST' ? { body: '{}' } : {}
     const client = stage.client()
-    client.pipeline([method, '/', { id: 'A', ...body }], [method, '/', { id: 'B', ...body }], [method, '/done', { id: 'C', ...body }])
+    client.pipeline([method, '/', { id: 'A', ...body }], [method, '/', { id: 'B', ...body }],
+      [method, '/done', { id: 'C', ...body }])
     await until(() => stage.witness.said.length === 3)
     t.match(stage.pool.stats(), { used: 3 }, 'a reply that is queued has not been sent')
     // Node 20 and 22 never close the response of a request that is queued; 24 does.
@@ -439,7 +481,8 @@ for (const method of ['GET', 'POST']) {
     client.leave()
     await stage.over('A')
     await until(() => stage.pool.stats().used === 2, { what: 'the end of the request that was done' })
-    t.same(stage.pool.holders().map(({ holder }) => (holder as { id: string }).id).sort(), ['A', 'B'], 'the others may still speak')
+    t.same(stage.pool.holders().map(({ holder }) => (holder as { id: string }).id).sort(), ['A', 'B'],
+      'the others may still speak')
     stage.gate('A').open()
     await stage.settled(t)
     t.same(stage.witness.destroyed, [])
@@ -456,7 +499,8 @@ for (const method of ['GET', 'POST']) {
       },
     })
     const client = stage.client()
-    client.pipeline(['GET', '/', { id: 'A' }], [method, '/queued', { id: 'B', ...(method === 'POST' && { body: '{}' }) }])
+    client.pipeline(['GET', '/', { id: 'A' }],
+      [method, '/queued', { id: 'B', ...(method === 'POST' && { body: '{}' }) }])
     await stage.waiting(1)
     client.leave()
     // The end of A hands its connection to B, and B ends in the same breath.
@@ -487,7 +531,12 @@ t.test('thirty pipelined requests do not look like a leak of listeners', async (
   const warn = (warning: Error) => { warnings.push(warning) }
   process.on('warning', warn)
   t.teardown(() => process.off('warning', warn))
-  const stage = await Stage.set(t, { pool: { max: 30 }, routes: (app, stage) => { app.get('/', async (request) => { await goOn(stage, request); return 'well' }) } })
+  const stage = await Stage.set(t, {
+    pool: { max: 30 },
+    routes: (app, stage) => {
+      app.get('/', async (request) => { await goOn(stage, request); return 'well' })
+    }
+  })
   const client = stage.client()
   client.pipeline(...Array.from({ length: 30 }, (_, at) => ['GET', '/', { id: `r${at}` }] as const))
   await until(() => stage.witness.said.length === 30)

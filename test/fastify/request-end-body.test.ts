@@ -5,7 +5,8 @@ import { alarm, type Alarm } from '../support/order.js'
 import { Stage, on, say } from '../support/stage.js'
 import { event, until } from '../support/until.js'
 
-// A connection does not wait for a slow body: after `bodyGrace` one that nobody has touched is parked, and taken again when the body is in.
+// A connection does not wait for a slow body: after `bodyGrace` one that nobody has touched is parked, and taken again
+// when the body is in.
 
 const bodyGrace = 100
 
@@ -18,14 +19,18 @@ t.test('clients that trickle their bodies keep nobody else waiting for longer th
     pool: { max: 2 },
     plugin: { bodyGrace },
     routes: (app) => {
-      app.post('/', { preValidation: async (request) => { say(request, 'check') } }, async (request) => { say(request, 'write'); return request.body })
+      app.post('/', { preValidation: async (request) => { say(request, 'check') } },
+        async (request) => { say(request, 'write'); return request.body })
       app.get('/', async (request) => { say(request, 'read'); return 'well' })
     },
   })
   let late: Alarm | undefined
   stage.pool.on('acquire', () => { late ??= alarm(bodyGrace + 100) })
   const one = stage.client().send('POST', '/', { id: 'A', ...first })
-  const two = stage.client().send('POST', '/', { id: 'B', headers: { 'transfer-encoding': 'chunked', 'content-type': 'application/json' } }).write('4\r\n{"a"\r\n')
+  const two = stage.client()
+    .send('POST', '/', {
+      id: 'B', headers: { 'transfer-encoding': 'chunked', 'content-type': 'application/json' },
+    }).write('4\r\n{"a"\r\n')
   await until(() => stage.witness.lent.length === 2)
   let waits = 0
   stage.pool.on('wait', () => { waits++ })
@@ -33,7 +38,8 @@ t.test('clients that trickle their bodies keep nobody else waiting for longer th
   const undo = stage.pool.on('acquire', () => { inTime.push(waits === 0 || !late!.rang) })
   t.equal((await stage.client().get('/', { id: 'C' })).body, 'well')
   undo()
-  t.same(inTime, [true], 'C was lent one before a timer of bodyGrace + 100 ms that began with the loan of A, unless it came later')
+  t.same(inTime, [true],
+    'C was lent one before a timer of bodyGrace + 100 ms that began with the loan of A, unless it came later')
   await until(() => stage.pool.stats().used === 0)
   one.write(rest)
   two.write('3\r\n:1}\r\n0\r\n\r\n')
@@ -41,7 +47,8 @@ t.test('clients that trickle their bodies keep nobody else waiting for longer th
   t.equal((await two.answer()).body, '{"a":1}')
   await stage.settled(t)
   t.equal(stage.witness.lent.length, 5, 'both were lent one twice')
-  t.same(stage.witness.said.map((what) => what.slice(0, -2)).sort(), ['A:check', 'A:write', 'B:check', 'B:write', 'C:read'])
+  t.same(stage.witness.said.map((what) => what.slice(0, -2)).sort(),
+    ['A:check', 'A:write', 'B:check', 'B:write', 'C:read'])
   t.same(stage.witness.destroyed, [])
 })
 
@@ -70,7 +77,8 @@ t.test('a connection that a hook has touched is not parked: the hook may have ke
     pool: { max: 2 },
     plugin: { bodyGrace },
     routes: (app) => {
-      app.post('/', { onRequest: async (request) => { if (request.id === 'A') say(request, 'who') } }, async (request) => { say(request, 'write'); return 'well' })
+      app.post('/', { onRequest: async (request) => { if (request.id === 'A') say(request, 'who') } },
+        async (request) => { say(request, 'write'); return 'well' })
       app.get('/', async (request) => { say(request, 'read'); return 'well' })
     },
   })
@@ -87,7 +95,12 @@ t.test('a connection that a hook has touched is not parked: the hook may have ke
 })
 
 t.test('a body that comes in time keeps its connection', async (t) => {
-  const stage = await Stage.set(t, { plugin: { bodyGrace: 60_000 }, routes: (app) => { app.post('/', async (request) => { say(request, 'write'); return request.body }) } })
+  const stage = await Stage.set(t, {
+    plugin: { bodyGrace: 60_000 },
+    routes: (app) => {
+      app.post('/', async (request) => { say(request, 'write'); return request.body })
+    }
+  })
   const client = stage.client().send('POST', '/', { id: 'A', ...first })
   await until(() => stage.witness.lent.length === 1)
   client.write(rest)
@@ -175,7 +188,9 @@ for (const [name, { rest, status }] of Object.entries(ends)) {
       plugin: { bodyGrace },
       routes: (app) => { app.post('/', async () => 'well') },
     })
-    const client = stage.client().send('POST', '/', { id: 'A', headers: { 'transfer-encoding': 'chunked', 'content-type': 'application/json' } }).write('4\r\n{"a"\r\n')
+    const client = stage.client().send('POST', '/', {
+      id: 'A', headers: { 'transfer-encoding': 'chunked', 'content-type': 'application/json' },
+    }).write('4\r\n{"a"\r\n')
     await event(stage.pool, 'release')
     client.write(`${rest.length.toString(16)}\r\n${rest}\r\n0\r\n\r\n`)
     t.equal((await client.answer()).status, status)

@@ -22,7 +22,8 @@ t.test('an injected request gives its connection back, whether it replies, throw
   })
   const { app } = stage
   t.equal((await app.inject({ url: '/well', headers: { 'x-id': 'A' } })).body, 'well')
-  t.same((await app.inject({ method: 'POST', url: '/body', payload: { a: 1 }, headers: { 'x-id': 'B' } })).json(), { a: 1 })
+  t.same((await app.inject({ method: 'POST', url: '/body', payload: { a: 1 }, headers: { 'x-id': 'B' } })).json(),
+    { a: 1 })
   t.equal((await app.inject({ url: '/throws', headers: { 'x-id': 'C' } })).statusCode, 500)
   t.equal((await app.inject({ url: '/stream', headers: { 'x-id': 'D' } })).body, 'ab')
   t.equal((await app.inject({ url: '/nowhere', headers: { 'x-id': 'E' } })).statusCode, 404)
@@ -94,7 +95,12 @@ t.test('app.close() while an injected request runs waits for it, which Fastify d
     listen: false,
     pool: { closeTimeout: 5000 },
     routes: (app, stage) => {
-      app.get('/', async (request) => { say(request, 'begin'); await stage.gate('A').opened; say(request, 'end'); return 'well' })
+      app.get('/', async (request) => {
+        say(request, 'begin')
+        await stage.gate('A').opened
+        say(request, 'end')
+        return 'well'
+      })
     },
   })
   const one = stage.app.inject({ url: '/', headers: { 'x-id': 'A' } }).then(({ body }) => body)

@@ -14,9 +14,13 @@ t.test("acquire 'preHandler': nothing is leased before, and a request that is re
   const stage = await Stage.set(t, {
     plugin: { lease: { acquire: 'preHandler' } },
     routes: (app) => {
-      for (const hook of ['onRequest', 'preValidation'] as const) app.addHook(hook, async (request) => { t.throws(() => on(request), notLeased, hook) })
+      for (const hook of ['onRequest', 'preValidation'] as const) {
+        app.addHook(hook,
+          async (request) => { t.throws(() => on(request), notLeased, hook) })
+      }
       app.addHook('preHandler', async (request) => { say(request, 'check') })
-      app.post('/', { schema: { body: { type: 'object', required: ['a'] } } }, async (request) => { say(request, 'write'); return 'well' })
+      app.post('/', { schema: { body: { type: 'object', required: ['a'] } } },
+        async (request) => { say(request, 'write'); return 'well' })
     },
   })
   const client = stage.client()
@@ -29,7 +33,10 @@ t.test("acquire 'preHandler': nothing is leased before, and a request that is re
 
 t.test("acquire 'preHandler' holds nothing while a body trickles in", async (t) => {
   const stage = await Stage.set(t, {
-    routes: (app) => { app.post('/', { config: { pools: { db: { acquire: 'preHandler' } } } }, async (request) => { say(request, 'write'); return 'well' }) },
+    routes: (app) => {
+      app.post('/', { config: { pools: { db: { acquire: 'preHandler' } } } },
+        async (request) => { say(request, 'write'); return 'well' })
+    },
   })
   const client = stage.client().send('POST', '/', { id: 'A', body: '{', length: 2 })
   await stage.arrived('A')
@@ -153,7 +160,8 @@ t.test('a connection that the handler gives back early is free for others while 
   await stage.hears('A:begin#1')
   const two = stage.client().send('GET', '/other', { id: 'B' })
   t.equal((await one.answer()).body, 'well')
-  t.same(stage.pool.holders().map(({ holder }) => (holder as { id: string }).id), ['B'], 'the end of A took nothing from B')
+  t.same(stage.pool.holders().map(({ holder }) => (holder as { id: string }).id), ['B'],
+    'the end of A took nothing from B')
   stage.gate('A').open()
   t.equal((await two.answer()).body, 'other')
   await stage.settled(t)
@@ -269,11 +277,13 @@ t.test('config.pools names exactly what a route leases', async (t) => {
         say(request, 'read')
         return 'well'
       })
-      app.get('/true', { config: { pools: { cache: true } } }, async (request) => { say(request, 'read', 'cache'); return 'well' })
+      app.get('/true', { config: { pools: { cache: true } } },
+        async (request) => { say(request, 'read', 'cache'); return 'well' })
     },
   })
   const client = stage.client()
-  for (const path of ['/all', '/none', '/empty', '/list', '/object', '/true']) t.equal((await client.get(path, { id: path })).body, 'well', path)
+  for (const path of ['/all', '/none', '/empty', '/list', '/object',
+    '/true']) t.equal((await client.get(path, { id: path })).body, 'well', path)
   await stage.settled(t)
   t.same(stage.witnesses.get('db')!.lent, ['/all', '/object'])
   t.same(stage.witnesses.get('cache')!.lent, ['/all', '/list', '/true'])
@@ -392,7 +402,10 @@ t.test('a scope inside another, with a pool of its own: its requests lease both,
           return 'well'
         })
       })
-      app.get('/', async (request) => { t.throws(() => request.lease('cache'), { code: 'FST_POOL_NOT_FOUND' }); return 'well' })
+      app.get('/', async (request) => {
+        t.throws(() => request.lease('cache'), { code: 'FST_POOL_NOT_FOUND' })
+        return 'well'
+      })
     },
   })
   const client = stage.client()

@@ -39,11 +39,19 @@ const rows: Row[] = [
   },
   {
     name: 'a handler that replies in a callback',
-    routes: (app) => { app.get('/', (request, reply) => { setImmediate(() => { say(request, 'read'); reply.send('well') }) }) },
+    routes: (app) => {
+      app.get('/', (request, reply) => { setImmediate(() => { say(request, 'read'); reply.send('well') }) })
+    },
     status: 200,
     answer: 'well',
   },
-  { name: 'a reply of 204', routes: (app) => { app.get('/', (request, reply) => { say(request, 'read'); reply.code(204).send() }) }, status: 204 },
+  {
+    name: 'a reply of 204',
+    routes: (app) => {
+      app.get('/', (request, reply) => { say(request, 'read'); reply.code(204).send() })
+    },
+    status: 204
+  },
   {
     name: 'a reply with trailers',
     routes: (app) => {
@@ -88,11 +96,41 @@ const rows: Row[] = [
     status: 200,
     answer: 'abc',
   },
-  { name: "a GET route's HEAD twin", routes: (app) => { app.get('/', async (request) => { say(request, 'read'); return 'well' }) }, method: 'HEAD', status: 200 },
-  { name: 'a handler that throws', routes: (app) => { app.get('/', async (request) => { say(request, 'read'); throw new Error('no') }) }, status: 500, answer: /no/ },
-  { name: 'a handler that throws before any promise', routes: (app) => { app.get('/', (request) => { say(request, 'read'); throw new Error('no') }) }, status: 500, answer: /no/ },
+  {
+    name: "a GET route's HEAD twin",
+    routes: (app) => {
+      app.get('/', async (request) => { say(request, 'read'); return 'well' })
+    },
+    method: 'HEAD',
+    status: 200
+  },
+  {
+    name: 'a handler that throws',
+    routes: (app) => {
+      app.get('/', async (request) => { say(request, 'read'); throw new Error('no') })
+    },
+    status: 500,
+    answer: /no/
+  },
+  {
+    name: 'a handler that throws before any promise',
+    routes: (app) => {
+      app.get('/', (request) => { say(request, 'read'); throw new Error('no') })
+    },
+    status: 500,
+    answer: /no/
+  },
   { name: 'a 404', routes: () => {}, path: '/nowhere', status: 404, leases: 0 },
-  { name: 'a 405-like miss of the method', routes: (app) => { app.get('/', async () => 'well') }, method: 'DELETE', status: 404, leases: 0 },
+  {
+    name: 'a 405-like miss of the method',
+    routes: (app) => {
+      app.get('/',
+        async () => 'well')
+    },
+    method: 'DELETE',
+    status: 404,
+    leases: 0
+  },
   {
     name: 'a body that does not pass validation',
     routes: (app) => { app.post('/', { schema: { body: { type: 'object', required: ['a'] } } }, async () => 'well') },
@@ -104,7 +142,8 @@ const rows: Row[] = [
   {
     name: 'a reply that can not be serialised',
     routes: (app) => {
-      app.get('/', { schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } } }, async (request) => { say(request, 'read'); return {} })
+      app.get('/',
+        { schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } } }, async (request) => { say(request, 'read'); return {} })
     },
     status: 500,
     answer: /a.*is required/,
@@ -121,7 +160,10 @@ const rows: Row[] = [
   {
     name: 'an error handler that uses the connection',
     routes: (app) => {
-      app.setErrorHandler(async (_error, request, reply) => { say(request, 'write'); return reply.code(500).send('caught') })
+      app.setErrorHandler(async (_error, request, reply) => {
+        say(request, 'write')
+        return reply.code(500).send('caught')
+      })
       app.get('/', async (request) => { say(request, 'read'); throw new Error('no') })
     },
     status: 500,
@@ -129,7 +171,10 @@ const rows: Row[] = [
   },
   {
     name: "an onSend hook of the user's that throws",
-    routes: (app) => { app.get('/', { onSend: async () => { throw new Error('not sent') } }, async (request) => { say(request, 'read'); return 'well' }) },
+    routes: (app) => {
+      app.get('/', { onSend: async () => { throw new Error('not sent') } },
+        async (request) => { say(request, 'read'); return 'well' })
+    },
     status: 500,
     answer: /not sent/,
   },
@@ -143,7 +188,9 @@ const rows: Row[] = [
     before: (app) => {
       app.setNotFoundHandler(async (request, reply) => { say(request, 'log'); return reply.code(404).send('not here') })
     },
-    routes: (app) => { app.get('/', { onResponse: async () => {} }, (request, reply) => { say(request, 'read'); reply.callNotFound() }) },
+    routes: (app) => {
+      app.get('/', { onResponse: async () => {} }, (request, reply) => { say(request, 'read'); reply.callNotFound() })
+    },
     status: 404,
     answer: 'not here',
   },
@@ -156,19 +203,27 @@ const rows: Row[] = [
   },
   {
     name: 'a later onRequest hook that rejects',
-    routes: (app) => { app.get('/', { onRequest: async (_request, reply) => { reply.code(401); throw new Error('who are you') } }, async () => 'well') },
+    routes: (app) => {
+      app.get('/', { onRequest: async (_request, reply) => { reply.code(401); throw new Error('who are you') } },
+        async () => 'well')
+    },
     status: 401,
     answer: /who are you/,
   },
   {
     name: 'a later onRequest hook that replies',
-    routes: (app) => { app.get('/', { onRequest: async (request, reply) => { say(request, 'who'); return reply.code(401).send('go') } }, async () => 'well') },
+    routes: (app) => {
+      app.get('/', { onRequest: async (request, reply) => { say(request, 'who'); return reply.code(401).send('go') } },
+        async () => 'well')
+    },
     status: 401,
     answer: 'go',
   },
   {
     name: 'an earlier onRequest hook that rejects',
-    before: (app) => { app.addHook('onRequest', async (_request, reply) => { reply.code(401); throw new Error('who are you') }) },
+    before: (app) => {
+      app.addHook('onRequest', async (_request, reply) => { reply.code(401); throw new Error('who are you') })
+    },
     routes: (app) => { app.get('/', async () => 'well') },
     status: 401,
     leases: 0,
@@ -182,7 +237,9 @@ const rows: Row[] = [
   },
   {
     name: 'a hijacked reply that is ended by hand',
-    routes: (app) => { app.get('/', (request, reply) => { say(request, 'read'); reply.hijack(); reply.raw.end('raw') }) },
+    routes: (app) => {
+      app.get('/', (request, reply) => { say(request, 'read'); reply.hijack(); reply.raw.end('raw') })
+    },
     status: 200,
     answer: 'raw',
   },
@@ -219,7 +276,9 @@ const rows: Row[] = [
   },
   {
     name: 'an Upgrade header, where nobody listens for upgrades',
-    routes: (app) => { app.get('/', async (request, reply) => { say(request, 'read'); return reply.code(426).send('no') }) },
+    routes: (app) => {
+      app.get('/', async (request, reply) => { say(request, 'read'); return reply.code(426).send('no') })
+    },
     headers: { connection: 'Upgrade', upgrade: 'WebSocket' },
     status: 426,
   },
@@ -232,7 +291,9 @@ const rows: Row[] = [
   },
   {
     name: 'OPTIONS on a route that names its pools',
-    routes: (app) => { app.options('/', { config: { pools: { db: true } } }, async (request) => { say(request, 'read'); return 'well' }) },
+    routes: (app) => {
+      app.options('/', { config: { pools: { db: true } } }, async (request) => { say(request, 'read'); return 'well' })
+    },
     method: 'OPTIONS',
     status: 200,
   },
@@ -262,7 +323,9 @@ for (const row of rows) {
 }
 
 t.test('fifty requests on one keep-alive connection take turns with one connection, and leave no listener behind', async (t) => {
-  const stage = await Stage.set(t, { routes: (app) => { app.post('/', async (request) => { say(request, 'write'); return request.body }) } })
+  const stage =
+    await Stage.set(t,
+      { routes: (app) => { app.post('/', async (request) => { say(request, 'write'); return request.body }) } })
   const client = stage.client()
   const counts = new Set<number>()
   for (let at = 0; at < 50; at++) {
@@ -286,7 +349,9 @@ t.test('while a request runs, one listener of ours waits for its end, and none o
 })
 
 t.test('Expect: 100-continue takes one connection and gives it back', async (t) => {
-  const stage = await Stage.set(t, { routes: (app) => { app.post('/', async (request) => { say(request, 'write'); return request.body }) } })
+  const stage =
+    await Stage.set(t,
+      { routes: (app) => { app.post('/', async (request) => { say(request, 'write'); return request.body }) } })
   const client = stage.client()
   client.send('POST', '/', { id: 'A', length: 2, headers: { expect: '100-continue' } })
   t.equal((await client.answer()).status, 100)
@@ -298,7 +363,8 @@ t.test('Expect: 100-continue takes one connection and gives it back', async (t) 
 
 t.test('an acquire that fails answers 503 with Retry-After, and the handler never runs', async (t) => {
   let ran = 0
-  const stage = await Stage.set(t, { pool: { acquireTimeout: 30 }, routes: (app) => { app.get('/', async () => { ran++ }) } })
+  const stage =
+    await Stage.set(t, { pool: { acquireTimeout: 30 }, routes: (app) => { app.get('/', async () => { ran++ }) } })
   const lease = await stage.pool.acquire({ holder: 'a job' })
   const client = stage.client()
   const answer = await client.get('/', { id: 'A' })
@@ -317,10 +383,13 @@ t.test('an upgrade that the server answers by itself runs no hook and leases not
   const stage = await Stage.set(t, {
     routes: (app) => {
       app.get('/', async () => 'well')
-      app.server.on('upgrade', (_request, socket) => { socket.end('HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n') })
+      app.server.on('upgrade', (_request, socket) => {
+        socket.end('HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n')
+      })
     },
   })
-  const answer = await stage.client().send('GET', '/', { id: 'A', headers: { connection: 'Upgrade', upgrade: 'websocket' } }).answer()
+  const answer = await stage.client()
+    .send('GET', '/', { id: 'A', headers: { connection: 'Upgrade', upgrade: 'websocket' } }).answer()
   t.equal(answer.status, 101)
   t.equal(stage.seen.size, 0)
   await stage.settled(t)
@@ -367,7 +436,8 @@ t.test('a reply that comes early frees the connection while its handler goes on:
   await released
   stage.gate('later').open()
   await stage.passed('done')
-  t.same(stage.witness.violations.splice(0), ['A said more on connection 1, which nobody holds'], 'a connection kept in a variable does not')
+  t.same(stage.witness.violations.splice(0), ['A said more on connection 1, which nobody holds'],
+    'a connection kept in a variable does not')
   await stage.settled(t)
 })
 

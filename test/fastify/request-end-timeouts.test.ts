@@ -133,7 +133,10 @@ t.test('handlerTimeout while the not-found handler runs that a route has called:
 t.test('an error handler that answers in time on a route with handlerTimeout gives the connection back', needsHandlerTimeout, async (t) => {
   const stage = await Stage.set(t, {
     routes: (app) => {
-      app.setErrorHandler(async (_error, request, reply) => { say(request, 'write'); return reply.code(500).send('caught') })
+      app.setErrorHandler(async (_error, request, reply) => {
+        say(request, 'write')
+        return reply.code(500).send('caught')
+      })
       app.get('/', handlerTimeout(10_000), async () => { throw new Error('no') })
     },
   })
@@ -168,7 +171,8 @@ t.test('handlerTimeout does not end a POST with a body whose handler never repli
         say(request, 'begin')
         await stage.gate('never').opened
       })
-      app.get('/other', { ...handlerTimeout(100), config: { pools: false } }, async () => { await stage.gate('never').opened })
+      app.get('/other', { ...handlerTimeout(100), config: { pools: false } },
+        async () => { await stage.gate('never').opened })
     },
   })
   const client = stage.client().send('POST', '/', { id: 'A', body: '{}' })
@@ -183,7 +187,9 @@ t.test('handlerTimeout does not end a POST with a body whose handler never repli
 
 t.test('requestTimeout ends a body that never comes in, and the connection goes back', async (t) => {
   const stage = await Stage.set(t, {
-    server: { requestTimeout: 100, http: { connectionsCheckingInterval: 30, headersTimeout: 100 } } as FastifyServerOptions,
+    server: {
+      requestTimeout: 100, http: { connectionsCheckingInterval: 30, headersTimeout: 100 },
+    } as FastifyServerOptions,
     routes: (app) => { app.post('/', async () => 'well') },
   })
   const client = stage.client().send('POST', '/', { id: 'A', body: '{', length: 100 })
@@ -196,9 +202,16 @@ t.test('requestTimeout ends a body that never comes in, and the connection goes 
 
 t.test('requestTimeout is not for handlers: one that takes longer answers', async (t) => {
   const stage = await Stage.set(t, {
-    server: { requestTimeout: 50, http: { connectionsCheckingInterval: 20, headersTimeout: 50 } } as FastifyServerOptions,
+    server: {
+      requestTimeout: 50, http: { connectionsCheckingInterval: 20, headersTimeout: 50 },
+    } as FastifyServerOptions,
     routes: (app, stage) => {
-      app.get('/', async (request) => { say(request, 'begin'); await stage.gate('A').opened; say(request, 'end'); return 'well' })
+      app.get('/', async (request) => {
+        say(request, 'begin')
+        await stage.gate('A').opened
+        say(request, 'end')
+        return 'well'
+      })
       app.post('/slow', { config: { pools: false } }, async () => 'never')
     },
   })
@@ -212,7 +225,8 @@ t.test('requestTimeout is not for handlers: one that takes longer answers', asyn
 })
 
 t.test('connectionTimeout while the request waits for a connection: it leaves the line', async (t) => {
-  const stage = await Stage.set(t, { server: { connectionTimeout: 100 }, routes: (app) => { app.get('/', async () => 'well') } })
+  const stage =
+    await Stage.set(t, { server: { connectionTimeout: 100 }, routes: (app) => { app.get('/', async () => 'well') } })
   const lease = await stage.pool.acquire({ holder: 'a job' })
   stage.client().send('GET', '/', { id: 'A' })
   await stage.waiting(1)

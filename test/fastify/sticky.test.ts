@@ -30,17 +30,26 @@ async function set (t: Test, options: Partial<PoolOptions> = byHeader, routes: R
   t.teardown(() => app.close())
   const replica = new FakeConnector()
   const primary = new FakeConnector()
-  const roleOf = (connection: unknown): Role => replica.connections.includes(connection as FakeConnection) ? 'replica' : 'primary'
+  const roleOf = (connection: unknown): Role => replica.connections.includes(connection as FakeConnection)
+    ? 'replica'
+    : 'primary'
   const targets = [{ connector: primary }, { connector: replica, role: 'replica' as const }]
   await app.register(fastifyPool, { targets, max: 4, log: false, ...options } as PluginOptions)
-  app.route({ method: ['GET', 'HEAD', 'POST'], url: '/', handler: async (request, reply) => reply.header('role', roleOf(on(request))).send('') })
+  app.route({
+    method: ['GET', 'HEAD', 'POST'],
+    url: '/',
+    handler: async (request, reply) =>
+      reply.header('role', roleOf(on(request))).send('')
+  })
   routes(app, roleOf)
   await app.ready()
   return {
     app,
     primary,
     async ask (method, url, who, headers = {}) {
-      const answer = await app.inject({ method, url, headers: { ...(who !== undefined && { 'x-session': who }), ...headers } } as InjectOptions)
+      const answer = await app.inject({
+        method, url, headers: { ...(who !== undefined && { 'x-session': who }), ...headers },
+      } as InjectOptions)
       if (answer.statusCode !== 200) throw new Error(answer.body)
       return answer.headers.role as Role
     },
@@ -67,7 +76,8 @@ t.test('who is nobody in particular is not remembered', async (t) => {
 
 t.test('a read from the primary is no write', async (t) => {
   const { app, ask } = await set(t, byHeader, (app, roleOf) => {
-    const handler = async (request: FastifyRequest, reply: FastifyReply) => reply.header('role', roleOf(on(request))).send('')
+    const handler = async (request: FastifyRequest, reply: FastifyReply) => reply.header('role', roleOf(on(request)))
+      .send('')
     app.get('/primary', { config: { pools: { db: { role: 'primary' } } } }, handler)
     app.post('/reads', { config: { pools: { db: { role: 'primary', transaction: { readOnly: true } } } } }, handler)
     app.post('/replica', { config: { pools: { db: { role: 'replica' } } } }, handler)
@@ -86,12 +96,19 @@ t.test('what a request writes in other ways counts too', async (t) => {
   const { ask } = await set(t, byHeader, (app) => {
     const manual = { config: { pools: { db: { acquire: 'manual' } } } } as const
     app.get('/acquire', manual, async (request) => { await request.acquire('db', { role: 'primary' }); return '' })
-    app.get('/none', { config: { pools: false } }, async (request) => { await request.acquire('db', { role: 'primary' }); return '' })
+    app.get('/none', { config: { pools: false } }, async (request) => {
+      await request.acquire('db', { role: 'primary' })
+      return ''
+    })
     app.post('/hand', manual, async (request) => { await request.acquire('db'); return '' })
     app.get('/transaction', manual, async (request) => request.transaction('db', () => ''))
     app.get('/route', { config: { pools: { db: { transaction: true } } } }, async () => '')
-    app.get('/out', { config: { pools: { db: { role: 'primary' } } } }, async (request) => request.transaction('db', () => ''))
-    app.get('/both', manual, async (request) => { await Promise.all([request.acquire('db', { role: 'primary' }), request.acquire('db')]); return '' })
+    app.get('/out', { config: { pools: { db: { role: 'primary' } } } },
+      async (request) => request.transaction('db', () => ''))
+    app.get('/both', manual, async (request) => {
+      await Promise.all([request.acquire('db', { role: 'primary' }), request.acquire('db')])
+      return ''
+    })
     // Those only read.
     app.get('/reads', manual, async (request) => request.transaction('db', () => '', { readOnly: true }))
     app.get('/replica', manual, async (request) => { await request.acquire('db', { role: 'replica' }); return '' })
@@ -111,8 +128,10 @@ t.test('what a request writes in other ways counts too', async (t) => {
 t.test('by hand, too, who has written gets the primary', async (t) => {
   const { ask } = await set(t, byHeader, (app, roleOf) => {
     const manual = { config: { pools: { db: { acquire: 'manual' } } } } as const
-    app.get('/hand', manual, async (request, reply) => reply.header('role', roleOf((await request.acquire('db')).connection)).send(''))
-    app.get('/replica', manual, async (request, reply) => reply.header('role', roleOf((await request.acquire('db', { role: 'replica' })).connection)).send(''))
+    app.get('/hand', manual,
+      async (request, reply) => reply.header('role', roleOf((await request.acquire('db')).connection)).send(''))
+    app.get('/replica', manual,
+      async (request, reply) => reply.header('role', roleOf((await request.acquire('db', { role: 'replica' })).connection)).send(''))
   })
   for (const url of ['/hand', '/replica']) {
     t.equal(await ask('GET', url, url), 'replica')
@@ -140,11 +159,14 @@ t.test('it is marked when the connection is taken, before the reply is sent, and
     mark(key)
     marked()
   }
-  const over = new Promise<void>((resolve) => { marked = () => { if (marks.filter((one) => one === 'mark').length === 3) resolve() } })
+  const over = new Promise<void>((resolve) => {
+    marked = () => { if (marks.filter((one) => one === 'mark').length === 3) resolve() }
+  })
   await app.inject({ method: 'POST', url: '/slow', headers: { 'x-session': 'A' } })
   await over
   // The onSend in the middle is that of the request that read.
-  t.same(marks.filter((one) => one !== 'over'), ['mark', 'handler', 'before the reply', 'mark', 'before the reply', 'mark'])
+  t.same(marks.filter((one) => one !== 'over'),
+    ['mark', 'handler', 'before the reply', 'mark', 'before the reply', 'mark'])
 })
 
 t.test('a transaction of the route has marked it again when it is committed, before the client knows', async (t) => {
@@ -156,7 +178,8 @@ t.test('a transaction of the route has marked it again when it is committed, bef
   const mark = sticky!.mark.bind(sticky)
   sticky!.mark = (key) => { steps.push('mark'); mark(key) }
   primary.onAsked = (what) => { steps.push(what.replace(/ #.*/, '')) }
-  await app.inject({ method: 'POST', url: '/transaction', headers: { 'x-session': 'A' } }).then(() => { steps.push('answer') })
+  await app.inject({ method: 'POST', url: '/transaction', headers: { 'x-session': 'A' } })
+    .then(() => { steps.push('answer') })
   t.same(steps.slice(0, 4), ['begin', 'mark', 'commit', 'mark'])
   t.ok(steps.indexOf('answer') > 3)
   t.equal(await ask('GET', '/', 'A'), 'primary')
@@ -188,12 +211,15 @@ t.test('by a cookie', async (t) => {
   const reads = async (cookie: string) => ask('GET', '/', undefined, { cookie })
   await writes('sid=abc=d%20e')
   for (const same of [
-    'sid=abc=d%20e', 'a=1; sid=abc=d%20e; b=2', 'a=1;sid=abc=d%20e', 'asid=1; sid="abc=d%20e"', ' sid = abc=d%20e ; sid=other',
+    'sid=abc=d%20e', 'a=1; sid=abc=d%20e; b=2', 'a=1;sid=abc=d%20e', 'asid=1; sid="abc=d%20e"',
+    ' sid = abc=d%20e ; sid=other',
     'alone; sid=abc=d%20e', 'a="x y"; ; sid=abc=d%20e;',
   ]) {
     t.equal(await reads(same), 'primary', same)
   }
-  const others = ['sid=abc', 'sid=other; sid=abc=d%20e', 'SID=abc=d%20e', 'asid=abc=d%20e', 'b=2', '', 'sid', 'sid=', 'sid=abc=d e', '__proto__=1']
+  const others =
+    ['sid=abc', 'sid=other; sid=abc=d%20e', 'SID=abc=d%20e', 'asid=abc=d%20e', 'b=2', '', 'sid', 'sid=', 'sid=abc=d e',
+      '__proto__=1']
   for (const other of others) t.equal(await reads(other), 'replica', other)
   await writes('sid="quoted"')
   t.equal(await reads('sid=quoted'), 'primary')
@@ -213,8 +239,12 @@ t.test('by a function of the request', async (t) => {
 })
 
 t.test('a function that throws fails the request with its error, which holds nothing', async (t) => {
-  const { app } = await set(t, { sticky: { key: () => { throw Object.assign(new Error('who is it?'), { statusCode: 400 }) } } })
-  for (const method of ['GET', 'POST'] as const) t.match((await app.inject({ method, url: '/' })).json(), { statusCode: 400, message: 'who is it?' })
+  const { app } =
+    await set(t, { sticky: { key: () => { throw Object.assign(new Error('who is it?'), { statusCode: 400 }) } } })
+  for (const method of ['GET', 'POST'] as const) {
+    t.match((await app.inject({ method, url: '/' })).json(),
+      { statusCode: 400, message: 'who is it?' })
+  }
   t.equal(app.pools.get('db').stats().used, 0)
 })
 
@@ -223,20 +253,24 @@ t.test('a pool without replicas asks nobody who it is', async (t) => {
   t.teardown(() => app.close())
   let asked = 0
   const targets = [{ connector: new FakeConnector() }]
-  await app.register(fastifyPool, { targets, log: false, sticky: { key: () => { asked++; return 'A' } } } as PluginOptions)
+  await app.register(fastifyPool,
+    { targets, log: false, sticky: { key: () => { asked++; return 'A' } } } as PluginOptions)
   app.post('/', async () => 'well')
   t.equal((await app.inject({ method: 'POST', url: '/' })).body, 'well')
   t.equal(asked, 0)
 })
 
 t.test('together with a bulkhead', async (t) => {
-  const { app, ask } = await set(t, { ...byHeader, bulkhead: { key: (request) => request.headers['x-session'] as string | undefined, max: 1 } })
+  const { app, ask } =
+    await set(t,
+      { ...byHeader, bulkhead: { key: (request) => request.headers['x-session'] as string | undefined, max: 1 } })
   await ask('POST', '/', 'A')
-  t.same(await Promise.all([ask('GET', '/', 'A'), ask('GET', '/', 'A'), ask('GET', '/', 'B')]), ['primary', 'primary', 'replica'])
+  t.same(await Promise.all([ask('GET', '/', 'A'), ask('GET', '/', 'A'), ask('GET', '/', 'B')]),
+    ['primary', 'primary', 'replica'])
   await until(() => rulesOf(app.pools).bulkhead!.keys === 0)
 })
 
-// --- By itself, with the time in the test's hands -----------------------------------------------------------------------------------------
+// --- By itself, with the time in the test's hands --------------------------------------------------------------------
 
 const from = (session: string) => ({ headers: { session } } as unknown as FastifyRequest)
 
@@ -271,7 +305,8 @@ t.test('10,000 keys at most, those that wrote last', async (t) => {
   t.same([role(0), role(9999), role(10_000), role(19_999)], ['replica', 'replica', 'primary', 'primary'])
   write(10_000)
   write(20_000)
-  t.same([role(10_000), role(10_001), role(10_002)], ['primary', 'replica', 'primary'], 'who has written again is not forgotten')
+  t.same([role(10_000), role(10_001), role(10_002)], ['primary', 'replica', 'primary'],
+    'who has written again is not forgotten')
   t.equal(sticky.keys, 10_000)
   // Those whose time is over go with the next write.
   await clock.advance(5000)

@@ -1,7 +1,9 @@
 import { constants } from 'node:http2'
 import { PassThrough, Readable } from 'node:stream'
 import Fastify from 'fastify'
-import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions, RouteHandlerMethod, RouteShorthandOptions } from 'fastify'
+import type {
+  FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions, RouteHandlerMethod, RouteShorthandOptions,
+} from 'fastify'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
@@ -12,11 +14,16 @@ import { FakeConnector, type FakeConnection, failure } from '../support/fake-con
 import { gate, type Gate, handlerTimeout, needsHandlerTimeout } from '../support/stage.js'
 import { until } from '../support/until.js'
 
-// A route's transaction, and `request.transaction`. The database is a fake whose begin, commit, rollback and savepoint are in the test's hands; it
-// keeps what was committed in `rows`, and what it was asked in `asked`.
+// A route's transaction, and `request.transaction`. The database is a fake whose begin, commit, rollback and savepoint
+// are in the test's hands; it keeps what was committed in `rows`, and what it was asked in `asked`.
 
 type Name = 'db' | 'cache'
-interface Line { readonly level: number, readonly msg: string, readonly reqId?: string, readonly err?: { readonly message: string } }
+interface Line {
+  readonly level: number
+  readonly msg: string
+  readonly reqId?: string
+  readonly err?: { readonly message: string }
+}
 
 interface SceneOptions {
   server?: FastifyServerOptions
@@ -39,7 +46,9 @@ class Scene {
   private constructor (t: Test, { server, pools = ['db'], pool, plugin, before, routes }: SceneOptions) {
     this.#t = t
     const stream = { write: (line: string) => { this.lines.push(JSON.parse(line) as Line) } }
-    this.app = Fastify({ logger: { level: 'warn', stream }, requestIdHeader: 'x-id', ...server } as FastifyServerOptions) as unknown as FastifyInstance
+    this.app = Fastify({
+      logger: { level: 'warn', stream }, requestIdHeader: 'x-id', ...server,
+    } as FastifyServerOptions) as unknown as FastifyInstance
     before?.(this.app)
     const map = Object.fromEntries(pools.map((name) => {
       const connector = new FakeConnector()
@@ -85,7 +94,8 @@ class Scene {
 
   /** The database is asked that, and has not answered. */
   async underWay (what: string, name: Name = 'db'): Promise<void> {
-    await until(() => this.connectors.get(name)!.calls.some((call) => call.name === what), { what: `${what} under way` })
+    await until(() => this.connectors.get(name)!.calls.some((call) => call.name === what),
+      { what: `${what} under way` })
   }
 
   /** Every connection is idle or gone, each was in one hand at a time, and has no transaction. */
@@ -126,11 +136,18 @@ function writes (scene: Scene, then: (request: FastifyRequest, reply: FastifyRep
 const committed = ['begin #1', 'commit #1']
 const rolledBack = ['begin #1', 'rollback #1']
 
-// --- Which replies commit ---------------------------------------------------------------------------------------------------------------
+// --- Which replies commit --------------------------------------------------------------------------------------------
 
 const commits: Array<{ name: string, then (request: FastifyRequest, reply: FastifyReply): unknown, status: number, method?: 'HEAD' | 'POST', body?: string }> = [
   { name: 'a value', then: () => ({ a: 1 }), status: 200, body: '{"a":1}' },
-  { name: 'a 201', then: (_request, reply) => reply.code(201).send({ a: 1 }), status: 201, method: 'POST', body: '{"a":1}' },
+  {
+    name: 'a 201',
+    then: (_request, reply) => reply.code(201)
+      .send({ a: 1 }),
+    status: 201,
+    method: 'POST',
+    body: '{"a":1}'
+  },
   { name: 'a Buffer', then: () => Buffer.from('text'), status: 200, body: 'text' },
   { name: 'an empty text', then: () => '', status: 200, body: '' },
   { name: 'null', then: (_request, reply) => reply.send(null), status: 200, body: 'null' },
@@ -140,14 +157,32 @@ const commits: Array<{ name: string, then (request: FastifyRequest, reply: Fasti
   { name: 'a redirect', then: (_request, reply) => reply.redirect('/other'), status: 302, body: '' },
   { name: 'a redirect for ever', then: (_request, reply) => reply.redirect('/other', 308), status: 308, body: '' },
   { name: 'HEAD', then: () => ({ a: 1 }), status: 200, method: 'HEAD', body: '' },
-  { name: 'a Response without a body', then: () => new Response(null, { status: 202, headers: { 'x-a': 'b' } }), status: 202, body: '' },
+  {
+    name: 'a Response without a body',
+    then: () =>
+      new Response(null, { status: 202, headers: { 'x-a': 'b' } }),
+    status: 202,
+    body: ''
+  },
   // Not awaited, not returned: Fastify sends what the handler returns too, and must find that this one has been sent.
-  { name: 'a reply that the async handler does not wait for', then: (_request, reply) => { reply.send({ a: 1 }) }, status: 200, body: '{"a":1}' },
+  {
+    name: 'a reply that the async handler does not wait for',
+    then: (_request,
+      reply) => { reply.send({ a: 1 }) },
+    status: 200,
+    body: '{"a":1}'
+  },
 ]
 
 for (const { name, then, status, method = 'GET', body } of commits) {
   t.test(`${name} commits`, async (t) => {
-    const scene = await Scene.set(t, { routes: (app, scene) => { app.route({ ...inTransaction, method: method === 'POST' ? 'POST' : 'GET', url: '/', handler: writes(scene, then) }) } })
+    const scene = await Scene.set(t, {
+      routes: (app, scene) => {
+        app.route({
+          ...inTransaction, method: method === 'POST' ? 'POST' : 'GET', url: '/', handler: writes(scene, then),
+        })
+      }
+    })
     const answer = await scene.app.inject({ method, url: '/' })
     t.same([answer.statusCode, answer.body], [status, body])
     await scene.rest()
@@ -158,20 +193,56 @@ for (const { name, then, status, method = 'GET', body } of commits) {
 }
 
 const no = () => new Error('no')
-const refusals: Array<{ name: string, route?: RouteShorthandOptions, setUp? (app: FastifyInstance): void, then (request: FastifyRequest, reply: FastifyReply): unknown, status: number }> = [
+interface Refused {
+  name: string
+  route?: RouteShorthandOptions
+  setUp? (app: FastifyInstance): void
+  then (request: FastifyRequest, reply: FastifyReply): unknown
+  status: number
+}
+const refusals: Refused[] = [
   { name: 'an error that the handler throws', then: () => { throw no() }, status: 500 },
   { name: 'an error that the handler sends', then: (_request, reply) => reply.send(no()), status: 500 },
-  { name: 'an error with a status of its own', then: () => { throw Object.assign(no(), { statusCode: 409 }) }, status: 409 },
-  { name: 'an error that an error handler answers with 200', setUp: (app) => { app.setErrorHandler((_error, _request, reply) => reply.code(200).send('caught')) }, then: () => { throw no() }, status: 200 },
-  { name: 'an error that an async error handler answers with 200', setUp: (app) => { app.setErrorHandler(async (_error, _request, reply) => { reply.code(200); return 'caught' }) }, then: () => { throw no() }, status: 200 },
+  {
+    name: 'an error with a status of its own',
+    then: () => {
+      throw Object.assign(no(),
+        { statusCode: 409 })
+    },
+    status: 409
+  },
+  {
+    name: 'an error that an error handler answers with 200',
+    setUp: (app) => {
+      app.setErrorHandler((_error, _request, reply) => reply.code(200).send('caught'))
+    },
+    then: () => { throw no() },
+    status: 200
+  },
+  {
+    name: 'an error that an async error handler answers with 200',
+    setUp: (app) => {
+      app.setErrorHandler(async (_error, _request, reply) => { reply.code(200); return 'caught' })
+    },
+    then: () => { throw no() },
+    status: 200
+  },
   { name: 'an error handler that throws', setUp: (app) => { app.setErrorHandler(() => { throw no() }) }, then: () => { throw no() }, status: 500 },
   {
     name: 'a reply that does not fit its schema',
-    route: { schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } } },
+    route: {
+      schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } },
+    },
     then: () => ({}),
     status: 500,
   },
-  { name: 'an error in preSerialization', route: { preSerialization: async () => { throw no() } }, then: () => ({ a: 1 }), status: 500 },
+  {
+    name: 'an error in preSerialization',
+    route: { preSerialization: async () => { throw no() } },
+    then: () =>
+      ({ a: 1 }),
+    status: 500
+  },
   { name: 'a 404 by callNotFound', then: (_request, reply) => { reply.callNotFound() }, status: 404 },
 ]
 
@@ -224,10 +295,15 @@ t.test('a synchronous handler that throws is rolled back, and one that replies c
 
 t.test('a body that does not fit is a 400 and rolled back, and the handler is not called', async (t) => {
   const scene = await Scene.set(t, {
-    routes: (app) => { app.post('/', { ...inTransaction, schema: { body: { type: 'object', required: ['a'] } } }, async () => t.fail('called')) },
+    routes: (app) => {
+      app.post('/', { ...inTransaction, schema: { body: { type: 'object', required: ['a'] } } },
+        async () => t.fail('called'))
+    },
   })
   t.equal((await scene.app.inject({ method: 'POST', url: '/', payload: {} })).statusCode, 400)
-  t.equal((await scene.app.inject({ method: 'POST', url: '/', payload: '{', headers: { 'content-type': 'application/json' } })).statusCode, 400)
+  t.equal((await scene.app.inject({
+    method: 'POST', url: '/', payload: '{', headers: { 'content-type': 'application/json' },
+  })).statusCode, 400)
   await scene.rest()
   t.same(scene.db.asked, [...rolledBack, ...rolledBack])
 })
@@ -237,7 +313,8 @@ t.test('an error in a preHandler of the route is rolled back, and so is one with
   const scene = await Scene.set(t, {
     routes: (app) => {
       app.get('/', { ...inTransaction, preHandler }, async () => t.fail('called'))
-      app.get('/later', { config: { pools: { db: { transaction: true, acquire: 'preHandler' } } }, preHandler }, async () => t.fail('called'))
+      app.get('/later', { config: { pools: { db: { transaction: true, acquire: 'preHandler' } } }, preHandler },
+        async () => t.fail('called'))
     },
   })
   for (const url of ['/', '/later']) t.equal((await scene.app.inject(url)).statusCode, 500)
@@ -261,7 +338,7 @@ t.test('rolling back comes after the error handler, which still reads within the
   t.same(scene.db.asked, rolledBack)
 })
 
-// --- When it begins ---------------------------------------------------------------------------------------------------------------------
+// --- When it begins --------------------------------------------------------------------------------------------------
 
 for (const acquire of ['onRequest', 'preHandler', 'manual'] as const) {
   t.test(`with acquire '${acquire}' it begins when the connection is taken`, async (t) => {
@@ -281,7 +358,8 @@ for (const acquire of ['onRequest', 'preHandler', 'manual'] as const) {
     t.equal((await scene.app.inject('/')).body, 'well')
     await scene.rest()
     const begun = ['begin #1']
-    t.same(asked, { onRequest: [begun, begun, begun], preHandler: [[], begun, begun], manual: [[], [], begun] }[acquire])
+    t.same(asked,
+      { onRequest: [begun, begun, begun], preHandler: [[], begun, begun], manual: [[], [], begun] }[acquire])
     t.same(scene.db.asked, committed)
     t.same(scene.db.rows, ['row'])
   })
@@ -289,7 +367,9 @@ for (const acquire of ['onRequest', 'preHandler', 'manual'] as const) {
 
 t.test("with acquire 'manual' nothing is begun where nothing is taken", async (t) => {
   const scene = await Scene.set(t, {
-    routes: (app) => { app.get('/', { config: { pools: { db: { acquire: 'manual', transaction: true } } } }, async () => 'well') },
+    routes: (app) => {
+      app.get('/', { config: { pools: { db: { acquire: 'manual', transaction: true } } } }, async () => 'well')
+    },
   })
   t.equal((await scene.app.inject('/')).body, 'well')
   t.same(scene.db.asked, [])
@@ -307,7 +387,11 @@ t.test('what takes its connection behind the reply is outside of any transaction
       app.addHook('onSend', async (request) => {
         const { how } = request.query as { how?: string }
         if (how === 'acquire') await write(request)
-        if (how === 'transaction') await request.transaction('db', (connection) => { scene.db.write(connection as FakeConnection, 'behind') })
+        if (how === 'transaction') {
+          await request.transaction('db', (connection) => {
+            scene.db.write(connection as FakeConnection, 'behind')
+          })
+        }
       })
       app.options('/preflight', async () => 'well')
       app.get('/manual', { config: { pools: { db: { acquire: 'manual' } } } }, async () => 'well')
@@ -357,18 +441,25 @@ t.test('it begins as the route says', async (t) => {
       const well = async () => 'well'
       app.get('/plugin', well)
       app.get('/named', { config: { pools: ['db'] } }, well)
-      app.get('/own', { config: { pools: { db: { transaction: { isolation: 'read committed', readOnly: true } } } } }, well)
+      app.get('/own', { config: { pools: { db: { transaction: { isolation: 'read committed', readOnly: true } } } } },
+        well)
       app.get('/bare', { config: { pools: { db: { transaction: true } } } }, well)
       app.get('/without', { config: { pools: { db: { transaction: false } } } }, well)
     },
   })
-  for (const url of ['/plugin', '/named', '/own', '/bare', '/without']) t.equal((await scene.app.inject(url)).body, 'well')
+  for (const url of ['/plugin', '/named', '/own', '/bare', '/without']) {
+    t.equal((await scene.app.inject(url)).body,
+      'well')
+  }
   await scene.rest()
-  t.same(scene.db.begun.map(({ isolation, readOnly }) => [isolation, readOnly]), [['serializable', undefined], ['serializable', undefined], ['read committed', true], [undefined, undefined]])
+  t.same(scene.db.begun.map(({ isolation, readOnly }) => [isolation, readOnly]),
+    [['serializable', undefined], ['serializable', undefined], ['read committed', true], [undefined, undefined]])
 })
 
 t.test("the policy of a pool is its routes'", async (t) => {
-  const scene = await Scene.set(t, { pool: { lease: { transaction: true } }, routes: (app, scene) => { app.get('/', writes(scene, () => 'well')) } })
+  const scene =
+    await Scene.set(t,
+      { pool: { lease: { transaction: true } }, routes: (app, scene) => { app.get('/', writes(scene, () => 'well')) } })
   t.equal((await scene.app.inject('/')).body, 'well')
   t.same(scene.db.asked, committed)
 })
@@ -417,7 +508,7 @@ t.test('an onAcquire that throws is an error, in a transaction or not, and nothi
   t.same(scene.db.asked, [])
 })
 
-// --- The commit and the reply -----------------------------------------------------------------------------------------------------------
+// --- The commit and the reply ----------------------------------------------------------------------------------------
 
 t.test('nothing of the reply goes out before the commit has passed', async (t) => {
   const scene = await Scene.set(t, {
@@ -454,7 +545,8 @@ t.test('a commit that fails is a 500: the error handler is called, and nothing i
           return await reply.code(500).send('caught')
         })
         app.addHook('onSend', async () => { sends++ })
-        app.get('/', inTransaction, sent === 'async' ? writes(scene, () => 'well') : (request, reply) => { scene.db.write(on(request), 'row'); reply.send('well') })
+        app.get('/', inTransaction,
+          sent === 'async' ? writes(scene, () => 'well') : (request, reply) => { scene.db.write(on(request), 'row'); reply.send('well') })
       },
     })
     scene.db.next.commit = ['error']
@@ -472,7 +564,8 @@ t.test('a commit that fails is a 500: the error handler is called, and nothing i
 
 t.test('a commit that fails and does not say why is a 500 all the same', async (t) => {
   for (const reason of [undefined, null, '', 0]) {
-    const scene = await Scene.set(t, { routes: (app, scene) => { app.get('/', inTransaction, writes(scene, () => 'well')) } })
+    const scene =
+      await Scene.set(t, { routes: (app, scene) => { app.get('/', inTransaction, writes(scene, () => 'well')) } })
     const { transactions } = scene.db
     const begin = transactions!.begin.bind(transactions)
     Object.assign(transactions!, {
@@ -488,7 +581,8 @@ t.test('a commit that fails and does not say why is a 500 all the same', async (
 })
 
 t.test('a commit that fails, and a rollback that fails then: the connection is destroyed, and the next request has another', async (t) => {
-  const scene = await Scene.set(t, { routes: (app, scene) => { app.get('/', inTransaction, writes(scene, () => 'well')) } })
+  const scene =
+    await Scene.set(t, { routes: (app, scene) => { app.get('/', inTransaction, writes(scene, () => 'well')) } })
   scene.db.next.commit = ['error']
   scene.db.next.rollback = ['error']
   t.equal((await scene.app.inject('/')).statusCode, 500)
@@ -499,7 +593,11 @@ t.test('a commit that fails, and a rollback that fails then: the connection is d
 })
 
 t.test('a rollback that fails changes nothing of the reply, and the connection is destroyed', async (t) => {
-  const scene = await Scene.set(t, { routes: (app, scene) => { app.get('/', inTransaction, writes(scene, (_request, reply) => reply.code(409).send('no'))) } })
+  const scene = await Scene.set(t, {
+    routes: (app, scene) => {
+      app.get('/', inTransaction, writes(scene, (_request, reply) => reply.code(409).send('no')))
+    }
+  })
   scene.db.next.rollback = ['error']
   const answer = await scene.app.inject('/')
   t.same([answer.statusCode, answer.body], [409, 'no'])
@@ -510,7 +608,10 @@ t.test('a rollback that fails changes nothing of the reply, and the connection i
 t.test("release 'onSend' gives the connection back after the commit, before the reply's end", async (t) => {
   const scene = await Scene.set(t, {
     routes: (app, scene) => {
-      app.addHook('onSend', async () => { t.equal(scene.stats().used, 0); t.match(scene.db.asked.at(-1), /commit|rollback/) })
+      app.addHook('onSend', async () => {
+        t.equal(scene.stats().used, 0)
+        t.match(scene.db.asked.at(-1), /commit|rollback/)
+      })
       app.get('/', { config: { pools: { db: { transaction: true, release: 'onSend' } } } }, writes(scene, () => 'well'))
     },
   })
@@ -524,7 +625,8 @@ t.test("release 'onSend' gives the connection back after the commit, before the 
 t.test('a reply that Fastify can not write after the commit is an error, and not the end of the process', async (t) => {
   const scene = await Scene.set(t, {
     routes: (app, scene) => {
-      app.get('/payload', inTransaction, writes(scene, (_request, reply) => reply.type('text/plain').send(12 as unknown as string)))
+      app.get('/payload', inTransaction,
+        writes(scene, (_request, reply) => reply.type('text/plain').send(12 as unknown as string)))
     },
   })
   t.equal((await scene.app.inject('/payload')).statusCode, 500)
@@ -537,7 +639,9 @@ t.test('a handler that replies twice while the commit is under way: the first re
     ['/undefined', async (_request, reply) => { reply.send('first') }],
     ['/send', (_request, reply) => { reply.send('first'); reply.send('second') }],
   ]
-  const scene = await Scene.set(t, { routes: (app) => { for (const [url, handler] of twice) app.get(url, inTransaction, handler) } })
+  const scene =
+    await Scene.set(t,
+      { routes: (app) => { for (const [url, handler] of twice) app.get(url, inTransaction, handler) } })
   for (const [at, [url]] of twice.entries()) {
     scene.db.next.commit = ['gate']
     let answered = false
@@ -554,7 +658,9 @@ t.test('a handler that replies twice while the commit is under way: the first re
 })
 
 t.test("a handler that replies and then throws while the commit is under way: the error's reply is sent, after the commit", async (t) => {
-  const scene = await Scene.set(t, { routes: (app) => { app.get('/', inTransaction, async (_request, reply) => { reply.send('first'); throw no() }) } })
+  const scene = await Scene.set(t, {
+    routes: (app) => { app.get('/', inTransaction, async (_request, reply) => { reply.send('first'); throw no() }) },
+  })
   for (const outcome of ['pass', 'fail'] as const) {
     scene.db.next.commit = ['gate']
     let answered = false
@@ -572,13 +678,22 @@ t.test("a handler that replies and then throws while the commit is under way: th
 
 t.test('handlerTimeout while the commit is under way: the client gets the timeout, the log what became of the commit, and the process goes on', needsHandlerTimeout, async (t) => {
   for (const outcome of ['pass', 'fail'] as const) {
-    const scene = await Scene.set(t, { listen: true, routes: (app, scene) => { app.get('/', { ...inTransaction, ...handlerTimeout(50) }, writes(scene, () => 'well')) } })
+    const scene = await Scene.set(t, {
+      listen: true,
+      routes: (app, scene) => {
+        app.get('/', { ...inTransaction, ...handlerTimeout(50) }, writes(scene, () => 'well'))
+      }
+    })
     scene.db.next.commit = ['gate']
     const client = scene.client().send('GET', '/', { id: 'A' })
     t.equal((await client.answer()).status, 503)
     scene.db[outcome]('commit')
     await until(() => scene.lines.some(({ msg }) => /while the transaction was being ended/.test(msg)))
-    t.match(scene.lines.at(-1), outcome === 'pass' ? { level: 40, reqId: 'A', msg: /which it was then/ } : { level: 50, reqId: 'A', msg: /that failed/, err: { message: 'commit failed' } })
+    t.match(scene.lines.at(-1), outcome === 'pass'
+      ? { level: 40, reqId: 'A', msg: /which it was then/ }
+      : {
+          level: 50, reqId: 'A', msg: /that failed/, err: { message: 'commit failed' },
+        })
     await scene.rest()
     t.equal((await scene.client().get('/')).body, 'well')
     await scene.rest()
@@ -602,7 +717,8 @@ t.test('a commit past commitTimeout is a 500 that says whether something may be 
       scene.db.next.commit = ['hang']
       const answer = await scene.app.inject(url)
       t.equal(answer.statusCode, 500)
-      t.match(answer.json(), { code, message: url === '/own' ? / 20 ms \(commitTimeout\)/ : / 50 ms \(commitTimeout\)/ })
+      t.match(answer.json(),
+        { code, message: url === '/own' ? / 20 ms \(commitTimeout\)/ : / 50 ms \(commitTimeout\)/ })
       t.equal((await scene.app.inject('/plain')).body, String(id))
     }
     await scene.rest()
@@ -615,7 +731,9 @@ t.test('a stream whose commit is past commitTimeout is a reply that is cut', asy
   const scene = await Scene.set(t, {
     listen: true,
     pool: { commitTimeout: 50 },
-    routes: (app, scene) => { app.get('/', inTransaction, writes(scene, (_request, reply) => reply.send(Readable.from(['one'])))) },
+    routes: (app, scene) => {
+      app.get('/', inTransaction, writes(scene, (_request, reply) => reply.send(Readable.from(['one']))))
+    },
   })
   scene.db.next.commit = ['hang']
   const client = scene.client().send('GET', '/')
@@ -626,7 +744,7 @@ t.test('a stream whose commit is past commitTimeout is a reply that is cut', asy
   t.equal(scene.stats().destroyed.error, 1)
 })
 
-// --- Abnormal ends ----------------------------------------------------------------------------------------------------------------------
+// --- Abnormal ends ---------------------------------------------------------------------------------------------------
 
 t.test('a client that leaves while the handler runs: rolled back when it settles, and the connection is used again', async (t) => {
   for (const end of ['return', 'throw']) {
@@ -833,19 +951,21 @@ t.test('hijacked: rolled back, and logged as an error on the log of the request'
   t.same(scene.db.rows, [])
 })
 
-// --- Several pools ----------------------------------------------------------------------------------------------------------------------
+// --- Several pools ---------------------------------------------------------------------------------------------------
 
 const both = { config: { pools: { db: { transaction: true }, cache: { transaction: true } } satisfies RoutePools } }
 
 t.test('several pools: all begin, and all commit', async (t) => {
-  const scene = await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => 'well') } })
+  const scene =
+    await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => 'well') } })
   t.equal((await scene.app.inject('/')).body, 'well')
   await scene.rest()
   for (const connector of scene.connectors.values()) t.same(connector.asked, committed)
 })
 
 t.test("several pools: the first's failed commit rolls back the rest, and is a 500", async (t) => {
-  const scene = await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => 'well') } })
+  const scene =
+    await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => 'well') } })
   scene.db.next.commit = ['error']
   t.equal((await scene.app.inject('/')).statusCode, 500)
   await scene.rest()
@@ -854,7 +974,8 @@ t.test("several pools: the first's failed commit rolls back the rest, and is a 5
 })
 
 t.test("several pools: the second's failed commit is a 500", async (t) => {
-  const scene = await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => 'well') } })
+  const scene =
+    await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => 'well') } })
   scene.connectors.get('cache')!.next.commit = ['error']
   t.equal((await scene.app.inject('/')).statusCode, 500)
   await scene.rest()
@@ -863,7 +984,9 @@ t.test("several pools: the second's failed commit is a 500", async (t) => {
 })
 
 t.test('several pools: where the second can not be had or begun, the first is rolled back', async (t) => {
-  const scene = await Scene.set(t, { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => t.fail('called')) } })
+  const scene =
+    await Scene.set(t,
+      { pools: ['db', 'cache'], routes: (app) => { app.get('/', both, async () => t.fail('called')) } })
   const cache = scene.connectors.get('cache')!
   cache.next.begin = ['error']
   t.equal((await scene.app.inject('/')).statusCode, 500)
@@ -887,7 +1010,8 @@ t.test("several pools, of which one's transaction commits on any reply: a 404 co
     const scene = await Scene.set(t, {
       pools: ['db', 'cache'],
       routes: (app) => {
-        app.get('/', { config: { pools: { db: { transaction: true }, cache: { transaction: { commitOn: 'reply' } } } } }, async (_request, reply) => { reply.code(404); return payload() })
+        app.get('/',
+          { config: { pools: { db: { transaction: true }, cache: { transaction: { commitOn: 'reply' } } } } }, async (_request, reply) => { reply.code(404); return payload() })
       },
     })
     const answer = await scene.app.inject('/')
@@ -898,7 +1022,7 @@ t.test("several pools, of which one's transaction commits on any reply: a 404 co
   }
 })
 
-// --- Streams ----------------------------------------------------------------------------------------------------------------------------
+// --- Streams ---------------------------------------------------------------------------------------------------------
 
 /** Reads two rows within the transaction. */
 async function * reading (scene: Scene, request: FastifyRequest, rows = ['one\n', 'two\n']): AsyncGenerator<string> {
@@ -913,7 +1037,9 @@ async function * reading (scene: Scene, request: FastifyRequest, rows = ['one\n'
 const webStreamOf = (rows: AsyncGenerator<string>): ReadableStream =>
   Readable.toWeb(Readable.from(rows).map((row: string) => Buffer.from(row))) as ReadableStream
 
-const kinds: Record<string, (rows: AsyncGenerator<string>, reply: FastifyReply, length: string | undefined) => unknown> = {
+const kinds: Record<string, (
+  rows: AsyncGenerator<string>, reply: FastifyReply, length: string | undefined
+) => unknown> = {
   'a Node stream': (rows, reply, length) => {
     if (length !== undefined) reply.header('content-length', length)
     return reply.send(Readable.from(rows))
@@ -1040,7 +1166,8 @@ t.test('an empty part at the end of a stream with a content-length gives its las
   const scene = await Scene.set(t, {
     listen: true,
     routes: (app) => {
-      app.get('/', inTransaction, (_request, reply) => reply.header('content-length', '3').send(Readable.from(['one', '', ''])))
+      app.get('/', inTransaction,
+        (_request, reply) => reply.header('content-length', '3').send(Readable.from(['one', '', ''])))
       app.get('/ping', { config: { pools: false } }, async () => 'pong')
     },
   })
@@ -1078,7 +1205,8 @@ t.test('a stream that fails is rolled back: before its first part a 500, later a
   const scene = await Scene.set(t, {
     listen: true,
     routes: (app, scene) => {
-      app.get('/first', inTransaction, writes(scene, (_request, reply) => reply.send(new Readable({ read () { this.destroy(no()) } }))))
+      app.get('/first', inTransaction,
+        writes(scene, (_request, reply) => reply.send(new Readable({ read () { this.destroy(no()) } }))))
       app.get('/later', inTransaction, writes(scene, (_request, reply) => {
         async function * rows () { yield 'one'; await scene.gate('go on').opened; throw no() }
         return reply.send(Readable.from(rows()))
@@ -1131,7 +1259,8 @@ t.test('a stream with status 500 is sent, and rolled back', async (t) => {
   const scene = await Scene.set(t, {
     routes: (app, scene) => {
       app.get('/', inTransaction, writes(scene, (_request, reply) => reply.code(500).send(Readable.from(['no']))))
-      app.get('/response', inTransaction, writes(scene, (_request, reply) => reply.send(new Response(webStreamOf((async function * () { yield 'no' })()), { status: 503 }))))
+      app.get('/response', inTransaction,
+        writes(scene, (_request, reply) => reply.send(new Response(webStreamOf((async function * () { yield 'no' })()), { status: 503 }))))
     },
   })
   const answers = [await scene.app.inject('/'), await scene.app.inject('/response')]
@@ -1172,7 +1301,8 @@ t.test('a big stream is not read faster than its client reads', async (t) => {
 })
 
 t.test('a HEAD, and a 204, whose payload is a stream: the commit comes before the reply', async (t) => {
-  const cases: Array<['HEAD' | 'GET', string, number]> = [['HEAD', '/', 200], ['HEAD', '/web', 200], ['HEAD', '/own', 200], ['GET', '/204', 204]]
+  const cases: Array<['HEAD' | 'GET', string, number]> =
+    [['HEAD', '/', 200], ['HEAD', '/web', 200], ['HEAD', '/own', 200], ['GET', '/204', 204]]
   for (const [method, url, status] of cases) {
     const sources: Readable[] = []
     const source = () => {
@@ -1208,7 +1338,8 @@ t.test('a HEAD, a 204 and a 304 whose payload is a stream: it is read to its end
         const { status } = request.params as { status: string }
         return reply.code(Number(status)).send(Readable.from(reading(scene, request)))
       })
-      app.get('/fails', inTransaction, writes(scene, (_request, reply) => reply.send(new Readable({ read () { this.destroy(no()) } }))))
+      app.get('/fails', inTransaction,
+        writes(scene, (_request, reply) => reply.send(new Readable({ read () { this.destroy(no()) } }))))
     },
   })
   for (const [method, status] of [['HEAD', 200], ['GET', 204], ['GET', 304]] as const) {
@@ -1240,7 +1371,10 @@ t.test('a HEAD whose stream does not end: it is stopped after half of commitTime
       app.get('/deaf', inTransaction, stream(() => {}))
     },
   })
-  for (const url of ['/endless', '/deaf']) t.equal((await scene.app.inject({ method: 'HEAD', url })).statusCode, 200, url)
+  for (const url of ['/endless', '/deaf']) {
+    t.equal((await scene.app.inject({ method: 'HEAD', url })).statusCode, 200,
+      url)
+  }
   t.same(sources.map(({ destroyed }) => destroyed), [true, true])
   await scene.rest()
   t.same(scene.db.rows, ['row', 'row'])
@@ -1254,7 +1388,8 @@ t.test('a HEAD whose stream does not end: it is stopped after half of commitTime
 t.test('a stream that an onSend hook replaces is not committed, and that is logged as an error', async (t) => {
   const scene = await Scene.set(t, {
     routes: (app, scene) => {
-      app.get('/', { ...inTransaction, onSend: async () => 'other' }, writes(scene, (_request, reply) => reply.send(Readable.from(['one']))))
+      app.get('/', { ...inTransaction, onSend: async () => 'other' },
+        writes(scene, (_request, reply) => reply.send(Readable.from(['one']))))
     },
   })
   t.equal((await scene.app.inject({ url: '/', headers: { 'x-id': 'A' } })).body, 'other')
@@ -1283,7 +1418,7 @@ t.test('a web stream that is in use, and a Response that was read, are an error 
   t.same(scene.db.rows, [])
 })
 
-// --- request.transaction ----------------------------------------------------------------------------------------------------------------
+// --- request.transaction ---------------------------------------------------------------------------------------------
 
 t.test('request.transaction takes the connection if it must, gives what its function gives, and commits', async (t) => {
   const scene = await Scene.set(t, {
@@ -1310,7 +1445,10 @@ t.test('request.transaction rolls back what its function throws, and nothing els
   const scene = await Scene.set(t, {
     routes: (app, scene) => {
       app.get('/', async (request) => {
-        t.match(await failure(request.transaction('db', (connection) => { scene.db.write(connection as FakeConnection, 'no'); throw no() })), { message: 'no' })
+        t.match(await failure(request.transaction('db', (connection) => {
+          scene.db.write(connection as FakeConnection, 'no')
+          throw no()
+        })), { message: 'no' })
         scene.db.write(on(request), 'outside')
         return 'well'
       })
@@ -1347,7 +1485,8 @@ t.test('request.transaction within another, and in a route that has one, is a sa
   for (const url of ['/within', '/route']) {
     t.equal((await scene.app.inject(url)).body, 'well')
     await scene.rest()
-    t.match(scene.db.asked.splice(0).map((what) => what.split(' ')[0]).join(' '), 'begin savepoint commit savepoint rollback commit')
+    t.match(scene.db.asked.splice(0).map((what) => what.split(' ')[0]).join(' '),
+      'begin savepoint commit savepoint rollback commit')
   }
   t.same(scene.db.rows, ['one', 'two', 'three', 'four'])
   t.equal((await scene.app.inject('/undone')).statusCode, 500)
@@ -1381,7 +1520,9 @@ t.test('two of request.transaction side by side are two transactions, one after 
 t.test('a connection that is used beside a transaction on it: warned of, once for each route', async (t) => {
   const scene = await Scene.set(t, {
     routes: (app, scene) => {
-      const beside = (during: (request: FastifyRequest, opened: Gate, close: Gate) => Promise<unknown>) => async (request: FastifyRequest) => {
+      const beside = (
+        during: (request: FastifyRequest, opened: Gate, close: Gate) => Promise<unknown>
+      ) => async (request: FastifyRequest) => {
         const [opened, close] = [gate(), gate()]
         const run = request.transaction('db', async (connection) => {
           opened.open()
@@ -1428,7 +1569,9 @@ t.test('a connection that is used beside a transaction on it: warned of, once fo
     for (const times of [1, 0]) {
       if (url === '/begin') scene.db.next.begin = ['gate']
       t.equal((await scene.app.inject({ url, headers: { 'x-id': 'A' } })).statusCode, 200)
-      t.match(warnings(), Array.from({ length: times }, () => ({ level: 40, reqId: 'A', pool: 'db', route: `GET ${url}`, msg: /^request\.db was used beside/ })))
+      t.match(warnings(), Array.from({ length: times }, () => ({
+        level: 40, reqId: 'A', pool: 'db', route: `GET ${url}`, msg: /^request\.db was used beside/,
+      })))
     }
   }
   await scene.rest()
@@ -1456,7 +1599,8 @@ t.test('request.transaction rejects when the request is over, and where the pool
       app.get('/', async (request) => {
         t.match(await failure(request.transaction('other', () => {})), { code: 'FST_POOL_NOT_FOUND' })
         t.match(await failure(request.transaction('cache', () => {})), { code: 'FST_POOL_NOT_SUPPORTED' })
-        t.match(await failure(request.transaction('db', () => {}, { isolation: 'snapshot' })), { code: 'FST_POOL_BAD_OPTIONS' })
+        t.match(await failure(request.transaction('db', () => {}, { isolation: 'snapshot' })),
+          { code: 'FST_POOL_BAD_OPTIONS' })
         kept = request
         return 'well'
       })
@@ -1476,7 +1620,9 @@ t.test('in an onSend hook behind the commit request.transaction is one of its ow
     routes: (app, scene) => {
       app.get('/', {
         ...inTransaction,
-        onSend: async (request) => { await request.transaction('db', (connection) => { scene.db.write(connection as FakeConnection, 'audit') }) },
+        onSend: async (request) => {
+          await request.transaction('db', (connection) => { scene.db.write(connection as FakeConnection, 'audit') })
+        },
       }, writes(scene, () => 'well'))
     },
   })
@@ -1486,7 +1632,7 @@ t.test('in an onSend hook behind the commit request.transaction is one of its ow
   t.same(scene.db.rows, ['row', 'audit'])
 })
 
-// --- Boot -------------------------------------------------------------------------------------------------------------------------------
+// --- Boot ------------------------------------------------------------------------------------------------------------
 
 /** What a route says to a policy that it can't have. */
 async function refused (t: Test, pools: unknown, { transactions = true } = {}): Promise<PoolError> {
@@ -1507,7 +1653,8 @@ t.test('a route that asks for what its pool does not have is an error where it i
   const isolation = await refused(t, { db: { transaction: { isolation: 'snapshot' } } })
   t.equal(isolation.code, 'FST_POOL_BAD_OPTIONS')
   t.match(isolation.message, /route GET \/orders/)
-  t.match(isolation.message, /config\.pools\.db\.transaction.*isolation.*'snapshot'.*'read committed' or 'serializable'/)
+  t.match(isolation.message,
+    /config\.pools\.db\.transaction.*isolation.*'snapshot'.*'read committed' or 'serializable'/)
   const none = await refused(t, { db: { transaction: true } }, { transactions: false })
   t.equal(none.code, 'FST_POOL_NOT_SUPPORTED')
   t.match(none.message, /route GET \/orders.*db.*has no transactions/)
@@ -1516,7 +1663,8 @@ t.test('a route that asks for what its pool does not have is an error where it i
 t.test('a route that names a pool that there is none of is an error where it is declared', async (t) => {
   const error = await refused(t, { orders: { transaction: true } })
   t.equal(error.code, 'FST_POOL_NOT_FOUND')
-  t.match(error.message, /route GET \/orders: config\.pools names 'orders', and there is no such pool \(there is 'db'\)/)
+  t.match(error.message,
+    /route GET \/orders: config\.pools names 'orders', and there is no such pool \(there is 'db'\)/)
 })
 
 t.test('options of a transaction that are wrong say which, what was given, and what is expected', async (t) => {
@@ -1524,9 +1672,11 @@ t.test('options of a transaction that are wrong say which, what was given, and w
     [{ transaction: 'yes' }, /config\.pools\.db\.transaction is 'yes': expected true, false or an object/],
     [{ transaction: 1 }, /config\.pools\.db\.transaction is 1: expected true, false or an object/],
     [{ transaction: null }, /config\.pools\.db\.transaction is null: expected true, false or an object/],
-    [{ transaction: { isolation: 'high' } }, /config\.pools\.db\.transaction\.isolation is 'high': expected 'read uncommitted', .* or 'snapshot'/],
+    [{ transaction: { isolation: 'high' } },
+      /config\.pools\.db\.transaction\.isolation is 'high': expected 'read uncommitted', .* or 'snapshot'/],
     [{ transaction: { readOnly: 'yes' } }, /config\.pools\.db\.transaction\.readOnly is 'yes': expected true or false/],
-    [{ transaction: { commitOn: 'always' } }, /config\.pools\.db\.transaction\.commitOn is 'always': expected 'success' or 'reply'/],
+    [{ transaction: { commitOn: 'always' } },
+      /config\.pools\.db\.transaction\.commitOn is 'always': expected 'success' or 'reply'/],
     [{ transaction: { retry: 3 } }, /unknown option config\.pools\.db\.transaction\.retry/],
     [{ role: 'reader' }, /config\.pools\.db\.role is 'reader': expected 'primary' or 'replica'/],
   ]
@@ -1542,7 +1692,12 @@ t.test('a policy of a pool or of the plugin that a pool can not have is an error
     (connector) => ({ connector, lease: { transaction: true } }),
     (connector) => ({ pools: { db: { connector, lease: { transaction: true } } } }),
     (connector) => ({ pools: { db: { connector } }, lease: { transaction: true } }),
-    (connector) => ({ pools: { first: { connector: new FakeConnector() }, db: { connector } }, lease: { transaction: { isolation: 'serializable' } } }),
+    (connector) => ({
+      pools: {
+        first: { connector: new FakeConnector() }, db: { connector },
+      },
+      lease: { transaction: { isolation: 'serializable' } }
+    }),
   ]
   for (const make of makes) {
     const connector = new FakeConnector()

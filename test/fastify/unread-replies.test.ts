@@ -63,7 +63,9 @@ function routes (app: FastifyInstance, stage: Stage): void {
 const policies: Array<Partial<Policy>> = [{ release: 'onResponse' }, { release: 'onSend' }, { acquire: 'preHandler' }]
 
 for (const lease of policies) {
-  for (const { used, replyGrace } of [{ used: false, replyGrace: never }, { used: true, replyGrace: 30 }, { used: true, replyGrace: 0 }]) {
+  for (const { used, replyGrace } of [
+    { used: false, replyGrace: never }, { used: true, replyGrace: 30 }, { used: true, replyGrace: 0 },
+  ]) {
     const how = `${used ? 'used' : 'unused'}, ${JSON.stringify(lease)}, replyGrace ${replyGrace}`
 
     t.test(`an HTTP/2 client that takes no data keeps no connection: ${how}`, async (t) => {
@@ -81,18 +83,21 @@ for (const lease of policies) {
     t.test(`requests that are pipelined behind a slow one keep no connection: ${how}`, async (t) => {
       const stage = await Stage.set(t, { plugin: { lease, replyGrace }, routes })
       const path = used ? '/used' : '/'
-      const client = stage.client().pipeline(['GET', '/slow', { id: 'S' }], ...['A', 'B', 'C'].map((id) => ['GET', path, { id }] as const))
+      const client = stage.client()
+        .pipeline(['GET', '/slow', { id: 'S' }], ...['A', 'B', 'C'].map((id) => ['GET', path, { id }] as const))
       await stage.arrived('C')
       t.equal((await stage.client().get('/other', { id: 'D' })).body, 'well')
       stage.gate('slow').open()
-      for (const body of ['slow', ...Array.from({ length: 3 }, () => used ? 'used' : 'unused')]) t.equal((await client.answer()).body, body)
+      for (const body of ['slow',
+        ...Array.from({ length: 3 }, () => used ? 'used' : 'unused')]) t.equal((await client.answer()).body, body)
       await stage.settled(t)
       t.same(stage.witness.destroyed, [])
     })
 
     t.test(`a request does not wait for the one that is pipelined behind it: ${how}`, async (t) => {
       const stage = await Stage.set(t, { plugin: { lease, replyGrace }, routes })
-      const client = stage.client().pipeline(['GET', '/slow-by-hand', { id: 'S' }], ['GET', used ? '/used' : '/', { id: 'A' }])
+      const client = stage.client()
+        .pipeline(['GET', '/slow-by-hand', { id: 'S' }], ['GET', used ? '/used' : '/', { id: 'A' }])
       await until(() => stage.witness.lent.includes('A'))
       stage.gate('slow').open()
       t.equal((await client.answer()).body, 'slow')
@@ -133,7 +138,7 @@ t.test('until then it keeps it, and gives it back when the client has left', asy
   t.same(stage.witness.destroyed, [])
 })
 
-// --- Streams ----------------------------------------------------------------------------------------------------------
+// --- Streams ---------------------------------------------------------------------------------------------------------
 
 /** A stream of each kind that gives its first part at once, and reads a connection for the next. */
 const kinds: Record<string, (stage: Stage, second: () => Promise<string>) => unknown> = {
@@ -143,7 +148,8 @@ const kinds: Record<string, (stage: Stage, second: () => Promise<string>) => unk
     yield await second()
   })()),
   'a stream of the web': (stage, second) => webStream(stage, second),
-  'a Response': (stage, second) => new Response(webStream(stage, second) as ReadableStream<Uint8Array>, { status: 200 }),
+  'a Response': (stage, second) =>
+    new Response(webStream(stage, second) as ReadableStream<Uint8Array>, { status: 200 }),
 }
 
 function webStream (stage: Stage, second: () => Promise<string>): ReadableStream {
@@ -186,7 +192,8 @@ for (const [kind, make] of Object.entries(kinds)) {
       const answer = stage.app.server.listening && server === undefined
         ? stage.client().send('GET', '/', { id: 'A' })
         : ask(connect(t, stage), 'A')
-      t.equal((server === undefined ? await stage.client().get('/other', { id: 'B' }) : await other(t, stage.port)).body, 'well', 'it is free while the stream goes on')
+      t.equal((server === undefined ? await stage.client().get('/other', { id: 'B' }) : await other(t, stage.port))
+        .body, 'well', 'it is free while the stream goes on')
       stage.gate('half').open()
       const { body } = 'answer' in answer ? await answer.answer() : await answerOf(answer)
       t.equal(body, 'first second')
@@ -208,7 +215,9 @@ t.test('slow downloads of files keep no connection that nobody has read', async 
   const stage = await Stage.set(t, {
     plugin: { replyGrace: never },
     routes: (app) => {
-      app.get('/', (_request, reply) => { reply.header('content-length', 30e6).send(Readable.from(Array.from({ length: 30 }, () => Buffer.alloc(1e6)))) })
+      app.get('/', (_request, reply) => {
+        reply.header('content-length', 30e6).send(Readable.from(Array.from({ length: 30 }, () => Buffer.alloc(1e6))))
+      })
       app.get('/other', async (request) => { say(request, 'read'); return 'well' })
     },
   })
@@ -283,7 +292,7 @@ t.test('a stream that takes its connection behind the headers, on a route withou
   await stage.settled(t)
 })
 
-// --- Who still uses a connection --------------------------------------------------------------------------------------
+// --- Who still uses a connection -------------------------------------------------------------------------------------
 
 t.test("a hook of the app's that holds a reply up has its connection, however long that takes", async (t) => {
   const stage = await Stage.set(t, {
@@ -417,7 +426,7 @@ t.test('a reply of handlerTimeout that nobody reads: the connection of its handl
   await stage.settled(t)
 })
 
-// --- Siblings ---------------------------------------------------------------------------------------------------------
+// --- Siblings --------------------------------------------------------------------------------------------------------
 
 t.test('of several pools those go back at the headers that nobody has read, also of a scope inside', async (t) => {
   const inner = new Witness()
@@ -466,7 +475,8 @@ for (const method of ['GET', 'HEAD', 'OPTIONS', 'DELETE']) {
         },
       })
       const client = stage.client().pipeline(
-        ['GET', '/slow', { id: 'S' }], [method, '/', { id: 'A' }], [method, '/', { id: 'B', headers: { 'x-use': '1' } }],
+        ['GET', '/slow', { id: 'S' }], [method, '/', { id: 'A' }],
+        [method, '/', { id: 'B', headers: { 'x-use': '1' } }],
         [method, '/stream', { id: 'C' }], [method, '/stream', { id: 'D', headers: { 'x-use': '1' } }])
       await until(() => stage.witness.lent.length === 4)
       t.equal((await stage.client().get('/other', { id: 'E' })).body, 'well')
@@ -514,7 +524,7 @@ t.test('a bulkhead counts no unread reply', async (t) => {
   await stage.settled(t)
 })
 
-// --- Transactions of routes -------------------------------------------------------------------------------------------
+// --- Transactions of routes ------------------------------------------------------------------------------------------
 
 interface Line { readonly level: number, readonly msg: string }
 
@@ -522,10 +532,13 @@ async function withTransaction (t: Test, handler: (request: FastifyRequest, conn
   const connector = new FakeConnector()
   const lines: Line[] = []
   const stream = { write: (line: string) => { lines.push(JSON.parse(line) as Line) } }
-  const app = Fastify({ http2: true, logger: { level: 'warn', stream } } as unknown as FastifyServerOptions) as unknown as FastifyInstance
-  await app.register(fastifyPool, { connector, max: 1, replyGrace: 20, lease: { transaction: true }, log: { overflow: false } } as PluginOptions)
+  const app =
+    Fastify({ http2: true, logger: { level: 'warn', stream } } as unknown as FastifyServerOptions) as unknown as FastifyInstance
+  await app.register(fastifyPool,
+    { connector, max: 1, replyGrace: 20, lease: { transaction: true }, log: { overflow: false } } as PluginOptions)
   app.get('/', async (request) => await handler(request, connector))
-  app.get('/other', { config: { pools: { db: { transaction: false } } } }, async (request) => { t.ok(request.lease('db').connection); return 'well' })
+  app.get('/other', { config: { pools: { db: { transaction: false } } } },
+    async (request) => { t.ok(request.lease('db').connection); return 'well' })
   t.teardown(() => app.close())
   await app.listen({ port: 0, host: '127.0.0.1' })
   const { port } = app.server.address() as { port: number }

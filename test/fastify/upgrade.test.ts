@@ -9,7 +9,8 @@ import { Client } from '../support/client.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
 import { event, until } from '../support/until.js'
 
-// What a client says of itself (a header, a method) must not change which policy its request gets. An upgrade is what Node makes of it.
+// What a client says of itself (a header, a method) must not change which policy its request gets. An upgrade is what
+// Node makes of it.
 
 interface Line { readonly level: number, readonly msg: string, readonly reqId?: string }
 
@@ -34,7 +35,8 @@ async function set (t: Test, { websocket, pool, abortGrace = 50, routes }: SetOp
   await app.listen({ port: 0, host: '127.0.0.1' })
   const { port } = app.server.address() as AddressInfo
   const stats = () => app.pools.get('db').stats()
-  const rest = () => until(() => stats().used + stats().pending + stats().closing === 0, { what: `rest: ${connector.asked.join()}` })
+  const rest = () =>
+    until(() => stats().used + stats().pending + stats().closing === 0, { what: `rest: ${connector.asked.join()}` })
   return { app, connector, lines, stats, rest, client: () => new Client(t, port) }
 }
 
@@ -57,7 +59,12 @@ const disguises: Array<{ name: string, headers: Record<string, string> }> = [
   { name: 'Upgrade: websocket alone', headers: { upgrade: 'websocket' } },
   { name: 'Upgrade: WebSocket', headers: { upgrade: 'WebSocket', connection: 'Upgrade' } },
   { name: 'a whole handshake', headers: handshake },
-  { name: 'Upgrade: h2c', headers: { upgrade: 'h2c', connection: 'Upgrade, HTTP2-Settings', 'http2-settings': 'AAMAAABkAAQAAP__' } },
+  {
+    name: 'Upgrade: h2c',
+    headers: {
+      upgrade: 'h2c', connection: 'Upgrade, HTTP2-Settings', 'http2-settings': 'AAMAAABkAAQAAP__',
+    }
+  },
   { name: 'a preflight\'s headers', headers: { origin: 'http://a', 'access-control-request-method': 'POST' } },
   { name: 'x-http-method-override: OPTIONS', headers: { 'x-http-method-override': 'OPTIONS' } },
 ]
@@ -69,7 +76,9 @@ for (const { name, headers } of disguises) {
         pool: transaction,
         routes: (app) => {
           app.get('/', async (request) => {
-            connector.write(how === 'request.db' ? on(request) : (await request.acquire('db')).connection as FakeConnection, 'row')
+            connector.write(how === 'request.db'
+              ? on(request)
+              : (await request.acquire('db')).connection as FakeConnection, 'row')
             if (request.headers['x-fail'] !== undefined) throw new Error('refused')
             return 'well'
           })
@@ -77,7 +86,8 @@ for (const { name, headers } of disguises) {
       })
       t.equal((await client().get('/', { headers: { ...headers, 'x-fail': '1' } })).status, 500)
       await rest()
-      t.same([connector.asked, connector.rows], [['begin #1', 'rollback #1'], []], 'a request that fails leaves nothing')
+      t.same([connector.asked, connector.rows], [['begin #1', 'rollback #1'], []],
+        'a request that fails leaves nothing')
       t.equal((await client().get('/', { headers })).status, 200)
       await rest()
       t.same(connector.rows, ['row'], 'one that does not leaves what it wrote')
@@ -86,15 +96,31 @@ for (const { name, headers } of disguises) {
 }
 
 // Whoever takes the connection by hand gets the policy of the route: at any moment, with any method.
-interface ByHand { name: string, route?: { config: object }, method?: 'GET' | 'HEAD' | 'OPTIONS', hook?: 'onRequest' | 'preHandler' }
+interface ByHand {
+  name: string
+  route?: { config: object }
+  method?: 'GET' | 'HEAD' | 'OPTIONS'
+  hook?: 'onRequest' | 'preHandler'
+}
 const byHand: ByHand[] = [
   { name: 'in the handler' },
-  { name: 'in the handler, where the route takes it by hand', route: { config: { pools: { db: { acquire: 'manual', transaction: true } } } } },
+  {
+    name: 'in the handler, where the route takes it by hand',
+    route: {
+      config: { pools: { db: { acquire: 'manual', transaction: true } } },
+    }
+  },
   { name: 'in the handler, where the route names it', route: { config: { pools: ['db'] } } },
   { name: 'on OPTIONS', method: 'OPTIONS' },
   { name: 'on HEAD', method: 'HEAD' },
   { name: 'in an onRequest hook', hook: 'onRequest' },
-  { name: 'in an onRequest hook, where the route takes it in preHandler', hook: 'onRequest', route: { config: { pools: { db: { acquire: 'preHandler', transaction: true } } } } },
+  {
+    name: 'in an onRequest hook, where the route takes it in preHandler',
+    hook: 'onRequest',
+    route: {
+      config: { pools: { db: { acquire: 'preHandler', transaction: true } } },
+    }
+  },
 ]
 
 for (const { name, route, method = 'GET', hook } of byHand) {
@@ -146,7 +172,8 @@ for (const websocket of ['before', 'after'] as const) {
       websocket,
       pool: transaction,
       routes: (app) => {
-        app.get('/named', { websocket: true, config: { pools: ['db'] } }, (_socket, request) => { connector.write(on(request), 'row') })
+        app.get('/named', { websocket: true, config: { pools: ['db'] } },
+          (_socket, request) => { connector.write(on(request), 'row') })
         app.get('/without', { websocket: true }, () => {})
         app.get('/plain', async (request) => { connector.write(on(request), 'plain'); return 'well' })
       },
@@ -166,7 +193,8 @@ for (const websocket of ['before', 'after'] as const) {
 }
 
 t.test('an upgrade made by injectWS() is one, too', async (t) => {
-  const { app, stats, rest } = await set(t, { websocket: 'before', routes: (app) => { app.get('/', { websocket: true }, () => {}) } })
+  const { app, stats, rest } =
+    await set(t, { websocket: 'before', routes: (app) => { app.get('/', { websocket: true }, () => {}) } })
   const socket = await app.injectWS('/')
   t.equal(stats().acquired, 0)
   const closed = event(socket, 'close')
@@ -175,7 +203,7 @@ t.test('an upgrade made by injectWS() is one, too', async (t) => {
   await rest()
 })
 
-// --- The end of a socket that Fastify does not answer on ----------------------------------------------------------------
+// --- The end of a socket that Fastify does not answer on -------------------------------------------------------------
 
 /** Longer than any test: whoever waits for it waits in vain. */
 const never = 600_000
@@ -310,7 +338,8 @@ t.test('a connection for each message is in nobody\'s way when the socket closes
     routes: (app) => {
       app.get('/', { websocket: true }, (socket) => {
         socket.on('message', () => {
-          app.pools.get('db').use((connection) => { socket.send(`101 by ${(connection as FakeConnection).id}`) }).catch((error: unknown) => { t.fail(String(error)) })
+          app.pools.get('db').use((connection) => { socket.send(`101 by ${(connection as FakeConnection).id}`) })
+            .catch((error: unknown) => { t.fail(String(error)) })
         })
       })
     },

@@ -50,7 +50,8 @@ function routes (app: FastifyInstance): void {
 const policies: Array<Partial<Policy>> = [{}, { acquire: 'preHandler' }, { acquire: 'manual' }, { release: 'onSend' }]
 for (const lease of policies) {
   t.test(`slow uploads keep no connection, and get one when their body is in: ${JSON.stringify(lease)}`, async (t) => {
-    const stage = await Stage.set(t, { plugin: { bodyGrace: never, lease }, before: (app) => { app.register(multipart) }, routes })
+    const stage =
+      await Stage.set(t, { plugin: { bodyGrace: never, lease }, before: (app) => { app.register(multipart) }, routes })
     const slow = ['A', 'B', 'C'].map((id) => stage.client().send('POST', '/', { id, ...half }))
     await stage.arrived('C')
     const direct = await stage.pool.acquire({ holder: 'a job' })
@@ -64,7 +65,8 @@ for (const lease of policies) {
 }
 
 t.test('a request beside slow uploads is served', async (t) => {
-  const stage = await Stage.set(t, { plugin: { bodyGrace: never }, before: (app) => { app.register(multipart) }, routes })
+  const stage =
+    await Stage.set(t, { plugin: { bodyGrace: never }, before: (app) => { app.register(multipart) }, routes })
   const slow = ['A', 'B', 'C'].map((id) => stage.client().send('POST', '/', { id, ...half }))
   await stage.arrived('C')
   t.equal((await stage.client().get('/', { id: 'D' })).body, 'well')
@@ -95,8 +97,10 @@ for (const lease of policies.slice(0, 2)) {
         })
       },
     })
-    t.equal((await stage.client().send('POST', '/', { id: 'A', headers, body: upload }).answer()).body, 'well', 'in one packet')
-    t.equal((await stage.app.inject({ method: 'POST', url: '/', headers, payload: upload })).body, 'well', 'under inject')
+    t.equal((await stage.client().send('POST', '/', { id: 'A', headers, body: upload }).answer()).body, 'well',
+      'in one packet')
+    t.equal((await stage.app.inject({ method: 'POST', url: '/', headers, payload: upload })).body, 'well',
+      'under inject')
     t.match(told, Array.from({ length: 8 }, () => missing))
     await stage.settled(t)
   })
@@ -106,7 +110,9 @@ t.test('nor does it matter that the whole body has come before the handler begin
   const stage = await Stage.set(t, {
     before: (app) => { app.register(multipart) },
     routes: (app) => {
-      app.addHook('preValidation', async (request) => { await until(() => request.raw.complete || request.raw.readableLength > 0) })
+      app.addHook('preValidation', async (request) => {
+        await until(() => request.raw.complete || request.raw.readableLength > 0)
+      })
       app.post('/', async (request) => { t.throws(() => on(request), missing); return await store(request) })
     },
   })
@@ -162,7 +168,12 @@ t.test('a connection that a hook has used stays: the hook may have kept it, or s
     before: (app) => { app.register(multipart) },
     routes: (app) => {
       app.addHook('onRequest', async (request) => { say(request, 'tenant') })
-      app.post('/', async (request) => { say(request, 'begin'); await readParts(request); say(request, 'store'); return 'well' })
+      app.post('/', async (request) => {
+        say(request, 'begin')
+        await readParts(request)
+        say(request, 'store')
+        return 'well'
+      })
     },
   })
   const client = stage.client().send('POST', '/', { id: 'A', ...half })
@@ -217,7 +228,8 @@ t.test('a client can not take the connection from a handler that reads no body',
     // Fastify reads no body of a GET; the others' are JSON, none at all, or empty.
     t.equal((await stage.client().send('GET', url, { headers, body: upload }).answer()).body, 'well')
     t.equal((await stage.client().send('HEAD', url, { headers, body: upload }).answer()).status, 200)
-    t.equal((await stage.client().send('GET', url, { headers: { 'transfer-encoding': 'chunked' } }).answer()).body, 'well')
+    t.equal((await stage.client().send('GET', url, { headers: { 'transfer-encoding': 'chunked' } }).answer()).body,
+      'well')
     for (const method of ['POST', 'DELETE']) {
       t.equal((await stage.client().send(method, url, { body: 'null' }).answer()).body, 'well')
       t.equal((await stage.client().send(method, url).answer()).body, 'well')
@@ -245,10 +257,14 @@ t.test('of several pools, those of an inner scope included, all that nobody has 
     before: (app) => { app.register(multipart) },
     routes: (app) => {
       app.register(async (child) => {
-        await child.register(fastifyPool, { name: 'inner', connector: inner, max: 1, log: false, lease: { acquire: 'preHandler' } } as PluginOptions)
+        await child.register(fastifyPool,
+          { name: 'inner', connector: inner, max: 1, log: false, lease: { acquire: 'preHandler' } } as PluginOptions)
         child.addHook('onRequest', async (request) => { say(request, 'who', 'cache') })
         child.post('/', async (request) => {
-          for (const name of ['db', 'inner']) t.throws(() => on(request, name), { code: 'FST_POOL_NOT_LEASED', message: new RegExp(`upload.*pool '${name}'`) })
+          for (const name of ['db', 'inner']) {
+            t.throws(() => on(request, name),
+              { code: 'FST_POOL_NOT_LEASED', message: new RegExp(`upload.*pool '${name}'`) })
+          }
           await readParts(request)
           say(request, 'store', 'cache')
           const lease = await request.acquire('inner')
@@ -283,7 +299,8 @@ for (const fail of [false, true]) {
     })
     t.equal((await app.inject({ method: 'POST', url: '/', headers, payload: upload })).body, 'well')
     await until(() => app.pools.get('db').stats().used === 0)
-    t.same(connector.asked, ['begin #1', 'rollback #1', 'begin #1', fail ? 'rollback #1' : 'commit #1'], 'the first is the one that nobody has used')
+    t.same(connector.asked, ['begin #1', 'rollback #1', 'begin #1', fail ? 'rollback #1' : 'commit #1'],
+      'the first is the one that nobody has used')
     t.same([connector.rows, connector.violations], [fail ? [] : ['row'], []])
   })
 }

@@ -1,4 +1,4 @@
-import type { PoolError } from '../../lib/pool/errors.js'
+import type { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
 import { Pool } from '../../lib/pool/pool.js'
 import type {

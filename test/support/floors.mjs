@@ -19,8 +19,7 @@ const packages = {
   'lib/wrap': (name, file) => node(name) || file === `lib/wrap/${name}.ts`,
   'lib/backends': node,
   'lib/pool': (name, file) => node(name) ||
-    (/^typebox(\/|$)/.test(name) && file === 'lib/pool/schema.ts') ||
-    (name === 'cockatiel' && file === 'lib/pool/circuit.ts'),
+    (/^typebox(\/|$)/.test(name) && file === 'lib/pool/schema.ts'),
   'lib/engine': (name, file) => node(name) || (name === 'cockatiel' && file === 'lib/engine/circuit.ts'),
   types: () => false,
 }
@@ -30,7 +29,7 @@ const typePackages = {
   'lib/backends': () => true,
   types: (name) => node(name) || name === 'fastify',
 }
-const forBackends = /^lib\/(engine\/|pool\/(errors|schema)\.ts$)/
+const forBackends = /^lib\/(engine\/|pool\/schema\.ts$)/
 /** Where a floor may import less than all of the floors below. */
 const files = {
   'lib/fastify': (file) => floorOf(file) !== 'lib/wrap' && file !== engine,

@@ -16,13 +16,12 @@ t.test('imports that point down are fine', async (t) => {
     'index.ts': "import './lib/fastify/plugin.js'\nimport 'fastify-plugin'\nexport type { A } from './types/a.js'\n",
     lib: {
       fastify: { 'plugin.ts': "import { pool } from '../pool/pool.js'\nexport { pool }\n" },
-      backends: { 'redis.ts': "import type { Redis } from 'ioredis'\nimport { E } from '../pool/errors.js'\nexport const load = () => import('ioredis')\n" },
+      backends: { 'redis.ts': "import type { Redis } from 'ioredis'\nimport { E } from '../engine/errors.js'\nexport const load = () => import('ioredis')\n" },
       pool: {
-        'pool.ts': "import type { Engine } from '../engine/engine.js'\nimport { E } from './errors.js'\nimport { once } from 'node:events'\n",
+        'pool.ts': "import type { Engine } from '../engine/engine.js'\nimport { E } from '../engine/errors.js'\nimport { once } from 'node:events'\n",
         'schema.ts': "import Type from 'typebox'\nimport { Compile } from 'typebox/compile'\n",
-        'errors.ts': '// import "../fastify/plugin.js" in a comment is none\n',
       },
-      engine: { 'engine.ts': '' },
+      engine: { 'engine.ts': '', 'errors.ts': '// import "../fastify/plugin.js" in a comment is none\n' },
     },
     types: { 'a.ts': "import type { FastifyRequest } from 'fastify'\nexport interface A { x: FastifyRequest }\n" },
   }))

@@ -1,6 +1,6 @@
 import type { Collection, Db, MongoClient } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 import { MongoTransaction, type Operation, type Server, type Topology } from './transaction.js'
 
 /** The check of each class of clients: a client of the app's may be of another copy of the driver than ours. */

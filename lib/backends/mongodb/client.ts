@@ -1,5 +1,5 @@
 import type { ReadPreference, ServerDescription, TopologyDescription } from 'mongodb'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import type { DriverEvent } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
 import { Subscriptions } from '../shared/listeners.js'

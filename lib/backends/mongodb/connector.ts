@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
-import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
+import { badOption, PoolError, scrub } from '../../engine/errors.js'
+import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
 import { Addresses, refuseNextTo, type AddressNow } from '../shared/address.js'

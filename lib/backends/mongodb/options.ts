@@ -1,5 +1,6 @@
 import type { MongoClientOptions } from 'mongodb'
-import { badOption, PoolError, scrub, secretsOf } from '../../pool/errors.js'
+import { badOption, PoolError, scrub } from '../../engine/errors.js'
+import { secretsOf } from '../../engine/secrets.js'
 import type { MongoClient } from '../../../types/drivers.js'
 import type { Address } from '../../../types/options.js'
 import { refuseNextTo, type AddressNow } from '../shared/address.js'

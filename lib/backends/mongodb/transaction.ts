@@ -3,7 +3,7 @@ import type {
   MongoError, TopologyDescription, WithSessionCallback,
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
 import { somewhere } from '../shared/failures.js'
 

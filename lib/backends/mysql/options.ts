@@ -1,5 +1,5 @@
 import type { ConnectionOptions } from 'mysql2'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
   assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 import type { Isolation, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
 import { quote } from '../shared/sql.js'

@@ -1,4 +1,4 @@
-import { scrub } from '../../pool/errors.js'
+import { scrub } from '../../engine/errors.js'
 import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'

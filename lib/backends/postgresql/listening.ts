@@ -1,5 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
-import { badOption, PoolError } from '../../pool/errors.js'
+import { badOption, PoolError } from '../../engine/errors.js'
 import type { Notification } from '../../../types/drivers.js'
 import { codeOf } from '../shared/failures.js'
 import { unlessAborted } from '../shared/signal.js'

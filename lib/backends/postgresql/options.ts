@@ -1,5 +1,5 @@
 import type { ClientConfig } from 'pg'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
   assignGiven, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,

@@ -1,4 +1,4 @@
-import { badOption, PoolError } from '../../pool/errors.js'
+import { badOption, PoolError } from '../../engine/errors.js'
 import type { Redis } from '../../../types/drivers.js'
 import { Subscriptions } from '../shared/listeners.js'
 import { codeOf } from './errors.js'

@@ -1,5 +1,5 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import type { Cluster } from '../../../types/drivers.js'
 import type { Address } from '../../../types/options.js'
 import { refuseKeys, type RefusedKeys } from '../shared/address.js'

@@ -1,4 +1,5 @@
-import { PoolError, secretsOf } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
+import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent } from '../../../types/connector.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
 import { loadDriver } from '../shared/driver.js'

@@ -1,4 +1,4 @@
-import { secretsOf } from '../../pool/errors.js'
+import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent, ServerState } from '../../../types/connector.js'
 import type { Redis } from '../../../types/drivers.js'
 import { loadDriver } from '../shared/driver.js'

@@ -1,5 +1,5 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import type { Redis } from '../../../types/drivers.js'
 import type { Address } from '../../../types/options.js'
 import {

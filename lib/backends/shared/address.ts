@@ -1,4 +1,5 @@
-import { badOption, secretsOf } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
+import { secretsOf } from '../../engine/secrets.js'
 import type { Address } from '../../../types/options.js'
 import { unlessAborted } from './signal.js'
 

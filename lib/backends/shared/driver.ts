@@ -2,7 +2,7 @@ import { existsSync, realpathSync } from 'node:fs'
 // A namespace import, since bundlers replace an imported `createRequire`.
 import * as modules from 'node:module'
 import { join } from 'node:path'
-import { PoolError, badOption, show } from '../../pool/errors.js'
+import { PoolError, badOption, show } from '../../engine/errors.js'
 
 /** How to load a driver, and how to recognize it. */
 export interface DriverKind<T> {

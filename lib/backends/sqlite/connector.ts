@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import { dirname } from 'node:path'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import type { Connector, Transactions } from '../../../types/connector.js'
 import { SessionConnector, sessionOf, type ResetMode } from '../shared/session.js'
 import { dialectOf, isBusy, type Dialect, type DriverName, type Handle } from './dialect.js'

@@ -1,4 +1,4 @@
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 import { badDriver, facesOf, requirePackage } from '../shared/driver.js'
 import type { DriverName } from './dialect.js'
 import type { SqliteDatabase, SqliteDriver } from './handle.js'

@@ -1,5 +1,5 @@
 import { resolve } from 'node:path'
-import { badOption } from '../../pool/errors.js'
+import { badOption } from '../../engine/errors.js'
 import { join, type Options } from '../../pool/schema.js'
 import type { Address } from '../../../types/options.js'
 import type { DriverName } from './dialect.js'

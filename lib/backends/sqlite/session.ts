@@ -1,4 +1,4 @@
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
 import { Session, type ResetMode } from '../shared/session.js'
 import { codeOf, first, isBusy, type Dialect, type Handle, type Statement } from './dialect.js'

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 import type { Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Handle } from './dialect.js'
 import { patiently } from './lock.js'

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { AcquireSignal } from '../../../types/pool.js'
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 
 /**
  * Tells the acquires of one request that the request is over. An AbortController would cost a third of what waiting for

@@ -25,7 +25,9 @@ function look (): void {
   for (const request of all) if (!request.over) request.linger()
 }
 
-/** Calls `fn` when the headers of a response are written, or now if they are: those of a stream go with its first data. */
+/**
+ * Calls `fn` when the headers of a response are written, or now if they are: those of a stream go with its first data.
+ */
 export function onHeaders (raw: FastifyReply['raw'], fn: () => void): void {
   if (raw.headersSent) return fn()
   const { writeHead } = raw

@@ -236,8 +236,8 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   }
 
   /**
-   * The reply is on its way, and its end does not depend on us: the client may read it slowly, or not at all, or another
-   * reply of the same socket comes first.
+   * The reply is on its way, and its end does not depend on us: the client may read it slowly, or not at all, or
+   * another reply of the same socket comes first.
    *
    * Connections that nobody has read go back once the headers are out. The request is over `replyGrace` ms later where
    * the whole reply is written by then; that of a stream is looked at again, since it may read from a connection until

@@ -1,8 +1,8 @@
 import type { FastifyReply } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
-import { PoolError } from '../../pool/errors.js'
-import { abandon, isBeside } from '../../pool/pool.js'
+import { PoolError } from '../../engine/errors.js'
+import { abandon, isBeside } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { isBodyRead } from './body.js'
@@ -237,7 +237,9 @@ export class Slots {
     return this.#body === 'awaited'
   }
 
-  /** The content type parser is done. If the body has been read, takes the connections again that went back meanwhile. */
+  /**
+   * The content type parser is done. If the body has been read, takes the connections again that went back meanwhile.
+   */
   bodyParsed (done: (error?: Error) => void): void {
     if (this.#body !== 'awaited' || !isBodyRead(this.#reply.request)) return done()
     this.#body = 'read'
@@ -376,8 +378,9 @@ function isUnused ({ is, touched }: Slot): boolean {
 }
 
 function unusedError (name: string): PoolError {
-  return new PoolError('FST_POOL_LEASE_RELEASED', `the connection of pool '${name}' went back when the headers of the ` +
-    `reply were out, as nobody had read request.${name} until then: read it before, or await request.acquire('${name}')`)
+  return new PoolError('FST_POOL_LEASE_RELEASED', `the connection of pool '${name}' went back when the headers ` +
+    `of the reply were out, as nobody had read request.${name} until then: read it before, or ` +
+      `await request.acquire('${name}')`)
 }
 
 function release (slot: Slot): void {

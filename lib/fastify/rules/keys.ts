@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
-import { PoolError } from '../../pool/errors.js'
+import { PoolError } from '../../engine/errors.js'
 
 // Keys tell requests apart: a tenant, a session. A key comes from outside, and may be a secret: no error shows it.
 

@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import type { Role } from '../../../types/connector.js'
 import type { StickyOptions } from '../../../types/plugin.js'
 import type { Clock } from '../../../types/pool.js'
-import { systemClock } from '../../pool/clock.js'
+import { systemClock } from '../../engine/time.js'
 import { askKey, bounded, type KeyOf } from './keys.js'
 
 /** How many keys are remembered. With one more, the key that wrote longest ago is forgotten. */

@@ -3,7 +3,7 @@ import {
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../../../lib/backends/shared/address.js'
 import type { ResetMode } from '../../../lib/backends/shared/session.js'
-import { badOption } from '../../../lib/pool/errors.js'
+import { badOption } from '../../../lib/engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import type { ShelfConfig } from './driver.js'
 

@@ -1,2 +1,0 @@
-export * from '../engine/errors.js'
-export * from '../engine/secrets.js'

@@ -293,7 +293,8 @@ for (const { name, handler, routes, server, send, leave = leaves, abortGrace = 5
       ['A:begin#1', ...(goesOn === true ? ['A:end#1'] : []), then === 'released' ? 'B:begin#1' : 'B:begin#2'])
     await stage.settled(t)
     t.same(stage.witness.destroyed, then === 'released' ? [] : ['aborted'])
-    t.same(stage.witness.lent, ['A', 'B'])
+    // Once more where it takes one by hand.
+    t.same([...new Set(stage.witness.lent)], ['A', 'B'])
   })
 }
 

@@ -13,7 +13,7 @@ import { until } from '../support/until.js'
 import { keepAliveAgent } from './client.js'
 import { type Plan, Storm, seeded, type When } from './storm.js'
 
-const requests = some(4000, 10_000)
+const requests = some(2000, 10_000)
 const width = 100
 const max = 20
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))

@@ -9,7 +9,7 @@ import { type Plan, Storm, seeded, type When } from './storm.js'
 
 export const accounts = 50
 export const opening = 1000
-const requests = some(2000, 5000)
+const requests = some(1200, 5000)
 const width = 40
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 

@@ -84,9 +84,9 @@ export class Pace {
   }
 }
 
-const reasons: readonly DestroyReason[] = [
-  'idle', 'lifetime', 'uses', 'invalid', 'stale', 'error', 'aborted', 'leaked', 'closed', 'released',
-]
+const none: Readonly<Record<DestroyReason, number>> = {
+  idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0,
+}
 
 type Counter =
   | 'acquired' | 'released' | 'created' | 'createErrors' | 'destroyed' | 'timeouts' | 'refused' | 'aborted' | 'leaked'
@@ -97,7 +97,7 @@ export class Books {
   released = 0
   created = 0
   createErrors = 0
-  readonly destroyed = Object.fromEntries(reasons.map((reason) => [reason, 0])) as Record<DestroyReason, number>
+  readonly destroyed = { ...none }
   timeouts = 0
   refused = 0
   aborted = 0

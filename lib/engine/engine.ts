@@ -26,13 +26,16 @@ import { Waiting } from './waiting.js'
 
 // One pool's machine. The states of a connection, and what moves it:
 //
-//             create ok                take | serve                   release
-//  CREATING ------------> IDLE -----------------------> LENT ----------------------> RESETTING --+
-//     | deadline           | ^ ^ alive    onAcquire      ^  | destroy, revoke          | clean   |
-//     v                    | | +----- VALIDATING         |  v                          v         |
-//    LATE <-- deadline -- CLOSING <----- unfit, dead -- PREPARING            offer: IDLE or LENT <+
-//     |                    |
-//     +-------> GONE <-----+
+//              made                 offer                take, serve              release
+//  CREATING ---------> VALIDATING ----------> IDLE --------------------> LENT -------------> RESETTING
+//    |   |                 ^                 |    |                        ^                      |
+//    |   |                 '-----------------'    '------> PREPARING ------'                      |
+//    |   |                  must answer first               onAcquire                             |
+//    |   | deadline                                                         offer: IDLE or LENT <-'
+//    |   v
+//    |  LATE <-- deadline -- CLOSING <-- from VALIDATING, IDLE, PREPARING, LENT and RESETTING:
+//    |   |                      |        dead, unfit, destroyed, revoked, past its deadline
+//    '---+-------> GONE <-------'        (a create that fails is GONE at once)
 //
 // The engine decides who gets a connection, and whether it may be lent again. Each other room has a task of its own;
 // what it asks of the engine, the interface `Site` at the top of its file says.

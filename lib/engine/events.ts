@@ -2,10 +2,28 @@ import { AsyncResource } from 'node:async_hooks'
 import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { badOption, scrub } from './errors.js'
 
-export const eventNames: ReadonlySet<PoolEventName> = new Set<PoolEventName>([
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
-  'circuit', 'failover', 'driver', 'open', 'drain', 'close',
-])
+/** All events; nobody listens yet. */
+const silent: Readonly<Record<PoolEventName, boolean>> = {
+  connect: false,
+  disconnect: false,
+  acquire: false,
+  release: false,
+  wait: false,
+  overflow: false,
+  timeout: false,
+  refuse: false,
+  leak: false,
+  unleak: false,
+  error: false,
+  circuit: false,
+  failover: false,
+  driver: false,
+  open: false,
+  drain: false,
+  close: false,
+}
+
+export const eventNames: ReadonlySet<PoolEventName> = new Set(Object.keys(silent) as PoolEventName[])
 
 type Own = (event: never) => unknown
 
@@ -21,7 +39,7 @@ export class Events {
   readonly #context = newContext()
   readonly #lists = new Map<PoolEventName, readonly Own[]>()
   /** Which events have listeners: asked before a payload is built. */
-  readonly heard = Object.fromEntries([...eventNames].map((name) => [name, false])) as Record<PoolEventName, boolean>
+  readonly heard = { ...silent }
 
   /**
    * @param target the field `target` of all events; undefined: they have none

@@ -37,7 +37,7 @@ export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
 }
 
 /**
- * `destroy` sends COM_QUIT, and waits up to 100 ms until the server has closed. A dead or busy connection is cut off at
+ * `destroy` sends COM_QUIT, and waits up to 1 s until the server has closed. A dead or busy connection is cut off at
  * once: a running statement goes on in the server, which frees its locks when it notices (MariaDB asks every 5 s where
  * the statement sleeps, else at its end). `validate` sends COM_PING.
  *

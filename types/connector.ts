@@ -1,7 +1,10 @@
 /** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
 export type Role = 'primary' | 'replica'
 
-/** Why a connection was destroyed. The first five are the pool's own decision (it evicts); the others were asked for, or happened. */
+/**
+ * Why a connection was destroyed. The first five are the pool's own decision (it evicts); the others were asked for, or
+ * happened.
+ */
 export type DestroyReason =
   /** More idle connections than needed: `idleTimeout` passed, or the pool was made smaller. */
   | 'idle'
@@ -27,7 +30,10 @@ export type DestroyReason =
 /** An event of the driver's own, passed on as the pool's `driver` event. Plain data only: no connection, no secret. */
 export interface DriverEvent { readonly name: string, readonly [detail: string]: unknown }
 
-/** How far a transaction is kept from what others do at the same time: the SQL standard's four levels, and MongoDB's 'snapshot'. */
+/**
+ * How far a transaction is kept from what others do at the same time: the SQL standard's four levels, and MongoDB's
+ * 'snapshot'.
+ */
 export type Isolation = 'read uncommitted' | 'read committed' | 'repeatable read' | 'serializable' | 'snapshot'
 
 /** How a transaction begins. What is left out is as the database has it. */
@@ -37,7 +43,9 @@ export interface TransactionOptions {
   readOnly?: boolean | undefined
 }
 
-/** An open transaction, or a savepoint in one. Its methods are called one after the other, never two at the same time. */
+/**
+ * An open transaction, or a savepoint in one. Its methods are called one after the other, never two at the same time.
+ */
 export interface Transaction<C> {
   /** What works inside of it: the connection itself; for MongoDB a `Db` that is bound to the session. */
   readonly connection: C
@@ -52,14 +60,18 @@ export interface Transaction<C> {
    */
   readonly inDoubt?: boolean
   /**
-   * Resolves only where all of it, and nothing else, was committed. Rejects with the database's own error, or with `FST_POOL_TRANSACTION_ENDED`
-   * where it was no longer open (the database had ended it after an error, or somebody's own COMMIT). `rollback` comes
-   * after a rejection, unless it is in doubt: then the connection is destroyed.
+   * Resolves only where all of it, and nothing else, was committed. Rejects with the database's own error, or with
+   * `FST_POOL_TRANSACTION_ENDED` where it was no longer open (the database had ended it after an error, or somebody's
+   * own COMMIT). `rollback` comes after a rejection, unless it is in doubt: then the connection is destroyed.
    */
   commit (): Promise<void>
   /** Undoes it. Does nothing where it is not open any more. A rejection destroys the connection. */
   rollback (): Promise<void>
-  /** Begins a transaction within it, where the database has such. @param name unique among those that are open; letters, digits and '_' */
+  /**
+   * Begins a transaction within it, where the database has such.
+   *
+   * @param name unique among those that are open; letters, digits and '_'
+   */
   savepoint? (name: string): Promise<Transaction<C>>
 }
 
@@ -71,7 +83,10 @@ export interface Transactions<C> {
   readonly readOnly: boolean
   /** Begins one, where none is open. Should honour `signal` (the deadline). After a rejection none is open. */
   begin (connection: C, options: TransactionOptions, signal: AbortSignal): Promise<Transaction<C>>
-  /** Whether a transaction that ended with this error can be run again from its beginning: a serialization failure, a deadlock. */
+  /**
+   * Whether a transaction that ended with this error can be run again from its beginning: a serialization failure, a
+   * deadlock.
+   */
   isTransient (error: unknown): boolean
 }
 
@@ -81,16 +96,19 @@ export interface ServerState {
   readonly role: Role
   /** Of a replica: how far behind its primary, in ms. Infinity: it does not follow one. */
   readonly lag?: number
-  /** Where the lag can't be told in time: the position in the stream of changes, in bytes. The lag is what is missing to the primary's. */
+  /**
+   * Where the lag can't be told in time: the position in the stream of changes, in bytes. The lag is what is missing to
+   * the primary's.
+   */
   readonly offset?: number
 }
 
 /**
  * All that the pool asks of a database. Only `create` and `destroy` are needed.
  *
- * No method of one connection is called while another of the same connection is under way, but for `isBroken`, and for `destroy` when the other is past
- * its deadline. `signal` aborts at the deadline, and when the pool no longer wants the answer; a connector that ignores it is waited for no longer
- * than that, and what it delivers too late is destroyed.
+ * No method of one connection is called while another of the same connection is under way, but for `isBroken`, and for
+ * `destroy` when the other is past its deadline. `signal` aborts at the deadline, and when the pool no longer wants the
+ * answer; a connector that ignores it is waited for no longer than that, and what it delivers too late is destroyed.
  */
 export interface Connector<C = unknown> {
   /** What the connections speak to, as in OpenTelemetry's `db.system.name`: 'mongodb', 'redis', 'ldap', ... */
@@ -99,13 +117,22 @@ export interface Connector<C = unknown> {
   readonly driver?: string
   /** How many connections there can be at most, whatever the options say. Default: no such limit. */
   readonly max?: number
-  /** Texts that no error, event or log line may show, besides those of the pool's `url` and `connection`. Another list where there are others. */
+  /**
+   * Texts that no error, event or log line may show, besides those of the pool's `url` and `connection`. Another list
+   * where there are others.
+   */
   readonly secrets?: readonly string[]
   /** Opens one connection, ready for use. Rejects on failure; must honour `signal`. */
   create (signal: AbortSignal): Promise<C>
-  /** Closes it. Called exactly once for each connection that `create` delivered. Resolves when the server has let go. May reject: the pool reports and forgets. */
+  /**
+   * Closes it. Called exactly once for each connection that `create` delivered. Resolves when the server has let go.
+   * May reject: the pool reports and forgets.
+   */
   destroy (connection: C, reason: DestroyReason): Promise<void> | void
-  /** A round trip, before lending a connection that was idle for longer than `validateAfter`. May wait, up to `validateTimeout`. */
+  /**
+   * A round trip, before lending a connection that was idle for longer than `validateAfter`. May wait, up to
+   * `validateTimeout`.
+   */
   validate? (connection: C, signal: AbortSignal): Promise<boolean>
   /**
    * No I/O, must not wait. Called at every return and before every loan, and where a commit rejects that does not tell
@@ -113,22 +140,30 @@ export interface Connector<C = unknown> {
    */
   isBroken? (connection: C): boolean
   /**
-   * No waiting. Called before every loan: `undefined`, or what is in the way of it, outside of the connection and of the pool ("the lock of the file, which
-   * another process has"). Then callers wait, it is asked again up to 25 ms later, and whoever waits in vain is told. Only where somebody waits is it asked again.
-   * Also called where a transaction, or a savepoint, did not begin in time: whoever began it is told, too.
+   * No waiting. Called before every loan: `undefined`, or what is in the way of it, outside of the connection and of
+   * the pool ("the lock of the file, which another process has"). Then callers wait, it is asked again up to 25 ms
+   * later, and whoever waits in vain is told. Only where somebody waits is it asked again. Also called where a
+   * transaction, or a savepoint, did not begin in time: whoever began it is told, too.
    */
   obstacle? (connection: C): string | undefined
   /**
-   * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the connection stays `used` until it
-   * settles, up to `resetTimeout`; no response waits for it. A rejection destroys the connection. `signal` is only given to a function that declares it
-   * (its `length` is 2): to make one costs about 1 us.
+   * Makes it clean for the next borrower. `undefined`: it is clean now, no round trip was needed. A promise: the
+   * connection stays `used` until it settles, up to `resetTimeout`; no response waits for it. A rejection destroys the
+   * connection. `signal` is only given to a function that declares it (its `length` is 2): to make one costs about 1
+   * us.
    */
   reset? (connection: C, signal: AbortSignal): Promise<void> | undefined
-  /** Where the driver tells of a death between loans. Called once per connection; an idle connection that dies is evicted at once. */
+  /**
+   * Where the driver tells of a death between loans. Called once per connection; an idle connection that dies is
+   * evicted at once.
+   */
   onDeath? (connection: C, listener: (error?: Error) => void): void
   /** Where the driver has events of its own. Called once, when the pool is made. */
   onDriverEvent? (listener: (event: DriverEvent) => void): void
-  /** Whether what failed with this error may succeed on another connection, a moment later: its server went away, or takes no writes any more. */
+  /**
+   * Whether what failed with this error may succeed on another connection, a moment later: its server went away, or
+   * takes no writes any more.
+   */
   isTransient? (error: unknown): boolean
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>

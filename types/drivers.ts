@@ -1,5 +1,6 @@
-// All that our declarations have of the drivers' types. Where a driver is not installed its types are `any`, and a strict compiler that checks
-// declarations too says nothing of a driver that the app does not use. `@ts-ignore` is for the line below it, in a comment that declarations keep.
+// All that our declarations have of the drivers' types. Where a driver is not installed its types are `any`, and a
+// strict compiler that checks declarations too says nothing of a driver that the app does not use. `@ts-ignore` is for
+// the line below it, in a comment that declarations keep.
 
 /** MongoDB's handle of one database.
  * @ts-ignore where mongodb is not installed */

@@ -6,11 +6,17 @@ export type PoolErrorCode =
   | 'FST_POOL_QUEUE_FULL'
   /** The line's recent pace says that the acquire's deadline will pass before its turn. 503. */
   | 'FST_POOL_OVERLOADED'
-  /** There is no connection, and creates have failed so often that they are only tried now and then; the cause says why. 503. */
+  /**
+   * There is no connection, and creates have failed so often that they are only tried now and then; the cause says why.
+   * 503.
+   */
   | 'FST_POOL_CIRCUIT_OPEN'
   /** Connections can't be made; the cause says why. 503. */
   | 'FST_POOL_CONNECT_FAILED'
-  /** Whoever holds the connections waits for another one of the same pool, this caller included: none of them would ever get it. */
+  /**
+   * Whoever holds the connections waits for another one of the same pool, this caller included: none of them would ever
+   * get it.
+   */
   | 'FST_POOL_DEADLOCK'
   /** The pool closes or is closed. 503. */
   | 'FST_POOL_CLOSED'
@@ -30,7 +36,10 @@ export type PoolErrorCode =
   | 'FST_POOL_LEASE_RELEASED'
   /** `reset` failed or took too long; the connection was destroyed. Only in `error` events. */
   | 'FST_POOL_RESET_FAILED'
-  /** The database, or this connection of it, can't do what was asked: no transactions, no savepoints, a write on a connection that only reads. */
+  /**
+   * The database, or this connection of it, can't do what was asked: no transactions, no savepoints, a write on a
+   * connection that only reads.
+   */
   | 'FST_POOL_NOT_SUPPORTED'
   /** A transaction was no longer open when it should have been committed. The cause says why, where that is known. */
   | 'FST_POOL_TRANSACTION_ENDED'

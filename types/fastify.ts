@@ -1,5 +1,7 @@
 import type { Connector } from './connector.js'
-import type { AcquireOptions, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions } from './pool.js'
+import type {
+  AcquireOptions, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions,
+} from './pool.js'
 import type { RoutePools } from './plugin.js'
 
 /**
@@ -29,13 +31,14 @@ export interface Pools {
    * @typeParam K what its `backend` is: `get<'db', PostgresConnector>('db').backend.listen(...)`
    * @throws `FST_POOL_NOT_FOUND`
    */
-  get<N extends PoolName | (string & {}), K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K>
+  get<N extends PoolName | (string & {}),
+    K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K>
   has (name: string): boolean
   /** In the order in which a request takes its connections. */
   readonly names: readonly string[]
   /**
-   * Adds a pool that was made elsewhere; the manager closes it. Before the app listens, routes lease it as any other; later it is there for
-   * `request.acquire(name)`.
+   * Adds a pool that was made elsewhere; the manager closes it. Before the app listens, routes lease it as any other;
+   * later it is there for `request.acquire(name)`.
    *
    * @throws `FST_POOL_DUPLICATE_NAME`, `FST_POOL_BAD_OPTIONS`
    */
@@ -66,22 +69,28 @@ declare module 'fastify' {
      */
     lease<N extends PoolName | (string & {})> (name: N): Lease<ConnectionOf<N>>
     /**
-     * Takes a connection by hand; the plugin gives it back when the request ends. While a lease is out it gives the same one.
+     * Takes a connection by hand; the plugin gives it back when the request ends. While a lease is out it gives the
+     * same one.
      *
      * @throws what `Pool.acquire` throws; `FST_POOL_NOT_FOUND`; `FST_POOL_ABORTED` when the request is over
      */
     acquire<N extends PoolName | (string & {})> (name: N, options?: AcquireOptions): Promise<Lease<ConnectionOf<N>>>
     /**
-     * Calls `fn` between BEGIN and COMMIT on this request's connection, which is taken if it is not there; when it throws, everything is rolled back. Within
-     * another transaction of the request (also the route's own) it is a savepoint.
+     * Calls `fn` between BEGIN and COMMIT on this request's connection, which is taken if it is not there; when it
+     * throws, everything is rolled back. Within another transaction of the request (also the route's own) it is a
+     * savepoint.
      *
      * @throws what `acquire` and `Lease.transaction` throw
      */
-    transaction<N extends PoolName | (string & {}), T> (name: N, fn: (connection: ConnectionOf<N>) => T | Promise<T>, options?: RunOptions): Promise<T>
+    transaction<N extends PoolName | (string & {}),
+      T> (name: N, fn: (connection: ConnectionOf<N>) => T | Promise<T>, options?: RunOptions): Promise<T>
   }
 
   interface FastifyContextConfig {
-    /** Which pools this route leases, and how: `false` for none, names for exactly these, an object for exactly these with a policy. */
+    /**
+     * Which pools this route leases, and how: `false` for none, names for exactly these, an object for exactly these
+     * with a policy.
+     */
     pools?: RoutePools
   }
 }

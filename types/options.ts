@@ -5,7 +5,9 @@
 // the option were absent.
 import type { HookInfo, WrapInfo } from './pool.js'
 
-/** How long the pool waits after a failed create: a random part of a limit that doubles with each failure (full jitter). */
+/**
+ * How long the pool waits after a failed create: a random part of a limit that doubles with each failure (full jitter).
+ */
 export interface Backoff {
   /** The first limit, in ms. At least 1. Default 50. */
   min?: number | undefined
@@ -49,12 +51,15 @@ export interface EngineNumbers {
   validateTimeout?: number | undefined
   /** The deadline of one `reset`, in ms: past it the connection is destroyed. At least 1. Default 1000. */
   resetTimeout?: number | undefined
-  /** How long closing one connection may take, in ms, before it no longer counts against `max`. At least 1. Default 2000. */
+  /**
+   * How long closing one connection may take, in ms, before it no longer counts against `max`. At least 1. Default
+   * 2000.
+   */
   destroyTimeout?: number | undefined
   /**
-   * The deadline for the commit of a request's transaction (a route's `transaction`, `request.transaction`), in ms. Past
-   * it the connection is destroyed: `FST_POOL_COMMIT_TIMEOUT` where COMMIT could not be sent, `FST_POOL_COMMIT_UNKNOWN`
-   * where it was. 0: none. Default 5000.
+   * The deadline for the commit of a request's transaction (a route's `transaction`, `request.transaction`), in ms.
+   * Past it the connection is destroyed: `FST_POOL_COMMIT_TIMEOUT` where COMMIT could not be sent,
+   * `FST_POOL_COMMIT_UNKNOWN` where it was. 0: none. Default 5000.
    */
   commitTimeout?: number | undefined
   /** How long `close()` waits for used connections before it destroys them, in ms. At least 1. Default 8000. */
@@ -68,7 +73,9 @@ export interface EngineNumbers {
   maxLifetime?: number | undefined
   /** A connection that was lent this many times is closed. 0: never. Default 0. */
   maxUses?: number | undefined
-  /** A connection that was idle for longer than this is validated before it is lent, in ms. 0: every time. Default 1000. */
+  /**
+   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every time. Default 1000.
+   */
   validateAfter?: number | undefined
   /** An idle connection is validated this often, in ms, so that firewalls don't forget it. 0: never. Default 0. */
   keepalive?: number | undefined
@@ -143,7 +150,10 @@ export interface Address {
   port?: number | undefined
   /** Which database, where the url names none or another. */
   database?: string | undefined
-  /** The driver's own options, which it gets as they are: `tls`, `authSource`, ... A function is called at each create. Default `{}`. */
+  /**
+   * The driver's own options, which it gets as they are: `tls`, `authSource`, ... A function is called at each create.
+   * Default `{}`.
+   */
   connection?: DriverOptions | (() => DriverOptions | Promise<DriverOptions>) | undefined
 }
 
@@ -160,8 +170,8 @@ export type Balance = 'weighted' | 'round-robin' | 'least-used' | 'random'
 export interface BalanceOptions {
   /**
    * Which target of a role the next lease is of. `'weighted'`: in turn, in proportion to their weights (smooth weighted
-   * round robin). `'round-robin'`: in turn. `'least-used'`: the one with the fewest leases for its weight. `'random'`: by
-   * chance, in proportion to their weights. Default `'weighted'`.
+   * round robin). `'round-robin'`: in turn. `'least-used'`: the one with the fewest leases for its weight. `'random'`:
+   * by chance, in proportion to their weights. Default `'weighted'`.
    */
   balance?: Balance | undefined
   /**

@@ -86,7 +86,10 @@ export interface StickyOptions {
 
 /** What a pool asks of a request. */
 export interface RequestOptions {
-  /** The policy of this pool; what it leaves out is as in the plugin's. `false`: no route leases it unless its config says so. */
+  /**
+   * The policy of this pool; what it leaves out is as in the plugin's. `false`: no route leases it unless its config
+   * says so.
+   */
   lease?: false | PartialPolicy | undefined
   /**
    * Fair shares: requests with the same key (a tenant, a route) have `max` of the pool's connections at most, and wait
@@ -125,7 +128,9 @@ export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
   /** The database: `'mongodb'`, `'redis'`, `'postgresql'` (or `'postgres'`), `'mysql'` (MariaDB too) or `'sqlite'`. */
   backend: Backend
   connector?: undefined
-  /** The servers, where there are several: each with an address of its own; what it leaves out of that is the pool's. */
+  /**
+   * The servers, where there are several: each with an address of its own; what it leaves out of that is the pool's.
+   */
   targets?: ReadonlyArray<Omit<Target<C>, 'connector'>> | undefined
 } | {
   /** How to make and unmake connections of any other kind. */
@@ -145,13 +150,13 @@ export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' |
 /** What the plugin's options have beside its pools. */
 export interface CommonPluginOptions {
   /**
-   * Which connections a request leases by itself, and when; what it leaves out has its default. `false`: none unless the
-   * route's config says so. Default `{ acquire: 'onRequest', release: 'onResponse', transaction: false }`.
+   * Which connections a request leases by itself, and when; what it leaves out has its default. `false`: none unless
+   * the route's config says so. Default `{ acquire: 'onRequest', release: 'onResponse', transaction: false }`.
    */
   lease?: false | PartialPolicy | undefined
   /**
    * How long a request that ended abnormally (the client went away) may go on using its connection, in ms, before that
-   * is destroyed. 0: destroyed at once. Default 5000.
+   * is destroyed. 0: destroyed at once, as behind an upgraded or hijacked socket. Default 5000.
    */
   abortGrace?: number | undefined
   /**
@@ -160,8 +165,13 @@ export interface CommonPluginOptions {
    */
   bodyGrace?: number | undefined
   /**
-   * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event or
-   * for all: not at all.
+   * How long connections that a request has used wait for its client to read the reply, in ms, once all of that is
+   * written. 0: not at all. Default 1000.
+   */
+  replyGrace?: number | undefined
+  /**
+   * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event
+   * or for all: not at all.
    */
   log?: false | { [E in PoolEventName]?: LogLevel | undefined } | undefined
 }

@@ -1,6 +1,9 @@
 import type { Connector, DestroyReason, DriverEvent, Role, TransactionOptions } from './connector.js'
 
-/** Who takes a connection: a text, or the route and id of a request. Shown by `holders()`, events and the log, never to a client. */
+/**
+ * Who takes a connection: a text, or the route and id of a request. Shown by `holders()`, events and the log, never to
+ * a client.
+ */
 export type HolderLabel = string | { readonly route?: string, readonly id?: string }
 
 /** One lease that is out now. */
@@ -34,8 +37,9 @@ export interface AcquireOptions {
 /** How `use(fn, options)` runs. */
 export interface UseOptions extends AcquireOptions {
   /**
-   * How many times more `fn` may be run, on another connection, where it failed with an error that the database's connector calls transient. Only where all
-   * of `fn` may be done twice. The acquires of all runs have one deadline together; between runs it waits as `backoff` says. Default 0: `fn` runs once.
+   * How many times more `fn` may be run, on another connection, where it failed with an error that the database's
+   * connector calls transient. Only where all of `fn` may be done twice. The acquires of all runs have one deadline
+   * together; between runs it waits as `backoff` says. Default 0: `fn` runs once.
    */
   retry?: number
 }
@@ -57,8 +61,8 @@ export interface HoldOptions extends TransactionOptions {
 /** How `transaction(fn, options)` runs. */
 export interface RunOptions extends HoldOptions {
   /**
-   * How many times more the whole of `fn` may be run, in a new transaction, where the database gave up this one because of others (a serialization
-   * failure, a deadlock). Default 0: `fn` runs once. Not for a transaction within another.
+   * How many times more the whole of `fn` may be run, in a new transaction, where the database gave up this one because
+   * of others (a serialization failure, a deadlock). Default 0: `fn` runs once. Not for a transaction within another.
    */
   retry?: number | undefined
 }
@@ -76,20 +80,27 @@ export interface Lease<C> {
   /** The pool's name. */
   readonly pool: string
   /**
-   * Who took it, until it ends. Given to another acquire, the two are known to be the same one's: a deadlock of those who all hold a connection and wait
-   * for one more is then refused with `FST_POOL_DEADLOCK`.
+   * Who took it, until it ends. Given to another acquire, the two are known to be the same one's: a deadlock of those
+   * who all hold a connection and wait for one more is then refused with `FST_POOL_DEADLOCK`.
    */
   readonly holder: HolderLabel | undefined
   readonly ended: boolean
-  /** Since it was lent, in ms; once ended, until its end. Read from the pool's coarse clock (100 ms) where nothing asked for more. */
+  /**
+   * Since it was lent, in ms; once ended, until its end. Read from the pool's coarse clock (100 ms) where nothing asked
+   * for more.
+   */
   readonly heldFor: number
   /** Gives the connection back. Does nothing the second time. */
   release (): void
-  /** Ends the lease and destroys the connection: with reason 'error', or 'released' where no error is given. Does nothing the second time. */
+  /**
+   * Ends the lease and destroys the connection: with reason 'error', or 'released' where no error is given. Does
+   * nothing the second time.
+   */
   destroy (error?: Error): void
   /**
-   * Calls `fn` between BEGIN and COMMIT, and gives what it gives; when it throws, everything is rolled back. Within another transaction of the lease it
-   * is a savepoint. Calls side by side run one after the other: a connection has one transaction at a time.
+   * Calls `fn` between BEGIN and COMMIT, and gives what it gives; when it throws, everything is rolled back. Within
+   * another transaction of the lease it is a savepoint. Calls side by side run one after the other: a connection has
+   * one transaction at a time.
    *
    * @throws what `fn` or the commit throws; `FST_POOL_NOT_SUPPORTED`; `FST_POOL_TRANSACTION_ENDED`;
    * `FST_POOL_COMMIT_UNKNOWN` where COMMIT was sent and no answer came; `FST_POOL_COMMIT_TIMEOUT`;
@@ -118,7 +129,10 @@ export interface PoolStats {
   readonly pending: number
   /** Creates and destroys that are past their deadline and have not come back. */
   readonly late: number
-  /** Of creates: 'open' while only one is tried now and then, 'half-open' while that is under way. Of several targets: the worst of those in use. */
+  /**
+   * Of creates: 'open' while only one is tried now and then, 'half-open' while that is under way. Of several targets:
+   * the worst of those in use.
+   */
   readonly circuit: Circuit
   readonly acquired: number
   readonly released: number
@@ -152,7 +166,10 @@ export interface TargetStats extends PoolStats {
 }
 
 export interface PoolHealth {
-  /** `degraded`: somebody waits, or the last create failed. `down`: no connection, and the last create failed or the circuit is open. `draining`: it drains, closes or is closed. */
+  /**
+   * `degraded`: somebody waits, or the last create failed. `down`: no connection, and the last create failed or the
+   * circuit is open. `draining`: it drains, closes or is closed.
+   */
   readonly status: 'up' | 'degraded' | 'down' | 'draining'
   readonly reason?: string
   /** Of one ping on an idle connection, in ms. `null`: none was idle, or the connector has no `validate`. */
@@ -171,13 +188,20 @@ interface Event {
 
 /** The phase of a connection's life in which an error happened. */
 export type ErrorPhase =
-  'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'obstacle' | 'begin' | 'commit' | 'rollback' | 'close' |
-  'listener' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+  'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
+  'begin' | 'commit' | 'rollback' | 'close' | 'listener' |
+  'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 /** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
 export interface PoolEvents {
   connect: Event & { readonly id: number, readonly took: number }
-  disconnect: Event & { readonly id: number, readonly reason: DestroyReason, readonly age: number, readonly uses: number, readonly error?: Error }
+  disconnect: Event & {
+    readonly id: number
+    readonly reason: DestroyReason
+    readonly age: number
+    readonly uses: number
+    readonly error?: Error
+  }
   acquire: Event & { readonly id: number, readonly wait: number, readonly holder?: HolderLabel }
   release: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel }
   /** A caller waits: no idle connection. */
@@ -232,21 +256,29 @@ export interface WrapInfo {
   readonly pool: string
   /** The connector's: 'postgresql', 'mysql', 'sqlite', 'mongodb', ... */
   readonly system: string
-  /** It is a connection within a transaction of the pool's, and another object than the connection outside of it (MongoDB). */
+  /**
+   * It is a connection within a transaction of the pool's, and another object than the connection outside of it
+   * (MongoDB).
+   */
   readonly inTransaction: boolean
   /**
-   * Begins a transaction in the place of the library's own BEGIN: the library's calls of COMMIT and ROLLBACK then go to what it resolves to. One that is
-   * open on the connection comes first: callers wait for their turn, for `acquireTimeout` ms at most. Its commit has the pool's `commitTimeout`.
+   * Begins a transaction in the place of the library's own BEGIN: the library's calls of COMMIT and ROLLBACK then go to
+   * what it resolves to. One that is open on the connection comes first: callers wait for their turn, for
+   * `acquireTimeout` ms at most. Its commit has the pool's `commitTimeout`.
    *
-   * @throws `FST_POOL_NOT_SUPPORTED` within a route's transaction or `request.transaction`; `FST_POOL_BAD_OPTIONS`; `FST_POOL_ACQUIRE_TIMEOUT`;
-   * `FST_POOL_LEASE_RELEASED` where the connection is not lent
+   * @throws `FST_POOL_NOT_SUPPORTED` within a route's transaction or `request.transaction`; `FST_POOL_BAD_OPTIONS`;
+   * `FST_POOL_ACQUIRE_TIMEOUT`; `FST_POOL_LEASE_RELEASED` where the connection is not lent
    */
   begin (options?: TransactionOptions): Promise<WrapTransaction>
 }
 
 /** Where the pool's time and chance come from. A test brings its own: then time is a matter of steps. */
 export interface Clock {
-  /** Monotonic, in ms. @param exactly even where it was asked before in this turn of the event loop, which may have been a long one */
+  /**
+   * Monotonic, in ms.
+   *
+   * @param exactly even where it was asked before in this turn of the event loop, which may have been a long one
+   */
   now (exactly?: boolean): number
   /** Calls `fn` once, after `ms`. Made unref'd: it does not keep the process alive until `ref` is called. */
   setTimer (fn: () => void, ms: number): Timer
@@ -269,10 +301,10 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * Lends a connection; waits for one if none is idle.
    *
    * @throws at its deadline `FST_POOL_ACQUIRE_TIMEOUT`, or `FST_POOL_CONNECT_FAILED` where there is no connection and
-   * none can be created; at once `FST_POOL_QUEUE_FULL` when `maxPending` callers wait, `FST_POOL_OVERLOADED` when the line
-   * moves too slowly for its deadline, `FST_POOL_CIRCUIT_OPEN` when there is no connection and creates keep failing,
-   * `FST_POOL_DEADLOCK` when all holders wait for each other, `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the signal
-   * aborts; `FST_POOL_BAD_OPTIONS`; what `onAcquire` throws
+   * none can be created; at once `FST_POOL_QUEUE_FULL` when `maxPending` callers wait, `FST_POOL_OVERLOADED` when the
+   * line moves too slowly for its deadline, `FST_POOL_CIRCUIT_OPEN` when there is no connection and creates keep
+   * failing, `FST_POOL_DEADLOCK` when all holders wait for each other, `FST_POOL_CLOSED`; `FST_POOL_ABORTED` when the
+   * signal aborts; `FST_POOL_BAD_OPTIONS`; what `onAcquire` throws
    */
   acquire (options?: AcquireOptions): Promise<Lease<C>>
   /**
@@ -283,15 +315,15 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    */
   tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role'>): Lease<C> | null
   /**
-   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where the
-   * connector calls the error transient.
+   * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where
+   * the connector calls the error transient.
    *
    * @throws what `acquire` or `fn` throws; `FST_POOL_BAD_OPTIONS`
    */
   use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T>
   /**
-   * Calls `fn` in a transaction, on a connection that goes back whatever happens. Within another transaction of this pool
-   * it is a savepoint in that one.
+   * Calls `fn` in a transaction, on a connection that goes back whatever happens. Within another transaction of this
+   * pool it is a savepoint in that one.
    *
    * @throws what `acquire` and `Lease.transaction` throw
    */
@@ -321,8 +353,8 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
   /** Ends `suspend`. */
   resume (): void
   /**
-   * Stops keeping idle connections. Callers that wait, and those that still come, are served. Resolves when nobody waits
-   * and no connection is used.
+   * Stops keeping idle connections. Callers that wait, and those that still come, are served. Resolves when nobody
+   * waits and no connection is used.
    */
   drain (): Promise<void>
   /**
@@ -339,8 +371,8 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
   /** The leases that are out now, the longest held first. */
   holders (): Holder[]
   /**
-   * How the pool is. Asks one idle connection, if there is one and the connector can; never waits for a connection, never
-   * opens one.
+   * How the pool is. Asks one idle connection, if there is one and the connector can; never waits for a connection,
+   * never opens one.
    */
   health (): Promise<PoolHealth>
   /**

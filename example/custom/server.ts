@@ -1,5 +1,5 @@
-// A pool of anything: here, connections to a line-based TCP service. `node dist/example/custom/server.js` starts such a service and an app
-// that uses it, asks the app once, and closes both.
+// A pool of anything: here, connections to a line-based TCP service. `node dist/example/custom/server.js` starts such a
+// service and an app that uses it, asks the app once, and closes both.
 import { once } from 'node:events'
 import { createServer, connect, type AddressInfo, type Socket } from 'node:net'
 import { createInterface } from 'node:readline'
@@ -68,12 +68,15 @@ declare module 'fastify-pool' {
 // The service: it answers PING, and anything else in capitals.
 const service = createServer((socket) => {
   socket.on('error', () => { socket.destroy() })
-  createInterface({ input: socket }).on('line', (line) => { socket.write(`${line === 'PING' ? 'PONG' : line.toUpperCase()}\n`) })
+  createInterface({ input: socket }).on('line', (line) => {
+    socket.write(`${line === 'PING' ? 'PONG' : line.toUpperCase()}\n`)
+  })
 }).listen(0, '127.0.0.1')
 await once(service, 'listening')
 
 const app = Fastify()
-await app.register(pool, { pools: { lines: { connector: lines('127.0.0.1', (service.address() as AddressInfo).port), max: 5 } } })
+await app.register(pool,
+  { pools: { lines: { connector: lines('127.0.0.1', (service.address() as AddressInfo).port), max: 5 } } })
 app.get<{ Params: { text: string } }>('/shout/:text', (request) => request.lines.ask(request.params.text))
 
 const { body } = await app.inject('/shout/hello')

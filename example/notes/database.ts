@@ -16,7 +16,10 @@ export function databaseOptions (url: string): PoolOptions {
   return {
     backend: 'sqlite',
     url,
-    onConnect: (db) => { (db as SqliteDatabase).exec('create table if not exists notes (id text primary key, text text not null, at text not null)') },
+    onConnect: (db) => {
+      (db as SqliteDatabase)
+        .exec('create table if not exists notes (id text primary key, text text not null, at text not null)')
+    },
   }
 }
 

@@ -1,7 +1,8 @@
 // A small notes service: a database, and a cache before it.
 //
-//   npm start                                                            SQLite in ./notes.db and a cache in memory: no server needed
-//   DB_URL=mongodb://localhost/notes CACHE_URL=redis://localhost npm start     MongoDB and Redis: `docker compose -f example/compose.yml up -d`
+// npm start SQLite in ./notes.db and a cache in memory: no server needed
+// DB_URL=mongodb://localhost/notes CACHE_URL=redis://localhost npm start MongoDB and Redis: `docker compose -f
+// example/compose.yml up -d`
 import { randomUUID } from 'node:crypto'
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
@@ -20,7 +21,14 @@ const NoteId = Type.Object({ id: Type.String({ format: 'uuid' }) })
 
 const { DB_URL = 'notes.db', CACHE_URL, HOST = '127.0.0.1', PORT = '3000', LOG_LEVEL = 'info', NODE_ENV } = process.env
 
-const app = Fastify({ logger: { level: LOG_LEVEL, ...(NODE_ENV !== 'production' && { stream: pretty({ sync: true, singleLine: true, ignore: 'pid,hostname' }) }) } })
+const app = Fastify({
+  logger: {
+    level: LOG_LEVEL,
+    ...(NODE_ENV !== 'production' && {
+      stream: pretty({ sync: true, singleLine: true, ignore: 'pid,hostname' }),
+    })
+  }
+})
 
 // On SIGTERM or SIGINT: requests in flight are answered, then the pools close.
 const closing = closeWithGrace({ delay: 10_000, logger: app.log }, async ({ signal, err }) => {
@@ -57,7 +65,11 @@ app.get<{ Params: Static<typeof NoteId> }>('/notes/:id', {
 
   const { connection } = await request.acquire('db')
   const note = await notesOf(connection).get(id)
-  if (note === undefined) return reply.code(404).send({ error: 'Not Found', message: `there is no note ${id}`, statusCode: 404 })
+  if (note === undefined) {
+    return reply.code(404).send({
+      error: 'Not Found', message: `there is no note ${id}`, statusCode: 404,
+    })
+  }
   await request.cache.set(id, JSON.stringify(note), 'EX', 60)
   return reply.header('x-cache', 'miss').send(note)
 })
@@ -66,7 +78,11 @@ app.get<{ Params: Static<typeof NoteId> }>('/notes/:id', {
 app.get('/health', { config: { pools: false } }, async (_request, reply) => {
   const { status, pools } = await app.pools.health()
   if (status === 'down') reply.code(503)
-  return { status, pools: Object.fromEntries(Object.entries(pools).map(([name, { status, latency }]) => [name, { status, latency }])) }
+  return {
+    status,
+    pools: Object.fromEntries(Object.entries(pools)
+      .map(([name, { status, latency }]) => [name, { status, latency }]))
+  }
 })
 
 await app.listen({ host: HOST, port: Number(PORT) })

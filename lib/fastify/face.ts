@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AcquireOptions, Lease, RunOptions } from '../../types/pool.js'
 import { PoolError } from '../engine/errors.js'
 import { transact } from '../engine/lease.js'
-import { overError } from './request/ending.js'
+import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kGiven, kReply, kScope } from './request/scope.js'
 import { kSetting } from './setting.js'
 
@@ -36,11 +36,12 @@ function lease (this: FastifyRequest, name: string): Lease<unknown> {
 }
 
 async function acquire (this: FastifyRequest, name: string, options?: AcquireOptions): Promise<Lease<unknown>> {
-  const { manager, plans, abortGrace } = this.server[kSetting]
+  const setting = this.server[kSetting]
+  const { manager, plans } = setting
   const managed = manager.require(name)
   const reply = this[kReply]
   if (reply === null) throw notLeased(this, name)
-  const scope = RequestScope.of(this, reply, `${this.method} ${this.routeOptions.url ?? ''}`, abortGrace)
+  const scope = RequestScope.of(this, reply, routeOf(this), setting)
   if (scope === undefined) throw overError()
   return await scope.slots.acquire(plans.stepOf(this, managed), options)
 }
@@ -53,12 +54,37 @@ async function transaction (this: FastifyRequest, name: string, fn: Run, options
   return await transact(lease, fn, options)
 }
 
+/** As holders and the log show it. */
+function routeOf ({ method, routeOptions }: FastifyRequest): string {
+  return `${method} ${routeOptions.url ?? '(404)'}`
+}
+
 function notLeased (request: FastifyRequest, name: string): PoolError {
-  const { method, url } = request.routeOptions
-  if (request[kScope]?.slots.isParked(name) === true) {
-    return new PoolError('FST_POOL_NOT_LEASED', `the connection of pool '${name}' went back while the body comes in ` +
-      `(bodyGrace): use it from preValidation on, or await request.acquire('${name}')`)
+  const error = new PoolError('FST_POOL_NOT_LEASED', whyNotLeased(request, name))
+  // A hook of the app's that runs for all requests makes no failure of the app out of a wrong address.
+  return request.is404 ? Object.assign(error, { statusCode: 404 }) : error
+}
+
+function whyNotLeased (request: FastifyRequest, name: string): string {
+  const byHand = `await request.acquire('${name}')`
+  switch (request[kScope]?.slots.parkedFor(name)) {
+    case 'a slow body':
+      return `the connection of pool '${name}' went back while the body comes in (bodyGrace): use it from ` +
+        `preValidation on, or ${byHand}`
+    case 'an upload':
+      return `the handler of this request reads its body (an upload), and the connection of pool '${name}' does not ` +
+        `wait for that: ${byHand} when the body has been read`
   }
-  return new PoolError('FST_POOL_NOT_LEASED', `route ${String(method)} ${url ?? ''} has no connection of pool ` +
-    `'${name}': name it in config.pools, or await request.acquire('${name}')`)
+  const { method, is404 } = request
+  if (is404) {
+    return `no route matches this request (404), and such requests have no connection of pool '${name}': a hook ` +
+      `that runs for all requests looks at request.is404 first, or uses ${byHand}`
+  }
+  const route = `route ${routeOf(request)}`
+  if (isUnusual(request)) {
+    const what = method === 'OPTIONS' ? 'OPTIONS' : 'a WebSocket upgrade'
+    return `${route} has no connection of pool '${name}', since ${what} leases only what the route's config.pools ` +
+      `names: name it there, or ${byHand}`
+  }
+  return `${route} has no connection of pool '${name}': name it in config.pools, or ${byHand}`
 }

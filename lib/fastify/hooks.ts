@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { PoolError } from '../engine/errors.js'
-import { overError } from './request/ending.js'
+import { hasBody, isBodyRead } from './request/body.js'
+import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kReply, kScope, type OnSendDone } from './request/scope.js'
 import type { Setting } from './setting.js'
 
@@ -10,18 +11,25 @@ import type { Setting } from './setting.js'
 
 type Done = (error?: Error) => void
 
-export function addRequestHooks (app: FastifyInstance, { plans, abortGrace, bodyGrace }: Setting): void {
+export function addRequestHooks (app: FastifyInstance, setting: Setting): void {
+  const { plans, bodyGrace } = setting
+
   /** Takes what the plan has for this phase of the request. */
   const take = (request: FastifyRequest, reply: FastifyReply, phase: 'onRequest' | 'preHandler', done: Done): void => {
     const plan = plans.of(request)
     const steps = plan[phase]
     if (steps.length === 0 || (!plan.named && isUnusual(request))) return done()
-    const scope = RequestScope.of(request, reply, plan.route, abortGrace)
+    const scope = RequestScope.of(request, reply, plan.route, setting)
     if (scope === undefined) {
       reply.code(499)
       return done(overError())
     }
-    if (phase === 'preHandler' || !hasBody(request)) return scope.slots.take(steps, done)
+    if (!hasBody(request)) return scope.slots.take(steps, done)
+    if (phase === 'preHandler') {
+      if (isBodyRead(request)) return scope.slots.take(steps, done)
+      scope.slots.leaveToHandler(steps)
+      return done()
+    }
     scope.slots.take(steps, (error) => {
       if (error === undefined) scope.slots.awaitBody(bodyGrace)
       done(error)
@@ -38,12 +46,21 @@ export function addRequestHooks (app: FastifyInstance, { plans, abortGrace, body
   app.addHook('preValidation', (request: FastifyRequest, _reply: FastifyReply, done: Done) => {
     const scope = request[kScope]
     if (scope === null) done()
-    else scope.slots.bodyIn(done)
+    else scope.slots.bodyParsed(done)
   })
 
-  app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
+  const preHandler = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
     if (!plans.usePreHandler || request.is404) done()
     else take(request, reply, 'preHandler', done)
+  }
+
+  app.addHook('preHandler', (request: FastifyRequest, reply: FastifyReply, done: Done) => {
+    const slots = request[kScope]?.slots
+    if (slots?.awaitsBody !== true) return preHandler(request, reply, done)
+    slots.handlerBegins((error) => {
+      if (error === undefined) preHandler(request, reply, done)
+      else done(error)
+    })
   })
 }
 
@@ -79,22 +96,4 @@ export function addEndHooks (app: FastifyInstance): void {
     if (closing && 'closeIdleConnections' in app.server) setImmediate(() => { app.server.closeIdleConnections() })
     done()
   })
-}
-
-/**
- * A CORS preflight, or a socket that Node has given up for an upgrade: it leases only what its route names. A header
- * alone makes no upgrade: an app without a listener for upgrades is asked by Node as for any other request.
- */
-function isUnusual (request: FastifyRequest): boolean {
-  const { upgrade } = request.raw as { upgrade?: boolean }
-  // @fastify/websocket makes the requests of injectWS() by hand, without Node's mark; it marks them with `ws`.
-  return request.method === 'OPTIONS' || upgrade === true || (request as { ws?: unknown }).ws === true
-}
-
-/** Whether the headers announce a body. */
-function hasBody ({ raw }: FastifyRequest): boolean {
-  const { stream } = raw as { stream?: { endAfterHeaders?: boolean } }
-  if (stream?.endAfterHeaders !== undefined) return !stream.endAfterHeaders
-  const length = raw.headers['content-length']
-  return (length !== undefined && length !== '0') || raw.headers['transfer-encoding'] !== undefined
 }

@@ -111,6 +111,7 @@ export const pluginProperties = {
   lease: policyOrFalse,
   abortGrace: time(5000),
   bodyGrace: time(1000),
+  replyGrace: time(1000),
   log: {
     anyOf: [{ const: false }, {
       type: 'object',
@@ -205,6 +206,7 @@ export interface ResolvedPluginOptions {
   readonly lease: Policy | false
   readonly abortGrace: number
   readonly bodyGrace: number
+  readonly replyGrace: number
   /** Only what was given; lib/fastify/logging.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }
@@ -263,7 +265,10 @@ export function checkPoolOptions<C = unknown> (
     if (given[other] === undefined || given.connector === undefined) continue
     throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
-  if (given.driver !== undefined && given.backend === undefined) throw badOption(join(path, 'driver'), given.driver, 'none without backend')
+  if (given.driver !== undefined && given.backend === undefined) {
+    throw badOption(join(path, 'driver'), given.driver,
+      'none without backend')
+  }
   if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
   checkTogether(result, given, path)
   checkSticky(result, path)

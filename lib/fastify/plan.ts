@@ -138,11 +138,14 @@ interface Route { readonly method: string | string[], readonly url: string, read
 /**
  * Checks a route's `config.pools` at boot, where a mistake costs a start and no request.
  *
+ * @param manager of the route's own scope. None: whether the pools are there is not asked
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_NOT_FOUND`, `FST_POOL_NOT_SUPPORTED`
  */
-export function checkRoute (route: Route, manager: PoolManager): void {
+export function checkRoute (route: Route, manager?: PoolManager): void {
   const where = `route ${[route.method].flat().join(',')} ${route.url}`
-  for (const [name, policy] of readRoutePools(route.config, where) ?? []) {
+  const pools = readRoutePools(route.config, where)
+  if (pools === undefined || manager === undefined) return
+  for (const [name, policy] of pools) {
     const found = manager.find(name)
     if (found === undefined) {
       const there = manager.names.map((one) => `'${one}'`).join(', ')

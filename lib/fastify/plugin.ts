@@ -17,6 +17,7 @@ import { kReply } from './request/scope.js'
 import { Bulkhead } from './rules/bulkhead.js'
 import { Sticky } from './rules/sticky.js'
 import { kSetting, type Setting } from './setting.js'
+import { adviseOnUnused } from './unused.js'
 
 async function register (app: FastifyInstance, options: PluginOptions): Promise<void> {
   const checked = checkPluginOptions(options)
@@ -57,7 +58,8 @@ async function start (app: FastifyInstance, pool: PoolFace<unknown>, { name, sta
 }
 
 /** The first registration in a scope: its manager, what requests see, and the hooks. Later ones only add pools. */
-function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: ResolvedPluginOptions): Setting {
+function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
+  const { lease, log, abortGrace, bodyGrace, replyGrace } = options
   const outer = kSetting in app ? app[kSetting] : undefined
   let ready = false
   const manager: PoolManager = new PoolManager(outer?.manager, (name, pool, own) => {
@@ -72,14 +74,16 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
     decorateConnection(app, name)
     return policy
   })
-  const setting: Setting = { manager, plans: new Plans(manager, outer?.plans), abortGrace, bodyGrace }
+  const plans = new Plans(manager, outer?.plans)
+  const setting: Setting = { manager, plans, abortGrace, bodyGrace, replyGrace }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
+  adviseOnUnused(manager)
   // Before any pool opens: what happens then is logged, too.
   logEvents(app, manager, log)
   if (outer === undefined) decorateRequests(app)
 
-  app.addHook('onRoute', (route) => { checkRoute(route, manager) })
+  addRouteChecks(app, setting)
   app.addHook('onReady', (done) => {
     ready = true
     done()
@@ -90,6 +94,24 @@ function setUp (app: FastifyInstance, { abortGrace, bodyGrace, lease, log }: Res
 
   addCloseHooks(app, manager)
   return setting
+}
+
+/**
+ * Checks each route where it is declared. In a scope inside this one pools of its own may still be to come: whether
+ * those that its routes name are there is asked when all plugins are loaded.
+ */
+function addRouteChecks (app: FastifyInstance, setting: Setting): void {
+  const later: Array<() => void> = []
+  app.addHook('onRoute', function (this: FastifyInstance, route) {
+    // A scope with pools of its own inherits this hook, and has one like it.
+    if (this[kSetting] !== setting) return
+    if (this === app) return checkRoute(route, setting.manager)
+    checkRoute(route)
+    later.push(() => { checkRoute(route, this[kSetting].manager) })
+  })
+  app.addHook('onReady', async () => {
+    for (const check of later.splice(0)) check()
+  })
 }
 
 function addCloseHooks (app: FastifyInstance, manager: PoolManager): void {

@@ -1,11 +1,11 @@
 import type { Plans } from './plan.js'
 import type { PoolManager } from './pools.js'
+import type { Graces } from './request/scope.js'
 
 /** What the hooks of one scope work with. Requests find it at their server, scopes inside it at their app. */
-export interface Setting {
+export interface Setting extends Graces {
   readonly manager: PoolManager
   readonly plans: Plans
-  readonly abortGrace: number
   readonly bodyGrace: number
 }
 

@@ -14,7 +14,8 @@ const read = (path: string): string => readFileSync(new URL(`../../${path}`, imp
 t.test('the page shows the files as they are', async (t) => {
   const page = read('docs/adding-a-backend.md')
   const shown = [...page.matchAll(/^`(test\/backends\/shelf\/\w+\.ts)`:\n\n```ts\n(.*?)```$/gms)]
-  t.same(shown.map(([, path]) => path), ['options', 'session', 'connector'].map((name) => `test/backends/shelf/${name}.ts`))
+  t.same(shown.map(([, path]) => path),
+    ['options', 'session', 'connector'].map((name) => `test/backends/shelf/${name}.ts`))
   for (const [, path, code] of shown) t.equal(code, read(path!), String(path))
 })
 

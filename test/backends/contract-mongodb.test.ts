@@ -24,7 +24,8 @@ function rowsOf (log: Or<readonly CommandEntry[]>): Rows<Db> {
       ? log
       : async (db) => {
         await db.collection('lines').findOne()
-        return String((log.findLast(({ startTransaction }) => startTransaction)?.body.readConcern as { level?: string } | undefined)?.level)
+        return String((log.findLast(({ startTransaction }) =>
+          startTransaction)?.body.readConcern as { level?: string } | undefined)?.level)
       },
     snapshot: { isolation: 'snapshot' },
     endings: ['commitTransaction', 'abortTransaction'].map((command) => ({
@@ -73,14 +74,17 @@ function subjectOf (server: Address & { readonly url: string }, rows: Or<Rows<Db
     neighbour: {
       start: (t) => startNeighbour(t, 'mongodb', { url: server.url, database: 'contract', collection: 'beside' }),
       add: (db, row) => db.collection('beside').insertOne({ row }),
-      fail: (db) => db.collection<{ _id: number, row: string }>('beside').insertMany([{ _id: 1, row: 'twice' }, { _id: 1, row: 'twice' }]),
+      fail: (db) => db.collection<{ _id: number, row: string }>('beside')
+        .insertMany([{ _id: 1, row: 'twice' }, { _id: 1, row: 'twice' }]),
     },
   }
 }
 
 const real = await startMongo(t)
 t.test(real?.kind ?? 'a real server', { skip: real === undefined && 'no server and no Go to build FerretDB with' }, async (t) => {
-  const rows = real!.kind === 'mongod' ? rowsOf('a server does not say at which level a transaction runs') : 'FerretDB has no transactions: they are tested on the double'
+  const rows = real!.kind === 'mongod'
+    ? rowsOf('a server does not say at which level a transaction runs')
+    : 'FerretDB has no transactions: they are tested on the double'
   await contract(t, subjectOf(real!, rows))
 })
 

@@ -17,11 +17,14 @@ const value = async (connection: Connection, sql: string, values?: unknown[]): P
   return Object.values(rows[0] ?? {})[0]
 }
 
-/** The database of our tables, and by its beginning those of the pools: the server knows a connection by its database. */
+/**
+ * The database of our tables, and by its beginning those of the pools: the server knows a connection by its database.
+ */
 const ours = `contract_${process.pid}`
 const databases = [ours]
 await admin.query(`CREATE DATABASE ${ours}`)
-for (const table of ['lines_ (line VARCHAR(100))', 'levels (x INT)', 'pairs (id INT PRIMARY KEY, n INT)', 'counters (id INT AUTO_INCREMENT PRIMARY KEY)']) await admin.query(`CREATE TABLE ${ours}.${table}`)
+for (const table of ['lines_ (line VARCHAR(100))', 'levels (x INT)', 'pairs (id INT PRIMARY KEY, n INT)',
+  'counters (id INT AUTO_INCREMENT PRIMARY KEY)']) await admin.query(`CREATE TABLE ${ours}.${table}`)
 await admin.query(`INSERT INTO ${ours}.pairs VALUES (0, 0), (1, 0)`)
 await admin.query(`CREATE ROLE ${ours}_role`)
 t.teardown(async () => {
@@ -50,7 +53,8 @@ const traces: Array<Trace<Connection>> = [
   {
     name: 'SET NAMES',
     leave: (connection) => connection.query('SET NAMES latin1'),
-    seen: async (connection) => await value(connection, 'SELECT @@character_set_client') === 'latin1' || await value(connection, "SELECT 'é€'") !== 'é€',
+    seen: async (connection) => await value(connection, 'SELECT @@character_set_client') === 'latin1' ||
+      await value(connection, "SELECT 'é€'") !== 'é€',
   },
   {
     name: 'another database',
@@ -134,7 +138,9 @@ const traces: Array<Trace<Connection>> = [
   {
     name: 'an open transaction with a savepoint',
     transaction: true,
-    leave: (connection) => Promise.all(['START TRANSACTION', `INSERT INTO ${ours}.levels VALUES (7)`, 'SAVEPOINT mine'].map((sql) => connection.query(sql))),
+    leave: (connection) =>
+      Promise.all(['START TRANSACTION', `INSERT INTO ${ours}.levels VALUES (7)`,
+        'SAVEPOINT mine'].map((sql) => connection.query(sql))),
     seen: async (connection) => {
       try {
         await connection.query('RELEASE SAVEPOINT mine')
@@ -200,21 +206,25 @@ const subject: Subject<Connection> = {
     await admin.query(`CREATE DATABASE ${name}`)
     databases.push(name)
     const url = new URL(server.url)
-    Object.assign(url, { hostname: host, port: String(port), pathname: `/${name}`, ...(password !== undefined && { password }) })
+    Object.assign(url,
+      { hostname: host, port: String(port), pathname: `/${name}`, ...(password !== undefined && { password }) })
     return await mysql({ url: url.href, reset })
   },
   isDriver: (connection) => Object.getPrototypeOf(connection) === Object.getPrototypeOf(admin),
   id: (connection) => value(connection, 'SELECT CONNECTION_ID()'),
-  count: async (name) => Number(await value(admin, 'SELECT COUNT(*) FROM information_schema.processlist WHERE db = ?', [name])),
+  count: async (name) =>
+    Number(await value(admin, 'SELECT COUNT(*) FROM information_schema.processlist WHERE db = ?', [name])),
   end: async (id) => {
     await admin.query(`KILL ${String(id)}`)
-    await until(async () => Number(await value(admin, 'SELECT COUNT(*) FROM information_schema.processlist WHERE id = ?', [id])) === 0, { what: `connection ${String(id)} is gone` })
+    await until(async () =>
+      Number(await value(admin, 'SELECT COUNT(*) FROM information_schema.processlist WHERE id = ?', [id])) === 0, { what: `connection ${String(id)} is gone` })
   },
   ask: (connection) => connection.execute('SELECT ? + 1', [1]),
   block: (connection) => connection.query('SELECT SLEEP(60)'),
   blockEnds: 'a statement whose connection is gone goes on in the server, for nobody',
   linger: (connection) => connection.query('SELECT SLEEP(0.03)'),
-  written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } }).connection.stream.bytesWritten,
+  written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } })
+    .connection.stream.bytesWritten,
   dies: true,
   renewed: true,
   password: true,
@@ -227,12 +237,14 @@ const subject: Subject<Connection> = {
   rows: {
     prepare: () => {},
     add: (connection, row) => connection.query(`INSERT INTO ${ours}.lines_ VALUES (?)`, [row]),
-    all: async (connection) => (await connection.query<RowDataPacket[]>(`SELECT line FROM ${ours}.lines_`))[0].map(({ line }) => String(line)),
+    all: async (connection) =>
+      (await connection.query<RowDataPacket[]>(`SELECT line FROM ${ours}.lines_`))[0].map(({ line }) => String(line)),
     // What it shows is as old as the last time that nobody had asked for 0.1 s.
     level: async (connection) => {
       await connection.query(`INSERT INTO ${ours}.levels VALUES (1)`)
       await connection.query('DO SLEEP(0.12)')
-      const sql = 'SELECT trx_isolation_level FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()'
+      const sql =
+        'SELECT trx_isolation_level FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()'
       return String(await value(connection, sql)).toLowerCase()
     },
     snapshot: { isolation: 'repeatable read', readOnly: true },

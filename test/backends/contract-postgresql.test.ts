@@ -18,7 +18,8 @@ await admin.connect()
 t.teardown(() => admin.end())
 
 /** The one value of the one row. */
-const value = async (connection: Client, sql: string): Promise<unknown> => Object.values((await connection.query<Record<string, unknown>>(sql)).rows[0] ?? {})[0]
+const value = async (connection: Client, sql: string): Promise<unknown> =>
+  Object.values((await connection.query<Record<string, unknown>>(sql)).rows[0] ?? {})[0]
 const setting = (name: string, other: string): Trace<Client> => ({
   name: `the setting ${name}`,
   leave: (connection) => connection.query(`SET ${name} = '${other}'`),
@@ -30,7 +31,8 @@ await admin.query(`CREATE TABLE ${ours}_lines (line text); CREATE TABLE ${ours}_
 await admin.query(`CREATE PROCEDURE ${ours}_commits () LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;
   CREATE FUNCTION ${ours}_function () RETURNS void LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$`)
 t.teardown(() => admin.query(`DROP PROCEDURE ${ours}_commits; DROP FUNCTION ${ours}_function`))
-t.teardown(() => admin.query(`DROP TABLE ${ours}_lines, ${ours}_skew; DROP SEQUENCE ${ours}_sequence; DROP ROLE ${ours}_role`))
+t.teardown(() =>
+  admin.query(`DROP TABLE ${ours}_lines, ${ours}_skew; DROP SEQUENCE ${ours}_sequence; DROP ROLE ${ours}_role`))
 
 const traces: Array<Trace<Client>> = [
   setting('statement_timeout', '12345ms'),
@@ -46,19 +48,23 @@ const traces: Array<Trace<Client>> = [
   },
   {
     name: 'SET SESSION CHARACTERISTICS',
-    leave: (connection) => connection.query('SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY'),
+    leave: (connection) =>
+      connection.query('SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY'),
     seen: async (connection) => await value(connection, 'SHOW default_transaction_isolation') === 'serializable',
     alone: 'temp tables apart, what only reads can leave little else',
   },
   {
     name: 'a temp table',
     leave: (connection) => connection.query('CREATE TEMP TABLE left_behind (x int)'),
-    seen: async (connection) => Boolean(await value(connection, "SELECT to_regclass('pg_temp.left_behind') IS NOT NULL")),
+    seen: async (connection) =>
+      Boolean(await value(connection, "SELECT to_regclass('pg_temp.left_behind') IS NOT NULL")),
   },
   {
     name: 'an advisory lock',
     leave: (connection) => connection.query('SELECT pg_advisory_lock(4711)'),
-    seen: async (connection) => await value(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") !== '0',
+    seen: async (connection) =>
+      await value(connection,
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") !== '0',
   },
   {
     name: 'LISTEN',
@@ -73,7 +79,8 @@ const traces: Array<Trace<Client>> = [
   {
     name: 'a statement by SQL PREPARE',
     leave: (connection) => connection.query('PREPARE prepared_by_hand AS SELECT 1'),
-    seen: async (connection) => await value(connection, 'SELECT count(*) FROM pg_prepared_statements WHERE from_sql') !== '0',
+    seen: async (connection) =>
+      await value(connection, 'SELECT count(*) FROM pg_prepared_statements WHERE from_sql') !== '0',
   },
   {
     name: 'the last value of a sequence',
@@ -124,7 +131,8 @@ const traces: Array<Trace<Client>> = [
   {
     name: 'a failed transaction',
     transaction: true,
-    leave: (connection) => connection.query('BEGIN; SELECT 1 / 0').catch((error: { code?: string }) => { if (error.code !== '22012') throw error }),
+    leave: (connection) => connection.query('BEGIN; SELECT 1 / 0')
+      .catch((error: { code?: string }) => { if (error.code !== '22012') throw error }),
     seen: async (connection) => {
       try {
         await connection.query('SELECT 1')
@@ -140,7 +148,8 @@ const traces: Array<Trace<Client>> = [
     name: 'an open transaction with a savepoint and a cursor',
     transaction: true,
     leave: (connection) => connection.query('BEGIN; SAVEPOINT mine; DECLARE open_cursor CURSOR FOR SELECT 1'),
-    seen: async (connection) => await value(connection, 'SELECT now() = statement_timestamp()') === false || await value(connection, 'SELECT count(*) FROM pg_cursors WHERE NOT is_holdable') !== '0',
+    seen: async (connection) => await value(connection, 'SELECT now() = statement_timestamp()') === false ||
+      await value(connection, 'SELECT count(*) FROM pg_cursors WHERE NOT is_holdable') !== '0',
   },
 ]
 
@@ -257,10 +266,13 @@ const subject: Subject<Client> = {
   },
   isDriver: (connection) => connection instanceof pg.Client,
   id: (connection) => value(connection, 'SELECT pg_backend_pid()::text').then(Number),
-  count: async (name) => Number((await admin.query('SELECT count(*) FROM pg_stat_activity WHERE application_name = $1', [name])).rows[0].count),
+  count: async (name) =>
+    Number((await admin.query('SELECT count(*) FROM pg_stat_activity WHERE application_name = $1', [name]))
+      .rows[0].count),
   end: async (id) => {
     await admin.query('SELECT pg_terminate_backend($1)', [id])
-    await until(async () => (await admin.query('SELECT FROM pg_stat_activity WHERE pid = $1', [id])).rowCount === 0, { what: `backend ${String(id)} is gone` })
+    await until(async () => (await admin.query('SELECT FROM pg_stat_activity WHERE pid = $1', [id])).rowCount === 0,
+      { what: `backend ${String(id)} is gone` })
   },
   ask: async (connection) => {
     await connection.query({ name: 'ask', text: 'SELECT $1::text AS x', values: ['x'] })
@@ -268,7 +280,8 @@ const subject: Subject<Client> = {
   block: (connection) => connection.query('SELECT pg_sleep(60)'),
   blockEnds: true,
   linger: (connection) => connection.query('SELECT pg_sleep(0.03)'),
-  written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } }).connection.stream.bytesWritten,
+  written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } })
+    .connection.stream.bytesWritten,
   dies: true,
   renewed: true,
   password: true,
@@ -281,7 +294,8 @@ const subject: Subject<Client> = {
   rows: {
     prepare: () => {},
     add: (connection, row) => connection.query(`INSERT INTO ${ours}_lines VALUES ($1)`, [row]),
-    all: async (connection) => (await connection.query<{ line: string }>(`SELECT line FROM ${ours}_lines`)).rows.map(({ line }) => line),
+    all: async (connection) => (await connection.query<{ line: string }>(`SELECT line FROM ${ours}_lines`))
+      .rows.map(({ line }) => line),
     level: async (connection) => String(await value(connection, 'SHOW transaction_isolation')),
     snapshot: { isolation: 'repeatable read', readOnly: true },
     endings,

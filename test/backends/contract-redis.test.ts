@@ -34,7 +34,8 @@ const traces: Array<Trace<Redis>> = [
   },
   {
     name: 'channels and patterns that are subscribed to',
-    leave: (connection) => Promise.all([connection.subscribe(`${key}:a`, `${key}:b`), connection.psubscribe(`${key}:*`)]),
+    leave: (connection) =>
+      Promise.all([connection.subscribe(`${key}:a`, `${key}:b`), connection.psubscribe(`${key}:*`)]),
     seen: async (connection) => {
       const { sub, psub } = await info(connection)
       return sub !== '0' || psub !== '0' || connection.condition?.subscriber !== false
@@ -106,10 +107,13 @@ t.teardown(() => admin.acl('DELUSER', `${process.pid}`))
 const subject: Subject<Redis> = {
   address: server,
   max: 4,
-  connector: ({ host, port }, { reset, name, password }) => redis({ host, port, reset, connection: { connectionName: name, ...(password !== undefined && { password }) } }),
+  connector: ({ host, port }, { reset, name, password }) => redis({
+    host, port, reset, connection: { connectionName: name, ...(password !== undefined && { password }) },
+  }),
   isDriver: (connection) => connection instanceof Redis,
   id: idOf,
-  count: async (name) => String(await admin.client('LIST')).split('\n').filter((line) => line.includes(` name=${name} `)).length,
+  count: async (name) => String(await admin.client('LIST')).split('\n')
+    .filter((line) => line.includes(` name=${name} `)).length,
   end: async (id) => await admin.client('KILL', 'ID', Number(id)),
   ask: (connection) => isDeaf(connection) ? info(connection) : connection.get(key),
   block: (connection) => connection.blpop(`${key}:nobody`, 0),
@@ -139,6 +143,8 @@ t.test('redis', (t) => contract(t, subject))
 t.test('redis, with an address that is asked at each create', (t) => contract(t, {
   ...subject,
   connector: ({ host, port }, { reset, name, password }) => redis({
-    url: async () => `redis://${host}:${port}`, reset, connection: async () => ({ connectionName: name, ...(password !== undefined && { password }) }),
+    url: async () => `redis://${host}:${port}`,
+    reset,
+    connection: async () => ({ connectionName: name, ...(password !== undefined && { password }) }),
   }),
 }))

@@ -13,7 +13,8 @@ import { eachDriver, inTransaction, isOpen } from './sqlite-drivers.js'
 import type { DriverName } from './sqlite-drivers.js'
 
 /** The one value of the one row. */
-const value = (db: SqliteDatabase, sql: string): unknown => Object.values((db.prepare(sql).all() as object[])[0] ?? {})[0]
+const value = (db: SqliteDatabase, sql: string): unknown =>
+  Object.values((db.prepare(sql).all() as object[])[0] ?? {})[0]
 
 const hasSide = (db: SqliteDatabase) => value(db, "SELECT count(*) FROM pragma_database_list WHERE name = 'side'") === 1
 
@@ -47,8 +48,11 @@ function tracesOf ({ kind, side }: Place): Array<Trace<SqliteDatabase>> {
     {
       name: 'an iterator with rows to come',
       transaction: true,
-      leave: (db) => { (db.prepare('WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT i FROM c').iterate()).next() },
-      // It has no sign of its own: a handle with one under way can't be switched to another journal, or (better-sqlite3) is busy for all.
+      leave: (db) => {
+        (db.prepare('WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT i FROM c').iterate()).next()
+      },
+      // It has no sign of its own: a handle with one under way can't be switched to another journal, or
+      // (better-sqlite3) is busy for all.
       seen: (db) => {
         try {
           db.exec('BEGIN; COMMIT')

@@ -55,7 +55,10 @@ export interface Rows<C> {
   level: Or<(connection: C) => string | Promise<string>>
   /** With which a transaction sees one moment only. */
   readonly snapshot: Or<RunOptions>
-  /** Two connections get in each other's way once, with `run` as the pool's `transaction`. Resolves to how often the transactions ran. */
+  /**
+   * Two connections get in each other's way once, with `run` as the pool's `transaction`. Resolves to how often the
+   * transactions ran.
+   */
   conflict: Or<(t: Test, run: Transact<C>) => Promise<number>>
   /** All ways to end a transaction behind the pool's back, whatever is begun instead; and what only looks like one. */
   readonly endings: Or<ReadonlyArray<Ending<C>>>
@@ -108,7 +111,9 @@ export interface Subject<C> {
   /** A password can be given, and is told to nobody. */
   readonly password: Or<true>
   /** What an app's `onConnect` would set, and a request changes. */
-  readonly setting: Or<{ set (connection: C): unknown, change (connection: C): unknown, isSet (connection: C): boolean | Promise<boolean> }>
+  readonly setting: Or<{
+    set (connection: C): unknown, change (connection: C): unknown, isSet (connection: C): boolean | Promise<boolean>,
+  }>
   readonly traces: Or<ReadonlyArray<Trace<C>>>
   readonly rows: Or<Rows<C>>
   /** Another pool sees the same data. */
@@ -126,7 +131,10 @@ export interface Beside<C> {
   fail (connection: C, neighbour: Neighbour): Promise<unknown>
 }
 
-/** The cases of a subject. Those that its database can't have are named, each with the reason: nothing was left out that could be tested. */
+/**
+ * The cases of a subject. Those that its database can't have are named, each with the reason: nothing was left out that
+ * could be tested.
+ */
 class Cases {
   readonly #t: Test
   readonly #missing = new Map<string, string[]>()
@@ -172,8 +180,15 @@ export function meeting (count: number): () => Promise<void> {
   }
 }
 
-/** Two transactions at the same time, each of which does its second step when both have done the first. Run again, they need not meet. */
-export function collide<C> (first: (connection: C, which: 0 | 1) => unknown, second: (connection: C, which: 0 | 1) => unknown, options: RunOptions = {}) {
+/**
+ * Two transactions at the same time, each of which does its second step when both have done the first. Run again, they
+ * need not meet.
+ */
+export function collide<C> (
+  first: (connection: C, which: 0 | 1) => unknown,
+  second: (connection: C, which: 0 | 1) => unknown,
+  options: RunOptions = {}
+) {
   return async (_: Test, run: Transact<C>): Promise<number> => {
     const meet = meeting(2)
     let runs = 0
@@ -193,7 +208,12 @@ export function collide<C> (first: (connection: C, which: 0 | 1) => unknown, sec
   }
 }
 
-interface Opened<C> { readonly pool: PoolFace<C>, readonly connector: Connector<C>, readonly name: string, readonly made: Set<C> }
+interface Opened<C> {
+  readonly pool: PoolFace<C>
+  readonly connector: Connector<C>
+  readonly name: string
+  readonly made: Set<C>
+}
 interface OpenOptions<C> extends EngineOptions<C> {
   reset?: Mode
   at?: Address
@@ -213,7 +233,11 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
   const traces = typeof subject.traces === 'string' ? [] : subject.traces
 
   async function open (t: Test, options: OpenOptions<C> = {}): Promise<Opened<C>> {
-    const { reset = 'session', at = typeof subject.address === 'string' ? nowhere : subject.address, password, blind = false, beforeCreate, ...rest } = options
+    const {
+      reset = 'session', at = typeof subject.address === 'string'
+        ? nowhere
+        : subject.address, password, blind = false, beforeCreate, ...rest
+    } = options
     const name = `contract_${process.pid}_${++names}`
     const connector = await subject.connector(at, { reset, name, ...(password !== undefined && { password }) })
     const made = new Set<C>()
@@ -235,7 +259,8 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     return opened
   }
 
-  const take = (pool: PoolFace<C>, timeout?: number): Promise<Lease<C>> => pool.acquire({ ...(role && { role }), ...(timeout && { timeout }) })
+  const take = (pool: PoolFace<C>, timeout?: number): Promise<Lease<C>> =>
+    pool.acquire({ ...(role && { role }), ...(timeout && { timeout }) })
 
   async function use<T> (pool: PoolFace<C>, fn: (connection: C) => T | Promise<T>): Promise<T> {
     const lease = await take(pool)
@@ -258,12 +283,14 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     const { creating, idle, used, closing } = pool.stats()
     return creating + idle + used + closing
   }
-  const counted = (opened: Opened<C>) => typeof subject.count === 'string' ? total(opened.pool) : subject.count(opened.name)
+  const counted = (opened: Opened<C>) => typeof subject.count === 'string'
+    ? total(opened.pool)
+    : subject.count(opened.name)
   const counts = async (opened: Opened<C>, expected: number) => {
     await until(async () => await counted(opened) === expected, { what: `the server counts ${expected}` })
   }
 
-  // --- Creates and lends ----------------------------------------------------------------------------------------------------------------
+  // --- Creates and lends ---------------------------------------------------------------------------------------------
 
   await cases.test('it lends connections of their own, which are the driver\'s objects and work', [], async (t) => {
     const opened = await open(t)
@@ -300,10 +327,16 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     if (typeof subject.written !== 'string') t.equal(subject.written(connection), sent, 'nothing was sent')
   })
 
-  // --- What a request leaves ------------------------------------------------------------------------------------------------------------
+  // --- What a request leaves -----------------------------------------------------------------------------------------
 
   /** Request A leaves traces on the only connection, then request B looks for them. */
-  async function handOver (t: Test, reset: Mode, left: ReadonlyArray<Trace<C>>, leave: (lease: Lease<C>) => unknown, options: OpenOptions<C> = {}): Promise<void> {
+  async function handOver (
+    t: Test,
+    reset: Mode,
+    left: ReadonlyArray<Trace<C>>,
+    leave: (lease: Lease<C>) => unknown,
+    options: OpenOptions<C> = {}
+  ): Promise<void> {
     const { pool } = await open(t, { max: 1, reset, ...options })
     const a = await take(pool)
     const before = { connection: a.connection, id: await subject.id(a.connection) }
@@ -312,12 +345,15 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     const b = await take(pool)
     for (const { name, seen, transaction, stays } of left) {
       const survives = reset === 'none' || stays !== undefined || (reset === 'transaction' && !transaction)
-      t.equal(await seen(b.connection), survives, survives ? `B sees ${name}, as documented` : `B sees nothing of: ${name}`)
+      t.equal(await seen(b.connection), survives,
+        survives ? `B sees ${name}, as documented` : `B sees nothing of: ${name}`)
     }
     // Left as it is, a connection may answer nothing any more, not even who it is.
     if (reset === 'none') t.equal(b.connection, before.connection, 'it is the same connection')
-    else if (reset === 'session' && left.some(({ replaced }) => replaced)) t.not(await subject.id(b.connection), before.id, 'it is a new connection')
-    else t.equal(await subject.id(b.connection), before.id, 'it is the same connection, by the server\'s own id')
+    else if (reset === 'session' && left.some(({ replaced }) => replaced)) {
+      t.not(await subject.id(b.connection),
+        before.id, 'it is a new connection')
+    } else t.equal(await subject.id(b.connection), before.id, 'it is the same connection, by the server\'s own id')
     if (reset !== 'none') await subject.ask(b.connection)
     b.destroy()
   }
@@ -330,7 +366,9 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
 
   for (const trace of traces) {
     const { name, replaced, stays, transaction, fleeting, seen, leave } = trace
-    const whatHappens = stays !== undefined ? `stays, since ${stays}` : `is never seen by the next request, on ${replaced ? 'a new' : 'the same'} connection`
+    const whatHappens = stays !== undefined
+      ? `stays, since ${stays}`
+      : `is never seen by the next request, on ${replaced ? 'a new' : 'the same'} connection`
     const leaveSeen = async ({ connection }: Lease<C>) => {
       await leave(connection)
       t.equal(await seen(connection), true, 'whoever left it sees it')
@@ -358,7 +396,8 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
   }
 
   await cases.test('all that can be left at once: what is of a transaction is undone in mode \'transaction\'', [subject.traces], async (t) => {
-    await handOver(t, 'transaction', together.filter(({ transaction }) => transaction), ({ connection }) => leaveAll(connection, together))
+    await handOver(t, 'transaction', together.filter(({ transaction }) => transaction),
+      ({ connection }) => leaveAll(connection, together))
   })
 
   await cases.test('with an operation still under way at release, the same connection is clean for the next request', [subject.traces, subject.linger], async (t) => {
@@ -370,7 +409,8 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
 
   await cases.test('with one under way that does not end, a new connection is clean for the next request', [subject.setting, subject.block], async (t) => {
     const { change, isSet, set } = have(subject.setting)
-    const opened = await open(t, { max: 1, resetTimeout: 100, onConnect: async (connection) => { await set(connection) } })
+    const opened =
+      await open(t, { max: 1, resetTimeout: 100, onConnect: async (connection) => { await set(connection) } })
     const a = await take(opened.pool)
     const before = await subject.id(a.connection)
     await change(a.connection)
@@ -403,7 +443,7 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     await use(pool, async (connection) => t.ok(await isSet(connection)))
   })
 
-  // --- Validates ------------------------------------------------------------------------------------------------------------------------
+  // --- Validates -----------------------------------------------------------------------------------------------------
 
   await cases.test('a connection that is alive is validated and lent', [], async (t) => {
     const { pool, connector } = await open(t, { max: 1, validateAfter: 0 })
@@ -447,9 +487,10 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     lease.release()
   })
 
-  // --- Dies -----------------------------------------------------------------------------------------------------------------------------
+  // --- Dies ----------------------------------------------------------------------------------------------------------
 
-  const deaths: ReadonlyArray<readonly [how: string, needed: unknown, die: (id: unknown, at: Awaited<ReturnType<typeof proxied>>) => unknown]> = [
+  type Die = (id: unknown, at: Awaited<ReturnType<typeof proxied>>) => unknown
+  const deaths: ReadonlyArray<readonly [how: string, needed: unknown, die: Die]> = [
     ['ended by the server', subject.end, (id) => have(subject.end)(id)],
     ['reset by the network', undefined, (_, proxy) => proxy.resetAll()],
     ['closed from afar', undefined, (_, proxy) => proxy.endAll()],
@@ -495,18 +536,21 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     })
   }
 
-  // --- A server that fails --------------------------------------------------------------------------------------------------------------
+  // --- A server that fails -------------------------------------------------------------------------------------------
 
   await cases.test('a server that accepts and stays silent fails an acquire by its deadline, and leaves nothing open', [subject.address], async (t) => {
     const proxy = await proxied(t)
-    const { pool } = await open(t, { at: proxy, connectTimeout: 100, acquireTimeout: 250, backoff: { min: 10, max: 50 } })
+    const { pool } =
+      await open(t, { at: proxy, connectTimeout: 100, acquireTimeout: 250, backoff: { min: 10, max: 50 } })
     proxy.silence()
     const [almost, late] = [alarm(200), alarm(2000)]
     const error = await failureOf(take(pool))
     const inTime = almost.rang && !late.rang
-    t.ok(error instanceof PoolError && (error.code === 'FST_POOL_CONNECT_FAILED' || error.code === 'FST_POOL_ACQUIRE_TIMEOUT'), inspect(error))
+    t.ok(error instanceof PoolError &&
+      (error.code === 'FST_POOL_CONNECT_FAILED' || error.code === 'FST_POOL_ACQUIRE_TIMEOUT'), inspect(error))
     t.ok(inTime, 'by timers of 200 and 2000 ms that were set when it was asked')
-    await until(() => total(pool) === 0 && pool.stats().late === 0, { what: `no create under way: ${JSON.stringify(pool.stats())}` })
+    await until(() => total(pool) === 0 && pool.stats().late === 0,
+      { what: `no create under way: ${JSON.stringify(pool.stats())}` })
     if (subject.dies === true) await until(() => proxy.connections.open === 0, { what: 'no socket is open' })
     await proxy.heal()
     await worksAgain(pool)
@@ -550,7 +594,9 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
 
   await cases.test('a slow server works, and what is left is undone there too', [subject.address], async (t) => {
     // What has no settings is slow all the same.
-    const { set, change, isSet } = typeof subject.setting === 'string' ? { set: () => {}, change: subject.ask, isSet: () => true } : subject.setting
+    const { set, change, isSet } = typeof subject.setting === 'string'
+      ? { set: () => {}, change: subject.ask, isSet: () => true }
+      : subject.setting
     const proxy = await proxied(t)
     const { pool } = await open(t, { max: 1, at: proxy, onConnect: async (connection) => { await set(connection) } })
     proxy.latency(15)
@@ -569,7 +615,10 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     const proxy = await proxied(t)
     const { pool } = await open(t, { max: 1, at: proxy, resetTimeout: 100, destroyTimeout: 1000 })
     const most: number[] = []
-    for (const name of ['connect', 'disconnect', 'acquire', 'release'] as const) pool.on(name, () => { most.push(total(pool)) })
+    for (const name of ['connect', 'disconnect', 'acquire', 'release'] as const) {
+      pool.on(name,
+        () => { most.push(total(pool)) })
+    }
     const lease = await take(pool)
     await change(lease.connection)
     proxy.blackHole()
@@ -587,7 +636,7 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     t.ok(Math.max(...most) <= 1, 'max holds')
   })
 
-  // --- Closes ---------------------------------------------------------------------------------------------------------------------------
+  // --- Closes --------------------------------------------------------------------------------------------------------
 
   const close = async (t: Test, opened: Opened<C>, leases: Array<Lease<C>>) => {
     const late = alarm(1500)
@@ -620,7 +669,7 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     if (subject.blockEnds === true) await counts(opened, 0)
   })
 
-  // --- max ------------------------------------------------------------------------------------------------------------------------------
+  // --- max -----------------------------------------------------------------------------------------------------------
 
   await cases.test('max is hard as the server counts it, whatever is destroyed meanwhile', [], async (t) => {
     // Slow, so that a connection which nobody waited for is still there when another is made.
@@ -655,11 +704,12 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     if (subject.renewed === true) t.ok(opened.made.size > 20, `${opened.made.size} were made`)
   })
 
-  // --- Two processes --------------------------------------------------------------------------------------------------------------------
+  // --- Two processes -------------------------------------------------------------------------------------------------
 
   /** What the other process counts is what was acknowledged: no row less, no row twice. */
   const isStored = async (t: Test, neighbour: Neighbour, rows: readonly string[], prefix: string) => {
-    t.same((await neighbour.all()).filter((row) => row.startsWith(prefix)).sort(), [...rows].sort(), `${rows.length} acknowledged, and no other`)
+    t.same((await neighbour.all()).filter((row) => row.startsWith(prefix)).sort(), [...rows].sort(),
+      `${rows.length} acknowledged, and no other`)
   }
 
   await cases.test('two processes that write side by side: all that was acknowledged is there, as the other one counts', [subject.neighbour], async (t) => {
@@ -673,7 +723,8 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     const work = async () => {
       while (last < 100) {
         const row = `${prefix}mine${++last}`
-        if (await failureOf(use(pool, async (connection) => { await add(connection, row) })) === undefined) mine.push(row)
+        if (await failureOf(use(pool,
+          async (connection) => { await add(connection, row) })) === undefined) mine.push(row)
       }
     }
     await Promise.all(Array.from({ length: max * 2 }, work))
@@ -716,7 +767,9 @@ interface Tools<C> {
   use<T> (pool: PoolFace<C>, fn: (connection: C) => T | Promise<T>): Promise<T>
 }
 
-async function transactions<C> (cases: Cases, subject: Subject<C>, { open: openPool, take, use }: Tools<C>): Promise<void> {
+async function transactions<C> (
+  cases: Cases, subject: Subject<C>, { open: openPool, take, use }: Tools<C>
+): Promise<void> {
   const rows = have(subject.rows)
   const { max } = subject
   let last = 0
@@ -728,7 +781,8 @@ async function transactions<C> (cases: Cases, subject: Subject<C>, { open: openP
   }
   /** Another pool, where there is one that sees the same. */
   const elsewhere = async (t: Test, { pool }: Opened<C>) => subject.shared === true ? (await open(t)).pool : pool
-  const there = (pool: PoolFace<C>, row: string) => use(pool, async (connection) => (await rows.all(connection)).includes(row))
+  const there = (pool: PoolFace<C>, row: string) =>
+    use(pool, async (connection) => (await rows.all(connection)).includes(row))
 
   /** Whether a transaction has savepoints. */
   const nests = ({ pool }: Opened<C>) => pool.use(async (connection) => {
@@ -770,7 +824,8 @@ async function transactions<C> (cases: Cases, subject: Subject<C>, { open: openP
     const [outer, kept, undone, deep] = [fresh(), fresh(), fresh(), fresh()]
     const nested = await nests(opened)
     if (!nested) {
-      await t.rejects(opened.pool.use((_, lease) => lease.transaction(() => lease.transaction(() => undefined))), { code: 'FST_POOL_NOT_SUPPORTED' })
+      await t.rejects(opened.pool.use((_, lease) => lease.transaction(() => lease.transaction(() => undefined))),
+        { code: 'FST_POOL_NOT_SUPPORTED' })
       return
     }
     await opened.pool.use((_, lease) => lease.transaction(async (connection) => {
@@ -791,7 +846,8 @@ async function transactions<C> (cases: Cases, subject: Subject<C>, { open: openP
     for (const isolation of connector.transactions!.isolation) {
       t.equal(await pool.transaction((connection) => have(rows.level)(connection), { isolation }), isolation)
     }
-    await t.rejects(pool.transaction(() => t.fail('it must not run'), { isolation: 'nonsense' as Isolation }), { code: 'FST_POOL_BAD_OPTIONS' })
+    await t.rejects(pool.transaction(() => t.fail('it must not run'), { isolation: 'nonsense' as Isolation }),
+      { code: 'FST_POOL_BAD_OPTIONS' })
     await use(pool, subject.ask)
   })
 

@@ -47,21 +47,26 @@ const myMysql = {
   },
 }
 const better = findBetterSqlite()
-const betterSqlite = better === undefined ? undefined : createRequire(pathToFileURL(better + '/'))('better-sqlite3') as object
+const betterSqlite = better === undefined
+  ? undefined
+  : createRequire(pathToFileURL(better + '/'))('better-sqlite3') as object
 
 /** What a borrower does, to see that the connection is one. */
 const ask: Record<keyof typeof servers, (connection: any) => Promise<unknown>> = {
   postgresql: async (client: pgModule.Client) => (await client.query<{ n: number }>('SELECT 1 AS n')).rows[0]!.n,
-  mysql: async (connection: mysql2Promise.Connection) => (await connection.query<mysql2.RowDataPacket[]>('SELECT 1 AS n'))[0][0]!.n as number,
+  mysql: async (connection: mysql2Promise.Connection) =>
+    (await connection.query<mysql2.RowDataPacket[]>('SELECT 1 AS n'))[0][0]!.n as number,
   redis: async (client: ioredis.Redis) => await client.ping() === 'PONG' ? 1 : 0,
   mongodb: async (db: mongodbModule.Db) => (await db.command({ ping: 1 })).ok as number,
   sqlite: async (db: LibSql.Database) => (db.prepare('SELECT 1 AS n').get() as { n: number }).n,
 }
 
-const taken: Array<[backend: keyof typeof servers, what: string, driver: unknown, isIt?: (connection: any) => boolean]> = [
+type IsIt = (connection: any) => boolean
+const taken: Array<[backend: keyof typeof servers, what: string, driver: unknown, isIt?: IsIt]> = [
   ['postgresql', 'the namespace of pg', pgModule],
   ['postgresql', 'what require gives for pg', require('pg')],
-  ['postgresql', 'an object with a class over its Client', { Client: MyClient }, (client) => client instanceof MyClient],
+  ['postgresql', 'an object with a class over its Client', { Client: MyClient },
+    (client) => client instanceof MyClient],
   ['mysql', 'the namespace of mysql2', mysql2],
   ['mysql', 'what require gives for mysql2', require('mysql2')],
   ['mysql', 'the namespace of mysql2/promise', mysql2Promise],
@@ -74,12 +79,16 @@ const taken: Array<[backend: keyof typeof servers, what: string, driver: unknown
   ['mongodb', 'the namespace of mongodb', mongodbModule],
   ['mongodb', 'what require gives for mongodb', require('mongodb')],
   ['mongodb', 'mongoose.mongo', mongoose.mongo],
-  ['mongodb', 'an object with a class over MongoClient', { MongoClient: MyMongo }, (db: mongodbModule.Db) => db.client instanceof MyMongo],
+  ['mongodb', 'an object with a class over MongoClient', { MongoClient: MyMongo },
+    (db: mongodbModule.Db) => db.client instanceof MyMongo],
   ['mongodb', '@fastify/mongodb', fastifyMongodb],
   ['sqlite', 'the name libsql', 'libsql', (db) => db instanceof LibSql],
   ['sqlite', 'a namespace of libsql', { default: LibSql }],
   ['sqlite', 'a class over libsql', MyDatabase, (db) => db instanceof MyDatabase],
-  ...betterSqlite === undefined ? [] : [['sqlite', 'the class of better-sqlite3', betterSqlite, (db: unknown) => db instanceof (betterSqlite as typeof LibSql)] as const satisfies unknown[]] as never[],
+  ...betterSqlite === undefined
+    ? []
+    : [['sqlite', 'the class of better-sqlite3', betterSqlite,
+      (db: unknown) => db instanceof (betterSqlite as typeof LibSql)] as const satisfies unknown[]] as never[],
 ]
 
 for (const [backend, what, driver, isIt] of taken) {
@@ -96,12 +105,21 @@ for (const [backend, what, driver, isIt] of taken) {
   })
 }
 
-const connectors: Record<keyof typeof servers, (options: { url: string, driver?: unknown }) => Promise<Connector<any>>> = {
+const connectors: Record<keyof typeof servers, (
+  options: { url: string, driver?: unknown }
+) => Promise<Connector<any>>> = {
   postgresql, mysql, redis, mongodb, sqlite: (options) => sqlite(options as { url: string }),
 }
 
 t.test('a connector that is made by hand takes a driver too', async (t) => {
-  for (const [backend, driver] of Object.entries({ postgresql: { Client: MyClient }, mysql: myMysql, redis: MyRedis, mongodb: { MongoClient: MyMongo }, sqlite: MyDatabase }) as Array<[keyof typeof servers, object]>) {
+  const drivers = {
+    postgresql: { Client: MyClient },
+    mysql: myMysql,
+    redis: MyRedis,
+    mongodb: { MongoClient: MyMongo },
+    sqlite: MyDatabase,
+  }
+  for (const [backend, driver] of Object.entries(drivers) as Array<[keyof typeof servers, object]>) {
     const pool = new Pool(await connectors[backend]({ url: servers[backend], driver }), { max: 1 })
     t.equal(await pool.use(ask[backend]), 1, backend)
     await pool.close()
@@ -136,7 +154,8 @@ for (const backend of Object.keys(servers) as Array<keyof typeof servers>) {
       t.match(message, /^pool 'db': option driver is /)
     }
     if (backend !== 'sqlite') {
-      t.equal((await refusal(t, { backend, driver: 'libsql' })).message, `pool 'db': option driver is 'libsql': expected ${expected[backend]}`)
+      t.equal((await refusal(t, { backend, driver: 'libsql' })).message,
+        `pool 'db': option driver is 'libsql': expected ${expected[backend]}`)
     }
   })
 }
@@ -144,12 +163,16 @@ for (const backend of Object.keys(servers) as Array<keyof typeof servers>) {
 t.test('a driver that could be none is refused before any backend is asked', async (t) => {
   const message = "expected the driver's module or class, or of sqlite 'better-sqlite3', 'libsql' or 'node:sqlite'"
   for (const [driver, shown] of [['pg', "'pg'"], ['postgres://me:s3cret-1@host', 'a text'], [5, '5'], [null, 'null'], [[], 'an array']] as const) {
-    t.equal((await refusal(t, { backend: 'postgresql', driver: driver as never })).message, `option driver is ${shown}: ${message}`)
+    t.equal((await refusal(t, { backend: 'postgresql', driver: driver as never })).message,
+      `option driver is ${shown}: ${message}`)
   }
-  t.equal((await refusal(t, { pools: { shop: { backend: 'redis', driver: 5 as never } } })).message, `option pools.shop.driver is 5: ${message}`)
-  t.equal((await refusal(t, { connector: new FakeConnector(), driver: ioredis } as never)).message, 'option driver is an object: expected none without backend')
+  t.equal((await refusal(t, { pools: { shop: { backend: 'redis', driver: 5 as never } } })).message,
+    `option pools.shop.driver is 5: ${message}`)
+  t.equal((await refusal(t, { connector: new FakeConnector(), driver: ioredis } as never)).message,
+    'option driver is an object: expected none without backend')
   const targets = [{ connector: new FakeConnector(), driver: ioredis }]
-  t.equal((await refusal(t, { targets } as never)).message, 'option targets.0.driver is an object: expected none without backend')
+  t.equal((await refusal(t, { targets } as never)).message,
+    'option targets.0.driver is an object: expected none without backend')
 })
 
 t.test('the native client of pg is refused, not used: it has no connection that could be cut', async (t) => {
@@ -219,7 +242,9 @@ t.test("what patches ioredis' prototype is heard, whether it comes before the po
 
 t.test('a cluster takes the driver too', async (t) => {
   class MyCluster extends ioredis.Cluster {}
-  const connector = await redisCluster({ connection: { cluster: [{ host: '127.0.0.1', port: 1 }] }, driver: { Redis: ioredis.Redis, Cluster: MyCluster } })
+  const connector = await redisCluster({
+    connection: { cluster: [{ host: '127.0.0.1', port: 1 }] }, driver: { Redis: ioredis.Redis, Cluster: MyCluster },
+  })
   t.teardown(() => connector.close?.())
   t.ok(connector.client instanceof MyCluster)
 })
@@ -240,22 +265,28 @@ t.test('the app shares the clients of the driver that it gave', async (t) => {
 
 t.test("a driver's name is for SQLite, and tells what is missing", async (t) => {
   t.match(await refusal(t, { backend: 'sqlite', url: ':memory:', driver: 'better-sqlite3' }), {
-    code: 'FST_POOL_MISSING_DRIVER', message: "pool 'db': backend 'sqlite' needs the package better-sqlite3: npm install better-sqlite3",
+    code: 'FST_POOL_MISSING_DRIVER',
+    message: "pool 'db': backend 'sqlite' needs the package better-sqlite3: npm install better-sqlite3",
   })
-  t.match((await refusal(t, { backend: 'sqlite', driver: 'sqlite3' as 'libsql' })).message, /^option driver is 'sqlite3': expected /)
+  t.match((await refusal(t, { backend: 'sqlite', driver: 'sqlite3' as 'libsql' })).message,
+    /^option driver is 'sqlite3': expected /)
   if (process.getBuiltinModule('node:sqlite' as 'node:fs') !== undefined) return
   t.match(await refusal(t, { backend: 'sqlite', url: ':memory:', driver: 'node:sqlite' }), {
-    code: 'FST_POOL_MISSING_DRIVER', message: `pool 'db': driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`,
+    code: 'FST_POOL_MISSING_DRIVER',
+    message: `pool 'db': driver 'node:sqlite' needs Node 22.16 or later, and this is ${process.version}`,
   })
 })
 
-// --- The look-up ----------------------------------------------------------------------------------------------------------------------
+// --- The look-up -----------------------------------------------------------------------------------------------------
 
 /** Runs the built look-up of a package that says in which of these folders it was found. */
 function lookUp (t: Test, plants: ReadonlyArray<'ours' | 'app' | 'cwd'>): string {
   const folder = t.testdir({ ours: {}, app: {}, cwd: {} })
   const dist = fileURLToPath(new URL('../../dist/lib/', import.meta.url))
-  for (const name of ['backends/shared/driver.js', 'pool/errors.js']) cpSync(join(dist, name), join(folder, 'ours/lib', name))
+  for (const name of ['backends/shared/driver.js', 'pool/errors.js']) {
+    cpSync(join(dist, name),
+      join(folder, 'ours/lib', name))
+  }
   writeFileSync(join(folder, 'ours/package.json'), '{ "type": "module" }')
   for (const where of plants) {
     const at = join(folder, where, 'node_modules/such-a-driver')
@@ -270,20 +301,26 @@ function lookUp (t: Test, plants: ReadonlyArray<'ours' | 'app' | 'cwd'>): string
     } catch (error) {
       console.log(error.code, error.message, error.cause.errors.map(({ code }) => code).join())
     }`)
-  return execFileSync(process.execPath, [main], { cwd: join(folder, 'cwd'), encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } }).trim()
+  return execFileSync(process.execPath, [main],
+    { cwd: join(folder, 'cwd'), encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } }).trim()
 }
 
 t.test('a driver is looked for from here, then from the main file of the app, then from the working directory', async (t) => {
   t.equal(lookUp(t, ['ours', 'app', 'cwd']), 'ours')
   t.equal(lookUp(t, ['app', 'cwd']), 'app')
   t.equal(lookUp(t, ['cwd']), 'cwd')
-  t.equal(lookUp(t, []), "FST_POOL_MISSING_DRIVER backend 'sqlite' needs the package such-a-driver: npm install such-a-driver MODULE_NOT_FOUND,MODULE_NOT_FOUND,MODULE_NOT_FOUND")
+  t.equal(lookUp(t, []),
+    "FST_POOL_MISSING_DRIVER backend 'sqlite' needs the package such-a-driver: npm install such-a-driver MODULE_NOT_FOUND,MODULE_NOT_FOUND,MODULE_NOT_FOUND")
 })
 
 /** What `register` says to options that it can't take. */
-async function refusal (t: Test, options: PluginOptions | (PoolOptions & { backend: Backend, name?: string })): Promise<PoolError> {
+async function refusal (
+  t: Test, options: PluginOptions | (PoolOptions & { backend: Backend, name?: string })
+): Promise<PoolError> {
   const app = Fastify()
-  t.teardown(async () => { await app.close().catch((error: unknown) => { if (!(error instanceof PoolError)) throw error }) })
+  t.teardown(async () => {
+    await app.close().catch((error: unknown) => { if (!(error instanceof PoolError)) throw error })
+  })
   try {
     await app.register(fastifyPool, options as PluginOptions)
     await app.ready()

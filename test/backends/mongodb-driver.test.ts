@@ -1,4 +1,5 @@
-// Whether our transactions hold with the driver that is there is tried on it. Here that is tried on drivers that were broken.
+// Whether our transactions hold with the driver that is there is tried on it. Here that is tried on drivers that were
+// broken.
 import type { Db, MongoClient } from 'mongodb'
 import { createRequire } from 'node:module'
 import { sep } from 'node:path'
@@ -14,7 +15,10 @@ const require = createRequire(import.meta.url)
 
 /** What is broken in these tests: the driver's inside. */
 interface Session { endSession (): Promise<void> }
-interface Client { startSession (options?: object): Session, topology: { selectServer (...args: unknown[]): Promise<{ command (...args: unknown[]): unknown }> } }
+interface Client {
+  startSession (options?: object): Session
+  topology: { selectServer (...args: unknown[]): Promise<{ command (...args: unknown[]): unknown }> }
+}
 interface Operation { commandName: string, session?: Session, options: object, buildOptions (timeout: unknown): object }
 type Execute = (client: Client, operation: Operation, timeout?: unknown) => Promise<unknown>
 type Methods = Record<string, (...args: unknown[]) => unknown>
@@ -29,13 +33,16 @@ interface Copy {
 /** A copy of the driver of its own: nobody else sees what is done to it. */
 function copyOfDriver (): Copy {
   const folder = `${sep}node_modules${sep}mongodb${sep}`
-  const others = Object.keys(require.cache).filter((file) => file.includes(folder)).map((file) => [file, require.cache[file]] as const)
+  const others = Object.keys(require.cache).filter((file) => file.includes(folder))
+    .map((file) => [file, require.cache[file]] as const)
   const load = <T>(file: string) => require(`mongodb/lib/${file}.js`) as T
   for (const [file] of others) delete require.cache[file]
   try {
     const { MongoClient } = load<Pick<Copy, 'MongoClient'>>('index')
     const operations = load<{ executeOperation: Execute }>('operations/execute_operation')
-    const files = new Map(['index', 'bulk/common', 'operations/insert'].map((file) => [file, load<Record<string, { prototype: Methods }>>(file)]))
+    const files =
+      new Map(['index', 'bulk/common',
+        'operations/insert'].map((file) => [file, load<Record<string, { prototype: Methods }>>(file)]))
     return {
       MongoClient,
       methods: (name, file = 'index') => files.get(file)![name]!.prototype,
@@ -47,7 +54,9 @@ function copyOfDriver (): Copy {
   }
 }
 
-async function takeOver (t: Test, make: (url: string) => MongoClient): Promise<{ server: MongoDouble, connector: MongoConnector, db: Db }> {
+async function takeOver (
+  t: Test, make: (url: string) => MongoClient
+): Promise<{ server: MongoDouble, connector: MongoConnector, db: Db }> {
   const server = await startMongoDouble(t)
   const client = make(server.url)
   t.teardown(() => client.close())
@@ -61,7 +70,9 @@ async function takeOver (t: Test, make: (url: string) => MongoClient): Promise<{
 const begin = (connector: MongoConnector, db: Db) => connector.transactions.begin(db, {}, later)
 const notSupported = { name: 'PoolError', code: 'FST_POOL_NOT_SUPPORTED' }
 
-async function insertsAndCommits ({ server, connector, db }: { server: MongoDouble, connector: MongoConnector, db: Db }): Promise<unknown[]> {
+async function insertsAndCommits (
+  { server, connector, db }: { server: MongoDouble, connector: MongoConnector, db: Db }
+): Promise<unknown[]> {
   const transaction = await begin(connector, db)
   await transaction.connection.collection('items').insertOne({ n: 1 })
   await transaction.commit()
@@ -76,7 +87,8 @@ t.test('a driver that calls itself 99.0 has transactions, if it keeps its operat
     return client
   })
   t.strictSame(await insertsAndCommits(taken), [1])
-  t.strictSame(taken.server.log.map(({ command }) => command), ['insert', 'commitTransaction'], 'and the check has sent nothing')
+  t.strictSame(taken.server.log.map(({ command }) => command), ['insert', 'commitTransaction'],
+    'and the check has sent nothing')
 })
 
 t.test('so has a client of a class that extends the driver\'s, and takes other arguments', async (t) => {
@@ -169,26 +181,39 @@ const broken: Record<string, readonly [route: string | RegExp, (copy: Copy) => v
   }],
   'its cursors have sessions of their own': ['findOne', (copy) => {
     const { cursorInit } = copy.methods('AbstractCursor')
-    copy.methods('AbstractCursor').cursorInit = function (this: { cursorSession: unknown, client: Client }, ...args: unknown[]) {
+    copy.methods('AbstractCursor').cursorInit = function (
+      this: { cursorSession: unknown, client: Client }, ...args: unknown[]
+    ) {
       this.cursorSession = this.client.startSession()
       return cursorInit!.apply(this, args)
     } as never
   }],
   'its cursors stay with one server, out of turn': ['find', (copy) => {
-    copy.methods('AbstractCursor').getMore = async function (this: { selectedServer: { command (operation: object): unknown }, session: unknown }) {
+    copy.methods('AbstractCursor').getMore = async function (
+      this: { selectedServer: { command (operation: object): unknown }, session: unknown }
+    ) {
       return await this.selectedServer.command({ commandName: 'getMore', session: this.session })
     } as never
   }],
   'its bulks have sessions of their own': [/^(bulkWrite|insertMany)$/, (copy) => {
     const { execute } = copy.methods('BulkOperationBase', 'bulk/common')
-    copy.methods('BulkOperationBase', 'bulk/common').execute = function (this: { collection: { client: Client } }, options: object) {
+    copy.methods('BulkOperationBase', 'bulk/common').execute = function (
+      this: { collection: { client: Client } }, options: object
+    ) {
       return execute!.call(this, { ...options, session: this.collection.client.startSession() })
     } as never
   }],
-  'its insertOne never ends': ['insertOne', (copy) => { copy.methods('Collection').insertOne = () => new Promise(() => {}) }],
-  'its commit sends nothing': ['commit', (copy) => { copy.methods('ClientSession').commitTransaction = async () => {} }],
-  'its abort sends nothing': ['rollback', (copy) => { copy.methods('ClientSession').abortTransaction = async () => {} }],
-  'it has no topology any more': ['insertOne', (copy) => copy.execute(() => async () => { throw new Error('there is another way now') })],
+  'its insertOne never ends': ['insertOne', (copy) => {
+    copy.methods('Collection').insertOne = () => new Promise(() => {})
+  }],
+  'its commit sends nothing': ['commit', (copy) => {
+    copy.methods('ClientSession').commitTransaction = async () => {}
+  }],
+  'its abort sends nothing': ['rollback', (copy) => {
+    copy.methods('ClientSession').abortTransaction = async () => {}
+  }],
+  'it has no topology any more': ['insertOne',
+    (copy) => copy.execute(() => async () => { throw new Error('there is another way now') })],
 }
 
 for (const [wrong, [route, breakIt]] of Object.entries(broken)) {
@@ -197,7 +222,8 @@ for (const [wrong, [route, breakIt]] of Object.entries(broken)) {
     const { server, connector, db } = await takeOver(t, (url) => new copy.MongoClient(url))
     breakIt(copy)
     for (let times = 0; times < 2; times++) {
-      const error = await begin(connector, db).then(() => { throw new Error('it began') }, (error: unknown) => error as Error)
+      const error = await begin(connector, db)
+        .then(() => { throw new Error('it began') }, (error: unknown) => error as Error)
       t.match(error, notSupported)
       t.match(/'(.*)'/.exec(error.message)?.[1], route, `${error.message}: ${String(error.cause)}`)
     }
@@ -214,7 +240,8 @@ t.test('what goes another way than any that was tried is not sent', async (t) =>
     if (operation.commandName === 'insert') operation.session = implicit.call(client, { explicit: false }) as Session
     return original(client, operation, ...more)
   })
-  await t.rejects(transaction.connection.collection('items').insertOne({ n: 1 }), { ...notSupported, message: /'insert' outside/ })
+  await t.rejects(transaction.connection.collection('items').insertOne({ n: 1 }),
+    { ...notSupported, message: /'insert' outside/ })
   await transaction.connection.collection('items').findOne()
   t.strictSame(server.log.map(({ command }) => command), ['find'])
   await transaction.rollback()

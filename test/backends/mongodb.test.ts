@@ -1,5 +1,6 @@
 import {
-  Binary, GridFSBucket, MongoClient, MongoNetworkError, MongoNetworkTimeoutError, MongoOperationTimeoutError, MongoServerError,
+  Binary, GridFSBucket, MongoClient, MongoNetworkError, MongoNetworkTimeoutError, MongoOperationTimeoutError,
+  MongoServerError,
   MongoTopologyClosedError, ObjectId, ReadPreference,
 } from 'mongodb'
 import type { Collection, CollectionOptions, Db, DbOptions, MongoClient as Client, MongoError } from 'mongodb'
@@ -24,7 +25,13 @@ import { until } from '../support/until.js'
 
 const later = new AbortController().signal
 
-interface Target { readonly url: string, readonly host: string, readonly port: number, kill (): Promise<void>, restart (): Promise<void> }
+interface Target {
+  readonly url: string
+  readonly host: string
+  readonly port: number
+  kill (): Promise<void>
+  restart (): Promise<void>
+}
 
 async function connect (t: Test, options: MongoOptions): Promise<MongoConnector> {
   const connector = await mongodb(options)
@@ -32,8 +39,12 @@ async function connect (t: Test, options: MongoOptions): Promise<MongoConnector>
   return connector
 }
 
-/** To one server, by the way of a proxy: without `directConnection` a replica set would tell the driver its real address. */
-const direct = ({ host, port }: { host: string, port: number }) => `mongodb://${host}:${port}/shop?directConnection=true`
+/**
+ * To one server, by the way of a proxy: without `directConnection` a replica set would tell the driver its real
+ * address.
+ */
+const direct = ({ host, port }: { host: string, port: number }) =>
+  `mongodb://${host}:${port}/shop?directConnection=true`
 
 function record (connector: MongoConnector): DriverEvent[] {
   const events: DriverEvent[] = []
@@ -54,7 +65,7 @@ const roundTrip = async (db: Db) => {
   return await items.find({}).toArray()
 }
 
-// --- The same promises against each target --------------------------------------------------------------------------------------------
+// --- The same promises against each target ---------------------------------------------------------------------------
 
 const real = await startMongo(t, { own: true })
 const skip = real === undefined && 'no server and no Go to build FerretDB with'
@@ -68,7 +79,14 @@ t.test('on the double', async (t) => {
   await suite(t, async (t) => {
     const double = await startMongoDouble(t)
     const [member] = double.members
-    return { url: double.url, host: member!.host, port: member!.port, kill: () => member!.kill(), restart: () => member!.restart() }
+    return {
+      url: double.url,
+      host: member!.host,
+      port: member!.port,
+      kill: () => member!.kill(),
+      restart: () =>
+        member!.restart()
+    }
   }, false)
 })
 
@@ -180,12 +198,14 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     t.equal(await connector.validate!(db, later), true)
   })
 
-  const killed = 'kill -9 breaks every connection and tells each onDeath once; after the restart creates succeed when the driver has looked'
+  const killed =
+    'kill -9 breaks every connection and tells each onDeath once; after the restart creates succeed when the driver has looked'
   await t.test(killed, { skip: notOurs }, async (t) => {
     const server = await start(t)
     const before = active('TCPSocketWrap')
     // FerretDB is polled; a real MongoDB streams its death.
-    const connector = await connect(t, { url: server.url, acquireTimeout: 1000, connection: { heartbeatFrequencyMS: 500 } })
+    const connector =
+      await connect(t, { url: server.url, acquireTimeout: 1000, connection: { heartbeatFrequencyMS: 500 } })
     const dbs = await Promise.all([connector.create(later), connector.create(later), connector.create(later)])
     const deaths: unknown[] = []
     for (const db of dbs) connector.onDeath!(db, (error) => { deaths.push(error) })
@@ -202,7 +222,8 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     await server.restart()
     const looks = record(connector)
     const db = await connector.create(later)
-    t.ok(looks.filter(({ name }) => name === 'serverHeartbeatSucceeded').length <= 2, 'it does not wait for another look of the driver')
+    t.ok(looks.filter(({ name }) => name === 'serverHeartbeatSucceeded').length <= 2,
+      'it does not wait for another look of the driver')
     t.notOk(connector.isBroken!(db))
     t.equal(typeof await db.collection('items').countDocuments(), 'number')
     t.equal(deaths.length, 2)
@@ -218,13 +239,15 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
       await until(() => connector.isBroken!(db))
       const looks = record(connector)
       await t.rejects(Promise.all([connector.create(later), connector.create(later)]), { message: /ECONNREFUSED/ })
-      t.ok(looks.filter(({ name }) => name === 'serverHeartbeatFailed').length <= 3, 'of the ten or so in the 5000 ms that the driver would wait')
+      t.ok(looks.filter(({ name }) => name === 'serverHeartbeatFailed').length <= 3,
+        'of the ten or so in the 5000 ms that the driver would wait')
     })
     await t.test('where it was not', async (t) => {
       const fresh = await connect(t, { url: direct(proxy) })
       const late = alarm(2500)
       await t.rejects(fresh.create(later), { message: /ECONNREFUSED/ })
-      await t.rejects(fresh.create(later), { message: /ECONNREFUSED/ }, 'and again, while the driver still tries for the first one')
+      await t.rejects(fresh.create(later), { message: /ECONNREFUSED/ },
+        'and again, while the driver still tries for the first one')
       t.notOk(late.rang, 'before a timer of half of what the driver would wait')
       await fresh.close!()
     })
@@ -232,11 +255,14 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     t.notOk(connector.isBroken!(await connector.create(later)))
   })
 
-  const away = 'while the server is away a pool tries no more often than the driver does, leaves nothing open, and serves when the driver has seen its return'
+  const away =
+    'while the server is away a pool tries no more often than the driver does, leaves nothing open, and serves when the driver has seen its return'
   await t.test(away, { skip: notOurs }, async (t) => {
     const server = await start(t)
     const before = alive()
-    const connector = await mongodb({ url: server.url, max: 5, acquireTimeout: 500, connection: { heartbeatFrequencyMS: 500 } })
+    const connector = await mongodb({
+      url: server.url, max: 5, acquireTimeout: 500, connection: { heartbeatFrequencyMS: 500 },
+    })
     const pool = new Pool<Db>(connector, { max: 5, acquireTimeout: 500, connectTimeout: 1000 })
     t.teardown(() => pool.close())
     const events = record(connector)
@@ -347,7 +373,10 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     await roundTrip(db)
     await Promise.all([connector.close!(), connector.close!()])
     await connector.close!()
-    for (const name of ['connectionPoolClosed', 'topologyClosed']) t.ok(events.some((event) => event.name === name), `${name} is still told`)
+    for (const name of ['connectionPoolClosed', 'topologyClosed']) {
+      t.ok(events.some((event) => event.name === name),
+      `${name} is still told`)
+    }
     t.strictSame(listeners(connector.client), [])
     await until(() => proxy.connections.open === 0 && alive() <= before, { what: 'no socket and no timer is left' })
     await t.rejects(connector.create(later), /closed/)
@@ -359,7 +388,7 @@ function listeners (client: Client): string[] {
   return client.eventNames().map(String).filter((name) => name !== 'error')
 }
 
-// --- What only a steerable server can show --------------------------------------------------------------------------------------------
+// --- What only a steerable server can show ---------------------------------------------------------------------------
 
 interface Doubled { double: MongoDouble, connector: MongoConnector, events: DriverEvent[] }
 
@@ -411,7 +440,8 @@ for (const readPreference of ['primaryPreferred', 'secondary', 'secondaryPreferr
     const db = await connector.create(later)
     connector.onDeath!(db, () => t.fail('it is not dead'))
     server.noPrimary()
-    await until(() => events.some(({ name, to }) => name === 'topologyDescriptionChanged' && to === 'ReplicaSetNoPrimary'))
+    await until(() =>
+      events.some(({ name, to }) => name === 'topologyDescriptionChanged' && to === 'ReplicaSetNoPrimary'))
     t.notOk(connector.isBroken!(db))
     t.equal(await connector.validate!(db, later), true)
     t.notOk(connector.isBroken!(await connector.create(later)))
@@ -436,7 +466,8 @@ t.test('on the double: a step-down is survived by writes, and by the next create
 
 t.test('on the double: a server that is only polled is known to be dead when it dies under an operation', async (t) => {
   const connection = { retryReads: false }
-  const { double: server, connector } = await double(t, { standalone: true, monitoring: 'poll' }, { acquireTimeout: 200, connection })
+  const { double: server, connector } =
+    await double(t, { standalone: true, monitoring: 'poll' }, { acquireTimeout: 200, connection })
   const [one, two] = await Promise.all([connector.create(later), connector.create(later)])
   let deaths = 0
   connector.onDeath!(two, () => { deaths++ })
@@ -480,7 +511,7 @@ t.test('on the double: an operation waits for a socket no longer than acquireTim
   await first
 })
 
-// --- Errors ---------------------------------------------------------------------------------------------------------------------------
+// --- Errors ----------------------------------------------------------------------------------------------------------
 
 t.test('an error is transient where another connection may do it a moment later, and no other one is', async (t) => {
   const connector = await mongodb({ url: 'mongodb://127.0.0.1/' })
@@ -492,15 +523,19 @@ t.test('an error is transient where another connection may do it a moment later,
   const yes: unknown[] = [
     new MongoNetworkError('gone'), new MongoNetworkTimeoutError('timed out'), new MongoTopologyClosedError('closed'),
     Object.assign(new Error('of another copy of the driver'), { name: 'MongoPoolClearedError' }),
-    server(0, 'RetryableWriteError'), server(112, 'TransientTransactionError'), server(0, 'PoolRequestedRetry'), server(0, 'ResumableChangeStreamError'),
+    server(0, 'RetryableWriteError'), server(112, 'TransientTransactionError'), server(0, 'PoolRequestedRetry'),
+    server(0, 'ResumableChangeStreamError'),
     ...[6, 7, 89, 91, 133, 134, 189, 262, 9001, 10058, 10107, 11600, 11602, 13435, 13436].map((code) => server(code)),
   ]
   const overloaded = new MongoNetworkError('refused')
   overloaded.addErrorLabel('SystemOverloadedError')
   const no: unknown[] = [
-    undefined, null, 'MongoNetworkError', { name: 'MongoNetworkError' }, new Error('another'), new TypeError('a mistake'),
-    new MongoOperationTimeoutError('the caller was in a hurry'), Object.assign(new Error('no socket'), { name: 'MongoWaitQueueTimeoutError' }),
-    server(462, 'RetryableError', 'SystemOverloadedError'), server(18, 'HandshakeError'), server(11000), server(112), server(50), server(43), server(64), server(8),
+    undefined, null, 'MongoNetworkError', { name: 'MongoNetworkError' }, new Error('another'),
+    new TypeError('a mistake'),
+    new MongoOperationTimeoutError('the caller was in a hurry'),
+    Object.assign(new Error('no socket'), { name: 'MongoWaitQueueTimeoutError' }),
+    server(462, 'RetryableError', 'SystemOverloadedError'), server(18, 'HandshakeError'), server(11000), server(112),
+    server(50), server(43), server(64), server(8),
     new PoolError('FST_POOL_TRANSACTION_ENDED', 'it has ended'),
   ]
   for (const error of [...yes, overloaded]) t.ok(connector.isTransient(error), String(error))
@@ -533,7 +568,7 @@ t.test('on the double: what the driver throws when its server goes, or takes no 
   t.notOk(connector.isTransient(await failure(db.command({ nonsense: 1 }))))
 })
 
-// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+// --- Addresses that change -------------------------------------------------------------------------------------------
 
 /** A server whose user's password changes, and a connector that is told of it at each create. */
 async function rotating (t: Test, more: Omit<MongoOptions, 'url'> = {}) {
@@ -557,7 +592,8 @@ async function rotating (t: Test, more: Omit<MongoOptions, 'url'> = {}) {
   }
 }
 
-const isClosed = (client: Client) => client.db().command({ ping: 1 }).then(() => false, (error: Error) => error.name === 'MongoNotConnectedError')
+const isClosed = (client: Client) => client.db().command({ ping: 1 })
+  .then(() => false, (error: Error) => error.name === 'MongoNotConnectedError')
 
 t.test('on the double: a url that is a function is asked at each create, and an answer that is the same changes nothing', async (t) => {
   const { server, answers, connector } = await rotating(t)
@@ -664,7 +700,8 @@ t.test('on the double: a function that answers something else each time has a fe
 t.test('on the double: an answer that comes late says nothing new', async (t) => {
   const server = await startMongoDouble(t)
   const questions: Array<(appName: string) => void> = []
-  const connection = () => new Promise<{ appName: string }>((resolve) => questions.push((appName) => resolve({ appName })))
+  const connection = () =>
+    new Promise<{ appName: string }>((resolve) => questions.push((appName) => resolve({ appName })))
   const made = mongodb({ url: server.url, connection })
   await until(() => questions.length === 1)
   questions[0]!('first')
@@ -757,11 +794,15 @@ t.test('a function that fails, hangs or answers nonsense fails the create, and t
   const url = () => typeof answer === 'function' ? (answer as () => string)() : answer as string
   const connector = await connect(t, { url })
   const nonsense = [undefined, '', 5, 'mongodb//me:s3cret@h', 'mongodb://h/?maxPoolSize=5']
-  for (answer of nonsense) await t.rejects(connector.create(later), { code: 'FST_POOL_BAD_OPTIONS', message: /^option url/ })
+  for (answer of nonsense) {
+    await t.rejects(connector.create(later),
+      { code: 'FST_POOL_BAD_OPTIONS', message: /^option url/ })
+  }
   for (answer of nonsense) await t.rejects(mongodb({ url }), { code: 'FST_POOL_BAD_OPTIONS', message: /^option url/ })
   answer = () => { throw new Error('no vault today') }
   await t.rejects(connector.create(later), { message: 'no vault today' })
-  await t.rejects(mongodb({ url }), { code: 'FST_POOL_CONNECT_FAILED', message: /no vault today/, cause: { message: 'no vault today' } })
+  await t.rejects(mongodb({ url }),
+    { code: 'FST_POOL_CONNECT_FAILED', message: /no vault today/, cause: { message: 'no vault today' } })
   answer = () => new Promise(() => {})
   await t.rejects(connector.create(AbortSignal.abort(new Error('too late'))), { message: 'too late' })
   const controller = new AbortController()
@@ -779,16 +820,19 @@ t.test('a function that fails, hangs or answers nonsense fails the create, and t
   await t.rejects(asked, /closed/, 'nor is a client made behind the back of a close')
 })
 
-// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+// --- Transactions ----------------------------------------------------------------------------------------------------
 
-const begin = (connector: MongoConnector, db: Db, options: TransactionOptions = {}) => connector.transactions.begin(db, options, later)
+const begin = (connector: MongoConnector, db: Db, options: TransactionOptions = {}) =>
+  connector.transactions.begin(db, options, later)
 const notSupported = { name: 'PoolError', code: 'FST_POOL_NOT_SUPPORTED' }
 const hasEnded = { name: 'PoolError', code: 'FST_POOL_TRANSACTION_ENDED' }
 
 interface Opened { server: MongoDouble, connector: MongoConnector, db: Db, transaction: Transaction<Db> }
 
 /** One that is begun, on a double. */
-async function opened (t: Test, options: MongoDoubleOptions = {}, more: Omit<MongoOptions, 'url'> = {}): Promise<Opened> {
+async function opened (
+  t: Test, options: MongoDoubleOptions = {}, more: Omit<MongoOptions, 'url'> = {}
+): Promise<Opened> {
   const { double: server, connector } = await double(t, options, more)
   const db = await connector.create(later)
   await db.collection('items').createIndex({ n: 1 }, { unique: true })
@@ -801,7 +845,8 @@ const numbers = (server: MongoDouble) => server.documents('test', 'items').map((
 /** Those commands in which the driver began a transaction. */
 const starts = (server: MongoDouble) => server.log.filter(({ startTransaction }) => startTransaction)
 const names = (server: MongoDouble) => server.log.map(({ command }) => command)
-const failure = (work: Promise<unknown>): Promise<unknown> => work.then(() => { throw new Error('it did not fail') }, (error: unknown) => error)
+const failure = (work: Promise<unknown>): Promise<unknown> =>
+  work.then(() => { throw new Error('it did not fail') }, (error: unknown) => error)
 
 /** Else operations side by side would go one after the other, for want of sockets. */
 async function openSockets (server: MongoDouble, db: Db, count: number): Promise<void> {
@@ -838,10 +883,15 @@ const operations: Record<string, (db: Db) => Promise<unknown>> = {
   distinct: (db) => db.collection('items').distinct('n'),
   aggregate: (db) => db.collection('items').aggregate([{ $match: { n: 1 } }]).toArray(),
   'aggregate of a database': (db) => db.aggregate([{ $documents: [] }]).toArray(),
-  bulkWrite: (db) => db.collection('items').bulkWrite([{ insertOne: { document: { n: 10 } } }, { deleteOne: { filter: { n: 1 } } }]),
-  'an ordered bulk': (db) => db.collection('items').initializeOrderedBulkOp().insert({ n: 10 }).find({ n: 1 }).deleteOne().execute(),
-  'an unordered bulk': (db) => db.collection('items').initializeUnorderedBulkOp().insert({ n: 10 }).find({ n: 1 }).deleteOne().execute(),
-  'bulkWrite of the client': (db) => db.client.bulkWrite([{ namespace: 'test.items', name: 'insertOne', document: { n: 10 } }]),
+  bulkWrite: (db) => db.collection('items')
+    .bulkWrite([{ insertOne: { document: { n: 10 } } }, { deleteOne: { filter: { n: 1 } } }]),
+  'an ordered bulk': (db) => db.collection('items').initializeOrderedBulkOp().insert({ n: 10 }).find({ n: 1 })
+    .deleteOne().execute(),
+  'an unordered bulk': (db) => db.collection('items').initializeUnorderedBulkOp().insert({ n: 10 }).find({ n: 1 })
+    .deleteOne().execute(),
+  'bulkWrite of the client': (db) => db.client.bulkWrite([{
+    namespace: 'test.items', name: 'insertOne', document: { n: 10 },
+  }]),
   'another database of the client': (db) => db.client.db('other').collection('items').insertOne({ n: 10 }),
   command: (db) => db.command({ insert: 'items', documents: [{ n: 10 }] }),
   runCursorCommand: (db) => db.runCursorCommand({ find: 'items', batchSize: 1 }).toArray(),
@@ -885,15 +935,19 @@ const codeOf = (error: unknown) => {
 }
 
 t.test('on the double: whatever is called on the Db of a transaction is in it, without being told', async (t) => {
-  const concerns = { writeConcern: { w: 1, journal: true }, readConcernLevel: 'majority', readPreference: 'secondaryPreferred' }
+  const concerns = {
+    writeConcern: { w: 1, journal: true }, readConcernLevel: 'majority', readPreference: 'secondaryPreferred',
+  }
   const { server, connector, db, transaction } = await opened(t, {}, { connection: concerns })
   await transaction.rollback()
   for (const [name, run] of Object.entries(operations)) {
     server.log.length = 0
     const transaction = await begin(connector, db)
-    // What servers do not allow in a transaction (263), and what the double does not know (59, 238, 40324), but nothing of the driver's own.
+    // What servers do not allow in a transaction (263), and what the double does not know (59, 238, 40324), but nothing
+    // of the driver's own.
     await run(transaction.connection).catch((error: unknown) => {
-      t.ok([59, 238, 251, 263, 40324].some((code) => code === codeOf(error)), `${name} is refused by the server: ${String(error)}`)
+      t.ok([59, 238, 251, 263, 40324].some((code) => code === codeOf(error)),
+        `${name} is refused by the server: ${String(error)}`)
     })
     const sent = server.log.filter(({ command }) => command !== 'abortTransaction')
     t.ok(sent.length > 0, `${name} sends ${sent.map(({ command }) => command).join(', ')}`)
@@ -904,7 +958,8 @@ t.test('on the double: whatever is called on the Db of a transaction is in it, w
       const { startTransaction, body: { readConcern, writeConcern } } = entry
       t.match(entry, { lsid, txnNumber, autocommit: false }, `${name}: ${entry.command}`)
       const expected = index === 0 ? [true, { level: 'majority' }] : [undefined, undefined]
-      t.strictSame([startTransaction, readConcern, writeConcern], [...expected, undefined], 'with the concerns of the transaction only')
+      t.strictSame([startTransaction, readConcern, writeConcern], [...expected, undefined],
+        'with the concerns of the transaction only')
     }
     await transaction.rollback()
     t.equal(server.openTransactions, 0)
@@ -923,7 +978,8 @@ for (const [on, start, skip] of [
     const items = one.collection('items')
     await one.dropDatabase()
     await items.insertMany([1, 2, 3].map((n) => ({ n, by: 'nobody' })))
-    const sorted = async (db: Db) => (await db.collection('items').find({}, { sort: { n: 1 } }).toArray()).map(({ n }) => Number(n))
+    const sorted = async (db: Db) => (await db.collection('items').find({}, { sort: { n: 1 } }).toArray())
+      .map(({ n }) => Number(n))
 
     const first = await begin(connector, one)
     const own = first.connection.collection('items')
@@ -963,7 +1019,8 @@ t.test('on the double: what was done in a transaction is seen by it alone until 
   t.strictSame(await db.collection('items').distinct('n'), [1, 2, 3], 'nor by the connection that it was begun on')
   await transaction.commit()
   t.strictSame(await db.collection('items').distinct('n'), [2, 3, 4])
-  t.strictSame(await other.connection.collection('items').distinct('n'), [1, 2, 3], 'another one sees what was there when it began')
+  t.strictSame(await other.connection.collection('items').distinct('n'), [1, 2, 3],
+    'another one sees what was there when it began')
   await other.commit()
   t.equal(server.openTransactions, 0)
   const own = server.log.find(({ command, autocommit }) => command === 'distinct' && autocommit === undefined)
@@ -1019,7 +1076,8 @@ t.test(first + (sendsAgain ? 'begins the transaction later' : 'fails, as does wh
     t.equal(starts(server).length, 2, 'the one that was refused, and one that was not')
     t.same(numbers(server).sort(), [1, 2, 3, 4, 5, 6])
   } else {
-    t.strictSame(errors.map(({ code }) => code), [462, 251, 251], 'the driver takes it for begun, and the server does not')
+    t.strictSame(errors.map(({ code }) => code), [462, 251, 251],
+      'the driver takes it for begun, and the server does not')
     t.equal(await failure(transaction.commit()), errors[0])
     t.strictSame(numbers(server), [1, 2, 3])
   }
@@ -1029,7 +1087,8 @@ t.test('on the double: operations side by side are sent one after the other', as
   const { server, db, transaction } = await opened(t)
   await openSockets(server, db, 4)
   const hold = server.hold('update')
-  const updates = Promise.all([1, 2, 3].map((n) => transaction.connection.collection('items').updateOne({ n }, { $set: { m: n } })))
+  const updates =
+    Promise.all([1, 2, 3].map((n) => transaction.connection.collection('items').updateOne({ n }, { $set: { m: n } })))
   await hold.reached
   await db.collection('items').findOne({})
   t.strictSame(names(server), ['update', 'find'])
@@ -1056,8 +1115,10 @@ t.test('on the double: a first operation that never got a socket leaves it to th
 t.test('on the double: a first operation whose signal has aborted is not sent, and the next one begins the transaction', async (t) => {
   const { server, transaction } = await opened(t)
   const items = transaction.connection.collection('items')
-  await t.rejects(items.find({}, { signal: AbortSignal.abort(new Error('too late')) }).toArray(), { message: 'too late' })
-  await t.rejects(transaction.connection.command({ ping: 1 }, { signal: AbortSignal.abort(new Error('too late')) }), { message: 'too late' })
+  await t.rejects(items.find({}, { signal: AbortSignal.abort(new Error('too late')) }).toArray(),
+    { message: 'too late' })
+  await t.rejects(transaction.connection.command({ ping: 1 }, { signal: AbortSignal.abort(new Error('too late')) }),
+    { message: 'too late' })
   await items.insertOne({ n: 4 })
   await transaction.commit()
   t.strictSame(names(server), ['insert', 'commitTransaction'])
@@ -1151,7 +1212,9 @@ t.test('on the double: isolation snapshot and the write concern of the url go wh
   await items.findOneAndUpdate({ n: 4 }, { $set: { n: 5 } })
   await transaction.commit()
   const sent = server.log.filter(({ autocommit }) => autocommit === false)
-  t.match(sent, [{ member: 0 }, { member: 0 }, { member: 0 }, { command: 'commitTransaction', body: { writeConcern: { w: 'majority' } } }])
+  t.match(sent, [{ member: 0 }, { member: 0 }, { member: 0 }, {
+    command: 'commitTransaction', body: { writeConcern: { w: 'majority' } },
+  }])
   t.match(sent.map(({ body }) => body.readConcern), [{ level: 'snapshot' }, undefined, undefined, undefined])
   t.match(sent.slice(0, 3).map(({ body }) => body.writeConcern), [undefined, undefined, undefined])
 })
@@ -1166,7 +1229,8 @@ t.test('on the double: of two transactions that write the same document the seco
   await other.rollback()
   await transaction.commit()
   t.match(server.documents('test', 'items')[0], { n: 1, m: 1 })
-  for (const error of [new Error('another'), undefined, 'text', { hasErrorLabel: 1 }]) t.notOk(connector.transactions.isTransient(error))
+  for (const error of [new Error('another'), undefined, 'text',
+    { hasErrorLabel: 1 }]) t.notOk(connector.transactions.isTransient(error))
 })
 
 t.test('on the double: an error that was caught is an error at the commit', async (t) => {
@@ -1197,7 +1261,8 @@ t.test('on the double: a commit whose answer was lost is asked for again', async
   server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after' })
   await transaction.commit()
   t.strictSame(numbers(server), [1, 2, 3, 4])
-  t.match(server.log.filter(({ command }) => command === 'commitTransaction'), [{}, { body: { writeConcern: { w: 'majority' } } }])
+  t.match(server.log.filter(({ command }) => command === 'commitTransaction'),
+    [{}, { body: { writeConcern: { w: 'majority' } } }])
 })
 
 t.test('on the double: where nobody knows whether it was committed the commit fails, and must not be run again', async (t) => {
@@ -1212,7 +1277,9 @@ t.test('on the double: where nobody knows whether it was committed the commit fa
 })
 
 /** Several transactions of one client, each with a document of its own. */
-async function side (t: Test, count: number, more: Omit<MongoOptions, 'url'> = {}): Promise<Opened & { transactions: Array<Transaction<Db>> }> {
+async function side (
+  t: Test, count: number, more: Omit<MongoOptions, 'url'> = {}
+): Promise<Opened & { transactions: Array<Transaction<Db>> }> {
   const opening = await opened(t, {}, more)
   const { connector, server, db, transaction } = opening
   await openSockets(server, db, count)
@@ -1233,21 +1300,30 @@ async function loseTogether (
   return await all
 }
 
-const reasons = (results: Array<PromiseSettledResult<unknown>>) => results.flatMap((one) => one.status === 'rejected' ? [one.reason as MongoError] : [])
+const reasons = (results: Array<PromiseSettledResult<unknown>>) =>
+  results.flatMap((one) => one.status === 'rejected' ? [one.reason as MongoError] : [])
 
 t.test('on the double: commits whose answers are lost together, with their sockets, are each asked for again', async (t) => {
   const { server, transactions } = await side(t, 4)
-  for (const [n, { connection }] of transactions.entries()) await connection.collection('items').insertOne({ n: 10 + n })
-  const results = await loseTogether(server, 'commitTransaction', 4, 'after', () => transactions.map((one) => one.commit()))
+  for (const [n, { connection }] of transactions.entries()) {
+    await connection.collection('items')
+      .insertOne({ n: 10 + n })
+  }
+  const results =
+    await loseTogether(server, 'commitTransaction', 4, 'after', () => transactions.map((one) => one.commit()))
   t.strictSame(reasons(results), [], 'the driver labels the error of the first socket only')
   t.strictSame(numbers(server), [1, 2, 3, 10, 11, 12, 13])
 })
 
 t.test('on the double: commits whose second answers are lost too say that nobody knows, each', async (t) => {
   const { connector, server, transactions } = await side(t, 4)
-  for (const [n, { connection }] of transactions.entries()) await connection.collection('items').insertOne({ n: 10 + n })
+  for (const [n, { connection }] of transactions.entries()) {
+    await connection.collection('items')
+      .insertOne({ n: 10 + n })
+  }
   server.failCommand({ commands: 'commitTransaction', closeConnection: true, when: 'after', times: Infinity, where: ({ body }) => Boolean(body.writeConcern) })
-  const results = await loseTogether(server, 'commitTransaction', 4, 'after', () => transactions.map((one) => one.commit()))
+  const results =
+    await loseTogether(server, 'commitTransaction', 4, 'after', () => transactions.map((one) => one.commit()))
   const errors = reasons(results)
   t.equal(errors.length, 4)
   for (const error of errors) {
@@ -1273,7 +1349,8 @@ t.test('on the double: a commit that can not be asked for again says that nobody
   t.strictSame(numbers(server), [1, 2, 3, 4])
 })
 
-const always = !sendsAgain && 'this driver has no option by which it may not: without maxAdaptiveRetries it asks once more'
+const always = !sendsAgain &&
+  'this driver has no option by which it may not: without maxAdaptiveRetries it asks once more'
 t.test('on the double: a commit that the driver may not ask for again says that nobody knows', { skip: always }, async (t) => {
   const { server, transaction } = await opened(t, {}, { connection: { maxAdaptiveRetries: 0 } })
   await transaction.connection.collection('items').insertOne({ n: 4 })
@@ -1303,7 +1380,10 @@ t.test('on the double: operations whose sockets die together can be run again, e
 
 t.test('on the double: rollbacks whose sockets die together are each asked for again', async (t) => {
   const { server, transactions } = await side(t, 4)
-  for (const [n, { connection }] of transactions.entries()) await connection.collection('items').insertOne({ n: 10 + n })
+  for (const [n, { connection }] of transactions.entries()) {
+    await connection.collection('items')
+      .insertOne({ n: 10 + n })
+  }
   await loseTogether(server, 'abortTransaction', 4, 'before', () => transactions.map((one) => one.rollback()))
   t.equal(server.openTransactions, 0, 'none waits for the end of its lifetime, with its locks')
 })
@@ -1326,7 +1406,9 @@ t.test('on the double: an operation that nobody waited for and an overloaded ser
   const { server, transaction } = await opened(t)
   const items = transaction.connection.collection('items')
   await items.insertOne({ n: 4 })
-  const fault = server.failCommand({ commands: 'insert', code: 462, labels: ['RetryableError', 'SystemOverloadedError'] })
+  const fault = server.failCommand({
+    commands: 'insert', code: 462, labels: ['RetryableError', 'SystemOverloadedError'],
+  })
   const insert = failure(items.insertOne({ n: 5 }))
   const error = await failure(transaction.commit())
   t.match(error, { code: 462 }, 'a driver that sends it again waits, and would do so when the commit has been sent')
@@ -1350,7 +1432,8 @@ t.test('on the double: a commit waits for all batches of a bulk that nobody wait
 t.test('on the double: a collection with concerns of its own is in the transaction, without them', async (t) => {
   const { server, connector, db } = await opened(t, { members: 3 })
   const concerns: CollectionOptions[] = [
-    { readPreference: 'secondary' }, { readPreference: ReadPreference.SECONDARY_PREFERRED }, { readConcern: { level: 'majority' } },
+    { readPreference: 'secondary' }, { readPreference: ReadPreference.SECONDARY_PREFERRED },
+    { readConcern: { level: 'majority' } },
     { writeConcern: { w: 0 } }, { writeConcern: { w: 'majority' } }, { writeConcern: { w: 1, journal: true } },
   ]
   const work: Record<string, (items: Collection, db: Db) => Promise<unknown>> = {
@@ -1366,14 +1449,25 @@ t.test('on the double: a collection with concerns of its own is in the transacti
   }
   for (const options of concerns) {
     for (const [name, run] of Object.entries(work)) {
-      const of = { collection: () => transaction.connection.collection('items', options), database: () => database().collection('items') }
+      const of =
+        {
+          collection: () => transaction.connection.collection('items', options),
+          database: () => database()
+            .collection('items')
+        }
       const database = () => transaction.connection.client.db('test', options as DbOptions)
       let transaction = await begin(connector, db)
       for (const [whose, items] of Object.entries(of)) {
         const what = `${name}, ${JSON.stringify(options)} of the ${whose}`
         server.log.length = 0
         await t.resolves(run(items(), database()), what)
-        t.match(server.log, [{ autocommit: false, startTransaction: true, member: 0, body: { writeConcern: undefined, readConcern: undefined } }], what)
+        t.match(server.log,
+          [{
+            autocommit: false,
+            startTransaction: true,
+            member: 0,
+            body: { writeConcern: undefined, readConcern: undefined }
+          }], what)
         await transaction.rollback()
         transaction = await begin(connector, db)
       }
@@ -1393,7 +1487,10 @@ t.test('on the double: concerns of an operation are left out, but for a read pre
     await items.bulkWrite([{ updateOne: { filter: { n: 1 }, update: { $set: { m: 2 } } } }], { writeConcern })
     await items.find({}, { readConcern: 'majority' }).toArray()
     t.equal(server.log.length, 4)
-    for (const { body } of server.log) t.match(body, { writeConcern: undefined, readConcern: undefined, autocommit: false })
+    for (const { body } of server.log) {
+      t.match(body,
+        { writeConcern: undefined, readConcern: undefined, autocommit: false })
+    }
     await t.rejects(items.findOne({}, { readPreference: 'secondary' }), { name: 'MongoTransactionError' })
     await transaction.rollback()
   }
@@ -1403,9 +1500,13 @@ t.test('on the double: a write conflict that no label tells of can be run again'
   const { server, connector, db } = await opened(t)
   for (const [name, run] of Object.entries<(db: Db) => Promise<unknown>>({
     updateOne: (db) => db.collection('items').updateOne({ n: 1 }, { $set: { m: 1 } }),
-    bulkWrite: (db) => db.collection('items').bulkWrite([{ updateOne: { filter: { n: 1 }, update: { $set: { m: 1 } } } }]),
+    bulkWrite: (db) => db.collection('items').bulkWrite([{
+      updateOne: { filter: { n: 1 }, update: { $set: { m: 1 } } },
+    }]),
     'find and update': (db) => db.collection('items').findOneAndUpdate({ n: 1 }, { $set: { m: 1 } }),
-    'bulkWrite of the client': (db) => db.client.bulkWrite([{ namespace: 'test.items', name: 'insertOne', document: { n: 9 } }]),
+    'bulkWrite of the client': (db) => db.client.bulkWrite([{
+      namespace: 'test.items', name: 'insertOne', document: { n: 9 },
+    }]),
   })) {
     const transaction = await begin(connector, db)
     server.failCommand({ commands: ['update', 'findAndModify', 'bulkWrite'], code: 112, labels: [] })
@@ -1511,7 +1612,8 @@ t.test('on the double: a transaction does not begin where it can not be', async 
   const client = new MongoClient(server.url)
   const connector = await connect(t, { client })
   const db = await connector.create(later)
-  await t.rejects(connector.transactions.begin(db, {}, AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+  await t.rejects(connector.transactions.begin(db, {}, AbortSignal.abort(new Error('too late'))),
+    { message: 'too late' })
   const { description } = (client as unknown as { topology: { description: object } }).topology
   Object.assign(description, { logicalSessionTimeoutMinutes: null })
   await t.rejects(begin(connector, db), notSupported, 'a server without sessions')
@@ -1548,21 +1650,26 @@ t.test('on the double: a transaction is begun where no server is known just now,
 const without = 'without transactions: they are refused, by an error that says so'
 t.test(`on the double: a standalone server is ${without}`, async (t) => {
   const { double: server, connector } = await double(t, { standalone: true })
-  await t.rejects(begin(connector, await connector.create(later)), { ...notSupported, message: /replica set or a sharded cluster/ })
+  await t.rejects(begin(connector, await connector.create(later)),
+    { ...notSupported, message: /replica set or a sharded cluster/ })
   t.notOk(server.log.some(({ txnNumber }) => txnNumber))
 })
 
 t.test(`on ${how}: a server is ${without}`, { skip: real?.kind === 'mongod' ? 'it has transactions' : skip }, async (t) => {
   const connector = await connect(t, { url: real!.url })
-  await t.rejects(begin(connector, await connector.create(later)), { ...notSupported, message: /replica set or a sharded cluster/ })
+  await t.rejects(begin(connector, await connector.create(later)),
+    { ...notSupported, message: /replica set or a sharded cluster/ })
 })
 
-for (const message of ['Transaction numbers are only allowed on a replica set member or mongos', 'insert: unknown field "autocommit"']) {
+for (const message of [
+  'Transaction numbers are only allowed on a replica set member or mongos', 'insert: unknown field "autocommit"',
+]) {
   t.test(`on the double: a server that only tells at the first operation: ${message}`, async (t) => {
     const { server, transaction } = await opened(t)
     server.failCommand({ commands: 'insert', code: 20, message })
     const insert = transaction.connection.collection('items').insertOne({ n: 4 })
-    await t.rejects(insert, { ...notSupported, message: /replica set or a sharded cluster/, cause: { name: 'MongoServerError', code: 20, message } })
+    await t.rejects(insert,
+      { ...notSupported, message: /replica set or a sharded cluster/, cause: { name: 'MongoServerError', code: 20, message } })
     await transaction.rollback()
   })
 }
@@ -1816,7 +1923,9 @@ const gone: Record<string, (server: MongoDouble, db: Db) => Promise<unknown>> = 
 
 for (const [name, happen] of Object.entries(gone)) {
   t.test(`through a pool on the double: a cursor that is open when ${name} is the driver's own matter`, async (t) => {
-    /** What the rest of the cursor is, or its error. The next write is served, once the driver knows the new primary. */
+    /**
+     * What the rest of the cursor is, or its error. The next write is served, once the driver knows the new primary.
+     */
     const told = async (server: MongoDouble, db: Db) => {
       await db.collection('items').insertMany([{ n: 1 }, { n: 2 }, { n: 3 }])
       const cursor = db.collection('items').find({}, { batchSize: 1 })
@@ -1846,10 +1955,12 @@ for (const [name, happen] of Object.entries(gone)) {
   })
 }
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 t.test('what is the pool\'s to set is refused by name, with the option to use instead, and in any case', async (t) => {
-  const instead = { maxPoolSize: 'max', minPoolSize: 'min', maxConnecting: 'maxConnecting', waitQueueTimeoutMS: 'acquireTimeout' }
+  const instead = {
+    maxPoolSize: 'max', minPoolSize: 'min', maxConnecting: 'maxConnecting', waitQueueTimeoutMS: 'acquireTimeout',
+  }
   for (const [key, ours] of Object.entries(instead)) {
     for (const written of [key, key.toLowerCase()]) {
       const code = 'FST_POOL_BAD_OPTIONS'
@@ -1862,8 +1973,16 @@ t.test('what is the pool\'s to set is refused by name, with the option to use in
 })
 
 t.test('what is ours goes to the driver, and what is the user\'s goes through untouched', async (t) => {
-  const options = async (options: MongoOptions) => (await mongodb({ url: 'mongodb://127.0.0.1/', ...options })).client.options
-  t.match(await options({}), { maxPoolSize: 10, maxConnecting: 10, waitQueueTimeoutMS: 5000, serverSelectionTimeoutMS: 5000, connectTimeoutMS: 3000 })
+  const options = async (options: MongoOptions) => (await mongodb({ url: 'mongodb://127.0.0.1/', ...options }))
+    .client.options
+  t.match(await options({}),
+    {
+      maxPoolSize: 10,
+      maxConnecting: 10,
+      waitQueueTimeoutMS: 5000,
+      serverSelectionTimeoutMS: 5000,
+      connectTimeoutMS: 3000
+    })
   t.match(await options({ max: 3, acquireTimeout: 700, connectTimeout: 400 }), {
     maxPoolSize: 3, maxConnecting: 3, waitQueueTimeoutMS: 700, serverSelectionTimeoutMS: 700, connectTimeoutMS: 400,
   })
@@ -1881,7 +2000,8 @@ t.test('the database is the option, else the one in the url, else the driver\'s 
   t.equal((await mongodb({ url: 'mongodb://127.0.0.1/shop', database: 'other' })).database, 'other')
   t.equal((await mongodb({ url: 'mongodb://127.0.0.1/shop?tls=false' })).database, 'shop')
   t.equal((await mongodb({ url: 'mongodb://127.0.0.1' })).database, 'test')
-  await t.rejects(mongodb({ url: 'mongodb://127.0.0.1/', database: 'a.b' }), { code: 'FST_POOL_BAD_OPTIONS', message: /option database is 'a\.b'/ })
+  await t.rejects(mongodb({ url: 'mongodb://127.0.0.1/', database: 'a.b' }),
+    { code: 'FST_POOL_BAD_OPTIONS', message: /option database is 'a\.b'/ })
 })
 
 t.test('host may be an IPv6 address', async (t) => {
@@ -1913,7 +2033,8 @@ t.test('a url is refused whose password the driver would take for a part of a ho
 })
 
 t.test('a connection option that the driver does not know is refused by its name, without secrets', async (t) => {
-  const error: unknown = await mongodb({ url: 'mongodb://me:s3cret@host/', connection: { nonsense: 's3cret' } }).catch((error: unknown) => error)
+  const error: unknown = await mongodb({ url: 'mongodb://me:s3cret@host/', connection: { nonsense: 's3cret' } })
+    .catch((error: unknown) => error)
   t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message: /option connection .*nonsense/ })
   t.notMatch(String(error), /s3cret/)
 })

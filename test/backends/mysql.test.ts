@@ -57,8 +57,12 @@ const coreOf = (connection: Connection) => (connection as unknown as {
 type Options = MysqlOptions & EngineOptions<Connection>
 
 /** One connection, so that whoever comes next gets the one that was left. */
-async function poolOf (t: Teardown, { url = server.url, host, port, database, connection, reset = 'session', ...rest }: Options = {}) {
-  const backend = await mysql({ ...(host === undefined && port === undefined && { url }), host, port, database, connection, reset } as MysqlOptions)
+async function poolOf (
+  t: Teardown, { url = server.url, host, port, database, connection, reset = 'session', ...rest }: Options = {}
+) {
+  const backend = await mysql({
+    ...(host === undefined && port === undefined && { url }), host, port, database, connection, reset,
+  } as MysqlOptions)
   const pool = new Pool(backend, { name: 'db', max: 1, reset, ...rest } as EngineOptions<Connection>)
   // What a test holds is not waited for.
   t.teardown(() => pool.close({ timeout: 1 }))
@@ -67,7 +71,9 @@ async function poolOf (t: Teardown, { url = server.url, host, port, database, co
   return { backend, pool, errors }
 }
 
-async function backendOf (t: Teardown, options: MysqlOptions = {}): Promise<{ backend: MysqlConnector, make: () => Promise<Connection> }> {
+async function backendOf (
+  t: Teardown, options: MysqlOptions = {}
+): Promise<{ backend: MysqlConnector, make: () => Promise<Connection> }> {
   const backend = await mysql({ url: server.url, ...options })
   const made: Connection[] = []
   t.teardown(async () => { for (const connection of made) await backend.destroy(connection, 'error') })
@@ -82,7 +88,8 @@ async function backendOf (t: Teardown, options: MysqlOptions = {}): Promise<{ ba
 }
 
 /** Whether the server still knows a connection. */
-const known = async (id: number) => Number(await value(admin, `select count(*) from information_schema.processlist where id = ${id}`)) > 0
+const known = async (id: number) =>
+  Number(await value(admin, `select count(*) from information_schema.processlist where id = ${id}`)) > 0
 
 await admin.query('create database other')
 await admin.query('create table account (id int primary key, sum int not null, note varchar(20)) engine=innodb character set utf8mb4')
@@ -117,8 +124,11 @@ t.test('creates connections and destroys them, and the server knows each and the
   t.throws(() => backend.isBroken!({} as Connection), /not of this connector/)
 })
 
-/** The driver's own `reset()`, which it has from 3.22 on. Before that nothing but `changeUser` begins a session anew. */
-const resetBy = (connection: Connection & { reset? (): Promise<void> }): Promise<void> => connection.reset?.() ?? connection.changeUser({})
+/**
+ * The driver's own `reset()`, which it has from 3.22 on. Before that nothing but `changeUser` begins a session anew.
+ */
+const resetBy = (connection: Connection & { reset? (): Promise<void> }): Promise<void> =>
+  connection.reset?.() ?? connection.changeUser({})
 
 const leaves: Record<string, (connection: Connection) => Promise<unknown>> = {
   'an open transaction': async (connection) => {
@@ -141,7 +151,8 @@ const leaves: Record<string, (connection: Connection) => Promise<unknown>> = {
     await connection.query('set autocommit = 0')
     await connection.query('update account set sum = 0')
   },
-  'other settings': (connection) => connection.query('set foreign_key_checks = 0, wait_timeout = 7, completion_type = 1'),
+  'other settings': (connection) =>
+    connection.query('set foreign_key_checks = 0, wait_timeout = 7, completion_type = 1'),
   'SET NAMES latin1': (connection) => connection.query('set names latin1'),
   'SQL PREPARE': (connection) => connection.query('prepare probe from \'select 1\''),
   'USE other': (connection) => connection.query('use other'),
@@ -171,7 +182,8 @@ const leaves: Record<string, (connection: Connection) => Promise<unknown>> = {
     for (let n = 0; n < 105; n++) await connection.execute(`select ${n}`)
   },
   'queries that were not waited for': async (connection) => {
-    Promise.allSettled([connection.query('do sleep(0.05)'), connection.query('use other'), connection.beginTransaction()])
+    Promise.allSettled([connection.query('do sleep(0.05)'), connection.query('use other'),
+      connection.beginTransaction()])
   },
 }
 for (const [what, leave] of Object.entries(leaves)) {
@@ -318,7 +330,8 @@ t.test('transaction mode rolls back what is open, and sends nothing where the se
   await left((connection) => connection.query('set @a = 7, completion_type = 1'))
   t.equal(await left((connection) => connection.query('select 1')), 0)
   t.equal(await left((connection) => connection.execute('select 1')), 0)
-  t.equal(await left((connection) => connection.query('insert into word (text) select repeat(\'x\', 3) from seq_1_to_300')), 0, 'a long OK is read right')
+  t.equal(await left((connection) =>
+    connection.query('insert into word (text) select repeat(\'x\', 3) from seq_1_to_300')), 0, 'a long OK is read right')
   t.equal(await left((connection) => connection.ping()), 0)
   t.ok(await left((connection) => connection.prepare('select 3')) > 0, 'which does not say')
   t.ok(await left((connection) => t.rejects(connection.query('nonsense'))) > 0, 'which does not say')
@@ -331,7 +344,8 @@ t.test('transaction mode rolls back what is open, and sends nothing where the se
     await connection.query('select * from account')
   }) > 0, 'the end of a result tells')
   t.ok(await left(async (connection) => {
-    Promise.allSettled([connection.query('do sleep(0.02)'), connection.beginTransaction(), connection.query('update account set sum = 0')])
+    Promise.allSettled([connection.query('do sleep(0.02)'), connection.beginTransaction(),
+      connection.query('update account set sum = 0')])
   }) > 0, 'what is still under way is waited for')
   t.ok(await left((connection) => connection.query('set autocommit = 0')) > 0)
   t.ok(await left((connection) => connection.query('update account set sum = 0')) > 0)
@@ -352,7 +366,10 @@ t.test('a connection that is used while it is reset is destroyed', async (t) => 
 
 t.test('listeners of all others can be taken away, and no death ends the process', async (t) => {
   const { backend, make } = await backendOf(t)
-  for (const which of [(connection: Connection) => connection.removeAllListeners(), (connection: Connection) => coreOf(connection).removeAllListeners()]) {
+  for (const which of [
+    (connection: Connection) => connection.removeAllListeners(),
+    (connection: Connection) => coreOf(connection).removeAllListeners(),
+  ]) {
     const connection = await make()
     which(connection)
     t.equal(backend.isBroken!(connection), true)
@@ -362,7 +379,7 @@ t.test('listeners of all others can be taken away, and no death ends the process
   }
 })
 
-// --- Under way, and dying -------------------------------------------------------------------------------------------------------------
+// --- Under way, and dying --------------------------------------------------------------------------------------------
 
 t.test('a stream that nobody reads is cut off at resetTimeout, and the next gets a new connection', async (t) => {
   const { pool, errors } = await poolOf(t, { resetTimeout: 50 })
@@ -385,7 +402,9 @@ t.test('a destroyed connection rejects what it ran, and the locks of its transac
   await lease.connection.query('select * from account for update')
   const running = lease.connection.query('do sleep(1)')
   const queued = lease.connection.query('select 1')
-  const failed = Promise.all([t.rejects(running, { code: 'PROTOCOL_CONNECTION_LOST' }), t.rejects(queued, { code: 'PROTOCOL_CONNECTION_LOST' })])
+  const failed =
+    Promise.all([t.rejects(running, { code: 'PROTOCOL_CONNECTION_LOST' }),
+      t.rejects(queued, { code: 'PROTOCOL_CONNECTION_LOST' })])
   lease.destroy(new Error('enough'))
   await failed
   t.equal(await known(idOf(connection)), true, 'the statement goes on in the server')
@@ -398,7 +417,9 @@ t.test('what a borrower closes himself is told to those who wait, and replaced',
   for (const close of ['destroy', 'end'] as const) {
     const lease = await pool.acquire()
     const id = idOf(lease.connection)
-    const rejected = close === 'destroy' ? t.rejects(lease.connection.query('do sleep(30)'), /closed/) : Promise.resolve()
+    const rejected = close === 'destroy'
+      ? t.rejects(lease.connection.query('do sleep(30)'), /closed/)
+      : Promise.resolve()
     await lease.connection[close]()
     lease.release()
     await rejected
@@ -427,7 +448,9 @@ t.test('a server that accepts and is silent is given up on in time, by signal an
   t.teardown(() => silent.close())
   await once(silent, 'listening')
   const { port } = silent.address() as AddressInfo
-  const { pool } = await poolOf(t, { url: `mysql://pool:secret@127.0.0.1:${port}/test`, connectTimeout: 50, acquireTimeout: 200, backoff: { min: 1, max: 1 } })
+  const { pool } =
+    await poolOf(t,
+      { url: `mysql://pool:secret@127.0.0.1:${port}/test`, connectTimeout: 50, acquireTimeout: 200, backoff: { min: 1, max: 1 } })
   await t.rejects(pool.acquire(), { code: 'FST_POOL_CONNECT_FAILED' })
   const backend = await mysql({ host: '127.0.0.1', port, connectTimeout: 20 })
   await t.rejects(backend.create(soon()), { code: 'ETIMEDOUT' })
@@ -437,7 +460,8 @@ t.test('a server that accepts and is silent is given up on in time, by signal an
   await event(silent, 'connection')
   aborting.abort(new Error('no longer wanted'))
   await t.rejects(create, /no longer wanted/)
-  await until(async () => await new Promise<boolean>((resolve) => silent.getConnections((_error, count) => resolve(count === 0))))
+  await until(async () =>
+    await new Promise<boolean>((resolve) => silent.getConnections((_error, count) => resolve(count === 0))))
 })
 
 t.test('refused, a wrong password and an unknown database fail at once, and show no secret', async (t) => {
@@ -452,7 +476,9 @@ t.test('refused, a wrong password and an unknown database fail at once, and show
   const error = await wrong.create(soon()).then(() => undefined, (error: Error) => error)
   t.match(error, { code: 'ER_ACCESS_DENIED_ERROR' })
   t.notMatch(JSON.stringify([error, error!.message, error!.stack]), /hush-hush/)
-  await t.rejects((await mysql({ url: server.url, connection: { database: undefined }, database: 'nowhere' })).create(soon()), { code: 'ER_BAD_DB_ERROR' })
+  await t.rejects((await mysql({
+    url: server.url, connection: { database: undefined }, database: 'nowhere',
+  })).create(soon()), { code: 'ER_BAD_DB_ERROR' })
 })
 
 t.test('deaths of idle connections evict them, whatever they died of', async (t) => {
@@ -473,7 +499,8 @@ t.test('deaths of idle connections evict them, whatever they died of', async (t)
     t.equal(await pool.use((connection) => value(connection, 'select 1')), 1)
     await pool.close()
   }
-  const { pool } = await poolOf(t, { reset: 'none', onConnect: (connection: Connection) => connection.query('set wait_timeout = 1') })
+  const { pool } =
+    await poolOf(t, { reset: 'none', onConnect: (connection: Connection) => connection.query('set wait_timeout = 1') })
   await pool.use(() => {})
   t.equal((await event<'disconnect'>(pool, 'disconnect')).reason, 'error', 'wait_timeout')
 })
@@ -501,7 +528,9 @@ t.test('too many connections fail with the server\'s own error, and a killed ser
   const small = await startMariadb(t, { args: ['--max-connections=10'] })
   const { backend, pool } = await poolOf(t, { url: small.url, max: 4, backoff: { min: 5, max: 20 } })
   const made: Connection[] = []
-  await t.rejects(async () => { for (let n = 0; n < 20; n++) made.push(await backend.create(soon())) }, { errno: 1040, code: 'ER_CON_COUNT_ERROR' })
+  await t.rejects(async () => {
+    for (let n = 0; n < 20; n++) made.push(await backend.create(soon()))
+  }, { errno: 1040, code: 'ER_CON_COUNT_ERROR' })
   for (const connection of made) await backend.destroy(connection, 'idle')
   const lease = await until(async () => await pool.acquire().catch(() => undefined))
   const running = t.rejects(lease.connection.query('do sleep(30)'))
@@ -509,19 +538,22 @@ t.test('too many connections fail with the server\'s own error, and a killed ser
   await running
   lease.release()
   await small.restart()
-  t.equal(await until(async () => await pool.use((connection) => value(connection, 'select 1')).catch(() => undefined)), 1)
+  t.equal(await until(async () => await pool.use((connection) => value(connection, 'select 1')).catch(() => undefined)),
+    1)
 })
 
 t.test('a character set that the server gave at connecting survives the reset', needsOwn(server), async (t) => {
   const own = await startMariadb(t, { args: ['--init-connect=SET NAMES utf8mb4 COLLATE utf8mb4_bin'] })
   const { pool } = await poolOf(t, { url: own.url })
-  for (let n = 0; n < 2; n++) t.equal(await pool.use((connection) => value(connection, 'select @@collation_connection')), 'utf8mb4_bin')
+  for (let n =
+    0; n < 2; n++) t.equal(await pool.use((connection) => value(connection, 'select @@collation_connection')), 'utf8mb4_bin')
   const withoutDatabase = await poolOf(t, { url: own.url.replace(/\/test$/, '') })
   await withoutDatabase.pool.use((connection) => connection.query('use test'))
-  t.strictSame(await withoutDatabase.pool.use((connection) => row(connection, 'select @@collation_connection, database()')), ['utf8mb4_bin', null])
+  t.strictSame(await withoutDatabase.pool.use((connection) =>
+    row(connection, 'select @@collation_connection, database()')), ['utf8mb4_bin', null])
 })
 
-// --- What a server says ---------------------------------------------------------------------------------------------------------------
+// --- What a server says ----------------------------------------------------------------------------------------------
 
 /** May do all, but what `root` may not either. */
 async function rootOf (t: Teardown, { host, port }: { host: string, port: number }): Promise<Connection> {
@@ -552,7 +584,10 @@ t.test('inspect: a replica is level, or behind by what it says itself, or follow
   await until(async () => (await state()).lag === 0, { what: 'it is level again' })
   await pair.pauseReplay(replica!, 'locked')
   await writer.query('insert into line values (1)')
-  const { lag } = await until(async () => { const now = await state(); return now.lag! > 0 && now }, { what: 'it is seen to be behind' })
+  const { lag } = await until(async () => {
+    const now = await state()
+    return now.lag! > 0 && now
+  }, { what: 'it is seen to be behind' })
   t.ok(lag! >= 1000 && lag! < 60_000 && lag! % 1000 === 0, `${lag} ms, in whole seconds`)
   await pair.resumeReplay(replica!)
   await pair.caughtUp(replica!)
@@ -560,7 +595,8 @@ t.test('inspect: a replica is level, or behind by what it says itself, or follow
 
   const root = await rootOf(t, replica!)
   await root.query('set global read_only = 0')
-  t.strictSame(await state(), { role: 'replica', lag: 0 }, 'who follows another is none to write to, even where it would take it')
+  t.strictSame(await state(), { role: 'replica', lag: 0 },
+    'who follows another is none to write to, even where it would take it')
   await root.query('set global read_only = 1')
   await primary.kill()
   await until(async () => (await state()).lag === Infinity, { what: 'an orphan follows nobody' })
@@ -568,7 +604,8 @@ t.test('inspect: a replica is level, or behind by what it says itself, or follow
   await pair.promote(replica!)
   t.strictSame(await state(), { role: 'primary' })
   await root.query('set global read_only = 1')
-  t.strictSame(await state(), { role: 'replica', lag: Infinity }, 'made read only it takes no writes, and follows nobody')
+  t.strictSame(await state(), { role: 'replica', lag: Infinity },
+    'made read only it takes no writes, and follows nobody')
 })
 
 t.test('inspect: of several that a replica follows the worst tells', needsGroup('MariaDB'), async (t) => {
@@ -605,7 +642,9 @@ t.test('inspect: a storage that only reads is a replica, which does not say how 
 })
 
 /** No server: it answers as its documentation says that MySQL does, of which there is none here. */
-async function mysqlDouble (t: Teardown, answers: Record<string, Array<Record<string, unknown>> | number>): Promise<{ url: string, asked: string[] }> {
+async function mysqlDouble (
+  t: Teardown, answers: Record<string, Array<Record<string, unknown>> | number>
+): Promise<{ url: string, asked: string[] }> {
   const { createServer } = (await import('mysql2')).default
   const asked: string[] = []
   const double = createServer((connection) => {
@@ -616,8 +655,12 @@ async function mysqlDouble (t: Teardown, answers: Record<string, Array<Record<st
       const sql = text as string
       asked.push(sql)
       const answer = answers[sql] ?? 1064
-      if (typeof answer === 'number') return (connection as unknown as { writeError (error: object): void }).writeError({ code: answer, message: `error ${answer}` })
-      const column = (name: string) => ({ catalog: 'def', schema: '', table: '', orgTable: '', name, orgName: name, characterSet: 33, columnLength: 64, columnType: 253, flags: 0, decimals: 0 })
+      if (typeof answer === 'number') {
+        return (connection as unknown as { writeError (error: object): void })
+          .writeError({ code: answer, message: `error ${answer}` })
+      }
+      const column = (name: string) =>
+        ({ catalog: 'def', schema: '', table: '', orgTable: '', name, orgName: name, characterSet: 33, columnLength: 64, columnType: 253, flags: 0, decimals: 0 })
       connection.writeTextResult(answer, Object.keys(answer[0]!).map(column))
     })
   }) as unknown as { _server: Server, listen (port: number, host: string): void, close (): void }
@@ -633,13 +676,20 @@ t.test('inspect: MySQL is asked in its own words, those of 8.4 and those before 
   const running = { Replica_IO_Running: 'Yes', Replica_SQL_Running: 'Yes' }
   const stopped = { Replica_IO_Running: 'No', Replica_SQL_Running: 'No', Seconds_Behind_Source: null }
   const cases: Array<[what: string, readOnly: string, answers: Parameters<typeof mysqlDouble>[1], state: object]> = [
-    ['level', '1', { 'SHOW REPLICA STATUS': [{ ...running, Seconds_Behind_Source: '0' }] }, { role: 'replica', lag: 0 }],
-    ['of two the worst', 'ON', { 'SHOW REPLICA STATUS': [{ ...running, Seconds_Behind_Source: '7' }, { ...running, Seconds_Behind_Source: '2' }] }, { role: 'replica', lag: 7000 }],
-    ['its primary is out of reach', '1', { 'SHOW REPLICA STATUS': [{ ...running, Replica_IO_Running: 'Connecting', Seconds_Behind_Source: null }] }, { role: 'replica', lag: Infinity }],
+    ['level', '1', { 'SHOW REPLICA STATUS': [{ ...running, Seconds_Behind_Source: '0' }] },
+      { role: 'replica', lag: 0 }],
+    ['of two the worst', 'ON', {
+      'SHOW REPLICA STATUS': [{ ...running, Seconds_Behind_Source: '7' }, { ...running, Seconds_Behind_Source: '2' }],
+    }, { role: 'replica', lag: 7000 }],
+    ['its primary is out of reach', '1', {
+      'SHOW REPLICA STATUS': [{ ...running, Replica_IO_Running: 'Connecting', Seconds_Behind_Source: null }],
+    }, { role: 'replica', lag: Infinity }],
     ['promoted by STOP REPLICA alone', '0', { 'SHOW REPLICA STATUS': [stopped] }, { role: 'primary' }],
     ['stopped, and takes no writes', '1', { 'SHOW REPLICA STATUS': [stopped] }, { role: 'replica', lag: Infinity }],
     ['without the privilege', '1', { 'SHOW REPLICA STATUS': 1227 }, { role: 'replica' }],
-    ['old', '1', { 'SHOW SLAVE STATUS': [{ Slave_IO_Running: 'Yes', Slave_SQL_Running: 'Yes', Seconds_Behind_Master: '3' }] }, { role: 'replica', lag: 3000 }],
+    ['old', '1', {
+      'SHOW SLAVE STATUS': [{ Slave_IO_Running: 'Yes', Slave_SQL_Running: 'Yes', Seconds_Behind_Master: '3' }],
+    }, { role: 'replica', lag: 3000 }],
     ['it knows none of the words', 'OFF', {}, { role: 'primary' }],
     ['newer than we are', 'NO_LOCK_NO_ADMIN', {}, { role: 'replica' }],
   ]
@@ -648,7 +698,8 @@ t.test('inspect: MySQL is asked in its own words, those of 8.4 and those before 
     const { backend, make } = await backendOf(t, { url, reset: 'none' })
     const connection = await make()
     t.strictSame(await backend.inspect(connection, soon()), state, what)
-    t.strictSame(asked, [variables, 'SHOW ALL SLAVES STATUS', 'SHOW REPLICA STATUS', 'SHOW SLAVE STATUS'].slice(0, asked.length))
+    t.strictSame(asked,
+      [variables, 'SHOW ALL SLAVES STATUS', 'SHOW REPLICA STATUS', 'SHOW SLAVE STATUS'].slice(0, asked.length))
   }
   const failing = await mysqlDouble(t, { [variables]: onOrOff('1'), 'SHOW REPLICA STATUS': 1053 })
   const { backend, make } = await backendOf(t, { url: failing.url, reset: 'none' })
@@ -659,7 +710,12 @@ t.test('inspect: MySQL is asked in its own words, those of 8.4 and those before 
 
 t.test('inspect is no use: no reset follows it, and whatever the driver makes of values, it understands', async (t) => {
   for (const reset of ['session', 'transaction', 'none'] as const) {
-    const { pool, backend } = await poolOf(t, { reset, connection: { typeCast: () => 'nonsense', rowsAsArray: true, nestTables: true, queryFormat: () => 'nonsense' } })
+    const { pool, backend } = await poolOf(t, {
+      reset,
+      connection: {
+        typeCast: () => 'nonsense', rowsAsArray: true, nestTables: true, queryFormat: () => 'nonsense',
+      }
+    })
     await pool.use(() => {})
     const lease = await pool.acquire()
     const before = sent(lease.connection)
@@ -727,7 +783,8 @@ t.test('a connection on which a transaction that only reads refused a write is a
   await admin.query('update account set sum = 100')
   const id = await pool.use(idOf)
   const refused = (connection: Connection) => t.rejects(connection.query('update account set sum = 0'), failure(1792))
-  await t.rejects(pool.transaction((connection) => connection.query('update account set sum = 0'), { readOnly: true }), failure(1792))
+  await t.rejects(pool.transaction((connection) => connection.query('update account set sum = 0'), { readOnly: true }),
+    failure(1792))
   const declared: Array<(connection: Connection) => Promise<unknown>> = [
     (connection) => connection.query('start transaction read only'),
     (connection) => connection.query('set transaction read only'),
@@ -770,7 +827,8 @@ t.test('transient is what another connection may not meet: a death, a server tha
   const asleep = async (connection: Connection, kill: () => unknown) => {
     const sleeping = connection.query('do sleep(30)')
     sleeping.catch(() => { /* It is looked at below. */ })
-    await until(async () => await value(admin, `select state from information_schema.processlist where id = ${idOf(connection)}`) === 'User sleep')
+    await until(async () =>
+      await value(admin, `select state from information_schema.processlist where id = ${idOf(connection)}`) === 'User sleep')
     await kill()
     return await sleeping
   }
@@ -792,21 +850,31 @@ t.test('transient is what another connection may not meet: a death, a server tha
     t.equal(isTransient(error), true, `${what}: ${String(error)}`)
     t.equal(isTransient(new Error('wrapped', { cause: error })), true)
   }
-  for (const errno of [1053, 1836, 1927, 2006, 2013, 3032, 3169, 4031]) t.equal(isTransient({ errno }), true, String(errno))
+  for (const errno of [1053, 1836, 1927, 2006, 2013, 3032, 3169, 4031]) {
+    t.equal(isTransient({ errno }), true,
+      String(errno))
+  }
   for (const code of ['EPIPE', 'ECONNRESET', 'ETIMEDOUT', 'EHOSTUNREACH']) t.equal(isTransient({ code }), true, code)
-  for (const option of ['--read-only', '--super-read-only', '--read_only']) t.equal(isTransient({ errno: 1290, message: `running with the ${option} option` }), true)
+  for (const option of ['--read-only', '--super-read-only',
+    '--read_only']) t.equal(isTransient({ errno: 1290, message: `running with the ${option} option` }), true)
   const lasting: Record<string, (connection: Connection) => Promise<unknown>> = {
     'a statement that is wrong': (connection) => connection.query('nonsense'),
-    'a text that reads like a death': (connection) => connection.query('signal sqlstate \'45000\' set message_text = \'Can\\\'t write in closed state\''),
+    'a text that reads like a death': (connection) =>
+      connection.query('signal sqlstate \'45000\' set message_text = \'Can\\\'t write in closed state\''),
     'a query that took too long': (connection) => connection.query({ sql: 'do sleep(0.2)', timeout: 1 }),
-    'a KILL QUERY': (connection) => asleep(connection, () => admin.query(`kill query ${idOf(connection)}`)).then(() => connection.query('nonsense')),
+    'a KILL QUERY': (connection) => asleep(connection, () => admin.query(`kill query ${idOf(connection)}`))
+      .then(() => connection.query('nonsense')),
   }
   for (const [what, fn] of Object.entries(lasting)) {
     const error = await errorOf(fn)
     t.equal(isTransient(error), false, `${what}: ${String(error)}`)
   }
-  const others: unknown[] = [undefined, null, 'x', new Error('x'), { errno: 1317 }, { errno: 1040 }, { errno: 1203 }, { errno: 1205 }, { errno: 1213 }, { code: 'ECONNREFUSED' }]
-  for (const error of [...others, { errno: 1290, message: 'running with the --secure-file-priv option' }]) t.equal(isTransient(error), false, JSON.stringify(error))
+  const others: unknown[] =
+    [undefined, null, 'x', new Error('x'), { errno: 1317 }, { errno: 1040 }, { errno: 1203 }, { errno: 1205 },
+      { errno: 1213 }, { code: 'ECONNREFUSED' }]
+  for (const error of [...others, {
+    errno: 1290, message: 'running with the --secure-file-priv option',
+  }]) t.equal(isTransient(error), false, JSON.stringify(error))
 })
 
 t.test('the errors of a server that ends are transient, and what runs again on the one that comes up succeeds', needsOwn(server), async (t) => {
@@ -828,7 +896,7 @@ t.test('the errors of a server that ends are transient, and what runs again on t
   t.equal(backend.isTransient(seen[0]), true, String(seen[0]))
 })
 
-// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+// --- Addresses that change -------------------------------------------------------------------------------------------
 
 t.test('url and connection may be functions, asked at each create, and not before there is one', async (t) => {
   let database = 'test'
@@ -877,7 +945,8 @@ t.test('a function is held to what is asked of the option, at its create', async
 })
 
 t.test('a function that fails, or never answers, is the create\'s failure', async (t) => {
-  await t.rejects((await mysql({ url: async () => { throw new Error('vault is shut') } })).create(soon()), { message: 'vault is shut' })
+  await t.rejects((await mysql({ url: async () => { throw new Error('vault is shut') } })).create(soon()),
+    { message: 'vault is shut' })
   const deadline = new AbortController()
   const creating = (await mysql({ url: server.url, connection: () => new Promise(() => {}) })).create(deadline.signal)
   deadline.abort(new Error('too late'))
@@ -903,7 +972,8 @@ t.test('a password that is changed while connections are out is asked for, and t
   let password = 'first-secret'
   await admin.query('create user rotated@\'127.0.0.1\' identified by \'first-secret\'')
   t.teardown(() => admin.query('drop user rotated@\'127.0.0.1\''))
-  const { pool, errors } = await poolOf(t, { url: () => server.url.replace('pool:secret@', `rotated:${password}@`).replace(/\/test$/, '') })
+  const { pool, errors } =
+    await poolOf(t, { url: () => server.url.replace('pool:secret@', `rotated:${password}@`).replace(/\/test$/, '') })
   const first = await pool.use(async (connection) => {
     await admin.query('set password for rotated@\'127.0.0.1\' = password(\'second-secret\')')
     password = 'second-secret'
@@ -1002,7 +1072,9 @@ for (const reset of ['session', 'transaction', 'none'] as const) {
     await admin.query('create table moved (a int)')
     await admin.query('insert into moved values (1)')
     t.teardown(() => admin.query('drop table moved'))
-    const onConnect = async (connection: Connection) => { await connection.query("prepare moving from 'select * from moved'") }
+    const onConnect = async (connection: Connection) => {
+      await connection.query("prepare moving from 'select * from moved'")
+    }
     const { pool } = await poolOf(t, { reset, onConnect })
     const kinds: Array<(connection: Connection) => Promise<unknown>> = [
       async (connection) => (await connection.execute('select * from moved'))[0],
@@ -1014,7 +1086,10 @@ for (const reset of ['session', 'transaction', 'none'] as const) {
       'alter table moved add column b varchar(5) default \'x\'': { a: 1, b: 'x' },
       'update moved set b = null; alter table moved drop column a, modify b int; update moved set b = 7': { b: 7 },
       'alter table moved change b c int': { c: 7 },
-      'drop table moved; create table moved (d date); insert into moved values (\'2020-02-02\')': { d: new Date(2020, 1, 2) },
+      'drop table moved; create table moved (d date); insert into moved values (\'2020-02-02\')': {
+        d: new Date(2020, 1,
+          2)
+      },
     })) {
       for (const statement of sql.split('; ')) await admin.query(statement)
       for (const ask of kinds) t.same(await ask(held.connection), [row], `${sql}: in the same lease`)
@@ -1061,7 +1136,7 @@ for (const reset of ['session', 'transaction', 'none'] as const) {
   }
 }
 
-// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+// --- Transactions ----------------------------------------------------------------------------------------------------
 
 /** A transaction on a connection of its own, undone at the end. */
 async function begun (t: Teardown, { options = {}, mysql: more = {} }: { options?: Parameters<MysqlConnector['transactions']['begin']>[1], mysql?: MysqlOptions } = {}) {
@@ -1103,7 +1178,8 @@ t.test('plain statements need two round trips of ours, others a savepoint', asyn
 })
 
 t.test('levels and read only hold for one transaction', async (t) => {
-  const { backend, connection, transaction } = await begun(t, { options: { isolation: 'serializable', readOnly: true } })
+  const { backend, connection, transaction } =
+    await begun(t, { options: { isolation: 'serializable', readOnly: true } })
   await t.rejects(connection.query('update account set sum = 0'), failure(1792))
   await transaction.rollback()
   const seen = async (isolation?: 'read uncommitted' | 'read committed') => {
@@ -1116,13 +1192,15 @@ t.test('levels and read only hold for one transaction', async (t) => {
     return sum
   }
   t.strictSame([await seen(), await seen('read committed'), await seen('read uncommitted'), await seen()], [0, 1, 1, 0])
-  t.strictSame(backend.transactions.isolation, ['read uncommitted', 'read committed', 'repeatable read', 'serializable'])
+  t.strictSame(backend.transactions.isolation,
+    ['read uncommitted', 'read committed', 'repeatable read', 'serializable'])
   t.equal(backend.transactions.readOnly, true)
 })
 
 const lies: Record<string, (connection: Connection) => Promise<unknown>> = {
   'DDL committed it': (connection) => connection.query('create or replace table scrap (id int)'),
-  'DDL that failed committed it': (connection) => t.rejects(connection.query('create table account (id int)'), failure(1050)),
+  'DDL that failed committed it': (connection) =>
+    t.rejects(connection.query('create table account (id int)'), failure(1050)),
   'the borrower committed it': (connection) => connection.commit(),
   'the borrower rolled it back': (connection) => connection.rollback(),
   'the borrower committed it by a prepared statement': (connection) => connection.execute('commit'),
@@ -1167,9 +1245,11 @@ async function deadlock (connection: Connection): Promise<void> {
   await until(async () => {
     // What it shows is as old as the last time that nobody had asked for 0.1 s.
     await admin.query('do sleep(0.12)')
-    return Number(await value(admin, 'select count(*) from information_schema.innodb_trx where trx_state = \'LOCK WAIT\'')) > 0
+    return Number(await value(admin,
+      'select count(*) from information_schema.innodb_trx where trx_state = \'LOCK WAIT\'')) > 0
   })
-  const error = await connection.query('update account set note = \'mine\' where id = 2').then(() => undefined, (error: unknown) => error)
+  const error = await connection.query('update account set note = \'mine\' where id = 2')
+    .then(() => undefined, (error: unknown) => error)
   t.match(error, { errno: 1213 })
   t.equal((await mysql({})).transactions.isTransient(error), true)
   await waits
@@ -1193,7 +1273,8 @@ for (const [what, lie] of Object.entries(lies)) {
 
 t.test('a commit waits for what was not waited for, and sees what it does', async (t) => {
   const { connection, transaction } = await begun(t)
-  Promise.allSettled([connection.query('update account set sum = 1 where id = 1'), connection.query('do sleep(0.01)'), connection.commit()])
+  Promise.allSettled([connection.query('update account set sum = 1 where id = 1'), connection.query('do sleep(0.01)'),
+    connection.commit()])
   await t.rejects(transaction.commit(), { code: 'FST_POOL_TRANSACTION_ENDED' })
 })
 
@@ -1219,7 +1300,8 @@ t.test('a lock wait timeout leaves the transaction, is not transient, and where 
     await connection.query('set innodb_lock_wait_timeout = 1')
     const transaction = await backend.transactions.begin(connection, {}, soon())
     await connection.query('update account set sum = 90 where id = 1')
-    const error = await connection.query('update account set sum = 0 where id = 2').then(() => undefined, (error: unknown) => error)
+    const error = await connection.query('update account set sum = 0 where id = 2')
+      .then(() => undefined, (error: unknown) => error)
     t.match(error, { errno: 1205 })
     t.equal(backend.transactions.isTransient(error), false)
     return transaction
@@ -1369,8 +1451,10 @@ t.test('what is looked for in a text takes as long as the text is, and not its s
 
 t.test('only what can be run again is transient', async (t) => {
   const { isTransient } = (await mysql({})).transactions
-  for (const errno of [1020, 1213, 3101]) t.equal(isTransient(new Error('wrapped', { cause: Object.assign(new Error('x'), { errno }) })), true)
-  for (const error of [undefined, null, 'x', new Error('x'), Object.assign(new Error('x'), { errno: 1205 })]) t.equal(isTransient(error), false)
+  for (const errno of [1020, 1213,
+    3101]) t.equal(isTransient(new Error('wrapped', { cause: Object.assign(new Error('x'), { errno }) })), true)
+  for (const error of [undefined, null, 'x', new Error('x'),
+    Object.assign(new Error('x'), { errno: 1205 })]) t.equal(isTransient(error), false)
 })
 
 t.test('a transaction that is left open is undone by the pool', async (t) => {
@@ -1388,12 +1472,14 @@ t.test('a transaction that is left open is undone by the pool', async (t) => {
   t.equal(await sumOf(1), 99)
 })
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 t.test('options that would do the pool\'s work, or stand in the wrong place, are refused by name', async (t) => {
   const refused: Array<[options: object, message: RegExp]> = [
-    [{ connection: { connectionLimit: 5 } }, /connection\.connectionLimit is a number: expected nothing here: use the option max/],
-    [{ connection: { uri: 'mysql://u:hush@h' } }, /connection\.uri is a text: expected nothing here: use the option url/],
+    [{ connection: { connectionLimit: 5 } },
+      /connection\.connectionLimit is a number: expected nothing here: use the option max/],
+    [{ connection: { uri: 'mysql://u:hush@h' } },
+      /connection\.uri is a text: expected nothing here: use the option url/],
     [{ waitForConnections: true }, /waitForConnections .* callers wait in the pool/],
     [{ connection: { stream: {} } }, /connection\.stream .* a function/],
     [{ connection: { host: 'h' } }, /connection\.host .* use the option host/],
@@ -1431,7 +1517,9 @@ t.test('all the ways to say where the server is lead there, and the options are 
     t.strictSame(await row(await make(), 'select database(), user()'), ['test', 'pool@127.0.0.1'])
     t.strictSame(options, before)
   }
-  const secure = await mysql({ url: `mysql://pool:secret@${host}:${port}/test?ssl={"minVersion":"TLSv1.3"}`, connection: { compress: false } })
+  const secure = await mysql({
+    url: `mysql://pool:secret@${host}:${port}/test?ssl={"minVersion":"TLSv1.3"}`, connection: { compress: false },
+  })
   const profile = await mysql({ url: `mysql://pool:secret@[::1]:${port}/test?ssl=Amazon%20RDS`, connection: { ssl } })
   t.strictSame(ssl, { rejectUnauthorized: false })
   await t.rejects(secure.create(soon()), { code: /HANDSHAKE_NO_SSL_SUPPORT/ })

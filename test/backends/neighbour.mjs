@@ -1,4 +1,5 @@
-// Another process that has the same database, on the bare driver: for tests of two processes, and to count at the server. Told what it is by its arguments.
+// Another process that has the same database, on the bare driver: for tests of two processes, and to count at the
+// server. Told what it is by its arguments.
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 
@@ -31,10 +32,14 @@ const kinds = {
   async mongodb ({ url, database, collection }) {
     const { MongoClient } = await import('mongodb')
     const rows = (await new MongoClient(url).connect()).db(database).collection(collection)
-    return { add: (row) => rows.insertOne({ row }), all: async () => (await rows.find().toArray()).map(({ row }) => row) }
+    return {
+      add: (row) => rows.insertOne({ row }), all: async () => (await rows.find().toArray()).map(({ row }) => row),
+    }
   },
   async sqlite ({ driver, path, from, table }) {
-    const Database = driver === 'node:sqlite' ? process.getBuiltinModule('node:sqlite').DatabaseSync : createRequire(driver === 'libsql' ? import.meta.url : join(from, 'index.js'))(driver)
+    const Database = driver === 'node:sqlite'
+      ? process.getBuiltinModule('node:sqlite').DatabaseSync
+      : createRequire(driver === 'libsql' ? import.meta.url : join(from, 'index.js'))(driver)
     const db = new Database(path, { timeout: 0 })
     return {
       // By `exec`: bare libsql loses what is written by a statement behind a SQLITE_BUSY.
@@ -50,7 +55,10 @@ const database = await kinds[kind](where)
 const work = {
   exec: (sql) => database.exec(sql),
   all: () => database.all(),
-  /** One after the other. What fails is not acknowledged, and is tried again: this process may have been too late for each gap. */
+  /**
+   * One after the other. What fails is not acknowledged, and is tried again: this process may have been too late for
+   * each gap.
+   */
   async add (rows) {
     const written = []
     for (const row of rows) {

@@ -14,14 +14,18 @@ export interface Neighbour {
 
 /** @param where see neighbour.mjs */
 export async function startNeighbour (t: Test, kind: string, where: object): Promise<Neighbour> {
-  const child = fork(new URL('neighbour.mjs', import.meta.url), [JSON.stringify([kind, where])], { execArgv: [], stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
+  const child =
+    fork(new URL('neighbour.mjs', import.meta.url), [JSON.stringify([kind, where])],
+      { execArgv: [], stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
   const exited = once(child, 'exit')
   t.teardown(async () => {
     child.kill('SIGKILL')
     await exited
   })
   const answer = async () => {
-    const [message] = await Promise.race([once(child, 'message'), exited.then(([code]) => { throw new Error(`the other process has ended: ${code}`) })])
+    const [message] =
+      await Promise.race([once(child, 'message'),
+        exited.then(([code]) => { throw new Error(`the other process has ended: ${code}`) })])
     const { output, error } = message as { output?: unknown, error?: string }
     if (error !== undefined) throw new Error(error)
     return output

@@ -29,7 +29,9 @@ t.teardown(() => admin.query('DROP TABLE notes; DROP ROLE pool_app'))
 
 /** Only where something hangs is it ever reached. */
 const soon = () => AbortSignal.timeout(10_000)
-process.on('warning', (warning) => { if (warning.name === 'DeprecationWarning' && /pg@9/.test(warning.message)) t.fail(warning.message) })
+process.on('warning', (warning) => {
+  if (warning.name === 'DeprecationWarning' && /pg@9/.test(warning.message)) t.fail(warning.message)
+})
 
 async function client (t: Teardown, url = server.url): Promise<Client> {
   const made = new pg.Client({ connectionString: url })
@@ -49,7 +51,14 @@ async function open (t: Teardown, options: PostgresOptions = {}, engine: EngineO
   const { connection, reset = 'session', ...rest } = options
   const name = freshName()
   const where = rest.host === undefined ? { url: server.url } : { database: 'postgres' }
-  const backend = await postgresql({ ...where, ...rest, reset, connection: { application_name: name, ...rest.host === undefined ? {} : { user: 'postgres' }, ...connection } })
+  const backend = await postgresql({
+    ...where,
+    ...rest,
+    reset,
+    connection: {
+      application_name: name, ...rest.host === undefined ? {} : { user: 'postgres' }, ...connection,
+    }
+  })
   const pool = new Pool<Client>(backend, { name, max: 1, reset, acquireTimeout: 10_000, ...engine })
   const errors: Error[] = []
   pool.on('error', ({ error }) => { errors.push(error) })
@@ -63,11 +72,13 @@ async function value (c: Client, sql: string): Promise<unknown> {
 }
 const pidOf = async (c: Client) => Number(await value(c, 'SELECT pg_backend_pid()'))
 /** How many connections of that name the server has. */
-const known = async (name: string) => Number(await value(admin, `SELECT count(*) FROM pg_stat_activity WHERE application_name = '${name}'`))
+const known = async (name: string) =>
+  Number(await value(admin, `SELECT count(*) FROM pg_stat_activity WHERE application_name = '${name}'`))
 const bytes = (c: Client) => (c.connection.stream as Socket).bytesWritten
-const idle = (pool: Pool<Client>) => until(() => pool.stats().idle === 1 && pool.stats().used === 0, { what: 'the connection is idle again' })
+const idle = (pool: Pool<Client>) =>
+  until(() => pool.stats().idle === 1 && pool.stats().used === 0, { what: 'the connection is idle again' })
 
-// --- Reset: session -------------------------------------------------------------------------------------------------------------------
+// --- Reset: session --------------------------------------------------------------------------------------------------
 
 const setting = (name: string) => (c: Client) => value(c, `SELECT current_setting('${name}', true)`)
 const count = (from: string) => (c: Client) => value(c, `SELECT count(*)::int FROM ${from}`)
@@ -82,17 +93,20 @@ const codeOf = (sql: string) => async (c: Client) => {
 const leftovers: Array<[what: string, leave: string, look: (c: Client) => Promise<unknown>]> = [
   ['SET ROLE', 'SET ROLE pool_app', (c) => value(c, 'SELECT current_user')],
   ['session authorization', 'SET SESSION AUTHORIZATION pool_app', (c) => value(c, 'SELECT session_user')],
-  ['a setting of the app', "SELECT set_config('app.user', '42', false)", async (c) => await setting('app.user')(c) || null],
+  ['a setting of the app', "SELECT set_config('app.user', '42', false)",
+    async (c) => await setting('app.user')(c) || null],
   ['search_path', 'SET search_path = pg_catalog', setting('search_path')],
   ['statement_timeout', "SET statement_timeout = '7s'", setting('statement_timeout')],
   ['lock_timeout', "SET lock_timeout = '7s'", setting('lock_timeout')],
   ['time zone', "SET TIME ZONE 'Asia/Tokyo'", setting('TimeZone')],
   ['application_name', "SET application_name = 'somebody'", setting('application_name')],
   ['client_encoding', "SET client_encoding = 'LATIN1'", setting('client_encoding')],
-  ['session characteristics', 'SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY', setting('default_transaction_read_only')],
+  ['session characteristics', 'SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY',
+    setting('default_transaction_read_only')],
   ['LISTEN', 'LISTEN some_channel', count('pg_listening_channels()')],
   ['a temp table', 'CREATE TEMP TABLE secret_temp (a int)', codeOf('SELECT count(*)::int FROM secret_temp')],
-  ['an advisory lock', 'SELECT pg_advisory_lock(4711)', count("pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")],
+  ['an advisory lock', 'SELECT pg_advisory_lock(4711)',
+    count("pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")],
   ['a WITH HOLD cursor', 'DECLARE held CURSOR WITH HOLD FOR SELECT 1', count('pg_cursors')],
   ['lastval', "SELECT nextval('notes_id_seq')", codeOf('SELECT lastval()')],
   ['SQL PREPARE', 'PREPARE mine AS SELECT 1', count('pg_prepared_statements WHERE from_sql')],
@@ -113,7 +127,10 @@ for (const named of [false, true]) {
       await pool.use(async (c) => {
         t.equal(await look(c), a.before, `${what} is gone`)
         t.equal(await pidOf(c), a.pid, 'on the same connection')
-        if (named) t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }], 'the driver\'s statement still works')
+        if (named) {
+          t.same((await c.query({ name: 'kept', text: 'SELECT 1 AS one' })).rows, [{ one: 1 }],
+            'the driver\'s statement still works')
+        }
       })
     }
     t.same(errors, [])
@@ -121,10 +138,16 @@ for (const named of [false, true]) {
 }
 
 const transactions: Array<[what: string, leave: (c: Client) => Promise<unknown>]> = [
-  ['an open transaction', (c) => c.query("BEGIN; INSERT INTO public.notes (text) VALUES ('left'); SET LOCAL search_path = pg_catalog; SET ROLE pool_app")],
-  ['a failed transaction', (c) => c.query('BEGIN; SELECT 1/0').catch((error: { code: string }) => t.equal(error.code, '22012'))],
-  ['a transaction in flight', async (c) => { c.query("BEGIN; INSERT INTO public.notes (text) VALUES ('left')").catch(t.error) }],
-  ['a queue in flight', async (c) => { for (const sql of ['BEGIN', "INSERT INTO public.notes (text) VALUES ('left')"]) c.query(sql).catch(t.error) }],
+  ['an open transaction',
+    (c) => c.query("BEGIN; INSERT INTO public.notes (text) VALUES ('left'); SET LOCAL search_path = pg_catalog; SET ROLE pool_app")],
+  ['a failed transaction',
+    (c) => c.query('BEGIN; SELECT 1/0').catch((error: { code: string }) => t.equal(error.code, '22012'))],
+  ['a transaction in flight', async (c) => {
+    c.query("BEGIN; INSERT INTO public.notes (text) VALUES ('left')").catch(t.error)
+  }],
+  ['a queue in flight', async (c) => {
+    for (const sql of ['BEGIN', "INSERT INTO public.notes (text) VALUES ('left')"]) c.query(sql).catch(t.error)
+  }],
   ['a slow statement', async (c) => { c.query('SELECT pg_sleep(0.1); SET search_path = pg_catalog').catch(t.error) }],
 ]
 
@@ -182,7 +205,8 @@ t.test('session: who takes the driver\'s statements away leaves nobody with name
 })
 
 t.test('session: settings of the startup packet survive', async (t) => {
-  const { pool } = await open(t, { connection: { statement_timeout: 4321, options: '-c role=pool_app -c search_path=public' } })
+  const { pool } =
+    await open(t, { connection: { statement_timeout: 4321, options: '-c role=pool_app -c search_path=public' } })
   await pool.use((c) => c.query("SET ROLE postgres; SET statement_timeout = 0; SET search_path = 'x'"))
   await pool.use(async (c) => {
     t.equal(await value(c, 'SELECT current_user'), 'pool_app')
@@ -193,7 +217,8 @@ t.test('session: settings of the startup packet survive', async (t) => {
 
 t.test('session: listeners and type parsers of the object go, ours stay', async (t) => {
   const { pool } = await open(t)
-  const before = await pool.use((c) => ['notification', 'notice', 'error', 'drain', 'end'].map((name) => c.listenerCount(name)))
+  const before =
+    await pool.use((c) => ['notification', 'notice', 'error', 'drain', 'end'].map((name) => c.listenerCount(name)))
   await pool.use(async (c) => {
     for (const name of ['notification', 'notice', 'error', 'end'] as const) c.on(name as 'end', () => t.fail(name))
     c.once('drain', () => {})
@@ -306,7 +331,8 @@ t.test('a reset that fails destroys the connection', async (t) => {
     await c.query('BEGIN; SET LOCAL statement_timeout = 0')
     const { stream } = c.connection
     const write = stream.write.bind(stream) as (data: Buffer) => boolean
-    stream.write = (data: Buffer) => write(Buffer.from(data.toString('latin1').replace('DISCARD TEMP', 'DISCARD NONE'), 'latin1'))
+    stream.write = (data: Buffer) =>
+      write(Buffer.from(data.toString('latin1').replace('DISCARD TEMP', 'DISCARD NONE'), 'latin1'))
     return pid
   })
   await pool.use(async (c) => t.not(await pidOf(c), pid))
@@ -352,12 +378,14 @@ t.test('the reset of a connection that has ended, or ends meanwhile, rejects', a
   }
 })
 
-// --- Life and death -------------------------------------------------------------------------------------------------------------------
+// --- Life and death --------------------------------------------------------------------------------------------------
 
 t.test('an idle connection that dies is evicted, and nothing is uncaught', async (t) => {
   const proxy = await startProxy(t, server)
-  const deaths: Array<[how: string, kill: (c: Client, pid: number) => unknown, code: string | undefined, message: RegExp]> = [
-    ['pg_terminate_backend', (_c, pid) => admin.query(`SELECT pg_terminate_backend(${pid})`), '57P01', /terminating connection/],
+  type Kill = (c: Client, pid: number) => unknown
+  const deaths: Array<[how: string, kill: Kill, code: string | undefined, message: RegExp]> = [
+    ['pg_terminate_backend', (_c, pid) => admin.query(`SELECT pg_terminate_backend(${pid})`), '57P01',
+      /terminating connection/],
     ['RST', () => { proxy.resetAll() }, 'ECONNRESET', /ECONNRESET/],
     ['FIN', () => { proxy.endAll() }, undefined, /Connection terminated unexpectedly/],
   ]
@@ -419,7 +447,9 @@ t.test('a kill -9 of the server\'s process evicts', needsOwn(server), async (t) 
 
 t.test('a borrower who ends the client, or removes all listeners, has used it up', async (t) => {
   const { pool } = await open(t)
-  for (const spoil of [(c: Client) => c.end(), (c: Client) => { c.removeAllListeners() }, (c: Client) => { c.end().catch(t.error) }]) {
+  for (const spoil of [
+    (c: Client) => c.end(), (c: Client) => { c.removeAllListeners() }, (c: Client) => { c.end().catch(t.error) },
+  ]) {
     const pid = await pool.use(async (c) => { const pid = await pidOf(c); await spoil(c); return pid })
     await pool.use(async (c) => t.not(await pidOf(c), pid))
   }
@@ -459,8 +489,10 @@ t.test('destroy resolves when the server has let go: idle, in a transaction, and
     let running: Promise<unknown> | undefined
     if (sql !== undefined) {
       running = lease.connection.query(sql).catch((error: unknown) => error)
-      if (sql.startsWith('SELECT')) await until(() => value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE pid = ${pid}`))
-      else await running
+      if (sql.startsWith('SELECT')) {
+        await until(() =>
+          value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE pid = ${pid}`))
+      } else await running
     }
     lease.destroy()
     await until(() => pool.stats().closing === 0)
@@ -473,7 +505,8 @@ t.test('destroy resolves when the server has let go: idle, in a transaction, and
 t.test('destroy cuts off what does not answer, busy or idle', async (t) => {
   const proxy = await startProxy(t, server)
   const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })
-  const [quiet, busy, paused] = await Promise.all([backend.create(soon()), backend.create(soon()), backend.create(soon())])
+  const [quiet, busy, paused] =
+    await Promise.all([backend.create(soon()), backend.create(soon()), backend.create(soon())])
   const running = busy.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
   paused.connection.stream.pause()
   await backend.destroy(paused, 'released')
@@ -511,7 +544,7 @@ t.test('validate is given up with its signal', async (t) => {
   await backend.destroy(c, 'invalid')
 })
 
-// --- What a server says ---------------------------------------------------------------------------------------------------------------
+// --- What a server says ----------------------------------------------------------------------------------------------
 
 async function connection (t: Teardown, options: PostgresOptions): Promise<{ backend: PostgresConnector, c: Client }> {
   const backend = await postgresql(options)
@@ -539,7 +572,8 @@ t.test('inspect: a replica is level, or behind by the age of what it shows, or f
   t.same((await states()).map(({ lag }) => lag), [0, 0], 'nothing is missing')
   await writer.query('INSERT INTO lines VALUES (1)')
   await until(async () => (await states()).every(({ lag }) => lag! > 0), { what: 'it is seen to be behind' })
-  const [before, after] = [await states(), await until(async () => { const now = await states(); return now[0]!.lag! > 50 && now })]
+  const [before, after] =
+    [await states(), await until(async () => { const now = await states(); return now[0]!.lag! > 50 && now })]
   for (const [i, { lag }] of after.entries()) {
     t.ok(Number.isFinite(lag) && lag! > before[i]!.lag!, 'more and more')
     t.ok(lag! < 60_000, `${lag} ms: since its last commit`)
@@ -582,7 +616,8 @@ t.test('inspect: where the server does not tell of its replication, it tells its
 })
 
 t.test('inspect is no use: no reset follows it, and whatever type parsers there are, it understands', async (t) => {
-  const { pool, backend } = await open(t, { connection: { types: { getTypeParser: () => () => 'nonsense' }, binary: true } })
+  const { pool, backend } =
+    await open(t, { connection: { types: { getTypeParser: () => () => 'nonsense' }, binary: true } })
   const lease = await pool.acquire()
   const before = bytes(lease.connection)
   t.match(await backend.inspect!(lease.connection, soon()), { role: /primary|replica/ })
@@ -630,7 +665,8 @@ t.test('a connection on which a write was refused is not lent again', needsGroup
   await boss.query('ALTER SYSTEM SET default_transaction_read_only = on')
   await boss.query('SELECT pg_reload_conf()')
   await until(() => pool.use(async (c) => {
-    const code = await codeOf('CREATE TEMP TABLE gone (n int); DROP TABLE gone; CREATE TABLE never (n int); DROP TABLE never')(c)
+    const code =
+      await codeOf('CREATE TEMP TABLE gone (n int); DROP TABLE gone; CREATE TABLE never (n int); DROP TABLE never')(c)
     return code === '25006' && await pidOf(c) === pid
   }))
   await pool.use(async (c) => {
@@ -644,7 +680,9 @@ t.test('a connection on which a read-only transaction refused a write is as good
   const pid = await pool.use(pidOf)
   const refused = (c: Client) => t.rejects(c.query('CREATE TABLE never (n int)'), { code: '25006' })
   await t.rejects(pool.transaction((c) => c.query('CREATE TABLE never (n int)'), { readOnly: true }), { code: '25006' })
-  for (const begin of ['BEGIN READ ONLY', 'BEGIN; SET TRANSACTION READ ONLY', "BEGIN; SET LOCAL transaction_read_only = 'on'"]) {
+  for (const begin of [
+    'BEGIN READ ONLY', 'BEGIN; SET TRANSACTION READ ONLY', "BEGIN; SET LOCAL transaction_read_only = 'on'",
+  ]) {
     await pool.use(async (c) => {
       t.equal(await pidOf(c), pid)
       await c.query(begin)
@@ -656,7 +694,8 @@ t.test('a connection on which a read-only transaction refused a write is as good
     await c.query('SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY')
     await refused(c)
   })
-  await pool.use(async (c) => t.not(await pidOf(c), pid, 'but not where the session was made so: that may be the server\'s doing'))
+  await pool.use(async (c) =>
+    t.not(await pidOf(c), pid, 'but not where the session was made so: that may be the server\'s doing'))
 })
 
 t.test('transient is what another connection may not meet: a death, a server that ends, or takes no writes', async (t) => {
@@ -690,7 +729,10 @@ t.test('transient is what another connection may not meet: a death, a server tha
     t.equal(isTransient!(error), true, `${what}: ${String(error)}`)
     t.equal(isTransient!(Object.assign(new Error('wrapped'), { cause: error })), true)
   }
-  for (const code of ['57P02', '57P03', '08006', '08003', 'EPIPE', 'ETIMEDOUT']) t.equal(isTransient!({ code }), true, code)
+  for (const code of ['57P02', '57P03', '08006', '08003', 'EPIPE', 'ETIMEDOUT']) {
+    t.equal(isTransient!({ code }), true,
+      code)
+  }
   t.equal(isTransient!({ code: '08P01', severity: 'FATAL' }), true, 'a pooler\'s')
   const lasting: Array<[what: string, fn: (c: Client) => Promise<unknown>]> = [
     ['a statement that is wrong', (c) => c.query('SELECT 1/0')],
@@ -702,10 +744,11 @@ t.test('transient is what another connection may not meet: a death, a server tha
     const error = await errorOf(fn)
     t.equal(isTransient!(error), false, `${what}: ${String(error)}`)
   }
-  for (const error of [undefined, null, 'Connection terminated', new Error('x'), { code: '53300' }, { code: '40001' }, { code: '08' }]) t.equal(isTransient!(error), false)
+  for (const error of [undefined, null, 'Connection terminated', new Error('x'), { code: '53300' }, { code: '40001' },
+    { code: '08' }]) t.equal(isTransient!(error), false)
 })
 
-// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+// --- Addresses that change -------------------------------------------------------------------------------------------
 
 t.test('url and connection may be functions: each create asks them, and that of listen too', async (t) => {
   let name = freshName()
@@ -743,7 +786,8 @@ t.test('a function is held to what is asked of the option, at its create', async
     const error = await backend.create(soon()).catch((error: unknown) => error) as Error
     t.match(error, { code: 'FST_POOL_BAD_OPTIONS', message })
     t.notMatch(`${error.stack} ${String(error.cause)}`, /topsecret/)
-    await t.rejects(backend.listen('a', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { code: 'FST_POOL_BAD_OPTIONS' } })
+    await t.rejects(backend.listen('a', () => {}),
+      { code: 'FST_POOL_CONNECT_FAILED', cause: { code: 'FST_POOL_BAD_OPTIONS' } })
   }
   const known: Array<[PostgresOptions & Record<string, unknown>, RegExp]> = [
     [{ url: () => server.url, connection: { max: 5 } }, /connection\.max/],
@@ -751,7 +795,10 @@ t.test('a function is held to what is asked of the option, at its create', async
     [{ url: 'mysql://h', connection: () => ({}) }, /option url/],
     [{ url: () => server.url, user: 'me' }, /inside of connection/],
   ]
-  for (const [options, message] of known) await t.rejects(postgresql(options), { code: 'FST_POOL_BAD_OPTIONS', message })
+  for (const [options, message] of known) {
+    await t.rejects(postgresql(options),
+      { code: 'FST_POOL_BAD_OPTIONS', message })
+  }
 })
 
 t.test('a function that fails, or never answers, is the create\'s failure', async (t) => {
@@ -766,7 +813,9 @@ t.test('a function that fails, or never answers, is the create\'s failure', asyn
 
 t.test('what is secret in the answers is known, in a list that is another one only where there are others', async (t) => {
   let password = 'first-secret'
-  const backend = await postgresql({ url: () => server.url.replace(/\/\/.*@/, `//postgres:${password}@`), connection: { ssl: undefined } })
+  const backend = await postgresql({
+    url: () => server.url.replace(/\/\/.*@/, `//postgres:${password}@`), connection: { ssl: undefined },
+  })
   t.equal(backend.secrets, backend.secrets)
   t.notOk(backend.secrets!.includes('first-secret'))
   const c = await backend.create(soon())
@@ -791,14 +840,15 @@ t.test('a cancel goes where its connection was made, whatever the function says 
   const c = await backend.create(soon())
   url = 'postgres://postgres@127.0.0.1:1/postgres'
   const running = c.query('SELECT pg_sleep(60)').catch((error: unknown) => error)
-  await until(async () => await value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE application_name = '${name}'`))
+  await until(async () =>
+    await value(admin, `SELECT state = 'active' FROM pg_stat_activity WHERE application_name = '${name}'`))
   await backend.destroy(c, 'aborted')
   t.match(await running, { code: '57014' })
   t.equal(proxy.connections.total, 2)
   t.equal(await known(name), 0)
 })
 
-// --- Connecting -----------------------------------------------------------------------------------------------------------------------
+// --- Connecting ------------------------------------------------------------------------------------------------------
 
 t.test('a server that accepts and stays silent is given up at connectTimeout', async (t) => {
   const proxy = await startProxy(t, server)
@@ -834,7 +884,9 @@ t.test('refused, reset at once, and no such database are the cause of the failur
 })
 
 t.test('at max_connections the error is the server\'s, and a later try works', needsOwn(server), async (t) => {
-  const small = await startPostgres(t, { args: ['-c', 'max_connections=4', '-c', 'superuser_reserved_connections=0', '-c', 'max_wal_senders=0'] })
+  const small =
+    await startPostgres(t,
+      { args: ['-c', 'max_connections=4', '-c', 'superuser_reserved_connections=0', '-c', 'max_wal_senders=0'] })
   const hogs = await Promise.all([1, 2, 3, 4].map(() => client(t, small.url)))
   const { pool, errors } = await open(t, { url: small.url }, { acquireTimeout: 300 })
   await t.rejects(pool.acquire(), { code: /FST_POOL_/ })
@@ -847,7 +899,8 @@ t.test('SCRAM: the right password works, a wrong one is told without it', needsO
   const secure = await startPostgres(t, { scram: true })
   const { pool } = await open(t, { url: secure.url })
   t.ok(await pool.use(pidOf))
-  const byFunction = await open(t, { host: secure.host, port: secure.port, connection: { password: async () => 'secret' } })
+  const byFunction =
+    await open(t, { host: secure.host, port: secure.port, connection: { password: async () => 'secret' } })
   t.ok(await byFunction.pool.use(pidOf))
   const wrong = await open(t, { url: secure.url.replace('secret', 'hunter2-wrong') }, { acquireTimeout: 300 })
   await t.rejects(wrong.pool.acquire(), { code: /ACQUIRE_TIMEOUT|CONNECT_FAILED|CIRCUIT_OPEN/ })
@@ -855,7 +908,13 @@ t.test('SCRAM: the right password works, a wrong one is told without it', needsO
   const told = wrong.errors.map((error) => `${error.stack} ${JSON.stringify(error)}`).join()
   t.notMatch(told, /hunter2/)
   t.ok(wrong.backend.secrets!.includes('hunter2-wrong'))
-  const failing = await postgresql({ host: secure.host, port: secure.port, connection: { user: 'postgres', password: async () => { throw new Error('vault is shut') } } })
+  const failing = await postgresql({
+    host: secure.host,
+    port: secure.port,
+    connection: {
+      user: 'postgres', password: async () => { throw new Error('vault is shut') },
+    }
+  })
   await t.rejects(failing.create(soon()), { message: 'vault is shut' })
 })
 
@@ -870,10 +929,12 @@ t.test('statement_timeout is the query\'s error, and the connection is lent agai
 })
 
 t.test('TLS: it connects, resets, and cancels, without touching the options', needsOwn(server), async (t) => {
-  await t.rejects((await postgresql({ url: server.url, connection: { ssl: true } })).create(soon()), { message: /does not support SSL/ })
+  await t.rejects((await postgresql({ url: server.url, connection: { ssl: true } })).create(soon()),
+    { message: /does not support SSL/ })
   const dir = t.testdir()
   const [key, cert] = [`${dir}/key.pem`, `${dir}/cert.pem`]
-  execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-keyout', key, '-out', cert, '-days', '2', '-subj', '/CN=localhost'], { stdio: 'ignore' })
+  execFileSync('openssl',
+    ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-keyout', key, '-out', cert, '-days', '2', '-subj', '/CN=localhost'], { stdio: 'ignore' })
   const secure = await startTls(t, key, cert)
   const ssl = Object.freeze({ rejectUnauthorized: false })
   for (const connection of [{ ssl }, { ssl: Object.defineProperty({ rejectUnauthorized: false, cert: secure.cert }, 'key', { value: secure.key, enumerable: false }) }]) {
@@ -1018,9 +1079,11 @@ t.test('what a server says of other things costs no connection', async (t) => {
   t.equal(pool.stats().created, 1)
 })
 
-// --- Transactions ---------------------------------------------------------------------------------------------------------------------
+// --- Transactions ----------------------------------------------------------------------------------------------------
 
-async function transact (t: Teardown, options?: TransactionOptions): Promise<{ backend: PostgresConnector, c: Client, tx: Transaction<Client> }> {
+async function transact (
+  t: Teardown, options?: TransactionOptions
+): Promise<{ backend: PostgresConnector, c: Client, tx: Transaction<Client> }> {
   const backend = await postgresql({ url: server.url })
   const c = await backend.create(soon())
   t.teardown(async () => {
@@ -1103,7 +1166,8 @@ t.test('a constraint that fails at the commit is the commit\'s error', async (t)
 })
 
 const ends = [
-  'COMMIT', 'ROLLBACK', 'COMMIT; BEGIN', 'ROLLBACK; BEGIN', 'COMMIT AND CHAIN', 'ROLLBACK AND CHAIN', 'END', 'ABORT', 'ABORT; BEGIN',
+  'COMMIT', 'ROLLBACK', 'COMMIT; BEGIN', 'ROLLBACK; BEGIN', 'COMMIT AND CHAIN', 'ROLLBACK AND CHAIN', 'END', 'ABORT',
+  'ABORT; BEGIN',
   'SAVEPOINT a; ROLLBACK; BEGIN',
 ]
 for (const sql of ends) {
@@ -1130,7 +1194,8 @@ t.test('somebody\'s own savepoints are no end', async (t) => {
   const { c, tx } = await transact(t)
   await c.query("INSERT INTO notes (text) VALUES ('kept'); SAVEPOINT mine")
   await t.rejects(c.query('SELECT 1/0'))
-  for (const sql of ['ROLLBACK TO mine', 'rollback work to savepoint "mine"', 'ROLLBACK  TRANSACTION TO mine; RELEASE mine']) await c.query(sql)
+  for (const sql of ['ROLLBACK TO mine', 'rollback work to savepoint "mine"',
+    'ROLLBACK  TRANSACTION TO mine; RELEASE mine']) await c.query(sql)
   await tx.commit()
   t.ok(await has('kept'))
 })
@@ -1326,7 +1391,8 @@ t.test('serialization failures and deadlocks are transient, wherever they come u
   const { isTransient } = a.backend.transactions!
   t.equal(isTransient(failure), true)
   await b.tx.rollback()
-  const [x, y] = [await a.backend.transactions!.begin(a.c, {}, soon()), await b.backend.transactions!.begin(b.c, {}, soon())]
+  const [x, y] =
+    [await a.backend.transactions!.begin(a.c, {}, soon()), await b.backend.transactions!.begin(b.c, {}, soon())]
   await Promise.all([a, b].map(({ c }) => c.query("SET LOCAL deadlock_timeout = '50ms'")))
   await a.c.query("UPDATE notes SET n = 7 WHERE text = 'one'")
   await b.c.query("UPDATE notes SET n = 7 WHERE text = 'two'")
@@ -1345,12 +1411,16 @@ t.test('serialization failures and deadlocks are transient, wherever they come u
   await y.rollback()
 })
 
-// --- LISTEN and NOTIFY ----------------------------------------------------------------------------------------------------------------
+// --- LISTEN and NOTIFY -----------------------------------------------------------------------------------------------
 
-async function listener (t: Teardown, options: PostgresOptions = {}): Promise<{ backend: PostgresConnector, name: string, events: DriverEvent[] }> {
+async function listener (
+  t: Teardown, options: PostgresOptions = {}
+): Promise<{ backend: PostgresConnector, name: string, events: DriverEvent[] }> {
   const name = freshName()
   const where = options.host === undefined ? { url: server.url } : {}
-  const backend = await postgresql({ ...where, ...options, connection: { application_name: name, user: 'postgres', ...options.connection } })
+  const backend = await postgresql({
+    ...where, ...options, connection: { application_name: name, user: 'postgres', ...options.connection },
+  })
   const events: DriverEvent[] = []
   backend.onDriverEvent!((event) => { events.push(event) })
   t.teardown(() => backend.close!())
@@ -1400,7 +1470,8 @@ t.test('listen: after an outage every channel is listened to again, and whoever 
   await proxy.refuse()
   proxy.resetAll()
   await until(() => events.filter(({ name }) => name === 'listen-failed').length >= 3)
-  t.match(events.slice(0, 2), [{ name: 'listen-lost', code: 'ECONNRESET' }, { name: 'listen-failed', code: 'ECONNREFUSED' }])
+  t.match(events.slice(0, 2),
+    [{ name: 'listen-lost', code: 'ECONNRESET' }, { name: 'listen-failed', code: 'ECONNREFUSED' }])
   await t.rejects(backend.listen('c', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { code: 'ECONNREFUSED' } })
   await proxy.heal()
   await until(() => reconnects === 1)
@@ -1449,11 +1520,14 @@ t.test('listen: what a listener throws is told, and the others go on', async (t)
   const { backend, events } = await listener(t)
   let heard = 0
   await backend.listen('a', () => { throw new Error('sync') })
-  await backend.listen('a', async () => { throw new Error('async') }, { onReconnect: () => { throw new Error('again') } })
+  await backend.listen('a', async () => { throw new Error('async') },
+    { onReconnect: () => { throw new Error('again') } })
   await backend.listen('a', () => { heard++ })
   await admin.query('NOTIFY a')
   await until(() => events.length === 2 && heard === 1)
-  t.same(events, [{ name: 'listener-error', channel: 'a', message: 'sync' }, { name: 'listener-error', channel: 'a', message: 'async' }])
+  t.same(events, [{ name: 'listener-error', channel: 'a', message: 'sync' }, {
+    name: 'listener-error', channel: 'a', message: 'async',
+  }])
   await admin.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
   await until(() => events.some(({ message }) => message === 'again'))
 })
@@ -1469,7 +1543,8 @@ t.test('listen: where nobody listens to events, a warning tells of it', async (t
 
 t.test('listen: bad arguments and a server that refuses are told', async (t) => {
   const { backend } = await listener(t, { connection: { options: '-c default_transaction_isolation=serializable' } })
-  for (const channel of ['', 'x'.repeat(64), 'a\0b', undefined as unknown as string]) await t.rejects(backend.listen(channel, () => {}), { code: 'FST_POOL_BAD_OPTIONS' })
+  for (const channel of ['', 'x'.repeat(64), 'a\0b',
+    undefined as unknown as string]) await t.rejects(backend.listen(channel, () => {}), { code: 'FST_POOL_BAD_OPTIONS' })
   await t.rejects(backend.listen('a', undefined as unknown as () => void), { code: 'FST_POOL_BAD_OPTIONS' })
   const nowhere = await listener(t, { database: 'nowhere' })
   await t.rejects(nowhere.backend.listen('a', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { code: '3D000' } })
@@ -1479,7 +1554,8 @@ t.test('listen: a silent server holds up neither listen nor close', async (t) =>
   const proxy = await startProxy(t, server)
   proxy.silence()
   const { backend } = await listener(t, { host: proxy.host, port: proxy.port, connectTimeout: 100 })
-  await t.rejects(backend.listen('a', () => {}), { code: 'FST_POOL_CONNECT_FAILED', cause: { message: /connectTimeout/ } })
+  await t.rejects(backend.listen('a', () => {}),
+    { code: 'FST_POOL_CONNECT_FAILED', cause: { message: /connectTimeout/ } })
   await proxy.heal()
   await backend.listen('a', () => {})
   proxy.blackHole()
@@ -1489,7 +1565,7 @@ t.test('listen: a silent server holds up neither listen nor close', async (t) =>
   await waiting
 })
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 t.test('options: what belongs to the pool, or elsewhere, is refused by name', async (t) => {
   const refused: Array<[PostgresOptions & Record<string, unknown>, RegExp]> = [
@@ -1524,7 +1600,8 @@ t.test('options: the url is pg\'s, and the others win over it', async (t) => {
   const parts = new URL(server.url)
   const { username, host } = parts
   const at = `${username}${parts.password && ':' + parts.password}@${host}`
-  const backend = await postgresql({ url: `postgresql://${at}/nowhere?application_name=from-url`, database: 'postgres', connection: { application_name: 'from-connection', user: undefined } })
+  const backend =
+    await postgresql({ url: `postgresql://${at}/nowhere?application_name=from-url`, database: 'postgres', connection: { application_name: 'from-connection', user: undefined } })
   const c = await backend.create(soon())
   t.equal(await value(c, 'SHOW application_name'), 'from-connection')
   t.equal(await value(c, 'SELECT current_database()'), 'postgres')
@@ -1567,7 +1644,9 @@ t.test('a server that gives no key is not asked to cancel', async (t) => {
   fake.listen(0, '127.0.0.1')
   await until(() => fake.listening)
   t.teardown(() => { fake.close(); for (const socket of sockets) socket.destroy() })
-  const backend = await postgresql({ host: '127.0.0.1', port: (fake.address() as AddressInfo).port, connection: { user: 'x' } })
+  const backend = await postgresql({
+    host: '127.0.0.1', port: (fake.address() as AddressInfo).port, connection: { user: 'x' },
+  })
   const c = await backend.create(soon())
   const running = c.query('SELECT 1').catch((error: unknown) => error)
   await backend.destroy(c, 'error')

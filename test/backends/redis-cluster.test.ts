@@ -91,10 +91,14 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
       READONLY: () => client.readonly(),
       RESET: () => client.reset(),
     }
-    for (const [what, ask] of Object.entries(refused)) await t.rejects(async () => await ask(), { code: 'FST_POOL_NOT_SUPPORTED', message: /needs one of its own/ }, what)
+    for (const [what, ask] of Object.entries(refused)) {
+      await t.rejects(async () => await ask(),
+        { code: 'FST_POOL_NOT_SUPPORTED', message: /needs one of its own/ }, what)
+    }
     t.ok(await client.client('ID'))
     t.strictSame(await client.multi().set(key, 'y').get(key).exec(), [[null, 'OK'], [null, 'y']])
-    t.strictSame(await client.pipeline([['watch', key], ['multi'], ['set', key, 'z'], ['exec'], ['get', key]]).exec(), [[null, 'OK'], [null, 'OK'], [null, 'QUEUED'], [null, ['OK']], [null, 'z']])
+    t.strictSame(await client.pipeline([['watch', key], ['multi'], ['set', key, 'z'], ['exec'], ['get', key]]).exec(),
+      [[null, 'OK'], [null, 'OK'], [null, 'QUEUED'], [null, ['OK']], [null, 'z']])
     t.equal(await client.eval('return redis.call("get", KEYS[1])', 1, key), 'z')
     const own = client.duplicate()
     t.teardown(() => own.disconnect())
@@ -179,7 +183,9 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
 
   await t.test('the login goes to all nodes, and what is wrong with it is told without it', async (t) => {
     for (const { url } of cluster.nodes) await askRedis(new URL(url), 'ACL SETUSER limited on >right-secret ~* +@all')
-    const options = (password: string) => ({ connection: { cluster: at(masters), redisOptions: { username: 'limited', password } } })
+    const options = (password: string) => ({
+      connection: { cluster: at(masters), redisOptions: { username: 'limited', password } },
+    })
     const right = await connector(t, options('right-secret'))
     const client = await right.create(soon())
     for (const node of masters) t.equal(await client.set(await cluster.keyOn(node), 1), 'OK')
@@ -195,7 +201,9 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
 
   await t.test('silent nodes before one that answers cost their share of the time', async (t) => {
     const hung = await silent(t)
-    const backend = await connector(t, { connectTimeout: 300, connection: { cluster: [{ host: hung.host, port: hung.port }, ...at(masters).slice(0, 1)] } })
+    const backend = await connector(t, {
+      connectTimeout: 300, connection: { cluster: [{ host: hung.host, port: hung.port }, ...at(masters).slice(0, 1)] },
+    })
     t.equal(await (await backend.create(soon())).ping(), 'PONG')
     await until(() => hung.open() === 0)
   })
@@ -223,7 +231,8 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
     await Promise.all([...proxies, replica].map((proxy) => proxy.heal()))
     t.equal(await until(() => backend.create(soon()).catch(() => undefined)), client)
     t.equal(await client.ping(), 'PONG')
-    for (const name of ['connect', 'ready', 'close', 'reconnecting', 'node', 'node-gone', 'node-error']) t.ok(events.some((event) => event.name === name && event.shared === true), name)
+    for (const name of ['connect', 'ready', 'close', 'reconnecting', 'node', 'node-gone',
+      'node-error']) t.ok(events.some((event) => event.name === name && event.shared === true), name)
   })
 })
 
@@ -245,7 +254,8 @@ t.test('a cluster that is not there fails a create with the reason, in time, and
   deadline.abort(new Error('too late'))
   await t.rejects(made, /too late/)
   const before = nodes.reduce((sum, { total }) => sum + total(), 0)
-  await until(() => nodes.reduce((sum, { total }) => sum + total(), 0) > before, { what: 'a new attempt begins: that one is over' })
+  await until(() => nodes.reduce((sum, { total }) => sum + total(), 0) > before,
+    { what: 'a new attempt begins: that one is over' })
   await t.rejects(slow.create(AbortSignal.abort(new Error('before it began'))), /before it began/)
   await Promise.all([hung.close!(), slow.close!()])
   await until(() => nodes.every(({ open }) => open() === 0))
@@ -277,16 +287,20 @@ t.test('options that are wrong, or would do the pool\'s work, are refused by nam
     [/option database /, { database: '1', connection: { cluster } }],
     [/option connection\.redisOptions /, { connection: { cluster, redisOptions: 'x' } }],
     [/option client /, { client: {} }],
-    ...['lazyConnect', 'clusterRetryStrategy', 'enableReadyCheck'].map((name): [RegExp, object] => [new RegExp(`connection\\.${name} .*nothing here: .+`), { connection: { cluster, [name]: null } }]),
+    ...['lazyConnect', 'clusterRetryStrategy',
+      'enableReadyCheck'].map((name): [RegExp, object] => [new RegExp(`connection\\.${name} .*nothing here: .+`), { connection: { cluster, [name]: null } }]),
     ...['host', 'db', 'retryStrategy', 'reconnectOnError', 'connectTimeout', 'lazyConnect', 'sentinels'].map((name): [RegExp, object] =>
       [new RegExp(`connection\\.redisOptions\\.${name} .*nothing here: .+`), { connection: { cluster, redisOptions: { [name]: null } } }]),
-    ...['password', 'username', 'tls'].map((name): [RegExp, object] => [new RegExp(`connection\\.${name} .*redisOptions: \\{ ${name} \\}`), { connection: { cluster, [name]: 'secret-value' } }]),
+    ...['password', 'username',
+      'tls'].map((name): [RegExp, object] => [new RegExp(`connection\\.${name} .*redisOptions: \\{ ${name} \\}`), { connection: { cluster, [name]: 'secret-value' } }]),
   ]
   for (const [message, options] of bad) {
     await t.rejects(redisCluster(options as RedisClusterOptions), { code: 'FST_POOL_BAD_OPTIONS', message })
     await t.rejects(redisCluster(options as RedisClusterOptions), { message: /^((?!secret-value).)*$/ })
   }
-  const given = Object.freeze({ cluster: Object.freeze([Object.freeze({ host: '127.0.0.1', port: 1 })]), redisOptions: Object.freeze({ password: 'x' }), maxRedirections: 3, lazyConnect: undefined })
+  const given =
+    Object.freeze({ cluster: Object.freeze([Object.freeze({ host: '127.0.0.1', port: 1 })]), redisOptions: Object.freeze({ password: 'x' }), maxRedirections: 3, lazyConnect: undefined })
   const backend = await connector(t, { connection: given, connectTimeout: 100 })
-  t.match(backend.client.options, { maxRedirections: 3, slotsRefreshTimeout: 50, redisOptions: { password: 'x', connectTimeout: 50 } })
+  t.match(backend.client.options,
+    { maxRedirections: 3, slotsRefreshTimeout: 50, redisOptions: { password: 'x', connectTimeout: 50 } })
 })

@@ -47,7 +47,9 @@ const freshName = () => `test-${process.pid}-${names++}`
 
 const known = (name: string) => knownTo([server], name)
 
-async function pair (t: Teardown, options: RedisOptions & { connection?: Record<string, unknown> } = {}): Promise<{ backend: RedisConnector, connection: Redis, name: string }> {
+async function pair (
+  t: Teardown, options: RedisOptions & { connection?: Record<string, unknown> } = {}
+): Promise<{ backend: RedisConnector, connection: Redis, name: string }> {
   const name = freshName()
   const { connection: more, ...rest } = options
   const backend = await connector(t, { url: server.url, ...rest, connection: { connectionName: name, ...more } })
@@ -59,7 +61,9 @@ async function stateOf (connection: Redis): Promise<Record<string, unknown>> {
   const { id, name, db, sub, psub, ssub, multi, user, resp, flags } = await infoOf(connection, admin)
   const { condition } = connection
   const heard = connection.eventNames().map((name) => `${String(name)} ${connection.listenerCount(name)}`)
-  const { select, subscriber, protocol } = (condition ?? {}) as { select?: number, subscriber?: unknown, protocol?: number }
+  const { select, subscriber, protocol } = (condition ?? {}) as {
+    select?: number, subscriber?: unknown, protocol?: number,
+  }
   return { id, name, db, sub, psub, ssub, multi, user, resp, flags, select, subscriber, protocol, heard }
 }
 
@@ -167,7 +171,9 @@ for (const [what, leave] of Object.entries(leaves)) {
 t.test('listeners that onConnect adds are there for every borrower, once', async (t) => {
   const backend = await connector(t, { url: server.url })
   const heard: number[] = []
-  const pool = new Pool<Redis, RedisConnector>(backend, { max: 1, onConnect: (connection) => { connection.on('message', () => { heard.push(1) }) } })
+  const pool = new Pool<Redis, RedisConnector>(backend, {
+    max: 1, onConnect: (connection) => { connection.on('message', () => { heard.push(1) }) },
+  })
   t.teardown(() => pool.close())
   for (let turn = 1; turn <= 3; turn++) {
     await pool.use(async (connection) => {
@@ -236,7 +242,8 @@ for (const [what, leave] of Object.entries(losing)) {
   t.test(`a connection is refused by the reset after: ${what}`, async (t) => {
     const { backend, connection, name } = await pair(t)
     await leave(connection)
-    await t.rejects(async () => await backend.reset!(connection, soon()), /only closing the connection undoes what .+ left/)
+    await t.rejects(async () => await backend.reset!(connection, soon()),
+      /only closing the connection undoes what .+ left/)
     await backend.destroy(connection, 'error')
     await until(async () => await known(name) === 0)
   })
@@ -255,7 +262,8 @@ t.test('a connection of another user is refused by the reset', async (t) => {
 t.test('a reset waits for the commands that were left behind, without taking their failures for handled', async (t) => {
   const { backend, connection } = await pair(t)
   const answers: unknown[] = []
-  const slow = connection.eval('local n = 0 while n < 2000000 do n = n + 1 end return n', 0).then((n) => answers.push(n))
+  const slow = connection.eval('local n = 0 while n < 2000000 do n = n + 1 end return n', 0)
+    .then((n) => answers.push(n))
   const reset = backend.reset!(connection, soon())
   t.ok(reset)
   await reset
@@ -447,7 +455,7 @@ t.test('a borrower who removes all listeners gets no other after him, and no err
   t.strictSame(errors(), [])
 })
 
-// --- Death ----------------------------------------------------------------------------------------------------------------------------
+// --- Death -----------------------------------------------------------------------------------------------------------
 
 t.test('onDeath tells once of a connection that the server closes, and somebody\'s connect() does not revive it', async (t) => {
   const { backend, connection } = await pair(t)
@@ -531,7 +539,7 @@ t.test('a server that no longer answers: validate and destroy end', needsOwn(ser
   server.resume()
 })
 
-// --- Failing creates ------------------------------------------------------------------------------------------------------------------
+// --- Failing creates -------------------------------------------------------------------------------------------------
 
 t.test('a failed create rejects with the reason, and leaves no connection', async (t) => {
   const server = await startRedis(t, { args: ['--requirepass', 'right-secret'] })
@@ -542,7 +550,8 @@ t.test('a failed create rejects with the reason, and leaves no connection', asyn
   await t.rejects(create({ ...at, connection: { password: 'wrong-secret' } }), /WRONGPASS/)
   await t.rejects(create({ ...at, connection: { password: 'wrong-secret', protocol: 2 } }), /WRONGPASS/)
   await t.rejects(create(at), /NOAUTH/)
-  await t.rejects(create({ url: `redis://:right-secret@${at.host}:${at.port}`, database: 9999 }), /DB index is out of range/)
+  await t.rejects(create({ url: `redis://:right-secret@${at.host}:${at.port}`, database: 9999 }),
+    /DB index is out of range/)
   await until(() => proxy.connections.open === 0)
   t.equal(proxy.connections.total, 4)
   t.equal(await (await create({ url: `redis://:right%2Dsecret@127.0.0.1:${port}` })).ping(), 'PONG')
@@ -586,7 +595,9 @@ t.test('a create under way ends with its signal, whoever is silent, and nothing 
   const proxy = await startProxy(t, server)
   proxy.silence()
   const backend = await connector(t, { host: proxy.host, port: proxy.port })
-  const sentinel = await connector(t, { connectTimeout: 60_000, connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
+  const sentinel =
+    await connector(t,
+      { connectTimeout: 60_000, connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
   for (const { create } of [{ create: backend.create.bind(backend) }, { create: sentinel.create.bind(sentinel) }]) {
     const before = proxy.connections.total
     const deadline = new AbortController()
@@ -616,7 +627,9 @@ t.test('unreachable sentinels fail a create, once each, and leave no timer', asy
   closed.close()
   await once(closed, 'close')
   const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
-  const backend = await connector(t, { connection: { sentinels: [{ host: '127.0.0.1', port }, { host: '127.0.0.1', port }], name: 'main' } })
+  const backend =
+    await connector(t,
+      { connection: { sentinels: [{ host: '127.0.0.1', port }, { host: '127.0.0.1', port }], name: 'main' } })
   const before = timers()
   await t.rejects(backend.create(new AbortController().signal), /All sentinels are unreachable/)
   t.ok(timers() <= before)
@@ -632,7 +645,7 @@ t.test('a silent sentinel before one that answers costs its share of the time', 
   await until(() => proxy.connections.open === 0)
 })
 
-// --- The shared client ----------------------------------------------------------------------------------------------------------------
+// --- The shared client -----------------------------------------------------------------------------------------------
 
 t.test('the shared client is made and connects when it is used, and is closed with the connector', async (t) => {
   const name = freshName()
@@ -652,7 +665,9 @@ t.test('the shared client is made and connects when it is used, and is closed wi
 
 t.test('closing does not connect a shared client that was never used, nor make one', async (t) => {
   const proxy = await startProxy(t, server)
-  const [used, unused] = [await connector(t, { host: proxy.host, port: proxy.port }), await connector(t, { host: proxy.host, port: proxy.port })]
+  const [used, unused] =
+    [await connector(t, { host: proxy.host, port: proxy.port }),
+      await connector(t, { host: proxy.host, port: proxy.port })]
   const { client } = used
   await used.close!()
   t.equal(client.status, 'end')
@@ -665,7 +680,8 @@ t.test('closing answers what the shared client was asked, but for a blocked BLPO
   const backend = await connector(t, { url: server.url })
   await backend.client.ping()
   // The last one waits for longer than a half-closed connection is let live.
-  const answers = Promise.all([backend.client.set('a', 1), backend.client.get('a'), backend.client.blpop(freshName(), 0.2)])
+  const answers =
+    Promise.all([backend.client.set('a', 1), backend.client.get('a'), backend.client.blpop(freshName(), 0.2)])
   await backend.close!()
   t.strictSame(await answers, ['OK', '1', null])
   const stuck = await connector(t, { url: server.url })
@@ -694,7 +710,8 @@ t.test('a shared client that reconnects writes nothing to the console, tells its
   t.equal(client.status, 'end')
   await t.rejects(waiting, /Connection is closed/)
   await t.rejects(client.get('a'), /Connection is closed/)
-  t.ok(['connect', 'ready', 'error', 'close', 'reconnecting'].every((name) => events.some((event) => event.name === name && event.shared === true)))
+  t.ok(['connect', 'ready', 'error', 'close',
+    'reconnecting'].every((name) => events.some((event) => event.name === name && event.shared === true)))
   t.strictSame(errors(), [])
   t.notMatch(JSON.stringify(events), /in-the-url/)
 })
@@ -702,7 +719,8 @@ t.test('a shared client that reconnects writes nothing to the console, tells its
 t.test('a shared client of unreachable sentinels can be closed', async (t) => {
   const proxy = await startProxy(t, server)
   proxy.silence()
-  const backend = await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
+  const backend =
+    await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
   const asked = backend.client.get('a')
   unheeded(asked)
   await until(() => proxy.connections.total > 0)
@@ -740,7 +758,7 @@ t.test('a client of the app is taken over: its options are used, it is heard, an
   t.type(client.options.retryStrategy, 'function')
 })
 
-// --- Roles and errors -----------------------------------------------------------------------------------------------------------------
+// --- Roles and errors ------------------------------------------------------------------------------------------------
 
 t.test('a server says what it is, how far it is, and when it has lost its master', needsGroup('Redis'), async (t) => {
   const { master, replica, pauseReplay, resumeReplay, caughtUp, promote } = await startRedisPair(t)
@@ -804,7 +822,8 @@ const writes: Record<string, (connection: Redis) => Promise<unknown>> = {
   'a write in a pipeline': (connection) => connection.pipeline().get('a').set('a', 1).exec(),
   'a write in a transaction': (connection) => connection.multi().set('a', 1).exec(),
   'a write in a script': (connection) => connection.eval('return redis.call("set", KEYS[1], 1)', 1, 'a'),
-  'a write in a script that catches errors': (connection) => connection.eval('return redis.pcall("set", KEYS[1], 1)', 1, 'a'),
+  'a write in a script that catches errors': (connection) =>
+    connection.eval('return redis.pcall("set", KEYS[1], 1)', 1, 'a'),
 }
 t.test('a connection whose server takes no writes any more is not lent again', needsGroup('Redis'), async (t) => {
   const { replica } = await startRedisPair(t)
@@ -821,37 +840,52 @@ t.test('a connection whose server takes no writes any more is not lent again', n
       await connection.call('nonsense').catch(() => {}) // Another error is none of that.
       t.equal(backend.isBroken!(connection), false)
       // A pipeline gives it as a result, all others reject with it.
-      const error = await write(connection).then((results) => (results as Array<[Error | null]>).find(([error]) => error !== null)![0], (error: Error) => error)
+      const error = await write(connection)
+        .then((results) => (results as Array<[Error | null]>).find(([error]) => error !== null)![0],
+          (error: Error) => error)
       t.equal(backend.isTransient(error), true, `${what}: ${error!.message}`)
       t.equal(await connection.get('a'), null, 'the borrower still has it')
       lease.release()
       t.not(await pool.use((next) => next), connection)
     }
     t.equal(pool.stats().destroyed.error, Object.keys(writes).length)
-    t.equal(events.filter(({ name, shared }) => name === 'readonly' && shared === false).length, Object.keys(writes).length)
+    t.equal(events.filter(({ name, shared }) => name === 'readonly' && shared === false).length,
+      Object.keys(writes).length)
   }
 })
 
 t.test('what may succeed on another connection a moment later is called transient, and nothing else', async (t) => {
   const transient = [
-    'Connection is closed.', "Stream isn't writeable and enableOfflineQueue options is false", 'Command aborted due to connection close',
-    "READONLY You can't write against a read only replica.", "ERR Error running script (call to f_0): @user_script:1: -READONLY You can't write against a read only replica.",
-    'UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)', 'LOADING Redis is loading the dataset in memory',
-    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", 'CLUSTERDOWN The cluster is down', 'TRYAGAIN Multiple keys request during rehashing of slot',
-    'EXECABORT Transaction discarded because of: READONLY You can\'t write against a read only replica.', 'Too many Cluster redirections. Last error: x',
-    'All sentinels are unreachable and retry is disabled. Last error: x', 'None of startup nodes is available', 'Failed to refresh slots cache.',
+    'Connection is closed.', "Stream isn't writeable and enableOfflineQueue options is false",
+    'Command aborted due to connection close',
+    "READONLY You can't write against a read only replica.",
+    "ERR Error running script (call to f_0): @user_script:1: -READONLY You can't write against a read only replica.",
+    'UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)',
+    'LOADING Redis is loading the dataset in memory',
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    'CLUSTERDOWN The cluster is down', 'TRYAGAIN Multiple keys request during rehashing of slot',
+    'EXECABORT Transaction discarded because of: READONLY You can\'t write against a read only replica.',
+    'Too many Cluster redirections. Last error: x',
+    'All sentinels are unreachable and retry is disabled. Last error: x', 'None of startup nodes is available',
+    'Failed to refresh slots cache.',
   ].map((message) => new Error(message))
   const lasting = [
-    'ERR syntax error', 'WRONGTYPE Operation against a key holding the wrong kind of value', 'NOAUTH Authentication required.', 'NOPERM this user has no permissions',
-    'EXECABORT Transaction discarded because of previous errors.', 'EXECABORT Transaction discarded because of: OOM', 'OOM command not allowed', 'BUSY Redis is busy running a script',
+    'ERR syntax error', 'WRONGTYPE Operation against a key holding the wrong kind of value',
+    'NOAUTH Authentication required.', 'NOPERM this user has no permissions',
+    'EXECABORT Transaction discarded because of previous errors.', 'EXECABORT Transaction discarded because of: OOM',
+    'OOM command not allowed', 'BUSY Redis is busy running a script',
     'MOVED 1 127.0.0.1:1', 'Command timed out', "ERR unknown command 'LOADING'", '',
   ].map((message) => new Error(message))
   const { isTransient } = await redis({})
   for (const error of transient) t.equal(isTransient(error), true, error.message)
   for (const error of lasting) t.equal(isTransient(error), false, error.message)
-  for (const code of ['ECONNRESET', 'ECONNREFUSED', 'EPIPE', 'ETIMEDOUT']) t.equal(isTransient(Object.assign(new Error('x'), { code })), true, code)
-  for (const other of [undefined, null, 'LOADING', { message: 'LOADING' }, Object.assign(new Error('x'), { code: 'ENOENT' })]) t.equal(isTransient(other), false)
-  const aborted = Object.assign(new Error('EXECABORT Transaction discarded because of previous errors.'), { previousErrors: [lasting[0], transient[3]] })
+  for (const code of ['ECONNRESET', 'ECONNREFUSED', 'EPIPE',
+    'ETIMEDOUT']) t.equal(isTransient(Object.assign(new Error('x'), { code })), true, code)
+  for (const other of [undefined, null, 'LOADING', { message: 'LOADING' },
+    Object.assign(new Error('x'), { code: 'ENOENT' })]) t.equal(isTransient(other), false)
+  const aborted =
+    Object.assign(new Error('EXECABORT Transaction discarded because of previous errors.'),
+      { previousErrors: [lasting[0], transient[3]] })
   t.equal(isTransient(aborted), true)
   t.equal(isTransient(Object.assign(aborted, { previousErrors: [lasting[0]] })), false)
 })
@@ -867,7 +901,7 @@ t.test('what a dead connection rejects with is transient', async (t) => {
   t.equal(isTransient(await connection.get('a').catch((error: unknown) => error)), true)
 })
 
-// --- Sentinels ------------------------------------------------------------------------------------------------------------------------
+// --- Sentinels -------------------------------------------------------------------------------------------------------
 
 t.test('connections come from whom the sentinels name, once the server says that it is what they say', needsGroup('Redis'), async (t) => {
   const group = await startRedisSentinel(t)
@@ -890,10 +924,12 @@ t.test('connections come from whom the sentinels name, once the server says that
 t.test('a further connection to each sentinel is there once there is one to the master, and none is left after close', needsGroup('Redis'), async (t) => {
   const group = await startRedisSentinel(t)
   const proxy = await startProxy(t, group.sentinels[0]!)
-  const backend = await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: group.name } })
+  const backend =
+    await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: group.name } })
   t.equal(proxy.connections.total, 0)
   await backend.create(soon())
-  await until(() => proxy.connections.total === 2 && proxy.connections.open === 1, { what: 'the one that asked has gone, and one stays' })
+  await until(() => proxy.connections.total === 2 && proxy.connections.open === 1,
+    { what: 'the one that asked has gone, and one stays' })
   // It comes again by itself.
   proxy.resetAll()
   await until(() => proxy.connections.total === 3 && proxy.connections.open === 1)
@@ -902,15 +938,19 @@ t.test('a further connection to each sentinel is there once there is one to the 
 })
 
 /** Says whatever `address` is, in RESP2. */
-async function startSentinel (t: Teardown, { port }: { port: number }): Promise<{ host: string, port: number, address: number, heard: number }> {
+async function startSentinel (
+  t: Teardown, { port }: { port: number }
+): Promise<{ host: string, port: number, address: number, heard: number }> {
   const says = { host: '127.0.0.1', port: 0, address: port, heard: 0 }
   const sentinel = createServer((socket) => {
     socket.on('error', () => {}) // It is cut off, by whoever asked or by the test.
     socket.on('data', (data) => {
       for (const [, name, args] of data.toString().matchAll(/\*\d+\r\n\$\d+\r\n(\w+)\r\n([^*]*)/g)) {
         if (name === 'hello') socket.write("-ERR unknown command 'HELLO'\r\n")
-        else if (/subscribe/i.test(name!)) socket.write('*3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n', () => { says.heard++ })
-        else if (/get-master/i.test(args!)) socket.write(`*2\r\n$9\r\n127.0.0.1\r\n$${String(says.address).length}\r\n${says.address}\r\n`)
+        else if (/subscribe/i.test(name!)) {
+          socket.write('*3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n',
+            () => { says.heard++ })
+        } else if (/get-master/i.test(args!)) socket.write(`*2\r\n$9\r\n127.0.0.1\r\n$${String(says.address).length}\r\n${says.address}\r\n`)
         else if (/^sentinel$/i.test(name!)) socket.write('*0\r\n')
         else socket.write('+OK\r\n')
       }
@@ -926,7 +966,8 @@ t.test('a new master that was announced while no sentinel could be heard is noti
   const [one, two] = [await startRedis(t, { own: true }), await startRedis(t, { own: true })]
   const sentinel = await startSentinel(t, one)
   const proxy = await startProxy(t, sentinel)
-  const backend = await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
+  const backend =
+    await connector(t, { connection: { sentinels: [{ host: proxy.host, port: proxy.port }], name: 'main' } })
   const connection = await backend.create(soon())
   const deaths: unknown[] = []
   backend.onDeath!(connection, (error) => deaths.push(error))
@@ -949,7 +990,7 @@ t.test('a new master that was announced while no sentinel could be heard is noti
   t.equal(backend.client.stream.remotePort, two.port)
 })
 
-// --- Addresses that change ------------------------------------------------------------------------------------------------------------
+// --- Addresses that change -------------------------------------------------------------------------------------------
 
 t.test('a password that changes while requests run fails none of them: each connection is made with the one of now', async (t) => {
   const name = freshName()
@@ -974,7 +1015,8 @@ t.test('a password that changes while requests run fails none of them: each conn
   }))
   await until(() => served > 200)
   await backend.client.get(name)
-  const ids = () => admin.client('LIST').then((list) => [...String(list).matchAll(new RegExp(`^id=(\\d+) .* name=${name} `, 'gm'))].map(([, id]) => id))
+  const ids = () => admin.client('LIST')
+    .then((list) => [...String(list).matchAll(new RegExp(`^id=(\\d+) .* name=${name} `, 'gm'))].map(([, id]) => id))
   const before = new Set(await ids())
   // As it is done: both are good for a while.
   await admin.call('ACL', 'SETUSER', name, '>second-secret')
@@ -1032,7 +1074,8 @@ t.test('the shared client asks by itself where there was no connection before it
   await backend.client.connect()
   t.equal(await backend.client.ping(), 'PONG', 'whoever disconnects it can connect it again')
   const late = await connector(t, { connection: () => ({ sentinels: [{ host: '127.0.0.1', port: 1 }], name: 'main' }) })
-  await t.rejects(late.client.get('a'), { code: 'FST_POOL_BAD_OPTIONS', message: /sentinels in every answer, or in none/ })
+  await t.rejects(late.client.get('a'),
+    { code: 'FST_POOL_BAD_OPTIONS', message: /sentinels in every answer, or in none/ })
   const waiting = await connector(t, { url: () => new Promise<string>(() => {}) })
   const asked = waiting.client.get('a')
   unheeded(asked)
@@ -1044,7 +1087,9 @@ t.test('the shared client asks by itself where there was no connection before it
 t.test('a shared client that reconnects while the function fails tries as it did last', async (t) => {
   const proxy = await startProxy(t, server)
   let fails = false
-  const backend = await connector(t, { url: () => { if (fails) throw new Error('no token today'); return `redis://${proxy.host}:${proxy.port}` } })
+  const backend =
+    await connector(t,
+      { url: () => { if (fails) throw new Error('no token today'); return `redis://${proxy.host}:${proxy.port}` } })
   t.equal(await backend.client.ping(), 'PONG')
   fails = true
   proxy.resetAll()
@@ -1052,11 +1097,12 @@ t.test('a shared client that reconnects while the function fails tries as it did
   t.equal(await backend.client.ping(), 'PONG')
 })
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 t.test('the driver\'s options that would do the pool\'s work are refused by name', async (t) => {
   const names = ['host', 'port', 'path', 'db', 'connectTimeout', 'disconnectTimeout', 'retryStrategy', 'reconnectOnError', 'sentinelRetryStrategy',
-    'sentinelReconnectStrategy', 'failoverDetector', 'maxRetriesPerRequest', 'autoResubscribe', 'autoResendUnfulfilledCommands', 'lazyConnect',
+    'sentinelReconnectStrategy', 'failoverDetector', 'maxRetriesPerRequest', 'autoResubscribe',
+    'autoResendUnfulfilledCommands', 'lazyConnect',
     'enableOfflineQueue', 'enableReadyCheck', 'maxLoadingRetryTime', 'monitor']
   for (const name of names) {
     const message = new RegExp(`connection\\.${name} .*nothing here: .+`)
@@ -1064,9 +1110,11 @@ t.test('the driver\'s options that would do the pool\'s work are refused by name
   }
   await redis({ connection: { retryStrategy: undefined } })
   for (const name of ['password', 'tls', 'sentinels', 'retryStrategy', 'db']) {
-    await t.rejects(redis({ [name]: 'secret-value' } as RedisOptions), { code: 'FST_POOL_BAD_OPTIONS', message: new RegExp(`option ${name} `) })
+    await t.rejects(redis({ [name]: 'secret-value' } as RedisOptions),
+      { code: 'FST_POOL_BAD_OPTIONS', message: new RegExp(`option ${name} `) })
   }
-  await t.rejects(redis({ password: 'secret-value' } as RedisOptions), { message: /^((?!secret-value).)*connection: \{ password \}/ })
+  await t.rejects(redis({ password: 'secret-value' } as RedisOptions),
+    { message: /^((?!secret-value).)*connection: \{ password \}/ })
 })
 
 t.test('options that are wrong or contradict each other are refused at once', async (t) => {
@@ -1094,12 +1142,15 @@ t.test('the options are left as they are, and what is said outright wins over th
   t.equal(undefinedIsAbsent.connection.options.db, 3)
   const connection = Object.freeze({ connectionName: 'x', family: undefined, username: '', password: '' })
   const { host, port } = server
-  const options = Object.freeze({ url: 'redis://u:p%40ss@nowhere.invalid:1/7?family=4', host, port, database: 2, connection })
+  const options = Object.freeze({
+    url: 'redis://u:p%40ss@nowhere.invalid:1/7?family=4', host, port, database: 2, connection,
+  })
   const backend = await connector(t, options)
   const made = await backend.create(soon())
   t.match(made.options, { host: server.host, port: server.port, db: 2, family: 4, connectionName: 'x' })
   const fromUrl = await connector(t, { url: 'rediss://u:p%40ss@[::1]:7000/7?family=6' })
-  t.match(fromUrl.client.options, { host: '::1', port: 7000, db: 7, family: 6, username: 'u', password: 'p@ss', tls: {} })
+  t.match(fromUrl.client.options,
+    { host: '::1', port: 7000, db: 7, family: 6, username: 'u', password: 'p@ss', tls: {} })
   const socket = await connector(t, { url: 'unix:///tmp/x.sock?db=3' })
   t.match(socket.client.options, { path: '/tmp/x.sock', db: 3 })
 })

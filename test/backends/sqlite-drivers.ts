@@ -8,7 +8,10 @@ import { findBetterSqlite, findNode24, hasNodeSqlite } from '../support/find.mjs
 
 export type DriverName = 'better-sqlite3' | 'libsql' | 'node:sqlite'
 
-/** better-sqlite3 has to be compiled, so it is no dependency of ours: `npm test` builds it apart, or POOL_TEST_BETTER_SQLITE3 names its folder. */
+/**
+ * better-sqlite3 has to be compiled, so it is no dependency of ours: `npm test` builds it apart, or
+ * POOL_TEST_BETTER_SQLITE3 names its folder.
+ */
 async function betterSqlite (): Promise<SqliteDriver | undefined> {
   const folder = findBetterSqlite()
   if (folder === undefined) return undefined
@@ -22,25 +25,35 @@ const only = process.env.POOL_TEST_SQLITE_DRIVER
 export const isChild = only !== undefined
 
 /**
- * Calls `fn` as a test for each driver. node:sqlite is there from Node 22.16 on: on an older one the whole file runs once more in a newer one, for that driver.
+ * Calls `fn` as a test for each driver. node:sqlite is there from Node 22.16 on: on an older one the whole file runs
+ * once more in a newer one, for that driver.
  *
  * @param file the test file's `import.meta.url`
  */
-export async function eachDriver (t: Test, file: string, fn: (t: Test, Driver: SqliteDriver, name: DriverName) => Promise<void>): Promise<void> {
+export async function eachDriver (
+  t: Test, file: string, fn: (t: Test, Driver: SqliteDriver, name: DriverName) => Promise<void>
+): Promise<void> {
   // A CI that has not run a third of the tests must not be green.
-  const missing = (what: string, there: boolean) => there || process.env.CI ? false : `${what} is not there: npm run pretest brings it, or says how to`
+  const missing = (what: string, there: boolean) => there ||
+    process.env.CI
+    ? false
+    : `${what} is not there: npm run pretest brings it, or says how to`
   if (!isChild) {
     await t.test('libsql', (t) => fn(t, LibSql, 'libsql'))
     const better = await betterSqlite()
-    await t.test('better-sqlite3', { skip: missing('better-sqlite3', better !== undefined) }, (t) => fn(t, better!, 'better-sqlite3'))
+    await t.test('better-sqlite3', { skip: missing('better-sqlite3', better !== undefined) },
+      (t) => fn(t, better!, 'better-sqlite3'))
   }
   if (hasNodeSqlite) {
-    const { DatabaseSync } = process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as { DatabaseSync: SqliteDriver }
+    const { DatabaseSync } =
+      process.getBuiltinModule('node:sqlite' as 'node:fs') as unknown as { DatabaseSync: SqliteDriver }
     await t.test('node:sqlite', (t) => fn(t, DatabaseSync, 'node:sqlite'))
     return
   }
   const binary = findNode24()
-  const env: NodeJS.ProcessEnv = { ...process.env, POOL_TEST_SQLITE_DRIVER: 'node:sqlite', NODE_NO_WARNINGS: '1', _TAPJS_PROCESSINFO_COVERAGE_: '0' }
+  const env: NodeJS.ProcessEnv = {
+    ...process.env, POOL_TEST_SQLITE_DRIVER: 'node:sqlite', NODE_NO_WARNINGS: '1', _TAPJS_PROCESSINFO_COVERAGE_: '0',
+  }
   // Another V8 tells of the same files in other pieces, and where the two are added up lines are lost.
   delete env.NODE_V8_COVERAGE
   await t.test('node:sqlite, on a newer Node', { skip: missing('a Node with node:sqlite', binary !== undefined) }, async (t) => {

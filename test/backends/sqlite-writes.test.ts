@@ -27,7 +27,9 @@ const ways: Record<string, (statement: SqliteStatement) => unknown> = {
 interface Place { connector: Connector<SqliteDatabase>, db: SqliteDatabase, other: SqliteDatabase, path: string }
 
 /** A lent handle, and another one that sees what is in the file. */
-async function open (t: Test, Driver: SqliteDriver, onConnect: (db: SqliteDatabase) => void = () => {}): Promise<Place> {
+async function open (
+  t: Test, Driver: SqliteDriver, onConnect: (db: SqliteDatabase) => void = () => {}
+): Promise<Place> {
   const path = join(t.testdir(), 'app.db')
   const connector = await sqlite({ url: path, driver: Driver })
   const db = await connector.create(later)
@@ -44,9 +46,11 @@ async function open (t: Test, Driver: SqliteDriver, onConnect: (db: SqliteDataba
   return { connector, db, other, path }
 }
 
-const texts = (db: SqliteDatabase) => (db.prepare('SELECT text FROM notes ORDER BY id').all() as Array<{ text: string }>).map(({ text }) => text)
+const texts = (db: SqliteDatabase) =>
+  (db.prepare('SELECT text FROM notes ORDER BY id').all() as Array<{ text: string }>).map(({ text }) => text)
 const add = (db: SqliteDatabase, text: string) => db.prepare('INSERT INTO notes (text) VALUES (?)').run(text)
-const count = (db: SqliteDatabase) => Number(Object.values(db.prepare('SELECT count(*) FROM notes').all()[0] as object)[0])
+const count = (db: SqliteDatabase) =>
+  Number(Object.values(db.prepare('SELECT count(*) FROM notes').all()[0] as object)[0])
 
 /** Writes in every way, and looks for each write at once. */
 function writesAreStored (t: Test, { db, other }: Place, what: string) {
@@ -74,13 +78,18 @@ await eachDriver(t, import.meta.url, async (t, Driver, name) => {
 async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
   let most: { max_page_count: number }
   // How it fails, and what is to be done before and after.
-  const kinds: Array<[what: string, sql: string, code: RegExp, before?: (place: Place) => unknown, after?: (place: Place) => unknown]> = [
-    ['a lock', "INSERT INTO notes (text) VALUES ('x')", /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'), ({ other }) => other.exec('ROLLBACK')],
+  type At = (place: Place) => unknown
+  const kinds: Array<[what: string, sql: string, code: RegExp, before?: At, after?: At]> = [
+    ['a lock', "INSERT INTO notes (text) VALUES ('x')", /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'),
+      ({ other }) => other.exec('ROLLBACK')],
     ['a lock, with rows', "INSERT INTO notes (text) VALUES ('x') RETURNING id", /^SQLITE_BUSY$/,
       ({ other }) => other.exec('BEGIN IMMEDIATE'), ({ other }) => other.exec('ROLLBACK')],
-    ['a lock, DDL', 'CREATE TABLE more (x)', /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'), ({ other }) => other.exec('ROLLBACK')],
-    ['a lock, BEGIN', 'BEGIN IMMEDIATE', /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'), ({ other }) => other.exec('ROLLBACK')],
-    ['a lock, PRAGMA', 'PRAGMA user_version = 3', /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'), ({ other }) => other.exec('ROLLBACK')],
+    ['a lock, DDL', 'CREATE TABLE more (x)', /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'),
+      ({ other }) => other.exec('ROLLBACK')],
+    ['a lock, BEGIN', 'BEGIN IMMEDIATE', /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'),
+      ({ other }) => other.exec('ROLLBACK')],
+    ['a lock, PRAGMA', 'PRAGMA user_version = 3', /^SQLITE_BUSY$/, ({ other }) => other.exec('BEGIN IMMEDIATE'),
+      ({ other }) => other.exec('ROLLBACK')],
     ['a snapshot that is out of date', "INSERT INTO notes (text) VALUES ('x')", /^SQLITE_BUSY_SNAPSHOT$/, ({ db, other }) => {
       db.exec('BEGIN')
       count(db)
@@ -122,7 +131,8 @@ async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
           before?.(place)
           if (!kept) prepare(place.db)
           const error = thrownBy(() => run(statement!))
-          // better-sqlite3 refuses `get`, `all` and `iterate` of what gives no rows; PRAGMA user_version gives none of its errors there.
+          // better-sqlite3 refuses `get`, `all` and `iterate` of what gives no rows; PRAGMA user_version gives none of
+          // its errors there.
           if (error === undefined || error instanceof TypeError) {
             t.ok(way !== 'run', `${way} does not do it`)
             after?.(place)
@@ -147,7 +157,8 @@ async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
       run(place.db.prepare(`INSERT INTO notes (text) VALUES ('${way} 1'), ('${way} 2') RETURNING id`))
       t.same(texts(place.other).filter((text) => text.startsWith(`${way} `)), [`${way} 1`, `${way} 2`], way)
     }
-    const rows = place.db.prepare("INSERT INTO notes (text) VALUES ('held 1'), ('held 2') RETURNING id").iterate() as Iterator<unknown>
+    const rows = place.db.prepare("INSERT INTO notes (text) VALUES ('held 1'), ('held 2') RETURNING id")
+      .iterate() as Iterator<unknown>
     rows.next()
     // better-sqlite3 does nothing else meanwhile, and says so: nothing is acknowledged.
     const error = thrownBy(() => add(place.db, 'beside'))
@@ -160,7 +171,8 @@ async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
   await t.test('run tells of its changes, rows or not', async (t) => {
     const { db } = await open(t, Driver)
     t.match(db.prepare("INSERT INTO notes (text) VALUES ('a')").run(), { changes: 1, lastInsertRowid: 1 })
-    t.match(db.prepare("INSERT INTO notes (text) VALUES ('b'), ('c') RETURNING id").run(), { changes: 2, lastInsertRowid: 3 })
+    t.match(db.prepare("INSERT INTO notes (text) VALUES ('b'), ('c') RETURNING id").run(),
+      { changes: 2, lastInsertRowid: 3 })
   })
 
   await t.test('a query that nobody read to its end keeps no old snapshot, on handles that read as well', async (t) => {
@@ -174,7 +186,8 @@ async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
       run(db.prepare('SELECT a.text FROM notes a, notes b, sqlite_schema'))
       add(other, `after ${way}`)
       t.equal(texts(db).at(-1), `after ${way}`, way)
-      t.match(other.prepare('PRAGMA wal_checkpoint(TRUNCATE)').all(), [{ busy: 0 }], `${way}: and hinders no checkpoint`)
+      t.match(other.prepare('PRAGMA wal_checkpoint(TRUNCATE)').all(), [{ busy: 0 }],
+        `${way}: and hinders no checkpoint`)
     }
   })
 
@@ -234,7 +247,9 @@ async function failures (t: Test, Driver: SqliteDriver, name: DriverName) {
 
 interface Interruptible extends SqliteDatabase { interrupt (): void }
 
-/** Only libsql's handles have `interrupt`: until no statement is under way any more, all that runs on the handle fails. */
+/**
+ * Only libsql's handles have `interrupt`: until no statement is under way any more, all that runs on the handle fails.
+ */
 async function interrupts (t: Test, Driver: SqliteDriver, name: DriverName) {
   t.equal('interrupt' in Driver.prototype, name === 'libsql')
   if (name !== 'libsql') return
@@ -245,7 +260,8 @@ async function interrupts (t: Test, Driver: SqliteDriver, name: DriverName) {
     ;(db as Interruptible).interrupt()
     return rows
   }
-  const fill = (db: SqliteDatabase) => db.exec("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) INSERT INTO notes (text) SELECT 'n' || i FROM n")
+  const fill = (db: SqliteDatabase) =>
+    db.exec("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) INSERT INTO notes (text) SELECT 'n' || i FROM n")
   const ends: Record<string, (rows: IterableIterator<unknown>, place: Place) => unknown> = {
     'is read on': (rows) => thrownBy(() => [...rows]),
     'is left': (rows) => rows.return!(),
@@ -262,7 +278,9 @@ async function interrupts (t: Test, Driver: SqliteDriver, name: DriverName) {
           const statement = db.prepare("INSERT INTO notes (text) VALUES ('x')")
           if (inside !== '') db.exec(inside)
           const rows = interrupt(db)
-          for (const fn of [() => run(statement), () => add(db, 'x'), () => db.exec("INSERT INTO notes (text) VALUES ('x')")]) {
+          for (const fn of [
+            () => run(statement), () => add(db, 'x'), () => db.exec("INSERT INTO notes (text) VALUES ('x')"),
+          ]) {
             t.equal(codeOf(thrownBy(fn)), 'SQLITE_INTERRUPT', `${way} ${inside}`)
           }
           t.notOk(inTransaction(db), 'SQLite has rolled it back')
@@ -301,7 +319,8 @@ async function interrupts (t: Test, Driver: SqliteDriver, name: DriverName) {
     const transaction = await connector.transactions!.begin(db, {}, later)
     add(db, 'before')
     const rows = interrupt(db)
-    for (const fn of [() => db.exec("INSERT INTO notes (text) VALUES ('x')"), () => add(db, 'x')]) t.equal(codeOf(thrownBy(fn)), 'SQLITE_INTERRUPT')
+    for (const fn of [() => db.exec("INSERT INTO notes (text) VALUES ('x')"),
+      () => add(db, 'x')]) t.equal(codeOf(thrownBy(fn)), 'SQLITE_INTERRUPT')
     rows.return!()
     add(db, 'behind')
     await transaction.commit()
@@ -360,7 +379,8 @@ async function ownTransactions (t: Test, Driver: SqliteDriver, name: DriverName)
   await t.test("the driver's own transaction that meets another process's lock does nothing, and every write behind it is stored", async (t) => {
     const place = await open(t, Driver)
     const { connector, db, path } = place
-    const neighbour = await startNeighbour(t, 'sqlite', { driver: name, path, table: 'notes', from: findBetterSqlite() })
+    const neighbour =
+      await startNeighbour(t, 'sqlite', { driver: name, path, table: 'notes', from: findBetterSqlite() })
     const stored: string[] = []
     const made = db.transaction((text: string) => add(db, text)) as unknown as Made
     for (const mode of modes) {
@@ -449,7 +469,10 @@ async function migrations (t: Test, Driver: SqliteDriver) {
   })
 }
 
-/** Statements by chance, on a few kept and many new statements, beside another handle that takes the lock at times; a model says what must be in the file. */
+/**
+ * Statements by chance, on a few kept and many new statements, beside another handle that takes the lock at times; a
+ * model says what must be in the file.
+ */
 async function walks (t: Test, Driver: SqliteDriver, name: DriverName) {
   await t.test('random walks: what was acknowledged is seen by another handle at once', async (t) => {
     let failed = 0
@@ -458,7 +481,8 @@ async function walks (t: Test, Driver: SqliteDriver, name: DriverName) {
       const kept: SqliteStatement[] = []
       const { connector, db, other } = await open(t, Driver, (db) => {
         db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT UNIQUE CHECK (length(text) < 100))')
-        kept.push(db.prepare('INSERT INTO notes (text) VALUES (?) RETURNING id'), db.prepare('INSERT INTO notes (text) VALUES (?)'))
+        kept.push(db.prepare('INSERT INTO notes (text) VALUES (?) RETURNING id'),
+          db.prepare('INSERT INTO notes (text) VALUES (?)'))
       })
       const chance = new VirtualClock(seed)
       const pick = <T>(list: readonly T[]): T => list[Math.floor(chance.random() * list.length)]!
@@ -469,7 +493,9 @@ async function walks (t: Test, Driver: SqliteDriver, name: DriverName) {
       for (let step = 0; step < 60; step++) {
         const text = `s${seed}n${++next}`
         const own = model.length > 0 && chance.random() < 0.2 ? pick(model) : text
-        const doing = pick(['plain', 'plain', 'kept', 'rows', 'exec', 'several', 'begin', 'end', 'lock', 'unlock', 'hold', 'read', 'return'])
+        const doing =
+          pick(['plain', 'plain', 'kept', 'rows', 'exec', 'several', 'begin', 'end', 'lock', 'unlock', 'hold', 'read',
+            'return'])
         const write = (fn: () => unknown, ...written: string[]) => {
           const error = thrownBy(fn)
           if (error !== undefined) {
@@ -481,11 +507,18 @@ async function walks (t: Test, Driver: SqliteDriver, name: DriverName) {
           else pending.push(...written)
         }
         if (doing === 'plain') write(() => add(db, own), own)
-        else if (doing === 'kept') write(() => pick([(s: SqliteStatement) => s.run(own), (s: SqliteStatement) => s.all(own)])(kept[name === 'better-sqlite3' ? 0 : Math.floor(chance.random() * 2)]!), own)
-        else if (doing === 'rows') write(() => pick(Object.values(ways))(db.prepare(`INSERT INTO notes (text) VALUES ('${own}') RETURNING id`)), own)
-        else if (doing === 'exec') write(() => db.exec(`INSERT INTO notes (text) VALUES ('${own}')`), own)
-        else if (doing === 'several') write(() => db.exec(`BEGIN; INSERT INTO notes (text) VALUES ('${text}'); COMMIT`), text)
-        else if (doing === 'begin' && !inTransaction(db) && thrownBy(() => db.prepare(pick(['BEGIN', 'BEGIN IMMEDIATE'])).run()) === undefined) pending = []
+        else if (doing === 'kept') {
+          write(() =>
+            pick([(s: SqliteStatement) => s.run(own), (s: SqliteStatement) => s.all(own)])(kept[name === 'better-sqlite3' ? 0 : Math.floor(chance.random() * 2)]!), own)
+        } else if (doing === 'rows') {
+          write(() =>
+            pick(Object.values(ways))(db.prepare(`INSERT INTO notes (text) VALUES ('${own}') RETURNING id`)), own)
+        } else if (doing === 'exec') write(() => db.exec(`INSERT INTO notes (text) VALUES ('${own}')`), own)
+        else if (doing === 'several') {
+          write(() => db.exec(`BEGIN; INSERT INTO notes (text) VALUES ('${text}'); COMMIT`),
+            text)
+        } else if (doing === 'begin' && !inTransaction(db) &&
+          thrownBy(() => db.prepare(pick(['BEGIN', 'BEGIN IMMEDIATE'])).run()) === undefined) pending = []
         else if (doing === 'end' && pending !== undefined) {
           const commits = chance.random() < 0.5
           if (thrownBy(() => db.prepare(commits ? 'COMMIT' : 'ROLLBACK').run()) === undefined) {
@@ -531,7 +564,9 @@ async function rivals (t: Test, Driver: SqliteDriver) {
     }
     const path = join(t.testdir(), 'app.db')
     const { acquireTimeout = 5000, timeout } = options
-    const connector = await sqlite({ url: path, driver: Counting, ...(timeout !== undefined && { connection: { timeout } }) })
+    const connector = await sqlite({
+      url: path, driver: Counting, ...(timeout !== undefined && { connection: { timeout } }),
+    })
     const pool = TargetPool.ofRoles(connector, { max: 2, acquireTimeout })
     t.teardown(() => pool.close({ timeout: 500 }))
     await pool.use((db) => db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)'))
@@ -546,14 +581,16 @@ async function rivals (t: Test, Driver: SqliteDriver) {
     t.equal(begins(), 0)
   })
 
-  const hows = ['it met the lock', 'it saw that the file changed', "it met the lock in the driver's own transaction"] as const
+  const hows =
+    ['it met the lock', 'it saw that the file changed', "it met the lock in the driver's own transaction"] as const
   for (const how of hows.slice(0, 'transaction' in Driver.prototype ? 3 : 2)) {
     await t.test(`once ${how}, the writer is lent when nobody has the lock, and the event loop goes on`, async (t) => {
       const { pool, other, begins } = await openPool(t)
       if (how !== 'it saw that the file changed') {
         const write = (db: SqliteDatabase) => add(db, 'refused')
         other.exec('BEGIN IMMEDIATE')
-        await t.rejects(pool.use((db) => how === 'it met the lock' ? write(db) : db.transaction(write).immediate(db)), { message: 'database is locked' })
+        await t.rejects(pool.use((db) => how === 'it met the lock' ? write(db) : db.transaction(write).immediate(db)),
+          { message: 'database is locked' })
       } else {
         add(other, 'theirs')
         for (let loan = 0; loan < 64; loan++) await pool.use((db) => count(db))
@@ -564,7 +601,8 @@ async function rivals (t: Test, Driver: SqliteDriver) {
       const before = begins()
       await until(() => begins() > before + 3, { what: 'it asks again' })
       t.notOk(written)
-      t.equal(await pool.use(count, { role: 'replica' }), how === 'it saw that the file changed' ? 1 : 0, 'readers need not wait')
+      t.equal(await pool.use(count, { role: 'replica' }), how === 'it saw that the file changed' ? 1 : 0,
+        'readers need not wait')
       other.exec('COMMIT')
       await pending
       t.equal(texts(other).at(-1), 'mine')
@@ -583,9 +621,12 @@ async function rivals (t: Test, Driver: SqliteDriver) {
   await t.test('who waits in vain is told of the lock: a loan, and a transaction', async (t) => {
     const { pool, other } = await openPool(t, { acquireTimeout: 200 })
     other.exec('BEGIN IMMEDIATE')
-    await t.rejects(pool.transaction((db) => add(db, 'x')), { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /did not begin within 200 ms: in the way is the lock of the SQLite file/ })
+    await t.rejects(pool.transaction((db) => add(db, 'x')),
+      { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /did not begin within 200 ms: in the way is the lock of the SQLite file/ })
     await t.rejects(pool.use((db) => add(db, 'x')), { message: 'database is locked' })
-    await t.rejects(pool.use((db) => add(db, 'x')), { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /in the way is the lock of the SQLite file, which another process has/ })
+    await t.rejects(pool.use((db) => add(db, 'x')), {
+      code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /in the way is the lock of the SQLite file, which another process has/,
+    })
     other.exec('COMMIT')
     await pool.use((db) => add(db, 'mine'))
     t.same(texts(other), ['mine'])
@@ -594,7 +635,10 @@ async function rivals (t: Test, Driver: SqliteDriver) {
   await t.test('with a busy timeout of its own no loan looks for the lock', async (t) => {
     const { pool, other, begins } = await openPool(t, { timeout: 1 })
     other.exec('BEGIN IMMEDIATE')
-    for (let loan = 0; loan < 3; loan++) await t.rejects(pool.use((db) => add(db, 'refused')), { message: 'database is locked' })
+    for (let loan = 0; loan < 3; loan++) {
+      await t.rejects(pool.use((db) => add(db, 'refused')),
+        { message: 'database is locked' })
+    }
     t.equal(begins(), 0)
   })
 }

@@ -58,11 +58,19 @@ class Borrower {
   }
 }
 
-interface Place { borrower: Borrower, reader: Borrower, connector: SqliteConnector, path: string, options: SqliteOptions }
+interface Place {
+  borrower: Borrower
+  reader: Borrower
+  connector: SqliteConnector
+  path: string
+  options: SqliteOptions
+}
 
 interface OpenOptions extends SqliteOptions { memory?: boolean, onConnect?: (db: SqliteDatabase) => void }
 
-async function open (t: Test, Driver: SqliteDriver, { memory = false, onConnect, ...more }: OpenOptions = {}): Promise<Place> {
+async function open (
+  t: Test, Driver: SqliteDriver, { memory = false, onConnect, ...more }: OpenOptions = {}
+): Promise<Place> {
   const path = memory ? ':memory:' : join(t.testdir(), 'app.db')
   const options: SqliteOptions = { url: path, driver: Driver, ...more }
   const connector = await sqlite(options)
@@ -83,8 +91,9 @@ function elsewhere (t: Test, Driver: SqliteDriver, path: string): SqliteDatabase
   return other
 }
 
-const begin = (connector: Connector<SqliteDatabase>, db: SqliteDatabase, options: TransactionOptions = {}, signal = later) =>
-  connector.transactions!.begin(db, options, signal)
+const begin =
+  (connector: Connector<SqliteDatabase>, db: SqliteDatabase, options: TransactionOptions = {}, signal = later) =>
+    connector.transactions!.begin(db, options, signal)
 
 /** All ways to run a statement. */
 const runs: Record<string, (statement: SqliteStatement) => unknown> = {
@@ -95,11 +104,15 @@ const runs: Record<string, (statement: SqliteStatement) => unknown> = {
 }
 
 const add = (db: SqliteDatabase, text: string) => db.prepare('INSERT INTO notes (text) VALUES (?)').run(text)
-const texts = (db: SqliteDatabase) => (db.prepare('SELECT text FROM notes ORDER BY id').all() as Array<{ text: string }>).map(({ text }) => text)
+const texts = (db: SqliteDatabase) =>
+  (db.prepare('SELECT text FROM notes ORDER BY id').all() as Array<{ text: string }>).map(({ text }) => text)
 const fill = (db: SqliteDatabase) => {
   db.exec("WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 500) INSERT INTO notes (text) SELECT 'n' || i FROM c")
 }
-/** The one value of the one row. By `all`, since libsql adds a `_metadata` to what `get` gives, and does not pluck there. */
+/**
+ * The one value of the one row. By `all`, since libsql adds a `_metadata` to what `get` gives, and does not pluck
+ * there.
+ */
 const value = (db: SqliteDatabase, sql: string) => Object.values(db.prepare(sql).all()[0] as object)[0] as unknown
 const count = (db: SqliteDatabase) => value(db, 'SELECT count(*) FROM notes')
 const pragma = (db: SqliteDatabase, name: string) => value(db, `PRAGMA ${name}`)
@@ -108,7 +121,9 @@ const databases = (db: SqliteDatabase) => (usePragma(db, 'database_list') as Arr
   .map(({ name }) => name).filter((name) => name !== 'temp')
 
 /** By the driver's own method, where it has one: Node's has not. */
-const usePragma = (db: SqliteDatabase, source: string) => 'pragma' in db ? db.pragma(source) : (db as SqliteDatabase).prepare(`PRAGMA ${source}`).all()
+const usePragma = (db: SqliteDatabase, source: string) => 'pragma' in db
+  ? db.pragma(source)
+  : (db as SqliteDatabase).prepare(`PRAGMA ${source}`).all()
 const locked = { message: 'database is locked' }
 const readonly = { message: /readonly database/ }
 
@@ -130,7 +145,8 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
       const addAll = (...list: string[]) => { for (const text of list) add(db, text) }
       if ('transaction' in db) db.transaction(addAll).immediate('two', 'three')
       else addAll('two', 'three')
-      t.same([...db.prepare('SELECT id FROM notes').iterate() as Iterable<{ id: number }>].map(({ id }) => id), [1, 2, 3])
+      t.same([...db.prepare('SELECT id FROM notes').iterate() as Iterable<{ id: number }>].map(({ id }) => id),
+        [1, 2, 3])
     })
     await borrower.use((db) => t.same(texts(db), ['one', 'two', 'three']))
   })
@@ -186,18 +202,26 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
   })
 
   // What is left, how it is seen, and what the next one must see instead.
-  const left: Array<[what: string, leave: (db: SqliteDatabase) => unknown, look: (db: SqliteDatabase) => unknown, clean: unknown]> = [
+  type OnDatabase = (db: SqliteDatabase) => unknown
+  const left: Array<[what: string, leave: OnDatabase, look: OnDatabase, clean: unknown]> = [
     ['a temp table', (db) => db.exec('CREATE TEMP TABLE scratch (x)'), temps, 0],
-    ['a temp table, made by a prepared statement', (db) => db.prepare('CREATE TABLE "temp".scratch (x)').run(), temps, 0],
-    ['a temp view that hides a table', (db) => db.exec('create temporary view notes as select 1 as id, 2 as text'), texts, []],
-    ['a temp trigger', (db) => db.exec('CREATE TEMP TRIGGER tr AFTER INSERT ON notes BEGIN DELETE FROM notes; END'), temps, 0],
+    ['a temp table, made by a prepared statement', (db) => db.prepare('CREATE TABLE "temp".scratch (x)').run(), temps,
+      0],
+    ['a temp view that hides a table', (db) => db.exec('create temporary view notes as select 1 as id, 2 as text'),
+      texts, []],
+    ['a temp trigger', (db) => db.exec('CREATE TEMP TRIGGER tr AFTER INSERT ON notes BEGIN DELETE FROM notes; END'),
+      temps, 0],
     ['an attached database', (db) => db.exec("ATTACH ':memory:' AS other"), databases, ['main']],
     ['foreign_keys', (db) => usePragma(db, 'foreign_keys = OFF'), (db) => pragma(db, 'foreign_keys'), 1],
-    ['query_only, prepared', (db) => db.prepare('PRAGMA main.query_only = ON').run(), (db) => pragma(db, 'query_only'), 0],
-    ['recursive_triggers, by exec', (db) => db.exec('select 1; pragma recursive_triggers(1);'), (db) => pragma(db, 'recursive_triggers'), 0],
+    ['query_only, prepared', (db) => db.prepare('PRAGMA main.query_only = ON').run(), (db) => pragma(db, 'query_only'),
+      0],
+    ['recursive_triggers, by exec', (db) => db.exec('select 1; pragma recursive_triggers(1);'),
+      (db) => pragma(db, 'recursive_triggers'), 0],
     ['busy_timeout', (db) => db.exec('PRAGMA busy_timeout = 5000'), (db) => pragma(db, 'busy_timeout'), 0],
-    ['ignore_check_constraints', (db) => usePragma(db, 'ignore_check_constraints = 1'), (db) => pragma(db, 'ignore_check_constraints'), 0],
-    ['legacy_alter_table', (db) => usePragma(db, 'legacy_alter_table = 1'), (db) => pragma(db, 'legacy_alter_table'), 0],
+    ['ignore_check_constraints', (db) => usePragma(db, 'ignore_check_constraints = 1'),
+      (db) => pragma(db, 'ignore_check_constraints'), 0],
+    ['legacy_alter_table', (db) => usePragma(db, 'legacy_alter_table = 1'), (db) => pragma(db, 'legacy_alter_table'),
+      0],
     ['all at once, in an open transaction', (db) => {
       usePragma(db, 'reverse_unordered_selects = 1')
       db.exec("ATTACH ':memory:' AS other; BEGIN; CREATE TEMP TABLE a (x UNIQUE); CREATE TEMP TABLE b (x); CREATE INDEX temp.i ON b (x)")
@@ -296,14 +320,16 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
   t.test('what was undone by the borrower itself keeps the handle', async (t) => {
     const { borrower } = await open(t, Driver)
     const first = await borrower.use((db) => db)
-    await borrower.use((db) => db.exec('CREATE TEMP TABLE scratch (x); PRAGMA foreign_keys = 0; DROP TABLE scratch; PRAGMA foreign_keys = 1'))
+    await borrower.use((db) =>
+      db.exec('CREATE TEMP TABLE scratch (x); PRAGMA foreign_keys = 0; DROP TABLE scratch; PRAGMA foreign_keys = 1'))
     t.equal(await borrower.use((db) => db), first)
   })
 
   t.test('settings that can not be read back, and those in odd writing, have the handle opened anew', async (t) => {
     const { borrower } = await open(t, Driver)
     const odd = [
-      'PRAGMA case_sensitive_like = ON', 'PRAGMA/**/foreign_keys = OFF', 'PRAGMA foreign_keys/**/ = OFF', 'PRAGMA mmap_size = 4096',
+      'PRAGMA case_sensitive_like = ON', 'PRAGMA/**/foreign_keys = OFF', 'PRAGMA foreign_keys/**/ = OFF',
+      'PRAGMA mmap_size = 4096',
       'PRAGMA temp.cache_size = 7', 'pragma "query_only" = 1',
     ]
     for (const sql of odd) {
@@ -325,7 +351,8 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
         run(statement)
         return [db, statement] as const
       })
-      t.throws(() => run(kept), { code: 'FST_POOL_LEASE_RELEASED', message: /prepare it again/ }, 'while nobody has the handle')
+      t.throws(() => run(kept), { code: 'FST_POOL_LEASE_RELEASED', message: /prepare it again/ },
+        'while nobody has the handle')
       await borrower.use((db) => {
         t.equal(db, first)
         db.exec('BEGIN')
@@ -342,7 +369,10 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
       const prepared = new WeakMap<SqliteDatabase, SqliteStatement[]>()
       const { borrower } = await open(t, Driver, {
         memory,
-        onConnect: (db) => { prepared.set(db, [...prepared.get(db) ?? [], db.prepare('SELECT count(*) FROM sqlite_schema'), db.prepare("ATTACH ':memory:' AS other")]) },
+        onConnect: (db) => {
+          prepared.set(db,
+            [...prepared.get(db) ?? [], db.prepare('SELECT count(*) FROM sqlite_schema'), db.prepare("ATTACH ':memory:' AS other")])
+        },
       })
       for (let lease = 0; lease < 3; lease++) await borrower.use((db) => t.equal(prepared.get(db)![0]!.all().length, 1))
       await borrower.evict()
@@ -404,7 +434,8 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
         db.exec("PRAGMA recursive_triggers = ON; ATTACH ':memory:' AS side; CREATE TEMP TABLE seen (x); PRAGMA case_sensitive_like = ON")
       },
     })
-    const look = (db: SqliteDatabase) => [pragma(db, 'recursive_triggers'), databases(db), temps(db), value(db, "SELECT 'A' LIKE 'a'")]
+    const look = (db: SqliteDatabase) =>
+      [pragma(db, 'recursive_triggers'), databases(db), temps(db), value(db, "SELECT 'A' LIKE 'a'")]
     const first = await borrower.use((db) => db)
     t.equal(await borrower.use((db) => db), first)
     t.same(await borrower.use(look), [1, ['main', 'side'], 1, 0])
@@ -434,7 +465,8 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
     const { borrower } = await open(t, Driver)
     await borrower.use((db) => {
       const statement = db.prepare('SELECT id FROM notes WHERE id = ?')
-      t.not(codeOf(thrownBy(() => [...statement.iterate(Symbol('no value')) as Iterable<unknown>])), 'FST_POOL_LEASE_RELEASED')
+      t.not(codeOf(thrownBy(() => [...statement.iterate(Symbol('no value')) as Iterable<unknown>])),
+        'FST_POOL_LEASE_RELEASED')
       db.exec('DROP TABLE notes')
     })
   })
@@ -516,12 +548,17 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
   }
 
   t.test('a create after the signal, or that fails half-way, leaves nothing open', async (t) => {
-    const path = join(t.testdir({ 'app.db': 'this is no database, but it is long enough to be looked at as one. '.repeat(100) }), 'app.db')
+    const path = join(t.testdir({
+      'app.db': 'this is no database, but it is long enough to be looked at as one. '.repeat(100),
+    }), 'app.db')
     const connector = await sqlite({ url: path, driver: Driver })
     await t.rejects(connector.create(AbortSignal.abort(new Error('too late'))), /too late/)
     await t.rejects(connector.create(later), /not a database/)
     // Only Linux can tell which files a process has open.
-    if (process.platform === 'linux') t.notOk(readdirSync('/proc/self/fd').some((fd) => linkOf(`/proc/self/fd/${fd}`) === path))
+    if (process.platform === 'linux') {
+      t.notOk(readdirSync('/proc/self/fd')
+        .some((fd) => linkOf(`/proc/self/fd/${fd}`) === path))
+    }
   })
 
   t.test('a directory that does not exist is named; once it is there, it opens', async (t) => {
@@ -537,7 +574,10 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
   t.test('a file: URL is the same file as its path, and no file is named file:', async (t) => {
     const dir = t.testdir()
     const urls = {
-      [`file:${dir}/a b.db`]: 'a b.db', [`file:${dir}/c%20d.db`]: 'c d.db', [`file://${dir}/e.db`]: 'e.db', [`file://localhost${dir}/f.db`]: 'f.db',
+      [`file:${dir}/a b.db`]: 'a b.db',
+      [`file:${dir}/c%20d.db`]: 'c d.db',
+      [`file://${dir}/e.db`]: 'e.db',
+      [`file://localhost${dir}/f.db`]: 'f.db',
     }
     for (const [url, file] of Object.entries(urls)) {
       const connector = await sqlite({ url, driver: Driver })
@@ -550,7 +590,9 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
   })
 
   t.test('options are not mutated', async (t) => {
-    const options: SqliteOptions = Object.freeze({ url: join(t.testdir(), 'app.db'), connection: Object.freeze({ timeout: 5 }), driver: Driver })
+    const options: SqliteOptions = Object.freeze({
+      url: join(t.testdir(), 'app.db'), connection: Object.freeze({ timeout: 5 }), driver: Driver,
+    })
     const connector = await sqlite(options)
     await connector.destroy(await connector.create(later), 'closed')
   })
@@ -670,7 +712,8 @@ function transactions (t: Test, Driver: SqliteDriver) {
       t.ok(isTransient(error))
       t.notOk(isTransient(caught(() => db.exec('no sql'))))
     })
-    for (const error of [undefined, 'SQLITE_BUSY', new Error('SQLITE_BUSY'), Object.assign(new Error('x'), { code: 5 })]) t.notOk(isTransient(error))
+    for (const error of [undefined, 'SQLITE_BUSY', new Error('SQLITE_BUSY'),
+      Object.assign(new Error('x'), { code: 5 })]) t.notOk(isTransient(error))
   })
 
   const ends: Array<[how: string, end: (db: SqliteDatabase, t: Test) => unknown, cause?: object]> = [
@@ -679,8 +722,12 @@ function transactions (t: Test, Driver: SqliteDriver) {
     ['a COMMIT, and a new BEGIN', (db) => db.exec('COMMIT; BEGIN IMMEDIATE')],
     ['a ROLLBACK, and a new BEGIN', (db) => { for (const sql of ['ROLLBACK', 'BEGIN']) db.prepare(sql).run() }],
     ['closing the handle', (db) => db.close()],
-    ['OR ROLLBACK', (db, t) => { t.throws(() => db.exec("INSERT OR ROLLBACK INTO notes (id, text) VALUES (1, 'again')")) }, { message: /UNIQUE constraint failed/ }],
-    ['a trigger', (db, t) => { t.throws(() => db.prepare("UPDATE notes SET text = 'x'").run()) }, { message: /no updates/ }],
+    ['OR ROLLBACK', (db, t) => {
+      t.throws(() => db.exec("INSERT OR ROLLBACK INTO notes (id, text) VALUES (1, 'again')"))
+    }, { message: /UNIQUE constraint failed/ }],
+    ['a trigger', (db, t) => {
+      t.throws(() => db.prepare("UPDATE notes SET text = 'x'").run())
+    }, { message: /no updates/ }],
     ['an error at an iterator', (db, t) => {
       t.throws(() => db.prepare("UPDATE notes SET text = 'x' RETURNING id").iterate().next())
     }, { message: /no updates/ }],
@@ -738,7 +785,8 @@ function transactions (t: Test, Driver: SqliteDriver) {
 
   // What the text looks like says nothing: each of these fooled a pattern, or a known name.
   const lies = [
-    'ROLLBACK; BEGIN; SAVEPOINT fastify_pool', 'SAVEPOINT s; ROLLBACK TO s; ROLLBACK; BEGIN', "ROLLBACK; BEGIN; SELECT 'rollback to s'", 'ROLLBACK; BEGIN /* rollback to s */',
+    'ROLLBACK; BEGIN; SAVEPOINT fastify_pool', 'SAVEPOINT s; ROLLBACK TO s; ROLLBACK; BEGIN',
+    "ROLLBACK; BEGIN; SELECT 'rollback to s'", 'ROLLBACK; BEGIN /* rollback to s */',
     'ROLLBACK; BEGIN; SAVEPOINT inner; SAVEPOINT fastify_pool_1', 'COMMIT; BEGIN; SAVEPOINT fastify_pool',
   ]
   for (const lie of lies) {
@@ -794,7 +842,8 @@ function transactions (t: Test, Driver: SqliteDriver) {
 
   t.test('a commit that the database refuses rejects with its error, and can be rolled back', async (t) => {
     const { borrower, connector } = await open(t, Driver)
-    await borrower.use((db) => db.exec('CREATE TABLE marks (note INTEGER REFERENCES notes (id) DEFERRABLE INITIALLY DEFERRED)'))
+    await borrower.use((db) =>
+      db.exec('CREATE TABLE marks (note INTEGER REFERENCES notes (id) DEFERRABLE INITIALLY DEFERRED)'))
     await borrower.use(async (db) => {
       const transaction = await begin(connector, db)
       db.exec('INSERT INTO marks VALUES (99)')
@@ -834,7 +883,8 @@ function transactions (t: Test, Driver: SqliteDriver) {
   t.test('a transaction that only reads refuses writes on the writer too, and leaves it as it was', async (t) => {
     for (const memory of [false, true]) {
       const { borrower, connector } = await open(t, Driver, { memory })
-      const refused = { code: 'FST_POOL_NOT_SUPPORTED', message: /this transaction only reads: begin it without readOnly/, cause: readonly }
+      const refused =
+        { code: 'FST_POOL_NOT_SUPPORTED', message: /this transaction only reads: begin it without readOnly/, cause: readonly }
       await borrower.use(async (db) => {
         const reads = await begin(connector, db, { readOnly: true, isolation: 'serializable' })
         t.equal(count(db), 0)
@@ -941,7 +991,8 @@ function readers (t: Test, Driver: SqliteDriver) {
       t.equal(pragma(db, 'journal_mode'), 'wal')
       t.equal(pragma(db, 'query_only'), 1)
     })
-    await writer.use((db) => db.exec("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); INSERT INTO notes (text) VALUES ('one')"))
+    await writer.use((db) =>
+      db.exec("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); INSERT INTO notes (text) VALUES ('one')"))
     await reader.use((db) => t.same(texts(db), ['one']))
     await writer.use(async (db) => {
       db.exec("BEGIN IMMEDIATE; INSERT INTO notes (text) VALUES ('two')")
@@ -959,7 +1010,9 @@ function readers (t: Test, Driver: SqliteDriver) {
     ['a temp table', (db) => db.exec('CREATE TEMP TABLE more (x)')],
     ['pragma', (db) => usePragma(db, 'user_version = 7')],
     ['run', (db) => add(db, 'x')],
-    ...Object.entries(runs).slice(1).map(([way, run]): [string, (db: SqliteDatabase) => unknown] => [way, (db) => run(db.prepare("INSERT INTO notes (text) VALUES ('x') RETURNING id"))]),
+    ...Object.entries(runs).slice(1)
+      .map(([way, run]): [string, (db: SqliteDatabase) => unknown] =>
+        [way, (db) => run(db.prepare("INSERT INTO notes (text) VALUES ('x') RETURNING id"))]),
     ['BEGIN IMMEDIATE', (db) => db.exec('BEGIN IMMEDIATE')],
     ...'transaction' in Driver.prototype ? transacted : [],
   ]
@@ -977,7 +1030,8 @@ function readers (t: Test, Driver: SqliteDriver) {
       })
     }
     await borrower.use((db) => t.equal(count(db), 0))
-    await reader.use((db) => t.throws(() => db.exec('no sql'), { message: /syntax/ }, 'other errors are the driver\'s own'))
+    await reader.use((db) =>
+      t.throws(() => db.exec('no sql'), { message: /syntax/ }, 'other errors are the driver\'s own'))
   })
 
   t.test("a reader has the driver's own transactions, which read", async (t) => {
@@ -991,14 +1045,16 @@ function readers (t: Test, Driver: SqliteDriver) {
 
   t.test('without a name the message does without', async (t) => {
     const { reader } = await open(t, Driver)
-    await reader.use((db) => t.throws(() => add(db, 'x'), { message: "this connection only reads: lease role: 'primary' to write" }))
+    await reader.use((db) =>
+      t.throws(() => add(db, 'x'), { message: "this connection only reads: lease role: 'primary' to write" }))
   })
 
   t.test("a reader's transactions only read, all from one snapshot", async (t) => {
     const { reader, borrower, connector } = await open(t, Driver)
     await borrower.use((db) => add(db, 'one'))
     await reader.use(async (db) => {
-      await t.rejects(begin(connector.replica!, db), { code: 'FST_POOL_NOT_SUPPORTED', message: /lease role: 'primary'/ })
+      await t.rejects(begin(connector.replica!, db),
+        { code: 'FST_POOL_NOT_SUPPORTED', message: /lease role: 'primary'/ })
       const transaction = await begin(connector.replica!, db, { readOnly: true })
       t.same(texts(db), ['one'])
       await borrower.use((writer) => add(writer, 'two'))
@@ -1045,7 +1101,8 @@ function readers (t: Test, Driver: SqliteDriver) {
 
   t.test('onConnect may make what it needs on a reader too, and can not leave it writing', async (t) => {
     const { reader } = await open(t, Driver, {
-      onConnect: (db) => db.exec('PRAGMA query_only = OFF; CREATE TABLE IF NOT EXISTS made (x); CREATE TEMP TABLE IF NOT EXISTS seen (x); PRAGMA recursive_triggers = ON'),
+      onConnect: (db) =>
+        db.exec('PRAGMA query_only = OFF; CREATE TABLE IF NOT EXISTS made (x); CREATE TEMP TABLE IF NOT EXISTS seen (x); PRAGMA recursive_triggers = ON'),
     })
     const first = await reader.use((db) => db)
     await reader.use((db) => {
@@ -1118,7 +1175,8 @@ if (!isChild) {
 
   t.test('a url that is no path is refused without being shown', async (t) => {
     const bad = [
-      undefined, '', 'libsql://user:s3cret@host', 'http://host/s3cret', 'file://host/app.db', 'file:app.db?mode=ro&key=s3cret', 'file:', 'file:%zz',
+      undefined, '', 'libsql://user:s3cret@host', 'http://host/s3cret', 'file://host/app.db',
+      'file:app.db?mode=ro&key=s3cret', 'file:', 'file:%zz',
     ]
     for (const url of bad) {
       const error: unknown = await sqlite({ url }).catch((error: unknown) => error)

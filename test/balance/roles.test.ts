@@ -23,9 +23,15 @@ interface Set {
   seen<E extends PoolEventName> (event: E): Array<PoolEvents[E]>
 }
 
-const names: readonly PoolEventName[] = ['connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'error', 'open', 'drain', 'close']
+const names: readonly PoolEventName[] =
+  ['connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'error', 'open', 'drain',
+    'close']
 
-function set (t: Test, options: EngineOptions<FakeConnection> = {}, { writers, readers }: { writers?: number, readers?: number } = {}): Set {
+function set (
+  t: Test,
+  options: EngineOptions<FakeConnection> = {},
+  { writers, readers }: { writers?: number, readers?: number } = {}
+): Set {
   const primary = new Primary()
   if (writers !== undefined) primary.max = writers
   if (readers !== undefined) Object.assign(primary.replica, { max: readers })
@@ -42,17 +48,22 @@ function set (t: Test, options: EngineOptions<FakeConnection> = {}, { writers, r
     const violations = [...primary.violations, ...primary.replica.violations]
     if (violations.length > 0) throw new Error(violations.join('; '))
   })
-  const seen = <E extends PoolEventName>(event: E) => events.filter((one) => one.event === event) as unknown as Array<PoolEvents[E]>
+  const seen = <E extends PoolEventName>(event: E) =>
+    events.filter((one) => one.event === event) as unknown as Array<PoolEvents[E]>
   return { pool, primary, replica: primary.replica, clock, events, seen }
 }
 
-const roleOf = ({ replica }: Set, connection: FakeConnection): Role => replica.connections.includes(connection) ? 'replica' : 'primary'
+const roleOf = ({ replica }: Set, connection: FakeConnection): Role => replica.connections.includes(connection)
+  ? 'replica'
+  : 'primary'
 const targets = ({ pool }: Set) => pool.stats().targets!
 
 t.test('a connector without a replica, a bad option, and a max of 1 are refused', (t) => {
   const refused = { code: 'FST_POOL_BAD_OPTIONS' }
-  t.throws(() => TargetPool.ofRoles(new FakeConnector()), { ...refused, message: /connector is an object: expected one with a replica/ })
-  t.throws(() => TargetPool.ofRoles(new Primary(), { max: 1 }), { ...refused, message: /max is 1: expected an integer from 2 \(one that writes and one that reads\)/ })
+  t.throws(() => TargetPool.ofRoles(new FakeConnector()),
+    { ...refused, message: /connector is an object: expected one with a replica/ })
+  t.throws(() => TargetPool.ofRoles(new Primary(), { max: 1 }),
+    { ...refused, message: /max is 1: expected an integer from 2 \(one that writes and one that reads\)/ })
   t.throws(() => TargetPool.ofRoles(new Primary(), { max: 0 }), refused)
   t.throws(() => TargetPool.ofRoles(new Primary(), { min: 5, max: 4 }), refused)
   t.end()
@@ -66,7 +77,9 @@ t.test('it has its name, its closeTimeout and its backend', (t) => {
 })
 
 t.test('min and max are of both together', (t) => {
-  const rows: Array<[EngineOptions<FakeConnection>, { writers?: number, readers?: number }, writers: [number, number], readers: [number, number]]> = [
+  type Range = [min: number, max: number]
+  type Counts = { writers?: number, readers?: number }
+  const rows: Array<[EngineOptions<FakeConnection>, Counts, writers: Range, readers: Range]> = [
     [{ max: 4 }, {}, [0, 3], [0, 1]],
     [{ max: 2 }, {}, [0, 1], [0, 1]],
     [{ max: 4, min: 4 }, {}, [1, 3], [1, 1]],
@@ -82,7 +95,8 @@ t.test('min and max are of both together', (t) => {
   ]
   for (const [options, limits, [writersMin, writersMax], [readersMin, readersMax]] of rows) {
     const [primary, replica] = targets(set(t, options, limits))
-    t.match([primary, replica], [{ role: 'primary', min: writersMin, max: writersMax }, { role: 'replica', min: readersMin, max: readersMax }], JSON.stringify([options, limits]))
+    t.match([primary, replica],
+      [{ role: 'primary', min: writersMin, max: writersMax }, { role: 'replica', min: readersMin, max: readersMax }], JSON.stringify([options, limits]))
   }
   const { pool } = set(t, { max: undefined, min: undefined })
   t.match(pool.stats(), { min: 0, max: 10 })
@@ -102,7 +116,8 @@ t.test('each role has its own, and neither the other\'s', async (t) => {
     const again = pool.tryAcquire(options)
     t.equal(again?.connection.id, roleOf(both, again!.connection) === expected && again?.connection.id)
     again!.release()
-    t.equal(await pool.use((connection, lease) => { t.notOk(lease.ended); return roleOf(both, connection) }, options), expected)
+    t.equal(await pool.use((connection, lease) => { t.notOk(lease.ended); return roleOf(both, connection) }, options),
+      expected)
     t.equal(await pool.transaction((connection) => roleOf(both, connection), options), expected)
   }
   t.equal(pool.tryAcquire({ role: 'replica' }) === null, false)
@@ -117,7 +132,10 @@ t.test('a role that is none is refused', async (t) => {
   t.match(await failure(pool.use(() => t.fail('called'), { role })), refused)
   t.match(await failure(pool.transaction(() => t.fail('called'), { role })), refused)
   t.throws(() => pool.tryAcquire({ role }), refused)
-  for (const inherited of ['toString', '__proto__', 'constructor']) t.throws(() => pool.tryAcquire({ role: inherited as Role }), { code: 'FST_POOL_BAD_OPTIONS' })
+  for (const inherited of ['toString', '__proto__', 'constructor']) {
+    t.throws(() =>
+      pool.tryAcquire({ role: inherited as Role }), { code: 'FST_POOL_BAD_OPTIONS' })
+  }
   t.equal(pool.stats().created, 0)
 })
 
@@ -191,14 +209,22 @@ t.test('the numbers are the sums of both, and each has its own beside them; all 
   const stats = pool.stats()
   const { targets, ...whole } = stats
   const [one, two] = targets as unknown as [PoolStats, PoolStats]
-  t.match([one, two], [{ role: 'primary', name: 'db', timeouts: 2, refused: 1 }, { role: 'replica', name: 'db', used: 1, timeouts: 0 }])
+  t.match([one, two],
+    [{ role: 'primary', name: 'db', timeouts: 2, refused: 1 }, { role: 'replica', name: 'db', used: 1, timeouts: 0 }])
   for (const [key, value] of Object.entries(whole)) {
-    if (typeof value === 'number') t.equal(value, (one[key as keyof PoolStats] as number) + (two[key as keyof PoolStats] as number), key)
+    if (typeof value === 'number') {
+      t.equal(value,
+        (one[key as keyof PoolStats] as number) + (two[key as keyof PoolStats] as number), key)
+    }
   }
-  for (const reason of Object.keys(one.destroyed) as DestroyReason[]) t.equal(stats.destroyed[reason], one.destroyed[reason] + two.destroyed[reason], reason)
+  for (const reason of Object.keys(one.destroyed) as DestroyReason[]) {
+    t.equal(stats.destroyed[reason],
+      one.destroyed[reason] + two.destroyed[reason], reason)
+  }
   t.match(stats, { name: 'db', system: 'fake', max: 4, used: 1, acquired: 3, destroyed: { error: 1, released: 1 } })
   for (const key of ['target', 'role', 'lag']) t.notOk(key in stats, key)
-  t.same(Object.keys(stats).filter((key) => key !== 'targets').sort(), Object.keys(one).filter((key) => !['target', 'role', 'lag'].includes(key)).sort())
+  t.same(Object.keys(stats).filter((key) => key !== 'targets').sort(),
+    Object.keys(one).filter((key) => !['target', 'role', 'lag'].includes(key)).sort())
   for (const frozen of [stats, stats.destroyed, stats.targets, one, two, stats.wait]) t.ok(Object.isFrozen(frozen))
   readers[1]!.release()
 })
@@ -218,7 +244,12 @@ t.test('how long they waited, were held and made is of both together', async (t)
   await clock.advance(1000)
   leases[1]!.release()
   // Served at once: a wait of 0.
-  for (const role of ['primary', 'replica'] as const) for (let i = 0; i < 3; i++) (await pool.acquire({ role })).release()
+  for (const role of ['primary', 'replica'] as const) {
+    for (let i = 0; i < 3; i++) {
+      (await pool.acquire({ role }))
+        .release()
+    }
+  }
   const { wait, create, held } = pool.stats()
   t.match([wait.count, wait.p50, wait.max], [8, 0, 400])
   t.ok(wait.p99 > 350 && wait.p99 <= 400, String(wait.p99))
@@ -361,7 +392,8 @@ t.test('close by `await using`', async (t) => {
 t.test('what happens to a connection is told of both; a listener is gone when it says so', async (t) => {
   const { pool, seen } = set(t)
   const heard: string[] = []
-  const undos = (['acquire', 'drain', 'open', 'close'] as const).map((event) => pool.on(event, () => { heard.push(event) }))
+  const undos = (['acquire', 'drain', 'open', 'close'] as const)
+    .map((event) => pool.on(event, () => { heard.push(event) }))
   for (const role of ['primary', 'replica'] as const) (await pool.acquire({ role })).release()
   t.same(heard, ['acquire', 'acquire'])
   t.same([seen('connect').length, seen('acquire').length, seen('release').length], [2, 2, 2])
@@ -398,7 +430,8 @@ t.test('health is that of the writers, at best degraded where the readers are no
     const lease = await pool.acquire({ role })
     const waiting = watch(pool.acquire({ role }))
     await until(() => pool.stats().pending === 1)
-    t.match(await pool.health(), { status: worse, reason: '1 wait for a connection', latency: 0, stats: { pending: 1 } })
+    t.match(await pool.health(),
+      { status: worse, reason: '1 wait for a connection', latency: 0, stats: { pending: 1 } })
     lease.release()
     await clock.advance(0)
     t.ok(waiting.done)

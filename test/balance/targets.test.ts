@@ -28,7 +28,9 @@ class Server extends FakeConnector {
     try {
       if (this.says instanceof Error) throw this.says
       if (this.says !== undefined) return this.says
-      return await new Promise((_resolve, reject) => { signal.addEventListener('abort', () => { reject(new Error('given up')) }, { once: true }) })
+      return await new Promise((_resolve, reject) => {
+        signal.addEventListener('abort', () => { reject(new Error('given up')) }, { once: true })
+      })
     } finally {
       this.asking--
     }
@@ -63,7 +65,8 @@ interface Cluster {
 }
 
 const names: readonly PoolEventName[] = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'error', 'circuit', 'failover', 'open', 'drain', 'close',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'error', 'circuit',
+  'failover', 'open', 'drain', 'close',
 ]
 
 interface Given extends Partial<TargetSpec<FakeConnection>> { readonly says?: ServerState }
@@ -72,7 +75,9 @@ const primary = { role: 'primary' } as const
 const replica = { role: 'replica' } as const
 
 /** A pool over servers with these names. Each says the role that it is given as, unless it is told otherwise. */
-function cluster (t: Test, given: Record<string, Given>, options: TargetOptions<FakeConnection> = {}, seed = 1): Cluster {
+function cluster (
+  t: Test, given: Record<string, Given>, options: TargetOptions<FakeConnection> = {}, seed = 1
+): Cluster {
   const clock = new VirtualClock(seed)
   const servers: Record<string, Server> = {}
   const specs = Object.entries(given).map(([name, { says, ...spec }]) => {
@@ -89,7 +94,9 @@ function cluster (t: Test, given: Record<string, Given>, options: TargetOptions<
       for (const { calls } of Object.values(servers)) for (const call of [...calls]) call.pass()
     }
     await clock.advance(0)
-    const wrong = Object.values(servers).flatMap(({ violations, live, name }) => [...violations, ...(live > 0 ? [`${live} connections of ${name} are left`] : [])])
+    const wrong = Object.values(servers)
+      .flatMap(({ violations, live, name }) =>
+        [...violations, ...(live > 0 ? [`${live} connections of ${name} are left`] : [])])
     if (!closed.done) wrong.push('it did not close')
     if (clock.timers.set > 0) wrong.push(`${clock.timers.set} timers are left`)
     if (wrong.length > 0) throw new Error(wrong.join('; '))
@@ -99,7 +106,8 @@ function cluster (t: Test, given: Record<string, Given>, options: TargetOptions<
     servers,
     clock,
     events,
-    seen: <E extends PoolEventName>(event: E) => events.filter((one) => one.event === event) as unknown as Array<PoolEvents[E]>,
+    seen: <E extends PoolEventName>(event: E) =>
+      events.filter((one) => one.event === event) as unknown as Array<PoolEvents[E]>,
     at: (lease) => Object.values(servers).find(({ connections }) => connections.includes(lease!.connection))!.name,
     stats: (name) => pool.stats().targets!.find(({ target }) => target === name)!,
     take: (count, role = 'primary') => Promise.all(Array.from({ length: count }, () => pool.acquire({ role }))),
@@ -135,21 +143,25 @@ function give (leases: Array<Lease<FakeConnection>>): void {
 
 const states = (all: Array<Watched<unknown>>) => all.map(({ done, error }) => done ? error?.code ?? 'served' : 'waits')
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 t.test('bad options are refused by name', (t) => {
   const connector = new FakeConnector()
   const rows: Array<[Array<TargetSpec<FakeConnection>>, TargetOptions<FakeConnection>, RegExp]> = [
     [[], {}, /targets is an array: expected a list of at least one/],
     [[{ connector, weight: 0 }], {}, /targets\.0\.weight is 0: expected a number above 0/],
-    [[{ connector }], { balance: 'fair' as 'random' }, /balance is 'fair': expected one of 'weighted', 'round-robin', 'least-used', 'random'/],
+    [[{ connector }], { balance: 'fair' as 'random' },
+      /balance is 'fair': expected one of 'weighted', 'round-robin', 'least-used', 'random'/],
     [[{ connector }], { maxLag: 0 }, /maxLag is 0/],
     [[{ connector }], { checkInterval: 0 }, /checkInterval is 0/],
     [[{ connector }, { connector }], { max: 1 }, /max is 1: expected an integer from 2 \(one for each target\)/],
     [[{ connector }], { max: 0 }, /max is 0/],
     [[{ connector }], { nonsense: 1 } as TargetOptions<FakeConnection>, /nonsense/],
   ]
-  for (const [targets, options, message] of rows) t.throws(() => new TargetPool(targets, options), { code: 'FST_POOL_BAD_OPTIONS', message }, String(message))
+  for (const [targets, options, message] of rows) {
+    t.throws(() => new TargetPool(targets, options),
+      { code: 'FST_POOL_BAD_OPTIONS', message }, String(message))
+  }
   t.end()
 })
 
@@ -158,7 +170,10 @@ t.test('a role, a timeout or an event that there is not is refused', async (t) =
   const refused = { code: 'FST_POOL_BAD_OPTIONS' }
   t.match(await failure(pool.acquire({ role: 'writer' as Role })), refused)
   t.throws(() => pool.tryAcquire({ role: 'toString' as Role }), refused)
-  for (const timeout of [0, NaN, Infinity, '5' as unknown as number]) t.match(await failure(pool.acquire({ timeout })), refused)
+  for (const timeout of [0, NaN, Infinity, '5' as unknown as number]) {
+    t.match(await failure(pool.acquire({ timeout })),
+      refused)
+  }
   t.throws(() => pool.on('end' as PoolEventName, () => {}), refused)
   t.throws(() => pool.resize({ max: 1 }), refused)
   t.throws(() => pool.resize({ min: 11 }), refused)
@@ -167,20 +182,23 @@ t.test('a role, a timeout or an event that there is not is refused', async (t) =
 
 t.test('targets have names, weights and limits of their own, and the pool tells whether there may be replicas', (t) => {
   const { pool } = cluster(t, { a: { max: 3 }, b: { ...replica, max: 20 } }, { max: 5, min: 3 })
-  t.match(pool.stats(), { min: 3, max: 5, targets: [{ target: 'a', role: 'primary', lag: null, min: 0, max: 3 }, { target: 'b', role: 'replica', min: 0, max: 5 }] })
+  t.match(pool.stats(),
+    { min: 3, max: 5, targets: [{ target: 'a', role: 'primary', lag: null, min: 0, max: 3 }, { target: 'b', role: 'replica', min: 0, max: 5 }] })
   t.equal(pool.replicas, true)
   t.equal(cluster(t, { a: {} }).pool.replicas, false)
-  t.same(new TargetPool([{ connector: new FakeConnector() }, { connector: new FakeConnector(), role: 'replica' }]).stats().targets!.map(({ target }) => target), ['primary-0', 'replica-1'])
+  t.same(new TargetPool([{ connector: new FakeConnector() }, { connector: new FakeConnector(), role: 'replica' }])
+    .stats().targets!.map(({ target }) => target), ['primary-0', 'replica-1'])
   t.end()
 })
 
-// --- Roles ----------------------------------------------------------------------------------------------------------------------------
+// --- Roles -----------------------------------------------------------------------------------------------------------
 
 t.test('open asks each target what it is, and has the primary\'s connections', async (t) => {
   const all = cluster(t, { a: replica, b: replica, c: replica }, { min: 3 })
   all.servers.b!.says = primary
   await opened(all)
-  t.match(all.pool.stats(), { min: 3, targets: [{ role: 'replica', idle: 1, min: 0 }, { role: 'primary', idle: 3, min: 3 }, { role: 'replica', idle: 1, min: 0 }] })
+  t.match(all.pool.stats(),
+    { min: 3, targets: [{ role: 'replica', idle: 1, min: 0 }, { role: 'primary', idle: 3, min: 3 }, { role: 'replica', idle: 1, min: 0 }] })
   t.equal(all.pool.backend, all.servers.b)
   t.same(all.seen('failover'), [], 'the first primary is no failover')
   t.equal(all.seen('open').length, 1)
@@ -268,7 +286,9 @@ t.test('a busy pool is not asked more than it can answer, and that is in no one\
 
 t.test('who can not be asked is what it was given as, and so is who refuses the question', async (t) => {
   const dumb = new FakeConnector()
-  const pool = new TargetPool<FakeConnection>([{ name: 'a', connector: dumb }, { name: 'b', role: 'replica', connector: new FakeConnector() }], {}, new VirtualClock())
+  const pool =
+    new TargetPool<FakeConnection>([{ name: 'a', connector: dumb },
+      { name: 'b', role: 'replica', connector: new FakeConnector() }], {}, new VirtualClock())
   t.equal(pool.backend, dumb)
   const lease = await pool.acquire()
   t.ok(dumb.connections.includes(lease.connection))
@@ -302,7 +322,8 @@ t.test('an answer that is none is an error', async (t) => {
   const all = cluster(t, pair)
   all.servers.b!.says = { role: 'master' as Role }
   await opened(all)
-  t.match(all.seen('error')[0], { phase: 'validate', error: { code: 'FST_POOL_BAD_OPTIONS', message: /inspect\(\)\.role is 'master'/ } })
+  t.match(all.seen('error')[0],
+    { phase: 'validate', error: { code: 'FST_POOL_BAD_OPTIONS', message: /inspect\(\)\.role is 'master'/ } })
   t.equal(all.stats('b').role, 'replica', 'as it was given')
   for (const [says, message] of [[{ role: 'replica', lag: NaN }, /lag is NaN/], [{ role: 'replica', lag: -1 }, /lag is -1/], [{ role: 'replica', offset: 'x' }, /offset is 'x'/], [null, /role is missing/]] as const) {
     all.servers.b!.says = says as unknown as ServerState
@@ -311,7 +332,7 @@ t.test('an answer that is none is an error', async (t) => {
   }
 })
 
-// --- Failover -------------------------------------------------------------------------------------------------------------------------
+// --- Failover --------------------------------------------------------------------------------------------------------
 
 t.test('a new primary is followed: idle connections of the old one are closed, lent ones when they come back', async (t) => {
   const all = cluster(t, trio, { min: 2 })
@@ -338,7 +359,8 @@ t.test('where the old primary steps down first there is none for a moment, and a
   all.servers.a!.says = replica
   await all.clock.advance(1000)
   t.match(all.seen('failover'), [{ from: 'a', to: undefined }])
-  t.match(await all.pool.health(), { status: 'down', reason: 'no primary: a: it says that it is a replica; b: it says that it is a replica' })
+  t.match(await all.pool.health(),
+    { status: 'down', reason: 'no primary: a: it says that it is a replica; b: it says that it is a replica' })
   const before = all.servers.b!.questions
   const waiting = watch(all.pool.acquire())
   await all.clock.advance(1000)
@@ -352,7 +374,8 @@ t.test('where the old primary steps down first there is none for a moment, and a
 })
 
 t.test('who waits at the old primary waits at the new one, in the same order and until the same deadline', async (t) => {
-  const all = cluster(t, { a: { max: 1 }, b: { ...replica, max: 1 } }, { max: 2, acquireTimeout: 3000, validateTimeout: 200 })
+  const all =
+    cluster(t, { a: { max: 1 }, b: { ...replica, max: 1 } }, { max: 2, acquireTimeout: 3000, validateTimeout: 200 })
   await opened(all)
   const held = await all.pool.acquire()
   const order: number[] = []
@@ -387,7 +410,8 @@ t.test('a primary that is killed: writes go on where another one is promoted', a
   c.says = primary
   const promoted = all.clock.now()
   while (!waiting.every(({ done }) => done)) await all.clock.advance(10)
-  t.ok(all.clock.now() - promoted <= 250, `served ${all.clock.now() - promoted} ms after it was promoted, ${all.clock.now() - began} ms after the kill`)
+  t.ok(all.clock.now() - promoted <= 250,
+    `served ${all.clock.now() - promoted} ms after it was promoted, ${all.clock.now() - began} ms after the kill`)
   t.same(waiting.map(({ value }) => all.at(value)), ['c', 'c', 'c', 'c', 'c'])
   t.match(all.pool.stats(), { refused: 0, timeouts: 0 })
   give(waiting.map(({ value }) => value!))
@@ -415,7 +439,8 @@ t.test('a primary that hangs does not keep the room of the one that is promoted'
   await all.clock.advance(3000)
   b.says = primary
   await all.clock.advance(210)
-  t.ok(waiting.filter(({ done }) => done).length >= 7, `${waiting.filter(({ done }) => done).length} of 20 are served, of 10 that there may be`)
+  t.ok(waiting.filter(({ done }) => done).length >= 7,
+    `${waiting.filter(({ done }) => done).length} of 20 are served, of 10 that there may be`)
   while (waiting.some(({ done }) => !done)) {
     for (const { value } of waiting) value?.release()
     await all.clock.advance(10)
@@ -439,7 +464,8 @@ t.test('of two that say primary, the last one to become it is it; the old one ge
   t.equal(all.pool.backend, all.servers.b, 'the other one says nothing new')
   t.equal(all.seen('failover').length, 1)
 
-  t.match(await all.pool.health(), { status: 'degraded', reason: 'a: it says that it is a primary, but another one has become it since' })
+  t.match(await all.pool.health(),
+    { status: 'degraded', reason: 'a: it says that it is a primary, but another one has become it since' })
 
   // What was written since is not on the old one.
   all.servers.b!.kill()
@@ -478,7 +504,8 @@ t.test('an old primary is it again where the new one follows it, also where nobo
   all.servers.b!.says = { role: 'replica', lag: Infinity }
   await all.clock.advance(2000)
   t.match(all.seen('failover').at(-1), { to: undefined }, 'it follows nobody: another one may soon be promoted')
-  t.match(await all.pool.health(), { status: 'down', reason: 'no primary: a: it says that it is a primary, but another one has become it since; b: it says that it is a replica' })
+  t.match(await all.pool.health(),
+    { status: 'down', reason: 'no primary: a: it says that it is a primary, but another one has become it since; b: it says that it is a replica' })
   all.servers.b!.says = { role: 'replica', lag: 0 }
   await all.clock.advance(300)
   t.equal(all.pool.backend, all.servers.a)
@@ -571,18 +598,21 @@ t.test('who waited at several targets, and in vain, is told of all of its deadli
   const all = cluster(t, { a: { max: 1 }, b: { ...replica, max: 1 } }, { max: 2, validateTimeout: 200 })
   await opened(all)
   const held = await all.pool.acquire()
-  const [first, second] = [{ id: '1' }, { id: '2' }].map((holder) => watch(all.pool.acquire({ holder, timeout: 3000 }))) as [Watched<Lease<FakeConnection>>, Watched<Lease<FakeConnection>>]
+  const [first, second] =
+    [{ id: '1' },
+      { id: '2' }].map((holder) => watch(all.pool.acquire({ holder, timeout: 3000 }))) as [Watched<Lease<FakeConnection>>, Watched<Lease<FakeConnection>>]
   await all.clock.advance(500)
   all.servers.b!.says = primary
   await all.clock.advance(3000)
   t.ok(first.value)
-  t.match(second.error, { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /^no connection from pool 'db' within 3000 ms \(max 1, used 1,/, holders: [{ heldFor: Number }] })
+  t.match(second.error,
+    { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /^no connection from pool 'db' within 3000 ms \(max 1, used 1,/, holders: [{ heldFor: Number }] })
   t.match(all.seen('timeout'), { length: 1, 0: { wait: 3000, holder: { id: '2' }, target: 'b', error: second.error } })
   t.equal(all.pool.stats().timeouts, 1)
   give([held, first.value!])
 })
 
-// --- The line for a primary -----------------------------------------------------------------------------------------------------------
+// --- The line for a primary ------------------------------------------------------------------------------------------
 
 /** No primary, and all are well. */
 async function headless (t: Test, options: TargetOptions<FakeConnection> = {}): Promise<Cluster> {
@@ -597,7 +627,8 @@ t.test('who waits for a primary is served in order, may leave, and has a deadlin
   const all = await headless(t)
   const controller = new AbortController()
   const order: number[] = []
-  const acquire = (at: number, options = {}) => watch(all.pool.acquire({ holder: String(at), ...options }).then((lease) => { order.push(at); return lease }))
+  const acquire = (at: number, options = {}) =>
+    watch(all.pool.acquire({ holder: String(at), ...options }).then((lease) => { order.push(at); return lease }))
   const { ref } = all.clock.timers
   const waiting = [acquire(0), acquire(1, { signal: controller.signal }), acquire(2, { timeout: 300 }), acquire(3)]
   await all.clock.advance(0)
@@ -608,7 +639,8 @@ t.test('who waits for a primary is served in order, may leave, and has a deadlin
   t.same(states(waiting), ['waits', 'FST_POOL_ABORTED', 'waits', 'waits'])
   t.match(waiting[1]!.error!.cause, { message: 'gone' })
   await all.clock.advance(2)
-  t.match(waiting[2]!.error, { code: 'FST_POOL_ACQUIRE_TIMEOUT', statusCode: 503, message: "pool 'db' has no primary among its 2 targets, and did not get one within 300 ms" })
+  t.match(waiting[2]!.error,
+    { code: 'FST_POOL_ACQUIRE_TIMEOUT', statusCode: 503, message: "pool 'db' has no primary among its 2 targets, and did not get one within 300 ms" })
   t.match(all.seen('timeout'), [{ holder: '2', wait: 300 }])
   t.match(all.pool.stats(), { pending: 2, aborted: 1, timeouts: 1 })
   t.match(await failure(all.pool.acquire({ signal: controller.signal })), { code: 'FST_POOL_ABORTED' })
@@ -657,7 +689,9 @@ t.test('where no target can be had, all are refused at once, until one can', asy
 t.test('a primary that can not be asked, and fails, has nobody to take its place', async (t) => {
   const a = new FakeConnector()
   const clock = new VirtualClock()
-  const pool = new TargetPool<FakeConnection>([{ name: 'a', connector: a }, { name: 'b', role: 'replica', connector: new FakeConnector() }], {}, clock)
+  const pool =
+    new TargetPool<FakeConnection>([{ name: 'a', connector: a },
+      { name: 'b', role: 'replica', connector: new FakeConnector() }], {}, clock)
   a.outcomes.create = 'error'
   const waiting = watch(pool.acquire({ timeout: 10_000 }))
   await clock.advance(3000)
@@ -672,7 +706,7 @@ t.test('a primary that can not be asked, and fails, has nobody to take its place
   t.equal(clock.timers.set, 0)
 })
 
-// --- Replicas -------------------------------------------------------------------------------------------------------------------------
+// --- Replicas --------------------------------------------------------------------------------------------------------
 
 t.test('who reads gets a replica; where none can be used, the primary', async (t) => {
   const all = cluster(t, trio)
@@ -730,7 +764,13 @@ t.test('who waits at a replica of which only dead connections are left goes to a
   t.ok(all.stats('b').pending > 0)
   b.kill()
   c.outcomes.create = 'ok'
-  for (const server of [b, c]) while (server.calls.length > 0) server === b ? server.fail('create') : server.pass('create')
+  for (const server of [b, c]) {
+    while (server.calls.length > 0) {
+      server === b
+        ? server.fail('create')
+        : server.pass('create')
+    }
+  }
   await all.clock.advance(10)
   t.same(waiting.map(({ value }) => value && all.at(value)), Array(4).fill('c'))
   give(held)
@@ -768,7 +808,8 @@ t.test('a replica of which one connection dies as it is asked is soon asked agai
   await all.clock.advance(10_000)
   const before = all.servers.c!.questions
   await all.clock.advance(60_000)
-  t.ok(all.servers.c!.questions - before <= 30, `where it stays away, the others are not asked all the time: ${all.servers.c!.questions - before} times in a minute`)
+  t.ok(all.servers.c!.questions - before <= 30,
+    `where it stays away, the others are not asked all the time: ${all.servers.c!.questions - before} times in a minute`)
 })
 
 t.test('a replica whose primary died is read from until it may be further behind than maxLag', async (t) => {
@@ -842,7 +883,7 @@ t.test('a replica that is too far behind is left out: in ms, in bytes, and where
   t.equal(any.at(await any.pool.acquire({ role: 'replica' })), 'b', 'without maxLag, however far')
 })
 
-// --- Balance --------------------------------------------------------------------------------------------------------------------------
+// --- Balance ---------------------------------------------------------------------------------------------------------
 
 const four = { p: {}, a: { ...replica, weight: 1 }, b: { ...replica, weight: 2 }, c: { ...replica, weight: 3 } }
 
@@ -862,7 +903,8 @@ async function spread (all: Cluster, total: number, atOnce: number): Promise<Rec
 }
 
 t.test('leases are spread by weight, or evenly, or to the least used', async (t) => {
-  const rows: Array<[TargetOptions<FakeConnection>, atOnce: number, expected: Record<string, number>, within: number]> = [
+  type Row = [TargetOptions<FakeConnection>, atOnce: number, expected: Record<string, number>, within: number]
+  const rows: Row[] = [
     [{}, 1, { a: 100, b: 200, c: 300 }, 1],
     [{ balance: 'weighted' }, 7, { a: 100, b: 200, c: 300 }, 15],
     [{ balance: 'round-robin' }, 1, { a: 200, b: 200, c: 200 }, 1],
@@ -875,7 +917,10 @@ t.test('leases are spread by weight, or evenly, or to the least used', async (t)
     const all = cluster(t, four, { max: 30, ...options }, 7)
     await opened(all)
     const counts = await spread(all, 600, atOnce)
-    for (const name of ['a', 'b', 'c']) t.ok(Math.abs(counts[name]! - expected[name]!) <= within, `${options.balance} ${atOnce}: ${JSON.stringify(counts)}`)
+    for (const name of ['a', 'b', 'c']) {
+      t.ok(Math.abs(counts[name]! - expected[name]!) <= within,
+      `${options.balance} ${atOnce}: ${JSON.stringify(counts)}`)
+    }
   }
 })
 
@@ -907,7 +952,7 @@ t.test('nobody waits where another target has an idle one, and the one that had 
   give(held)
 })
 
-// --- One max for all ------------------------------------------------------------------------------------------------------------------
+// --- One max for all -------------------------------------------------------------------------------------------------
 
 t.test('max is of all together, and an idle connection of one target makes room for another', async (t) => {
   const all = cluster(t, pair, { max: 4 })
@@ -1002,7 +1047,8 @@ t.test('max is hard whatever happens, and nobody is forgotten', async (t) => {
     const chance = new VirtualClock(seed + run)
     const below = (n: number) => Math.floor(chance.random() * n)
     const max = 3 + below(5)
-    const all = cluster(t, { a: { max: 1 + below(max) }, b: { ...replica, max: 1 + below(max) }, c: { ...replica, weight: 2 } },
+    const all = cluster(t,
+      { a: { max: 1 + below(max) }, b: { ...replica, max: 1 + below(max) }, c: { ...replica, weight: 2 } },
       { max, min: below(3), acquireTimeout: 2000, connectTimeout: 300, idleTimeout: 400, destroyTimeout: 300, validateAfter: 100, balance: (['weighted', 'least-used', 'random'] as const)[run % 3]! }, seed + run)
     const { pool, clock } = all
     const servers = Object.values(all.servers)
@@ -1014,7 +1060,10 @@ t.test('max is hard whatever happens, and nobody is forgotten', async (t) => {
       const total = stats.creating + stats.idle + stats.used + stats.closing
       if (total > limit) t.fail(`${total} of ${limit}`)
       if (live(all) - stats.late > limit) t.fail(`${live(all)} live of ${limit}, ${stats.late} late`)
-      for (const target of stats.targets!) if (target.creating + target.idle + target.used + target.closing > Math.max(target.max, limit)) t.fail(`${target.target} has more than its own`)
+      for (const target of stats.targets!) {
+        if (target.creating + target.idle + target.used +
+        target.closing > Math.max(target.max, limit)) t.fail(`${target.target} has more than its own`)
+      }
     }
     for (let step = 0; step < 250; step++) {
       const server = servers[below(3)]!
@@ -1072,17 +1121,37 @@ t.test('whatever happens, each acquire ends by its deadline, and close leaves no
     const oneOf = <T>(...all: T[]): T => all[below(all.length)]!
     const fixed = run % 5 === 4
     const all = cluster(t, { a: { fixed }, b: { role: oneOf('replica', 'primary'), fixed: fixed && oneOf(true, false) }, c: { ...replica, fixed: fixed && oneOf(true, false) } }, {
-      ...{ max: 3 + below(6), maxPending: 20, acquireTimeout: 2000, connectTimeout: 300, validateTimeout: 200, destroyTimeout: 300, idleTimeout: 400, validateAfter: 100 },
-      ...{ balance: oneOf('weighted', 'least-used', 'random', 'round-robin'), maxLag: oneOf(1000, undefined), checkInterval: 500, ...(oneOf(true, false, false) && { circuit: false as const }) },
+      ...{
+        max: 3 +
+      below(6),
+        maxPending: 20,
+        acquireTimeout: 2000,
+        connectTimeout: 300,
+        validateTimeout: 200,
+        destroyTimeout: 300,
+        idleTimeout: 400,
+        validateAfter: 100
+      },
+      ...{
+        balance: oneOf('weighted', 'least-used', 'random', 'round-robin'),
+        maxLag: oneOf(1000,
+          undefined),
+        checkInterval: 500,
+        ...(oneOf(true, false, false) && { circuit: false as const })
+      },
     }, seed + run)
     const { pool, clock } = all
     const servers = Object.values(all.servers)
     const controllers: AbortController[] = []
     const acquires: Array<{ readonly due: number, readonly acquire: Watched<Lease<FakeConnection>> }> = []
     const others: Array<Watched<unknown>> = []
-    const held = () => acquires.filter(({ acquire: { value } }) => value !== undefined && !value.ended).map(({ acquire: { value } }) => value!)
+    const held = () => acquires.filter(({ acquire: { value } }) => value !== undefined && !value.ended)
+      .map(({ acquire: { value } }) => value!)
     const check = () => {
-      for (const { due, acquire } of acquires) if (!acquire.done && clock.now() > due + 1) t.fail(`run ${run}: an acquire is ${clock.now() - due} ms late`)
+      for (const { due, acquire } of acquires) {
+        if (!acquire.done &&
+        clock.now() > due + 1) t.fail(`run ${run}: an acquire is ${clock.now() - due} ms late`)
+      }
     }
     let closed: Watched<unknown> | undefined
     for (let step = 0; step < 200; step++) {
@@ -1092,15 +1161,20 @@ t.test('whatever happens, each acquire ends by its deadline, and close leaves no
         const timeout = oneOf(undefined, 1 + below(500))
         const controller = new AbortController()
         controllers.push(controller)
-        const acquire = watch(pool.acquire({ role: oneOf('primary', 'replica'), signal: controller.signal, ...(timeout !== undefined && { timeout }) }))
+        const acquire = watch(pool.acquire({
+          role: oneOf('primary', 'replica'), signal: controller.signal, ...(timeout !== undefined && { timeout }),
+        }))
         acquires.push({ due: clock.now() + (timeout ?? 2000), acquire })
       } else if (what < 15) oneOf(...held())?.release()
       else if (what === 15) oneOf(...held())?.destroy(oneOf(undefined, new Error('read-only')))
       else if (what < 18) oneOf(...controllers)?.abort()
       else if (what === 18) server.kill()
       else if (what === 19) server.start({ role: oneOf('primary', 'replica'), lag: oneOf(0, 500, 5000, Infinity) })
-      else if (what === 20) server.says = oneOf<Server['says']>(undefined, new Error('no'), new Error('read-only'), {} as ServerState, { role: 'replica', lag: NaN })
-      else if (what === 21) server.outcomes.create = oneOf('ok', 'gate', 'hang', 'error', 'throw')
+      else if (what === 20) {
+        server.says =
+        oneOf<Server['says']>(undefined, new Error('no'), new Error('read-only'), {} as ServerState,
+          { role: 'replica', lag: NaN })
+      } else if (what === 21) server.outcomes.create = oneOf('ok', 'gate', 'hang', 'error', 'throw')
       else if (what === 22) server.outcomes.validate = oneOf('ok', 'hang', 'error', 'no')
       else if (what === 23) server.outcomes.destroy = oneOf('ok', 'sync', 'gate', 'hang', 'throw')
       else if (what === 24) server.calls[0]?.pass()
@@ -1122,15 +1196,20 @@ t.test('whatever happens, each acquire ends by its deadline, and close leaves no
     t.equal(acquires.filter(({ acquire }) => !acquire.done).length, 0, `run ${run}: each acquire came to its end`)
     t.equal(others.filter(({ done }) => !done).length, 0, `run ${run}: and so did all else`)
     t.equal(clock.timers.set, 0, `run ${run}: no timer is left`)
-    t.equal(controllers.filter(({ signal }) => getEventListeners(signal, 'abort').length > 0).length, 0, `run ${run}: no listener is left`)
+    t.equal(controllers.filter(({ signal }) => getEventListeners(signal, 'abort').length > 0).length, 0,
+      `run ${run}: no listener is left`)
     const stats = pool.stats()
     t.match(stats, { creating: 0, idle: 0, used: 0, closing: 0, pending: 0 })
     t.equal(stats.acquired - stats.released, 0)
     t.ok(stats.targets!.every(({ aborted }) => aborted >= 0))
     const ended = acquires.filter(({ acquire: { error } }) => error?.code === 'FST_POOL_ABORTED').length
     t.equal(stats.aborted, ended, `run ${run}: as many are counted as aborted as were`)
-    for (const { error } of acquires.map(({ acquire }) => acquire)) if (error !== undefined && !/^FST_POOL_/.test(error.code)) t.fail(`run ${run}: ${error}`)
-    if (acquires.some(({ acquire: { error } }) => error?.message.includes('not the one to wait for'))) t.fail('who moved was told')
+    for (const { error } of acquires.map(({ acquire }) => acquire)) {
+      if (error !== undefined &&
+      !/^FST_POOL_/.test(error.code)) t.fail(`run ${run}: ${error}`)
+    }
+    if (acquires.some(({ acquire: { error } }) =>
+      error?.message.includes('not the one to wait for'))) t.fail('who moved was told')
     // What is late is still owned.
     for (const { calls } of servers) for (const call of [...calls]) call.pass()
     await clock.advance(0)
@@ -1152,7 +1231,8 @@ t.test('a use that is tried again after close leaves no timer', async (t) => {
   const all = cluster(t, pair, { backoff: { min: 60_000, max: 60_000 } })
   await opened(all)
   let fail = (_error: Error) => {}
-  const used = watch(all.pool.use(() => new Promise((_resolve, reject) => { fail = reject }), { retry: 3, timeout: 600_000 }))
+  const used =
+    watch(all.pool.use(() => new Promise((_resolve, reject) => { fail = reject }), { retry: 3, timeout: 600_000 }))
   await all.clock.advance(0)
   const closed = watch(all.pool.close({ timeout: 100 }))
   await all.clock.advance(200)
@@ -1193,7 +1273,7 @@ t.test('who waits at a busy primary of which no more connections can be made is 
   give(waiting.map(({ value }) => value!))
 })
 
-// --- Control and reading --------------------------------------------------------------------------------------------------------------
+// --- Control and reading ---------------------------------------------------------------------------------------------
 
 t.test('events say of which target they are; the pool\'s own come once', async (t) => {
   const all = cluster(t, pair)
@@ -1211,7 +1291,10 @@ t.test('events say of which target they are; the pool\'s own come once', async (
   const closed = watch(all.pool.close())
   await all.clock.advance(3000)
   t.ok(closed.done)
-  for (const event of ['open', 'drain', 'close'] as const) t.match(all.seen(event), { length: 1, 0: { pool: 'db', target: undefined } }, event)
+  for (const event of ['open', 'drain', 'close'] as const) {
+    t.match(all.seen(event),
+      { length: 1, 0: { pool: 'db', target: undefined } }, event)
+  }
 })
 
 t.test('a listener that throws is told of to the listeners of error, and breaks nothing', async (t) => {
@@ -1223,7 +1306,8 @@ t.test('a listener that throws is told of to the listeners of error, and breaks 
   await opened(all)
   all.servers.b!.says = primary
   await all.clock.advance(1000)
-  t.same(all.seen('error').map(({ error, phase }) => [error.message, phase]), [['listener', 'listener'], ['async listener', 'listener']])
+  t.same(all.seen('error').map(({ error, phase }) => [error.message, phase]),
+    [['listener', 'listener'], ['async listener', 'listener']])
   t.equal(all.at(await all.pool.acquire()), 'b')
 })
 

@@ -1,5 +1,6 @@
-// The apps that `npm run bench:fastify` measures. Each is (dist, servers) => Fastify app that answers GET / with a small JSON; `dist` is what the
-// package exports, `servers` the addresses of a PostgreSQL and a Redis. A process makes those that it measures, and no others.
+// The apps that `npm run bench:fastify` measures. Each is (dist, servers) => Fastify app that answers GET / with a
+// small JSON; `dist` is what the package exports, `servers` the addresses of a PostgreSQL and a Redis. A process makes
+// those that it measures, and no others.
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 import Fastify from 'fastify'
@@ -15,9 +16,13 @@ export const home = fileURLToPath(new URL('../../.cache/bench/fastify', import.m
 const peer = createRequire(`${home}/package.json`)
 
 const body = { hello: 'world', n: 42 }
-const schema = { response: { 200: { type: 'object', properties: { hello: { type: 'string' }, n: { type: 'number' }, v: { type: 'string' } } } } }
+const schema = {
+  response: {
+    200: { type: 'object', properties: { hello: { type: 'string' }, n: { type: 'number' }, v: { type: 'string' } } },
+  }
+}
 
-// --- In process: what hooks and leases cost, with nothing behind them -----------------------------------------------------------------------
+// --- In process: what hooks and leases cost, with nothing behind them ------------------------------------------------
 
 const plain = (_request, reply) => { reply.send(body) }
 /** Looks at its connections, as every handler that wants one does. */
@@ -35,7 +40,10 @@ async function plugged ({ default: pool }, names, route, handler) {
   return app
 }
 
-/** As somebody would write it by hand who knows that `onResponse` is not always called: callbacks, and a listener for the response's end. */
+/**
+ * As somebody would write it by hand who knows that `onResponse` is not always called: callbacks, and a listener for
+ * the response's end.
+ */
 function byHand (take, give) {
   const app = Fastify()
   app.decorateRequest('db', null)
@@ -63,7 +71,10 @@ function byHand (take, give) {
 
 function idle (hooks) {
   const app = Fastify()
-  for (const hook of hooks) app.addHook(hook, hook === 'onSend' || hook === 'onError' ? (_request, _reply, _payload, done) => { done() } : (_request, _reply, done) => { done() })
+  for (const hook of hooks) {
+    app.addHook(hook,
+      hook === 'onSend' || hook === 'onError' ? (_request, _reply, _payload, done) => { done() } : (_request, _reply, done) => { done() })
+  }
   app.get('/', { schema }, plain)
   return app
 }
@@ -89,7 +100,7 @@ export const inProcess = {
   'pools: false': (dist) => plugged(dist, ['db'], { config: { pools: false } }, plain),
 }
 
-// --- Over a socket: a query behind each request ---------------------------------------------------------------------------------------------
+// --- Over a socket: a query behind each request ----------------------------------------------------------------------
 
 /** Connections of a pool. */
 export const max = 10
@@ -123,7 +134,8 @@ function generic (create, destroy, ask) {
 }
 
 const select = async (client) => (await client.query(text)).rows[0]
-const ours = (reset) => (dist, { postgres }) => leasing(dist, { backend: 'postgresql', url: postgres, max, reset }, (request) => select(request.db))
+const ours = (reset) => (dist, { postgres }) =>
+  leasing(dist, { backend: 'postgresql', url: postgres, max, reset }, (request) => select(request.db))
 
 async function getKey (client) {
   return { v: await client.get('key') }
@@ -166,9 +178,13 @@ export const overSocket = {
   Redis: {
     'no database': () => answering(async () => ({ v: '1' })),
     // In a handler, `this` is the app.
-    'shared client, `app.redis`': (dist, { redis }) => leasing(dist, redisPool(redis), function () { return getKey(this.redis) }, { config: { pools: false } }),
-    'ours, exclusive, `request.cache`': (dist, { redis }) => leasing(dist, redisPool(redis), (request) => getKey(request.cache)),
-    "ours, exclusive, `release: 'onSend'`": (dist, { redis }) => leasing(dist, redisPool(redis), (request) => getKey(request.cache), { config: { pools: { cache: { release: 'onSend' } } } }),
+    'shared client, `app.redis`': (dist, { redis }) =>
+      leasing(dist, redisPool(redis), function () { return getKey(this.redis) }, { config: { pools: false } }),
+    'ours, exclusive, `request.cache`': (dist, { redis }) =>
+      leasing(dist, redisPool(redis), (request) => getKey(request.cache)),
+    "ours, exclusive, `release: 'onSend'`": (dist, { redis }) =>
+      leasing(dist, redisPool(redis), (request) => getKey(request.cache),
+        { config: { pools: { cache: { release: 'onSend' } } } }),
     'generic-pool of ioredis, exclusive': async (_dist, { redis }) => {
       const { Redis } = await import('ioredis')
       return generic(async () => {

@@ -1,14 +1,16 @@
-// `npm run bench:fastify`: what the plugin costs a request, beside hooks written by hand and other plugins. Prints Markdown, and puts it into FASTIFY.md.
+// `npm run bench:fastify`: what the plugin costs a request, beside hooks written by hand and other plugins. Prints
+// Markdown, and puts it into FASTIFY.md.
 //
 //   node --import @tapjs/typescript/import test/bench/fastify.mjs [--rounds 15] [--only process,socket] [--quick]
 //
-// The built package is measured: build first. BENCH_OURS names the folder of another one (with package.json and dist), to compare builds.
-// --only and --quick (3 short rounds) print, and write nothing.
+// The built package is measured: build first. BENCH_OURS names the folder of another one (with package.json and dist),
+// to compare builds. --only and --quick (3 short rounds) print, and write nothing.
 //
-// In process: Fastify's own routing, with Node's own request and response on a socket that leads nowhere, ten requests in each turn of the event
-// loop; one process for each round and app, so that no app's inline caches touch another's, and the apps of a round take turns. Over a socket: a
-// server process for each app, and a client process; each round asks every server for the same number of requests, one server after the other.
-// Both count CPU time of the process that serves. Ratios and differences are taken within a round, and their median is told, with their range.
+// In process: Fastify's own routing, with Node's own request and response on a socket that leads nowhere, ten requests
+// in each turn of the event loop; one process for each round and app, so that no app's inline caches touch another's,
+// and the apps of a round take turns. Over a socket: a server process for each app, and a client process; each round
+// asks every server for the same number of requests, one server after the other. Both count CPU time of the process
+// that serves. Ratios and differences are taken within a round, and their median is told, with their range.
 import { execFileSync, fork } from 'node:child_process'
 import { once } from 'node:events'
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -46,7 +48,7 @@ function median (numbers) {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }
 
-// --- In process -----------------------------------------------------------------------------------------------------------------------------
+// --- In process ------------------------------------------------------------------------------------------------------
 
 /** Takes what is written, and answers nothing. */
 class Nowhere extends Duplex {
@@ -55,7 +57,10 @@ class Nowhere extends Duplex {
   _writev (_chunks, done) { done() }
 }
 
-/** Asks an app, one request after the other. What Node's server does around a request is done here: it is the same for all. */
+/**
+ * Asks an app, one request after the other. What Node's server does around a request is done here: it is the same for
+ * all.
+ */
 class Asker {
   #app
   #socket = new Nowhere()
@@ -123,7 +128,7 @@ async function measureInProcess (name, { slices, requests, warm }) {
   return median(figures)
 }
 
-// --- Over a socket --------------------------------------------------------------------------------------------------------------------------
+// --- Over a socket ---------------------------------------------------------------------------------------------------
 
 /** Pools have 10 connections: with 8 requests in flight nobody waits, but for a reset; with 64 most do. */
 const loads = [
@@ -189,7 +194,9 @@ class Helper {
 
   static async start (role, ...positionals) {
     const helper = new Helper()
-    helper.#child = fork(fileURLToPath(import.meta.url), ['--role', role, '--', ...positionals], { execArgv: [], stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
+    helper.#child =
+      fork(fileURLToPath(import.meta.url), ['--role', role, '--', ...positionals],
+        { execArgv: [], stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
     return Object.assign(helper, { told: await helper.#answer() })
   }
 
@@ -200,10 +207,13 @@ class Helper {
 
   async #answer () {
     const gone = new AbortController()
-    const exit = (code, signal) => { gone.abort(new Error(`a helper process ended: ${this.#child.spawnargs.slice(2).join(' ')}: ${code ?? signal}`)) }
+    const exit = (code, signal) => {
+      gone.abort(new Error(`a helper process ended: ${this.#child.spawnargs.slice(2).join(' ')}: ${code ?? signal}`))
+    }
     this.#child.once('exit', exit)
     try {
-      const [message] = await once(this.#child, 'message', { signal: AbortSignal.any([gone.signal, AbortSignal.timeout(120_000)]) })
+      const [message] =
+        await once(this.#child, 'message', { signal: AbortSignal.any([gone.signal, AbortSignal.timeout(120_000)]) })
       return message
     } catch (error) {
       throw error.cause ?? error
@@ -234,7 +244,11 @@ async function measureOverSocket (rounds, requests) {
     const figures = new Map()
     for (const { database, inFlight } of loads) {
       const servers = []
-      for (const name of Object.keys(overSocket[database])) servers.push({ name, server: await helper('server', database, name, addresses), costs: [] })
+      for (const name of Object.keys(overSocket[database])) {
+        servers.push({
+          name, server: await helper('server', database, name, addresses), costs: [],
+        })
+      }
       const one = async ({ server, costs }) => {
         const before = await server.ask()
         await client.ask({ port: server.told.port, requests, connections: inFlight })
@@ -247,7 +261,8 @@ async function measureOverSocket (rounds, requests) {
       for (let round = 0; round < rounds; round++) {
         for (let i = 0; i < servers.length; i++) await one(servers[(round + i) % servers.length])
       }
-      figures.set(`${database}, ${inFlight} requests in flight`, Object.fromEntries(servers.map(({ name, costs }) => [name, costs])))
+      figures.set(`${database}, ${inFlight} requests in flight`,
+        Object.fromEntries(servers.map(({ name, costs }) => [name, costs])))
       for (const { server } of servers) server.end()
     }
     return figures
@@ -257,7 +272,7 @@ async function measureOverSocket (rounds, requests) {
   }
 }
 
-// --- The report -----------------------------------------------------------------------------------------------------------------------------
+// --- The report ------------------------------------------------------------------------------------------------------
 
 const row = (cells) => `| ${cells.join(' | ')} |`
 /** [median, least, most] */
@@ -284,23 +299,29 @@ function processReport (rounds) {
     row(['---', '---:', '---:', '---:']),
   ]
   for (const name of Object.keys(inProcess)) {
-    lines.push(row([`\`${name}\``, median(of(name)).toFixed(0), name === 'bare' ? '' : told(above(name, 'bare'), 0), told(rounds.map((round) => round[name] / round['pair, array']), 2)]))
+    lines.push(row([`\`${name}\``, median(of(name)).toFixed(0), name === 'bare' ? '' : told(above(name, 'bare'), 0),
+      told(rounds.map((round) => round[name] / round['pair, array']), 2)]))
   }
   const cost = (a, b) => rounds.map((round) => (round[a] - round.bare) / (round[b] - round.bare))
   const targets = [
-    ['one pool, to the pair by hand over an array (of what both cost above `bare`)', 1.3, cost('one pool', 'pair, array')],
+    ['one pool, to the pair by hand over an array (of what both cost above `bare`)', 1.3,
+      cost('one pool', 'pair, array')],
     ['one pool, to the pair by hand over our engine (the same)', 1.3, cost('one pool', 'pair, engine')],
-    ['one pool, to the pair by hand over an array (whole request)', 1.3, rounds.map((round) => round['one pool'] / round['pair, array'])],
+    ['one pool, to the pair by hand over an array (whole request)', 1.3,
+      rounds.map((round) => round['one pool'] / round['pair, array'])],
     ['two pools, to one pool (of what both cost above `bare`)', 1.5, cost('two pools', 'one pool')],
     ['`pools: false`, above as many hooks that do nothing, ns', 50, above('pools: false', 'hooks')],
   ]
-  const verdict = (limit, numbers) => median(numbers) <= limit ? 'met' : `**missed** by ${Math.max(1, Math.round((median(numbers) / limit - 1) * 100))} %`
+  const verdict = (limit, numbers) => median(numbers) <= limit
+    ? 'met'
+    : `**missed** by ${Math.max(1, Math.round((median(numbers) / limit - 1) * 100))} %`
   return [
     ...lines,
     '',
     row(['target', 'at most', 'measured', '']),
     row(['---', '---:', '---:', '---']),
-    ...targets.map(([name, limit, numbers]) => row([name, limit, told(numbers, limit > 10 ? 0 : 2), verdict(limit, numbers)])),
+    ...targets.map(([name, limit, numbers]) =>
+      row([name, limit, told(numbers, limit > 10 ? 0 : 2), verdict(limit, numbers)])),
   ].join('\n')
 }
 
@@ -309,7 +330,10 @@ function socketReport (load, figures) {
   const base = Object.keys(figures)[1]
   const lines = [row([load, 'us of CPU, server', `above ${base}`, 'ratio']), row(['---', '---:', '---:', '---:'])]
   for (const [name, costs] of Object.entries(figures)) {
-    const cells = name === base ? ['', '1'] : [told(costs.map((us, round) => us - figures[base][round]), 1), told(costs.map((us, round) => us / figures[base][round]), 2)]
+    const cells = name === base
+      ? ['', '1']
+      : [told(costs.map((us, round) => us - figures[base][round]), 1),
+          told(costs.map((us, round) => us / figures[base][round]), 2)]
     lines.push(row([name, median(costs).toFixed(1), ...cells]))
   }
   return lines.join('\n')
@@ -326,10 +350,14 @@ function installPeers () {
   if (Object.entries(peers).every(installed)) return
   mkdirSync(home, { recursive: true })
   writeFileSync(join(home, 'package.json'), JSON.stringify({ private: true, dependencies: peers }, null, 2))
-  execFileSync('npm', ['install', '--prefix', home, '--no-audit', '--no-fund', '--ignore-scripts'], { stdio: ['ignore', 'ignore', 'inherit'] })
+  execFileSync('npm', ['install', '--prefix', home, '--no-audit', '--no-fund', '--ignore-scripts'],
+    { stdio: ['ignore', 'ignore', 'inherit'] })
 }
 
-/** The package as it is built now, or the run would measure two of them when somebody builds again meanwhile. It is the caller's to remove. */
+/**
+ * The package as it is built now, or the run would measure two of them when somebody builds again meanwhile. It is the
+ * caller's to remove.
+ */
 function copyOurs () {
   const root = fileURLToPath(new URL('../..', import.meta.url))
   if (!existsSync(join(root, 'dist/index.js'))) throw new Error('there is no dist: npm run build')
@@ -340,7 +368,8 @@ function copyOurs () {
 
 async function main () {
   const rounds = Number(args.rounds ?? (args.quick ? 3 : 15))
-  if (!Number.isInteger(rounds) || rounds < 1) throw new Error(`--rounds ${args.rounds}: a number of rounds, at least 1`)
+  if (!Number.isInteger(rounds) ||
+    rounds < 1) throw new Error(`--rounds ${args.rounds}: a number of rounds, at least 1`)
   const parts = (args.only ?? 'process,socket').split(',')
   const begun = performance.now()
   const load = loadavg().map((number) => number.toFixed(1)).join(', ')
@@ -350,7 +379,10 @@ async function main () {
   const sections = []
   try {
     if (parts.includes('process')) {
-      const options = JSON.stringify(args.quick ? { slices: 10, requests: 2000, warm: 30000 } : { slices: 30, requests: 2000, warm: 40000 })
+      const options =
+        JSON.stringify(args.quick
+          ? { slices: 10, requests: 2000, warm: 30000 }
+          : { slices: 30, requests: 2000, warm: 40000 })
       const names = Object.keys(inProcess)
       const figures = []
       for (let round = 0; round < rounds; round++) {
@@ -366,7 +398,8 @@ async function main () {
     }
     if (parts.includes('socket')) {
       const figures = await measureOverSocket(rounds, args.quick ? 1500 : 3000)
-      sections.push('## Over a socket', '', `CPU time of the server's process for one request with one \`select 1\` or \`GET\`; pools of ${max} connections. Peers: ${peerVersions}.`, '')
+      sections.push('## Over a socket', '',
+        `CPU time of the server's process for one request with one \`select 1\` or \`GET\`; pools of ${max} connections. Peers: ${peerVersions}.`, '')
       for (const [load, costs] of figures) sections.push(socketReport(load, costs), '')
     }
   } finally {

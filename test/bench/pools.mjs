@@ -1,10 +1,13 @@
-// The pools that are measured, each behind the same four methods. A process loads the one that it measures, and no other.
+// The pools that are measured, each behind the same four methods. A process loads the one that it measures, and no
+// other.
 //
-// A pool is { kind, lacks, load }. `load()` gives make(max, { create, timeoutMs, idleMs, reapMs }), which gives { acquire(signal), release(handle),
-// close() } and, where the pool has it, tryAcquire(). `acquire()` gives a handle or a promise of one. What a pool lacks is told with the reason: a
-// workload that needs it leaves the pool out, and the report says why.
+// A pool is { kind, lacks, load }. `load()` gives make(max, { create, timeoutMs, idleMs, reapMs }), which gives {
+// acquire(signal), release(handle), close() } and, where the pool has it, tryAcquire(). `acquire()` gives a handle or a
+// promise of one. What a pool lacks is told with the reason: a workload that needs it leaves the pool out, and the
+// report says why.
 //
-// The peers have no acquire timeout but where the workload is about it: that is their best. Ours always has one, its stats and its defaults.
+// The peers have no acquire timeout but where the workload is about it: that is their best. Ours always has one, its
+// stats and its defaults.
 import { execFileSync } from 'node:child_process'
 import { EventEmitter } from 'node:events'
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
@@ -36,12 +39,13 @@ export function installPeers () {
   if (Object.keys(versions).every(installed)) return
   mkdirSync(home, { recursive: true })
   writeFileSync(join(home, 'package.json'), JSON.stringify({ private: true, dependencies: versions }, null, 2))
-  execFileSync('npm', ['install', '--prefix', home, '--no-audit', '--no-fund', '--ignore-scripts'], { stdio: ['ignore', 'ignore', 'inherit'] })
+  execFileSync('npm', ['install', '--prefix', home, '--no-audit', '--no-fund', '--ignore-scripts'],
+    { stdio: ['ignore', 'ignore', 'inherit'] })
 }
 
 /**
- * A copy of the package as it was built, or the run would measure two of them when somebody builds again meanwhile. Returns its folder, which is the
- * caller's to remove.
+ * A copy of the package as it was built, or the run would measure two of them when somebody builds again meanwhile.
+ * Returns its folder, which is the caller's to remove.
  */
 export function copyOurs () {
   const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -138,7 +142,9 @@ export const pools = {
     lacks: { timeout: 'it has no features', abort: 'it has no features' },
     load: async () => (max, { create = soon } = {}) => {
       const pool = new MinimalPool(max, create)
-      return { acquire: () => pool.acquire(), tryAcquire: () => pool.idle.pop(), release (c) { pool.release(c) }, close () {} }
+      return {
+        acquire: () => pool.acquire(), tryAcquire: () => pool.idle.pop(), release (c) { pool.release(c) }, close () {},
+      }
     },
   },
 
@@ -149,7 +155,9 @@ export const pools = {
     async load () {
       const { Pool } = await import(pathToFileURL(join(process.env.BENCH_OURS, 'dist/index.js')).href)
       return (max, { create = soon, timeoutMs = 30000, idleMs = 60000 } = {}) => {
-        const pool = new Pool({ system: 'bench', create, destroy () {} }, { max, acquireTimeout: timeoutMs, idleTimeout: idleMs, maxPending: 1e6 })
+        const pool =
+          new Pool({ system: 'bench', create, destroy () {} },
+            { max, acquireTimeout: timeoutMs, idleTimeout: idleMs, maxPending: 1e6 })
         return {
           acquire: (signal) => signal === undefined ? pool.acquire() : pool.acquire({ signal }),
           tryAcquire: () => pool.tryAcquire(),
@@ -237,7 +245,9 @@ export const pools = {
           ref () {}
           unref () {}
         }
-        const pool = new PgPool({ max, min: 0, Client, idleTimeoutMillis: idleMs || 0, ...timeoutMs && { connectionTimeoutMillis: timeoutMs } })
+        const pool = new PgPool({
+          max, min: 0, Client, idleTimeoutMillis: idleMs || 0, ...timeoutMs && { connectionTimeoutMillis: timeoutMs },
+        })
         return { acquire: () => pool.connect(), release (c) { c.release() }, close: () => pool.end() }
       }
     },
@@ -312,7 +322,12 @@ export const pools = {
           idleTimeoutMillis: idleMs || 30000,
           reapIntervalMillis: reapMs || 1000,
         })
-        return { acquire: () => pool.acquire(), release (c) { pool.release(c) }, close () { clearTimeout(pool._removeIdleTimer) } }
+        return {
+          acquire: () =>
+            pool.acquire(),
+          release (c) { pool.release(c) },
+          close () { clearTimeout(pool._removeIdleTimer) }
+        }
       }
     },
   },
@@ -335,7 +350,9 @@ export const pools = {
         destroy () { this.closed = true }
       }
       return (max, { create = soon, timeoutMs, idleMs } = {}) => {
-        const server = { topology: { client: { mongoLogger: undefined, s: {}, options: {} } }, description: {}, handleError () {} }
+        const server = {
+          topology: { client: { mongoLogger: undefined, s: {}, options: {} } }, description: {}, handleError () {},
+        }
         const pool = new ConnectionPool(server, {
           maxPoolSize: max,
           minPoolSize: 0,
@@ -355,7 +372,11 @@ export const pools = {
         return {
           acquire (signal) {
             if (!timeoutMs && !signal) return pool.checkOut(plain)
-            const timeoutContext = timeoutMs ? { connectionCheckoutTimeout: Timeout.expires(timeoutMs), csotEnabled: () => false } : none
+            const timeoutContext = timeoutMs
+              ? {
+                  connectionCheckoutTimeout: Timeout.expires(timeoutMs), csotEnabled: () => false,
+                }
+              : none
             return pool.checkOut({ signal, timeoutContext })
           },
           release (c) { pool.checkIn(c) },

@@ -1,7 +1,8 @@
-// `npm run bench:resets`: what a lease costs in each reset mode, beside the driver's own pool used by hand. Prints the README's table.
+// `npm run bench:resets`: what a lease costs in each reset mode, beside the driver's own pool used by hand. Prints the
+// README's table.
 //
-// CPU time of this process for one lease with one `select 1`, ten connections kept busy, in rounds of all ways one after the other; the median, and the
-// quartiles of the difference to the driver's own pool in the same round.
+// CPU time of this process for one lease with one `select 1`, ten connections kept busy, in rounds of all ways one
+// after the other; the median, and the quartiles of the difference to the driver's own pool in the same round.
 import mysql2 from 'mysql2/promise'
 import pg from 'pg'
 import { Pool, mysql, postgresql } from '../../index.js'
@@ -83,7 +84,9 @@ async function measure (title: string, ways: readonly Way[]): Promise<void> {
   console.log(`\n| ${title} | CPU of a lease, us | above the driver's own, us (quartiles) |\n| --- | ---: | ---: |`)
   for (const [at, { name }] of ways.entries()) {
     const above = costs[at]!.map((us, round) => us - costs[0]![round]!)
-    const difference = at === 0 ? '' : `${quantile(above, 0.5).toFixed(1)} (${quantile(above, 0.25).toFixed(1)} to ${quantile(above, 0.75).toFixed(1)})`
+    const difference = at === 0
+      ? ''
+      : `${quantile(above, 0.5).toFixed(1)} (${quantile(above, 0.25).toFixed(1)} to ${quantile(above, 0.75).toFixed(1)})`
     console.log(`| ${at === 0 ? name : `\`'${name}'\``} | ${quantile(costs[at]!, 0.5).toFixed(1)} | ${difference} |`)
   }
   for (const { end } of ways) await end()

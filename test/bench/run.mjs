@@ -2,12 +2,14 @@
 //
 //   node test/bench/run.mjs [--rounds 15] [--only W1,W3] [--quick] [--write]
 //
-// Prints Markdown; --write puts it into RESULTS.md. --only takes the beginnings of workloads' names; --quick is 3 short rounds, to see the order of
-// magnitude. The built package is measured: build first. BENCH_OURS names the folder of another one (with package.json and dist), to compare builds.
+// Prints Markdown; --write puts it into RESULTS.md. --only takes the beginnings of workloads' names; --quick is 3 short
+// rounds, to see the order of magnitude. The built package is measured: build first. BENCH_OURS names the folder of
+// another one (with package.json and dist), to compare builds.
 //
-// One process for each workload, round and pool, so that no pool's inline caches, heap or timers touch another's; the pools of a round take turns in
-// an order that rotates. A ratio is taken within its round, where the machine was as busy for both; the median of the rounds is told with its range.
-// The limits and ours run in each round, the peers in every third, unless a target is about them.
+// One process for each workload, round and pool, so that no pool's inline caches, heap or timers touch another's; the
+// pools of a round take turns in an order that rotates. A ratio is taken within its round, where the machine was as
+// busy for both; the median of the rounds is told with its range. The limits and ours run in each round, the peers in
+// every third, unless a target is about them.
 import { fork } from 'node:child_process'
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg } from 'node:os'
@@ -61,7 +63,9 @@ async function runWorkload (name, rounds) {
   const figures = Object.fromEntries(list.map((pool) => [pool, []]))
   for (let round = 0; round < Math.min(rounds, most); round++) {
     const turn = round % list.length
-    const present = [...list.slice(turn), ...list.slice(0, turn)].filter((pool) => everyone || round % 3 === 0 || pools[pool].kind !== 'peer')
+    const present =
+      [...list.slice(turn),
+        ...list.slice(0, turn)].filter((pool) => everyone || round % 3 === 0 || pools[pool].kind !== 'peer')
     const one = async (pool) => { figures[pool][round] = await measure(name, pool) }
     if (together) await Promise.all(present.map(one))
     else for (const pool of present) await one(pool)
@@ -139,7 +143,9 @@ function table (name, result) {
     const cells = names.map((figure) => written(result.of(pool, figure)))
     if (told) {
       const ratios = result.ratios(pool)
-      cells.push(pool === base ? '1' : `${median(ratios).toFixed(2)} [${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}]`)
+      cells.push(pool === base
+        ? '1'
+        : `${median(ratios).toFixed(2)} [${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}]`)
     }
     lines.push(row([pool === 'ours' ? '**ours**' : pool, ...cells]))
   }
@@ -148,7 +154,10 @@ function table (name, result) {
     const why = workload.needs.map((need) => lacks[need]).find((reason) => reason !== undefined)
     if (why !== undefined && kind !== 'limit') missing.set(why, [...missing.get(why) ?? [], pool])
   }
-  if (missing.size > 0) lines.push('', `Without ${[...missing].map(([why, names]) => `${names.join(', ')} (${why})`).join('; ')}.`)
+  if (missing.size > 0) {
+    lines.push('',
+    `Without ${[...missing].map(([why, names]) => `${names.join(', ')} (${why})`).join('; ')}.`)
+  }
   return lines.join('\n')
 }
 
@@ -157,7 +166,9 @@ function targetsTable (results) {
   for (const { name, of, limit, unit, measure } of targets) {
     if (of.some((workload) => !results.has(workload))) continue
     const measured = measure((workload) => results.get(workload))
-    const verdict = measured <= limit ? 'met' : `**missed** by ${Math.max(1, Math.round((measured / limit - 1) * 100))} %`
+    const verdict = measured <= limit
+      ? 'met'
+      : `**missed** by ${Math.max(1, Math.round((measured / limit - 1) * 100))} %`
     lines.push(row([name, `${limit}${unit}`, `${written(measured)}${unit}`, verdict]))
   }
   return lines.join('\n')
@@ -165,10 +176,12 @@ function targetsTable (results) {
 
 async function main () {
   const rounds = Number(args.rounds ?? (args.quick ? 3 : 15))
-  if (!Number.isInteger(rounds) || rounds < 1) throw new Error(`--rounds ${args.rounds}: a number of rounds, at least 1`)
+  if (!Number.isInteger(rounds) ||
+    rounds < 1) throw new Error(`--rounds ${args.rounds}: a number of rounds, at least 1`)
   const wanted = (args.only ?? '').toLowerCase().split(',')
   const names = Object.keys(workloads).filter((name) => wanted.some((start) => name.toLowerCase().startsWith(start)))
-  if (args.write && args.only !== undefined) throw new Error('--write needs all workloads: a table with holes would be read as one without')
+  if (args.write &&
+    args.only !== undefined) throw new Error('--write needs all workloads: a table with holes would be read as one without')
   if (names.length === 0) throw new Error(`--only ${args.only}: there are ${Object.keys(workloads).join(', ')}`)
   const load = loadavg().map((number) => number.toFixed(1)).join(', ')
   const begun = performance.now()
@@ -188,7 +201,8 @@ async function main () {
   }
 
   const [{ model }] = cpus()
-  const limits = Object.entries(pools).filter(([, { kind }]) => kind === 'limit').map(([name, { about }]) => `- ${name} is ${about}.`)
+  const limits = Object.entries(pools).filter(([, { kind }]) => kind === 'limit')
+    .map(([name, { about }]) => `- ${name} is ${about}.`)
   const report = [
     '# What the pool costs, beside its limits and its peers',
     '',

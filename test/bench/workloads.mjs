@@ -1,7 +1,8 @@
-// What is measured. A workload is { about, needs, base, metric, run }: `run(make, options)` is called in a process of its own and gives its figures;
-// `base` is the pool that the ratio of `metric` is taken to, or 'best peer'; `needs` are the words of what a pool can lack (see pools.mjs).
-// `rounds` is the most that pay where the figure hardly varies, `quickRounds` that of a quick run; `everyone` has the peers in each round and not
-// only in each third; `together`: all pools at the same time, since they only sit there; `full` and `quick` are the options of the two kinds of run.
+// What is measured. A workload is { about, needs, base, metric, run }: `run(make, options)` is called in a process of
+// its own and gives its figures; `base` is the pool that the ratio of `metric` is taken to, or 'best peer'; `needs` are
+// the words of what a pool can lack (see pools.mjs). `rounds` is the most that pay where the figure hardly varies,
+// `quickRounds` that of a quick run; `everyone` has the peers in each round and not only in each third; `together`: all
+// pools at the same time, since they only sit there; `full` and `quick` are the options of the two kinds of run.
 import { createHook } from 'node:async_hooks'
 import { setImmediate as immediate, setTimeout as sleep } from 'node:timers/promises'
 import { Conn } from './pools.mjs'
@@ -19,7 +20,7 @@ async function warm (pool, max) {
   await immediate()
 }
 
-// --- Speed ------------------------------------------------------------------------------------------------------------------------------
+// --- Speed -----------------------------------------------------------------------------------------------------------
 
 /** W1: one caller, nobody waits. */
 const alone = (mode) => async (make, { ms, warmMs }) => {
@@ -98,7 +99,12 @@ const crowd = (n) => async (make, { ms }) => {
     for (const c of held) pool.release(c)
     await all
     const drained = now()
-    return { enqueueNs: (enqueued - begun) * 1e6 / n, drainNs: (drained - opened) * 1e6 / n, ns: (enqueued - begun + drained - opened) * 1e6 / n }
+    return {
+      enqueueNs: (enqueued - begun) * 1e6 / n,
+      drainNs: (drained - opened) * 1e6 / n,
+      ns: (enqueued - begun +
+      drained - opened) * 1e6 / n
+    }
   }
   for (let i = 0; i < 60; i++) await once(2000)
   const runs = []
@@ -160,7 +166,7 @@ const leaving = (how) => async (make, { n, timeoutMs }) => {
   return { cpuMs: cpuMs(cpu), blockMs, drainMs, failed, served: ok }
 }
 
-// --- What it costs to be there ----------------------------------------------------------------------------------------------------------
+// --- What it costs to be there ---------------------------------------------------------------------------------------
 
 /** W6: the CPU time of idle connections that are looked after. */
 async function idling (make, { ms }) {
@@ -240,7 +246,7 @@ async function timers (make) {
   return { timersPerAcquire: made / (cycles * (max + 2)) }
 }
 
-// --- How long people wait ---------------------------------------------------------------------------------------------------------------
+// --- How long people wait --------------------------------------------------------------------------------------------
 
 /** W8: four callers for each connection, 1 ms of work. */
 async function fairness (make, { ms }) {
@@ -271,7 +277,10 @@ async function fairness (make, { ms }) {
   return { p50ms: at(0.5), p99ms: at(0.99), maxMs: at(1), overtakes, cpuMs: cpuMs(cpu) }
 }
 
-/** A create that takes `ms`, and books of what was begun and what was established. A pool that aborts one has not established it. */
+/**
+ * A create that takes `ms`, and books of what was begun and what was established. A pool that aborts one has not
+ * established it.
+ */
 function connects (ms) {
   const books = { begun: 0, established: 0 }
   const create = (signal) => new Promise((resolve, reject) => {
@@ -294,7 +303,10 @@ async function work (pool, ms) {
   pool.release(c)
 }
 
-/** 100 requests of 5 ms at once, no connection yet, 20 at most, 50 ms to make one: 50 + 100 / 20 * 5 ms where nothing is wasted. */
+/**
+ * 100 requests of 5 ms at once, no connection yet, 20 at most, 50 ms to make one: 50 + 100 / 20 * 5 ms where nothing is
+ * wasted.
+ */
 async function cold (make) {
   const { books, create } = connects(50)
   const pool = make(20, { create })
@@ -304,7 +316,10 @@ async function cold (make) {
   return { ms, timesIdeal: ms / 75, established: books.established }
 }
 
-/** One connection that has served 100 in turn; then 10 at once with 1 ms of work, where another connection would take 50 ms. */
+/**
+ * One connection that has served 100 in turn; then 10 at once with 1 ms of work, where another connection would take 50
+ * ms.
+ */
 async function burst (make) {
   const { books, create } = connects(50)
   const pool = make(10, { create })
@@ -319,7 +334,9 @@ async function burst (make) {
   const ms = now() - begun
   // Those under way arrive, or not.
   await sleep(200)
-  return { ms, timesIdeal: ms / ideal, begun: books.begun - before.begun, established: books.established - before.established }
+  return {
+    ms, timesIdeal: ms / ideal, begun: books.begun - before.begun, established: books.established - before.established,
+  }
 }
 
 const speed = { base: 'L2', metric: 'ns', full: { ms: 300, warmMs: 150 }, quick: { ms: 150, warmMs: 100 } }
@@ -332,13 +349,27 @@ export const workloads = {
   'W1 await': { ...speed, about: 'One caller, `await acquire()` then `release()`, max 10', needs: [], base: 'L1', run: alone('await') },
   'W1 sync': { ...speed, about: 'The same with `tryAcquire()`', needs: ['tryAcquire'], base: 'L0', run: alone('sync') },
   'W2 microtask': { ...speed, about: '1,000 callers for 100 connections, a microtask of work', needs: ['line'], run: contended('microtask') },
-  'W2 setImmediate': { ...speed, about: 'The same with a `setImmediate` of work', needs: ['line'], run: contended('setImmediate') },
+  'W2 setImmediate': {
+    ...speed, about: 'The same with a `setImmediate` of work', needs: ['line'], run: contended('setImmediate'),
+  },
   'W3 1k': { ...crowded, about: '1,000 at once for 10 connections', run: crowd(1000) },
   'W3 10k': { ...crowded, about: '10,000', run: crowd(10000) },
   'W3 100k': { ...crowded, about: '100,000', needs: ['line', 'deep'], run: crowd(100000) },
   'W3 300k': { ...crowded, about: '300,000', needs: ['line', 'deep'], run: crowd(300000) },
-  'W5 timeout': { ...shed, about: '100,000 wait, the older half of them times out', needs: ['line', 'deep', 'timeout'], run: leaving('timeout') },
-  'W5 abort': { ...shed, about: '100,000 wait, every second one is aborted', needs: ['line', 'deep', 'timeout', 'abort'], run: leaving('abort') },
+  'W5 timeout': {
+    ...shed,
+    about: '100,000 wait, the older half of them times out',
+    needs: ['line', 'deep',
+      'timeout'],
+    run: leaving('timeout')
+  },
+  'W5 abort': {
+    ...shed,
+    about: '100,000 wait, every second one is aborted',
+    needs: ['line', 'deep', 'timeout',
+      'abort'],
+    run: leaving('abort')
+  },
   'W6 idle': {
     about: '1,000 idle connections, looked after: CPU time of the process by the second. L2 looks after nothing: it is the floor',
     needs: ['line'],
@@ -398,13 +429,34 @@ export const workloads = {
 }
 
 /**
- * What the project promises itself. `measure(result)` gives the figure: `result(workload)` has `ratio(pool)` to the workload's base and
- * `of(pool, figure)`, both medians.
+ * What the project promises itself. `measure(result)` gives the figure: `result(workload)` has `ratio(pool)` to the
+ * workload's base and `of(pool, figure)`, both medians.
  */
 export const targets = [
-  { name: 'acquire and release, to L1', of: ['W1 await'], limit: 1.5, unit: 'x', measure: (w) => w('W1 await').ratio('ours') },
-  { name: 'tryAcquire and release, to L0', of: ['W1 sync'], limit: 4, unit: 'x', measure: (w) => w('W1 sync').ratio('ours') },
-  { name: 'contended, a microtask of work, to L2', of: ['W2 microtask'], limit: 1.5, unit: 'x', measure: (w) => w('W2 microtask').ratio('ours') },
+  {
+    name: 'acquire and release, to L1',
+    of: ['W1 await'],
+    limit: 1.5,
+    unit: 'x',
+    measure: (w) => w('W1 await')
+      .ratio('ours')
+  },
+  {
+    name: 'tryAcquire and release, to L0',
+    of: ['W1 sync'],
+    limit: 4,
+    unit: 'x',
+    measure: (w) => w('W1 sync')
+      .ratio('ours')
+  },
+  {
+    name: 'contended, a microtask of work, to L2',
+    of: ['W2 microtask'],
+    limit: 1.5,
+    unit: 'x',
+    measure: (w) =>
+      w('W2 microtask').ratio('ours')
+  },
   {
     name: 'contended, a setImmediate of work, to L2',
     of: ['W2 setImmediate'],
@@ -412,7 +464,9 @@ export const targets = [
     unit: 'x',
     measure: (w) => w('W2 setImmediate').ratio('ours'),
   },
-  { name: '100,000 who wait, to L2', of: ['W3 100k'], limit: 1.6, unit: 'x', measure: (w) => w('W3 100k').ratio('ours') },
+  {
+    name: '100,000 who wait, to L2', of: ['W3 100k'], limit: 1.6, unit: 'x', measure: (w) => w('W3 100k').ratio('ours'),
+  },
   {
     name: 'our ratio to L2 at 300,000, to that at 1,000',
     of: ['W3 1k', 'W3 300k'],
@@ -442,14 +496,57 @@ export const targets = [
     // A process that does nothing costs what L2 does: a peer below that is luck.
     measure (w) {
       const idle = w('W6 idle')
-      return idle.of('ours', idle.workload.metric) / Math.max(idle.of(idle.base, idle.workload.metric), idle.of('L2', idle.workload.metric))
+      return idle.of('ours', idle.workload.metric) / Math.max(idle.of(idle.base, idle.workload.metric),
+        idle.of('L2', idle.workload.metric))
     },
   },
-  { name: 'an idle connection', of: ['W7 memory'], limit: 250, unit: ' bytes', measure: (w) => w('W7 memory').of('ours', 'idleBytes') },
-  { name: 'one who waits', of: ['W7 memory'], limit: 400, unit: ' bytes', measure: (w) => w('W7 memory').of('ours', 'waiterBytes') },
+  {
+    name: 'an idle connection',
+    of: ['W7 memory'],
+    limit: 250,
+    unit: ' bytes',
+    measure: (w) => w('W7 memory')
+      .of('ours', 'idleBytes')
+  },
+  {
+    name: 'one who waits',
+    of: ['W7 memory'],
+    limit: 400,
+    unit: ' bytes',
+    measure: (w) => w('W7 memory')
+      .of('ours', 'waiterBytes')
+  },
   // Housekeeping has one now and then.
-  { name: 'timers for each acquire', of: ['timers'], limit: 0.01, unit: '', measure: (w) => w('timers').of('ours', 'timersPerAcquire') },
-  { name: 'cold start, to the ideal', of: ['cold'], limit: 1.1, unit: 'x', measure: (w) => w('cold').of('ours', 'timesIdeal') },
-  { name: 'burst, to ten timers in turn', of: ['burst'], limit: 1.2, unit: 'x', measure: (w) => w('burst').of('ours', 'timesIdeal') },
-  { name: 'connections established for a burst', of: ['burst'], limit: 2, unit: '', measure: (w) => w('burst').of('ours', 'established') },
+  {
+    name: 'timers for each acquire',
+    of: ['timers'],
+    limit: 0.01,
+    unit: '',
+    measure: (w) => w('timers')
+      .of('ours', 'timersPerAcquire')
+  },
+  {
+    name: 'cold start, to the ideal',
+    of: ['cold'],
+    limit: 1.1,
+    unit: 'x',
+    measure: (w) => w('cold')
+      .of('ours', 'timesIdeal')
+  },
+  {
+    name: 'burst, to ten timers in turn',
+    of: ['burst'],
+    limit: 1.2,
+    unit: 'x',
+    measure: (w) => w('burst')
+      .of('ours', 'timesIdeal')
+  },
+  {
+    name: 'connections established for a burst',
+    of: ['burst'],
+    limit: 2,
+    unit: '',
+    measure: (w) => w('burst')
+      .of('ours', 'established')
+  },
 ]

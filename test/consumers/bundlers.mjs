@@ -1,5 +1,5 @@
-// fastify-pool bundled into the app by esbuild, Rollup and webpack, to CommonJS and to ESM: every driver is a package beside the bundle, and every
-// backend must start, by its name and by the option `driver`.
+// fastify-pool bundled into the app by esbuild, Rollup and webpack, to CommonJS and to ESM: every driver is a package
+// beside the bundle, and every backend must start, by its name and by the option `driver`.
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -83,10 +83,12 @@ const bundlers = {
 }
 
 export default async ({ folder, install, run, check, server }) => {
-  const tools = ['esbuild', 'rollup', '@rollup/plugin-node-resolve', '@rollup/plugin-commonjs', '@rollup/plugin-json', 'webpack']
+  const tools =
+    ['esbuild', 'rollup', '@rollup/plugin-node-resolve', '@rollup/plugin-commonjs', '@rollup/plugin-json', 'webpack']
   const at = folder('bundlers')
   await install(at, ['fastify-pool', 'fastify', ...drivers, ...tools])
-  const [PG, MYSQL, REDIS, MONGO] = (await Promise.all(['postgres', 'mariadb', 'redis', 'mongo'].map((kind) => server(kind)))).map(({ url }) => url)
+  const [PG, MYSQL, REDIS, MONGO] =
+    (await Promise.all(['postgres', 'mariadb', 'redis', 'mongo'].map((kind) => server(kind)))).map(({ url }) => url)
   const env = { PG, MYSQL, REDIS, MONGO }
   writeFileSync(join(at, 'app.mjs'), app)
   writeFileSync(join(at, 'drivers.mjs'), given)
@@ -99,7 +101,8 @@ export default async ({ folder, install, run, check, server }) => {
       for (const GIVEN of ['no', 'yes']) {
         const { code, stdout, stderr } = await run(process.execPath, [out], { cwd: at, env: { ...env, GIVEN } })
         const how = GIVEN === 'yes' ? 'with the drivers that it is given' : 'with the drivers that it finds'
-        check(code === 0 && stdout.trim() === JSON.stringify(answer), `every backend starts in a ${format} bundle of ${name}, ${how}`, stdout + stderr)
+        check(code === 0 && stdout.trim() === JSON.stringify(answer),
+          `every backend starts in a ${format} bundle of ${name}, ${how}`, stdout + stderr)
       }
     }
   }

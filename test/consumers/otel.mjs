@@ -1,9 +1,10 @@
-// OpenTelemetry's instrumentations of pg, mysql2, ioredis and mongodb: a span for each command that a request sends, set up before a CommonJS app
-// (`--require`) and before an ESM app (`--import`, with the loader hook).
+// OpenTelemetry's instrumentations of pg, mysql2, ioredis and mongodb: a span for each command that a request sends,
+// set up before a CommonJS app (`--require`) and before an ESM app (`--import`, with the loader hook).
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-const instrumentations = { pg: 'PgInstrumentation', mysql2: 'MySQL2Instrumentation', ioredis: 'IORedisInstrumentation', mongodb: 'MongoDBInstrumentation' }
+const instrumentations =
+  { pg: 'PgInstrumentation', mysql2: 'MySQL2Instrumentation', ioredis: 'IORedisInstrumentation', mongodb: 'MongoDBInstrumentation' }
 const names = Object.keys(instrumentations)
 const commands = 5
 
@@ -17,7 +18,10 @@ new NodeTracerProvider({ spanProcessors: [new SimpleSpanProcessor(globalThis.exp
 registerInstrumentations({ instrumentations: [${names.map((name) => `new ${instrumentations[name]}({ requireParentSpan: false })`).join(', ')}] })
 `
 
-/** Sends each command in a request of its own, alone and side by side, and prints how many spans each instrumentation has of them. */
+/**
+ * Sends each command in a request of its own, alone and side by side, and prints how many spans each instrumentation
+ * has of them.
+ */
 const app = (load) => `
 ${load('Fastify', 'fastify', 'default')}
 ${load('pool', 'fastify-pool', 'default')}
@@ -59,15 +63,20 @@ main().catch((error) => {
 })
 `
 
-const byRequire = (what, from, member) => `const ${what} = require('${from}')${member === undefined ? '' : `.${member} ?? require('${from}')`}`
+const byRequire = (what, from, member) =>
+  `const ${what} = require('${from}')${member === undefined ? '' : `.${member} ?? require('${from}')`}`
 const byImport = (what, from) => `import ${what} from '${from}'`
-const hook = "import { register } from 'node:module'\nregister('@opentelemetry/instrumentation/hook.mjs', import.meta.url)\n"
+const hook =
+  "import { register } from 'node:module'\nregister('@opentelemetry/instrumentation/hook.mjs', import.meta.url)\n"
 
 export default async ({ folder, install, run, check, server }) => {
   const at = folder('otel')
-  const sdk = ['api', 'sdk-trace-node', 'sdk-trace-base', 'instrumentation', ...names.map((name) => `instrumentation-${name}`)]
-  await install(at, ['fastify-pool', 'fastify', 'pg', 'mysql2', '@fastify/redis', '@fastify/mongodb', ...sdk.map((name) => `@opentelemetry/${name}`)])
-  const [PG, MYSQL, REDIS, MONGO] = (await Promise.all(['postgres', 'mariadb', 'redis', 'mongo'].map((kind) => server(kind)))).map(({ url }) => url)
+  const sdk =
+    ['api', 'sdk-trace-node', 'sdk-trace-base', 'instrumentation', ...names.map((name) => `instrumentation-${name}`)]
+  await install(at,
+    ['fastify-pool', 'fastify', 'pg', 'mysql2', '@fastify/redis', '@fastify/mongodb', ...sdk.map((name) => `@opentelemetry/${name}`)])
+  const [PG, MYSQL, REDIS, MONGO] =
+    (await Promise.all(['postgres', 'mariadb', 'redis', 'mongo'].map((kind) => server(kind)))).map(({ url }) => url)
   const files = {
     'otel.cjs': setUp(byRequire),
     'app.cjs': app(byRequire),
@@ -78,6 +87,9 @@ export default async ({ folder, install, run, check, server }) => {
   for (const [what, args] of [['CommonJS, --require', ['--require', './otel.cjs', 'app.cjs']], ['ESM, --import', ['--import', './otel.mjs', 'app.mjs']]]) {
     const { stdout, stderr } = await run(process.execPath, args, { cwd: at, env: { PG, MYSQL, REDIS, MONGO } })
     const spans = stdout.trim().startsWith('{') ? JSON.parse(stdout) : {}
-    for (const name of names) check(spans[name] === commands, `${what}: ${commands} spans for ${commands} commands of ${name}`, `${spans[name]} spans\n${stderr}`)
+    for (const name of names) {
+      check(spans[name] === commands,
+      `${what}: ${commands} spans for ${commands} commands of ${name}`, `${spans[name]} spans\n${stderr}`)
+    }
   }
 }

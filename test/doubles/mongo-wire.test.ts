@@ -1,4 +1,5 @@
-// What the double promises to the tests that lean on it, shown with the real driver. It says nothing about MongoDB itself.
+// What the double promises to the tests that lean on it, shown with the real driver. It says nothing about MongoDB
+// itself.
 import { MongoClient } from 'mongodb'
 import type { ClientSession, Document, MongoClientOptions, MongoServerError } from 'mongodb'
 import { connect as dial } from 'node:net'
@@ -10,8 +11,12 @@ import { alarm } from '../support/order.js'
 import { until } from '../support/until.js'
 import type { Teardown } from '../support/services.js'
 
-async function connected (t: Teardown, double: MongoDouble, options: MongoClientOptions = {}, url = double.url): Promise<MongoClient> {
-  const client = new MongoClient(url, { heartbeatFrequencyMS: 500, minHeartbeatFrequencyMS: 20, serverSelectionTimeoutMS: 2000, ...options })
+async function connected (
+  t: Teardown, double: MongoDouble, options: MongoClientOptions = {}, url = double.url
+): Promise<MongoClient> {
+  const client =
+    new MongoClient(url,
+      { heartbeatFrequencyMS: 500, minHeartbeatFrequencyMS: 20, serverSelectionTimeoutMS: 2000, ...options })
   t.teardown(() => client.close())
   return client.connect()
 }
@@ -19,28 +24,36 @@ async function connected (t: Teardown, double: MongoDouble, options: MongoClient
 /** The driver hears of the next step-down at once. */
 const listening = (double: MongoDouble) => until(() => double.connections.listening === double.members.length)
 
-const numbered = (count: number) => Array.from({ length: count }, (_, n) => ({ _id: n as unknown as Document['_id'], n }))
+const numbered = (count: number) =>
+  Array.from({ length: count }, (_, n) => ({ _id: n as unknown as Document['_id'], n }))
 
 t.test('documents are written, found, changed and deleted', async (t) => {
   const double = await startMongoDouble(t)
-  const users = (await connected(t, double)).db().collection<{ _id: string, age?: number, tags?: string[], home?: { town: string } }>('users')
+  const users = (await connected(t, double)).db().collection<{
+    _id: string, age?: number, tags?: string[], home?: { town: string },
+  }>('users')
   await users.insertMany([{ _id: 'a', age: 1, home: { town: 'Ulm' } }, { _id: 'b', age: 2 }, { _id: 'c', age: 3 }])
 
   t.same(await users.findOne({ _id: 'a' }), { _id: 'a', age: 1, home: { town: 'Ulm' } })
-  t.same(await users.find({ age: { $gt: 1 } }).sort({ age: -1 }).project({ _id: 1 }).toArray(), [{ _id: 'c' }, { _id: 'b' }])
-  t.same(await users.find({ $or: [{ 'home.town': 'Ulm' }, { age: { $in: [3] } }] }).map(({ _id }) => _id).toArray(), ['a', 'c'])
+  t.same(await users.find({ age: { $gt: 1 } }).sort({ age: -1 }).project({ _id: 1 }).toArray(),
+    [{ _id: 'c' }, { _id: 'b' }])
+  t.same(await users.find({ $or: [{ 'home.town': 'Ulm' }, { age: { $in: [3] } }] }).map(({ _id }) => _id).toArray(),
+    ['a', 'c'])
   t.same(await users.find({ home: { $exists: false } }).skip(1).limit(1).map(({ _id }) => _id).toArray(), ['c'])
   const change = { $inc: { age: 9 }, $push: { tags: 'x' }, $set: { 'home.town': 'Bonn' } }
   t.match(await users.updateOne({ _id: 'a' }, change), { matchedCount: 1, modifiedCount: 1 })
   t.same(double.documents('test', 'users')[0], { _id: 'a', age: 10, home: { town: 'Bonn' }, tags: ['x'] })
   t.match(await users.updateMany({ age: { $lt: 5 } }, { $unset: { age: '' } }), { modifiedCount: 2 })
-  t.match(await users.updateOne({ _id: 'd' }, { $set: { age: 4 }, $setOnInsert: { tags: ['new'] } }, { upsert: true }), { upsertedId: 'd' })
+  t.match(await users.updateOne({ _id: 'd' }, { $set: { age: 4 }, $setOnInsert: { tags: ['new'] } }, { upsert: true }),
+    { upsertedId: 'd' })
   t.match(await users.replaceOne({ _id: 'd' }, { age: 5 }), { modifiedCount: 1 })
-  t.same(await users.findOneAndUpdate({ _id: 'd' }, { $inc: { age: 1 } }, { returnDocument: 'after' }), { _id: 'd', age: 6 })
+  t.same(await users.findOneAndUpdate({ _id: 'd' }, { $inc: { age: 1 } }, { returnDocument: 'after' }),
+    { _id: 'd', age: 6 })
   t.equal(await users.countDocuments({ age: { $gte: 6 } }), 2)
   t.equal(await users.estimatedDocumentCount(), 4)
   t.same(await users.distinct('tags'), ['x'])
-  t.same(await users.aggregate([{ $match: {} }, { $group: { _id: null, sum: { $sum: '$age' } } }]).toArray(), [{ _id: null, sum: 16 }])
+  t.same(await users.aggregate([{ $match: {} }, { $group: { _id: null, sum: { $sum: '$age' } } }]).toArray(),
+    [{ _id: null, sum: 16 }])
   t.match(await users.deleteMany({ age: { $exists: true } }), { deletedCount: 2 })
   t.same(double.documents('test', 'users'), [{ _id: 'b' }, { _id: 'c' }])
 })
@@ -49,7 +62,8 @@ t.test('what the double does not know is refused, never ignored', async (t) => {
   const double = await startMongoDouble(t)
   const db = (await connected(t, double)).db()
   await t.rejects(db.command({ mapReduce: 'users' }), { code: 59, codeName: 'CommandNotFound' })
-  await t.rejects(db.collection('users').insertOne({}).then(() => db.collection('users').findOne({ a: { $near: 1 } })), { code: 2 })
+  await t.rejects(db.collection('users').insertOne({}).then(() => db.collection('users').findOne({ a: { $near: 1 } })),
+    { code: 2 })
   await t.rejects(db.collection('users').updateOne({}, { $bit: { a: { and: 1 } } }), { code: 9 })
   await t.rejects(db.collection('users').aggregate([{ $lookup: {} }]).toArray(), { code: 40324 })
   await t.rejects(db.collection('users').find({}, { collation: { locale: 'de' } }).toArray(), { code: 238 })
@@ -96,10 +110,12 @@ t.test('a unique index refuses the second one with 11000, on insert, update and 
 
   await t.rejects(users.insertOne({ email: 'a' }), { code: 11000, keyPattern: { email: 1 }, keyValue: { email: 'a' } })
   await t.rejects(users.updateOne({ email: 'b' }, { $set: { email: 'a' } }), { code: 11000 })
-  await t.rejects(users.insertMany([{ email: 'c' }, { email: 'a' }, { email: 'd' }], { ordered: false }), { code: 11000, insertedCount: 2 })
+  await t.rejects(users.insertMany([{ email: 'c' }, { email: 'a' }, { email: 'd' }], { ordered: false }),
+    { code: 11000, insertedCount: 2 })
   await users.insertMany([{ other: 1, email: 'e' }, { other: 1, email: 'f' }])
   await t.rejects(users.createIndex({ other: 1 }, { unique: true }), { code: 11000 })
-  await t.rejects(users.insertOne({ _id: (await users.findOne({ email: 'c' }))?._id }), { code: 11000, keyPattern: { _id: 1 } })
+  await t.rejects(users.insertOne({ _id: (await users.findOne({ email: 'c' }))?._id }),
+    { code: 11000, keyPattern: { _id: 1 } })
   t.equal(double.documents('test', 'users').length, 6)
 })
 
@@ -110,7 +126,8 @@ t.test('with a user, only the right password gets in, and nobody without a login
   t.equal(double.log[0]?.command, 'saslContinue', 'the first step rode on the hello')
   t.notMatch(JSON.stringify(double.log), 's3cr', 'and no payload is in the log')
 
-  await t.rejects(connected(t, double, {}, double.url.replace('s3cr', 'wrong')), { code: 18, codeName: 'AuthenticationFailed' })
+  await t.rejects(connected(t, double, {}, double.url.replace('s3cr', 'wrong')),
+    { code: 18, codeName: 'AuthenticationFailed' })
   await t.rejects(connected(t, double, {}, double.url.replace('po%3Dol', 'other')), { code: 18 })
   const nobody = await connected(t, double, {}, double.url.replace(/\/\/.*@/, '//'))
   await t.rejects(nobody.db().collection('a').findOne(), { code: 13, codeName: 'Unauthorized' })
@@ -196,7 +213,8 @@ t.test('of two transactions that write the same document the second gets a trans
   two.startTransaction()
   await items.findOne({}, { session: two })
   await items.updateOne({}, { $set: { n: 3 } })
-  await t.rejects(items.updateOne({}, { $set: { n: 4 } }, { session: two }), { code: 112 }, 'changed since its snapshot')
+  await t.rejects(items.updateOne({}, { $set: { n: 4 } }, { session: two }), { code: 112 },
+    'changed since its snapshot')
   await Promise.all([one, two].map((session) => session.endSession()))
 })
 
@@ -268,7 +286,8 @@ t.test('two first operations side by side both begin the transaction, and the se
   hold.release()
   const results = await inserts
   t.equal(double.log.filter(({ startTransaction }) => startTransaction).length, 2)
-  t.match(results.filter(({ status }) => status === 'rejected'), [{ reason: { code: 117, codeName: 'ConflictingOperationInProgress' } }])
+  t.match(results.filter(({ status }) => status === 'rejected'),
+    [{ reason: { code: 117, codeName: 'ConflictingOperationInProgress' } }])
   await session.endSession()
 })
 
@@ -329,7 +348,9 @@ t.test('failCommand fails what it names, as often as asked, with the labels of a
   double.failCommand({ commands: 'insert', code: 189, labels: [] })
   await t.rejects(items.insertOne({}), { code: 189 })
 
-  const always = double.failCommand({ commands: '*', times: Infinity, code: 8000, where: ({ collection }) => collection === 'items' })
+  const always = double.failCommand({
+    commands: '*', times: Infinity, code: 8000, where: ({ collection }) => collection === 'items',
+  })
   await t.rejects(items.findOne(), { code: 8000 })
   always.off()
   await items.findOne()
@@ -393,7 +414,9 @@ t.test('reads go to secondaries where the driver is told so', async (t) => {
   t.match(await client.db().collection('items').findOne({}, { readPreference: 'secondary' }), { n: 1 })
   t.not(double.log.find(({ command }) => command === 'find')?.member, 0)
 
-  const direct = await connected(t, double, { directConnection: true, replicaSet: 'rs' }, `mongodb://127.0.0.1:${double.members[1]?.port}/test`)
+  const direct =
+    await connected(t, double, { directConnection: true, replicaSet: 'rs' },
+      `mongodb://127.0.0.1:${double.members[1]?.port}/test`)
   t.match(await direct.db().collection('items').findOne({}), { n: 1 })
   await t.rejects(direct.db().collection('items').insertOne({}), { code: 10107, codeName: 'NotWritablePrimary' })
 })
@@ -488,7 +511,8 @@ t.test('a pool of ten opens ten connections, and monitors are counted apart', as
   held.release()
   await Promise.all(finds)
   t.match(double.connections, { open: 10, total: 10 })
-  t.equal(new Set(double.log.filter(({ command }) => command === 'find').map(({ connectionId }) => connectionId)).size, 10)
+  t.equal(new Set(double.log.filter(({ command }) => command === 'find').map(({ connectionId }) => connectionId)).size,
+    10)
   t.ok(double.connections.monitors >= 1)
   await client.close()
   await until(() => double.connections.all === 0)

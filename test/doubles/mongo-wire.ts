@@ -1,13 +1,15 @@
 /**
- * A protocol double of MongoDB, steerable from a test. It is NOT MongoDB: it speaks the wire protocol well enough for the official driver
- * (OP_MSG, the OP_QUERY handshake, SCRAM-SHA-256, streamed hellos), and keeps its data in memory. Use it for what no real server does on
- * demand: stepping down, refusing logins, cutting connections, answering late, answering wrong. A promise about MongoDB itself is worth
- * something only where the same test also runs against a real server.
+ * A protocol double of MongoDB, steerable from a test. It is NOT MongoDB: it speaks the wire protocol well enough for
+ * the official driver (OP_MSG, the OP_QUERY handshake, SCRAM-SHA-256, streamed hellos), and keeps its data in memory.
+ * Use it for what no real server does on demand: stepping down, refusing logins, cutting connections, answering late,
+ * answering wrong. A promise about MongoDB itself is worth something only where the same test also runs against a real
+ * server.
  *
- * Where it differs from a replica set, knowingly: all members share one store (replication takes no time, nothing is ever rolled back);
- * nobody is elected unless a test says so (`election`, `elect`); collation, text, geo, change streams and most aggregation stages are refused by name, never
- * ignored; a write that meets an open transaction's document waits for that transaction, `maxTimeMS` notwithstanding; a transaction is
- * ended by its session or a step-down only, never by its age.
+ * Where it differs from a replica set, knowingly: all members share one store (replication takes no time, nothing is
+ * ever rolled back); nobody is elected unless a test says so (`election`, `elect`); collation, text, geo, change
+ * streams and most aggregation stages are refused by name, never ignored; a write that meets an open transaction's
+ * document waits for that transaction, `maxTimeMS` notwithstanding; a transaction is ended by its session or a
+ * step-down only, never by its age.
  */
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
@@ -19,7 +21,7 @@ import type { Teardown } from '../support/services.js'
 
 const { Binary, EJSON, Long, ObjectId, Timestamp } = BSON
 
-// --- What a test sees -----------------------------------------------------------------------------------------------------------------
+// --- What a test sees ------------------------------------------------------------------------------------------------
 
 /** A document, as BSON gives it. */
 export interface Doc { [field: string]: unknown }
@@ -32,22 +34,30 @@ export interface MongoDoubleOptions {
   /** With `password`: commands need a login by SCRAM-SHA-256, against any database. Default: none. */
   user?: string
   password?: string
-  /** Of each member, monitoring connections included, as on a real server. What comes above it is closed at once. Default: no limit. */
+  /**
+   * Of each member, monitoring connections included, as on a real server. What comes above it is closed at once.
+   * Default: no limit.
+   */
   maxConnections?: number
   /** Of the first member. Default: the system's choice. */
   port?: number
   /**
-   * How long it takes, in ms, until the next living member is the primary where one stepped down or was killed, and most members live. Default: after a
-   * step-down of three no time at all; after a `kill` nobody is elected unless a test does it.
+   * How long it takes, in ms, until the next living member is the primary where one stepped down or was killed, and
+   * most members live. Default: after a step-down of three no time at all; after a `kill` nobody is elected unless a
+   * test does it.
    */
   election?: number
-  /** 'stream': drivers hear of a new topology at once. 'poll': only at their next heartbeat, or from a command's error. Default 'stream'. */
+  /**
+   * 'stream': drivers hear of a new topology at once. 'poll': only at their next heartbeat, or from a command's error.
+   * Default 'stream'.
+   */
   monitoring?: 'stream' | 'poll'
 }
 
 /**
- * `open`, `peak` and `total` count the connections of the driver's pool: those that log in, or have run something else than hello. The
- * driver's monitors are `monitors` (so is a pooled connection that has not run anything yet, where no login is needed). `all` is the sum.
+ * `open`, `peak` and `total` count the connections of the driver's pool: those that log in, or have run something else
+ * than hello. The driver's monitors are `monitors` (so is a pooled connection that has not run anything yet, where no
+ * login is needed). `all` is the sum.
  */
 export interface ConnectionCounts {
   readonly open: number
@@ -55,8 +65,9 @@ export interface ConnectionCounts {
   readonly total: number
   readonly monitors: number
   /**
-   * Monitors that hear of a new topology at once, because their hello is waiting here. A driver begins to listen `minHeartbeatFrequencyMS`
-   * (500 ms) after it has connected: wait for it before a step-down, or the driver may be without a server for a whole heartbeat.
+   * Monitors that hear of a new topology at once, because their hello is waiting here. A driver begins to listen
+   * `minHeartbeatFrequencyMS` (500 ms) after it has connected: wait for it before a step-down, or the driver may be
+   * without a server for a whole heartbeat.
    */
   readonly listening: number
   readonly all: number
@@ -72,12 +83,18 @@ export interface Member {
   readonly connections: ConnectionCounts
   /** Resets (RST) all connections and stops listening. A primary is a primary no more. */
   kill (): Promise<void>
-  /** Listens again on the same port, with the same data: as a secondary, or where there is only one member, as what it was. */
+  /**
+   * Listens again on the same port, with the same data: as a secondary, or where there is only one member, as what it
+   * was.
+   */
   restart (): Promise<void>
   /** Still accepts connections and reads, and answers nothing until `resume`. */
   pause (): void
   resume (): void
-  /** Resets (RST) all open connections, and goes on listening. As `kill`, resolves when clients of this process have had a turn to see it. */
+  /**
+   * Resets (RST) all open connections, and goes on listening. As `kill`, resolves when clients of this process have had
+   * a turn to see it.
+   */
   resetAll (): Promise<void>
 }
 
@@ -153,8 +170,8 @@ export interface MongoDouble {
   readonly openTransactions: number
   readonly openCursors: number
   /**
-   * The primary becomes a secondary, and all open transactions are aborted. Of three members the next living one is elected in the same
-   * moment; a single one stays a secondary until `elect(0)`.
+   * The primary becomes a secondary, and all open transactions are aborted. Of three members the next living one is
+   * elected in the same moment; a single one stays a secondary until `elect(0)`.
    */
   stepDown (): void
   /** Makes a living member the primary. @throws when it is down. */
@@ -175,15 +192,21 @@ export interface MongoDouble {
   stop (): Promise<void>
 }
 
-// --- Errors ---------------------------------------------------------------------------------------------------------------------------
+// --- Errors ----------------------------------------------------------------------------------------------------------
 
 const codeNames = new Map([
-  [2, 'BadValue'], [8, 'UnknownError'], [9, 'FailedToParse'], [13, 'Unauthorized'], [14, 'TypeMismatch'], [18, 'AuthenticationFailed'],
-  [20, 'IllegalOperation'], [26, 'NamespaceNotFound'], [28, 'PathNotViable'], [43, 'CursorNotFound'], [48, 'NamespaceExists'],
-  [59, 'CommandNotFound'], [66, 'ImmutableField'], [72, 'InvalidOptions'], [91, 'ShutdownInProgress'], [112, 'WriteConflict'],
-  [117, 'ConflictingOperationInProgress'], [189, 'PrimarySteppedDown'], [217, 'IncompleteTransactionHistory'], [225, 'TransactionTooOld'],
-  [238, 'NotImplemented'], [251, 'NoSuchTransaction'], [256, 'TransactionCommitted'], [263, 'OperationNotSupportedInTransaction'],
-  [334, 'MechanismUnavailable'], [10107, 'NotWritablePrimary'], [11000, 'DuplicateKey'], [11600, 'InterruptedAtShutdown'],
+  [2, 'BadValue'], [8, 'UnknownError'], [9, 'FailedToParse'], [13, 'Unauthorized'], [14, 'TypeMismatch'],
+  [18, 'AuthenticationFailed'],
+  [20, 'IllegalOperation'], [26, 'NamespaceNotFound'], [28, 'PathNotViable'], [43, 'CursorNotFound'],
+  [48, 'NamespaceExists'],
+  [59, 'CommandNotFound'], [66, 'ImmutableField'], [72, 'InvalidOptions'], [91, 'ShutdownInProgress'],
+  [112, 'WriteConflict'],
+  [117, 'ConflictingOperationInProgress'], [189, 'PrimarySteppedDown'], [217, 'IncompleteTransactionHistory'],
+  [225, 'TransactionTooOld'],
+  [238, 'NotImplemented'], [251, 'NoSuchTransaction'], [256, 'TransactionCommitted'],
+  [263, 'OperationNotSupportedInTransaction'],
+  [334, 'MechanismUnavailable'], [10107, 'NotWritablePrimary'], [11000, 'DuplicateKey'],
+  [11600, 'InterruptedAtShutdown'],
   [11602, 'InterruptedDueToReplStateChange'], [13435, 'NotPrimaryNoSecondaryOk'], [13436, 'NotPrimaryOrSecondary'],
 ])
 /** The server's role changed: such an answer carries the topology's version. */
@@ -217,7 +240,8 @@ function labelsOf (code: number, command: string, body: Doc): string[] {
   const inTransaction = body.autocommit === false
   if (retryable.has(code) && (ends || (body.txnNumber !== undefined && !inTransaction))) return ['RetryableWriteError']
   if (inTransaction && command === 'commitTransaction' && code === 251) return ['TransientTransactionError']
-  if (inTransaction && !ends && (stateChanges.has(code) || [24, 112, 246, 251].includes(code))) return ['TransientTransactionError']
+  if (inTransaction && !ends &&
+    (stateChanges.has(code) || [24, 112, 246, 251].includes(code))) return ['TransientTransactionError']
   return []
 }
 
@@ -232,7 +256,7 @@ function errorReply (error: CommandError, labels: readonly string[]): Doc {
   }
 }
 
-// --- Values, filters, updates, pipelines ----------------------------------------------------------------------------------------------
+// --- Values, filters, updates, pipelines -----------------------------------------------------------------------------
 
 interface Signal { readonly promise: Promise<void>, readonly resolve: () => void }
 
@@ -250,7 +274,8 @@ function bsonType (value: unknown): string | undefined {
 
 function isDoc (value: unknown): value is Doc {
   if (typeof value !== 'object' || value === null) return false
-  return !Array.isArray(value) && !(value instanceof Date) && !(value instanceof RegExp) && bsonType(value) === undefined
+  return !Array.isArray(value) && !(value instanceof Date) && !(value instanceof RegExp) &&
+    bsonType(value) === undefined
 }
 
 const asDoc = (value: unknown): Doc => isDoc(value) ? value : {}
@@ -265,7 +290,8 @@ function keyOf (value: unknown): string {
   return value === undefined ? 'null' : EJSON.stringify(value)
 }
 
-const order = ['null', 'number', 'string', 'object', 'array', 'Binary', 'ObjectId', 'boolean', 'date', 'Timestamp', 'regexp']
+const order =
+  ['null', 'number', 'string', 'object', 'array', 'Binary', 'ObjectId', 'boolean', 'date', 'Timestamp', 'regexp']
 
 function kindOf (value: unknown): string {
   if (value === undefined || value === null) return 'null'
@@ -303,7 +329,10 @@ function setAt (doc: Doc, path: string, value: unknown): void {
   let target = doc
   for (const step of steps) {
     const next = target[step] ?? {}
-    if (!isDoc(next) && !Array.isArray(next)) throw new CommandError(28, `Cannot create field '${last}' in element {${step}: ${String(next)}}`)
+    if (!isDoc(next) && !Array.isArray(next)) {
+      throw new CommandError(28,
+      `Cannot create field '${last}' in element {${step}: ${String(next)}}`)
+    }
     target[step] = next
     target = next as Doc // or an array, whose elements are reached by their index
   }
@@ -348,9 +377,11 @@ function satisfies (reached: readonly unknown[], operator: string, operand: unkn
     case '$in': return Array.isArray(operand) && operand.some((one) => satisfies(reached, '$eq', one, all))
     case '$nin': return !satisfies(reached, '$in', operand, all)
     case '$exists': return (reached.length > 0) === Boolean(operand)
-    case '$not': return !Object.entries(asDoc(operand)).every(([inner, value]) => satisfies(reached, inner, value, asDoc(operand)))
+    case '$not': return !Object.entries(asDoc(operand))
+      .every(([inner, value]) => satisfies(reached, inner, value, asDoc(operand)))
     case '$regex':
-      return satisfies(reached, '$eq', operand instanceof RegExp ? operand : new RegExp(String(operand), String(all.$options ?? '')), all)
+      return satisfies(reached, '$eq',
+        operand instanceof RegExp ? operand : new RegExp(String(operand), String(all.$options ?? '')), all)
     case '$options': return true
     default: throw new CommandError(2, `unknown operator: ${operator}`)
   }
@@ -373,11 +404,17 @@ function updated (doc: Doc, update: unknown, inserts: boolean): Doc {
         case '$setOnInsert': if (inserts) setAt(next, path, value); break
         case '$unset': setAt(next, path, undefined); break
         case '$inc':
-          if (before !== undefined && kindOf(before) !== 'number') throw new CommandError(14, `Cannot apply $inc to a non-number: ${path}`)
+          if (before !== undefined && kindOf(before) !== 'number') {
+            throw new CommandError(14,
+            `Cannot apply $inc to a non-number: ${path}`)
+          }
           setAt(next, path, Number(before ?? 0) + Number(value))
           break
         case '$push':
-          if (before !== undefined && !Array.isArray(before)) throw new CommandError(2, `The field '${path}' must be an array`)
+          if (before !== undefined && !Array.isArray(before)) {
+            throw new CommandError(2,
+            `The field '${path}' must be an array`)
+          }
           setAt(next, path, [...before ?? [], ...each(value)])
           break
         default: throw new CommandError(9, `Unknown modifier: ${operator}`)
@@ -439,7 +476,12 @@ function projected (doc: Doc, projection: unknown): Doc {
   }
   const result: Doc = fields.some(([path]) => path === '_id') ? {} : { _id: doc._id }
   for (const [path, value] of fields) {
-    const found = excludes(value) ? undefined : value === 1 || value === true ? valueAt(doc, path) : evaluate(value, doc)
+    const found = excludes(value)
+      ? undefined
+      : value === 1 ||
+      value === true
+        ? valueAt(doc, path)
+        : evaluate(value, doc)
     if (found !== undefined) setAt(result, path, found)
   }
   return result
@@ -491,13 +533,18 @@ function aggregated (docs: Doc[], pipeline: Doc[]): Doc[] {
   }, docs)
 }
 
-// --- Data and transactions ------------------------------------------------------------------------------------------------------------
+// --- Data and transactions -------------------------------------------------------------------------------------------
 
 interface Index { readonly name: string, readonly key: Doc, readonly unique?: true, readonly sparse?: true }
 /** Documents by the key of their _id. A document is never changed, only replaced: whoever has one has it as it was. */
 interface Collection { readonly docs: Map<string, Doc>, readonly indexes: Index[] }
 /** Of one statement of a retryable write: what a retry is answered with. */
-interface StatementResult { readonly n: number, readonly nModified?: number, readonly upserted?: unknown, readonly reply?: Doc }
+interface StatementResult {
+  readonly n: number
+  readonly nModified?: number
+  readonly upserted?: unknown
+  readonly reply?: Doc
+}
 interface Transaction { readonly view: View, state: 'open' | 'committed' | 'aborted' }
 interface Session { txnNumber: number, transaction?: Transaction, executed: Map<number, StatementResult> }
 
@@ -531,8 +578,9 @@ class Store {
 }
 
 /**
- * What one transaction sees: the data as it was when it began, and its own writes, which nobody else sees before `commit`. A command outside
- * of a transaction is a transaction of its own, which begins and ends with it; its writes wait for open transactions where these conflict.
+ * What one transaction sees: the data as it was when it began, and its own writes, which nobody else sees before
+ * `commit`. A command outside of a transaction is a transaction of its own, which begins and ends with it; its writes
+ * wait for open transactions where these conflict.
  */
 class View {
   readonly #store: Store
@@ -556,7 +604,8 @@ class View {
     const base = this.#base(ns) ?? new Map<string, Doc>()
     const writes = this.#writes.get(ns)
     if (writes === undefined) return [...base.values()]
-    return [...new Set([...base.keys(), ...writes.keys()])].map((key) => this.get(ns, key)).filter((doc) => doc !== undefined)
+    return [...new Set([...base.keys(), ...writes.keys()])].map((key) => this.get(ns, key))
+      .filter((doc) => doc !== undefined)
   }
 
   find (ns: string, filter: Doc): Doc[] {
@@ -621,7 +670,8 @@ class View {
 
   #claim (ns: string, key: string): void {
     this.#lock(`${ns}\0${key}`)
-    const changedSince = this.#snapshot !== undefined && this.#store.collections.get(ns)?.docs.get(key) !== this.#base(ns)?.get(key)
+    const changedSince = this.#snapshot !== undefined &&
+      this.#store.collections.get(ns)?.docs.get(key) !== this.#base(ns)?.get(key)
     if (changedSince) throw conflict()
   }
 
@@ -660,9 +710,11 @@ function duplicate (ns: string, { name, key }: Index, doc: Doc): CommandError {
   return new CommandError(11000, message, { keyPattern: key, keyValue })
 }
 
-const conflict = () => new CommandError(112, 'Write conflict during plan execution. Please retry your operation or multi-document transaction.')
+const conflict = () =>
+  new CommandError(112,
+    'Write conflict during plan execution. Please retry your operation or multi-document transaction.')
 
-// --- Commands -------------------------------------------------------------------------------------------------------------------------
+// --- Commands --------------------------------------------------------------------------------------------------------
 
 /** One command that is being executed. */
 interface Call {
@@ -693,7 +745,9 @@ interface Command {
 /** Options whose silent neglect would make a test believe something that is not so. */
 const unsupported = ['collation', 'arrayFilters', 'min', 'max', 'tailable', 'let']
 
-function openCursor (call: Call, ns: string, docs: Doc[], { batchSize, single = false }: { batchSize?: unknown, single?: boolean }): Doc {
+function openCursor (
+  call: Call, ns: string, docs: Doc[], { batchSize, single = false }: { batchSize?: unknown, single?: boolean }
+): Doc {
   const first = docs.slice(0, batchSize === undefined ? 101 : Number(batchSize))
   const rest = docs.slice(first.length)
   const id = rest.length === 0 || single ? 0 : call.member.addCursor(ns, rest)
@@ -701,8 +755,9 @@ function openCursor (call: Call, ns: string, docs: Doc[], { batchSize, single = 
 }
 
 /**
- * Runs the statements of a write command. A statement that an earlier try with the same session, number and statement id has executed is
- * answered from memory and not executed again; so is a different write that comes with the same number, by the real server's rule too.
+ * Runs the statements of a write command. A statement that an earlier try with the same session, number and statement
+ * id has executed is answered from memory and not executed again; so is a different write that comes with the same
+ * number, by the real server's rule too.
  */
 function statements (call: Call, list: readonly Doc[], run: (statement: Doc) => StatementResult): Doc {
   const { body, executed, executing } = call
@@ -738,7 +793,10 @@ function updateOne (call: Call, { q, u, multi, upsert, sort }: Doc): StatementRe
     const { _id } = call.view.insert(call.ns, updated(seedOf(asDoc(q)), u, true))
     return { n: 1, nModified: 0, upserted: _id }
   }
-  if (multi === true && !isOperators(u)) throw new CommandError(9, 'multi update is not supported for replacement-style update')
+  if (multi === true && !isOperators(u)) {
+    throw new CommandError(9,
+      'multi update is not supported for replacement-style update')
+  }
   let nModified = 0
   const targets = multi === true ? found : found.slice(0, 1)
   for (const doc of targets) {
@@ -754,7 +812,8 @@ function findAndModify (call: Call): StatementResult {
   const { view, ns } = call
   const [before] = sorted(view.find(ns, asDoc(query)), sort)
   const shown = (doc: Doc | undefined) => doc === undefined ? null : projected(doc, fields)
-  const answer = (lastErrorObject: Doc, value: Doc | null): StatementResult => ({ n: Number(lastErrorObject.n), reply: { lastErrorObject, value } })
+  const answer = (lastErrorObject: Doc, value: Doc | null): StatementResult =>
+    ({ n: Number(lastErrorObject.n), reply: { lastErrorObject, value } })
   if (remove === true) {
     if (before !== undefined) view.delete(ns, before)
     return answer({ n: before === undefined ? 0 : 1 }, shown(before))
@@ -773,7 +832,9 @@ function createIndex (call: Call, index: Doc): void {
   const { docs, indexes } = call.store.collection(call.ns)
   const name = String(index.name)
   if (indexes.some((other) => other.name === name)) return
-  const made: Index = { name, key: asDoc(index.key), unique: index.unique === true || undefined, sparse: index.sparse === true || undefined }
+  const made: Index = {
+    name, key: asDoc(index.key), unique: index.unique === true || undefined, sparse: index.sparse === true || undefined,
+  }
   const seen = new Set<string>()
   for (const doc of docs.values()) {
     const entry = entryOf(made, doc)
@@ -790,8 +851,12 @@ function endTransaction (call: Call, as: 'committed' | 'aborted'): Doc {
   const transaction = session?.txnNumber === body.txnNumber ? session?.transaction : undefined
   if (transaction?.state === as && as === 'committed') return {}
   if (transaction?.state !== 'open') {
-    if (transaction?.state === 'committed') throw new CommandError(256, `Transaction ${String(body.txnNumber)} has been committed.`)
-    throw new CommandError(251, `Transaction with { txnNumber: ${String(body.txnNumber)} } has been aborted or is unknown.`)
+    if (transaction?.state === 'committed') {
+      throw new CommandError(256,
+      `Transaction ${String(body.txnNumber)} has been committed.`)
+    }
+    throw new CommandError(251,
+      `Transaction with { txnNumber: ${String(body.txnNumber)} } has been aborted or is unknown.`)
   }
   transaction.state = as
   if (as === 'committed') transaction.view.commit()
@@ -801,19 +866,30 @@ function endTransaction (call: Call, as: 'committed' | 'aborted'): Doc {
 
 const commands: Readonly<Record<string, Command>> = {
   ping: { at: 'any', open: true, run: () => ({}) },
-  buildInfo: { at: 'any', open: true, run: () => ({ version: '7.0.0', versionArray: [7, 0, 0, 0], gitVersion: 'mongo-wire double', modules: [] }) },
+  buildInfo: {
+    at: 'any',
+    open: true,
+    run: () => ({
+      version: '7.0.0', versionArray: [7, 0, 0, 0], gitVersion: 'mongo-wire double', modules: [],
+    })
+  },
   serverStatus: {
     at: 'any',
     run: ({ member }) => ({
       host: member.address,
       version: '7.0.0',
       process: 'mongo-wire double',
-      connections: { current: member.connections.all, available: member.limit - member.connections.all, totalCreated: member.accepted },
+      connections: {
+        current: member.connections.all,
+        available: member.limit - member.connections.all,
+        totalCreated: member.accepted,
+      },
     }),
   },
   saslStart: { at: 'any', open: true, run: ({ peer, body }) => peer.login.start(body) },
   saslContinue: { at: 'any', open: true, run: ({ peer, body }) => peer.login.continue(body) },
-  // A real server forgets the session, and aborts its transaction some time later. Here an open one stays: a test sees who forgot to end it.
+  // A real server forgets the session, and aborts its transaction some time later. Here an open one stays: a test sees
+  // who forgot to end it.
   endSessions: {
     at: 'any',
     open: true,
@@ -832,7 +908,8 @@ const commands: Readonly<Record<string, Command>> = {
       const { filter, sort, skip = 0, limit = 0, projection, batchSize, singleBatch } = call.body
       const found = sorted(call.view.find(call.ns, asDoc(filter)), sort)
       const some = found.slice(Number(skip), limit === 0 ? undefined : Number(skip) + Number(limit))
-      return openCursor(call, call.ns, some.map((doc) => projected(doc, projection)), { batchSize, single: singleBatch === true })
+      return openCursor(call, call.ns, some.map((doc) => projected(doc, projection)),
+        { batchSize, single: singleBatch === true })
     },
   },
   aggregate: {
@@ -840,7 +917,8 @@ const commands: Readonly<Record<string, Command>> = {
     inTransaction: true,
     run: (call) => {
       if (typeof call.body.aggregate !== 'string') throw new CommandError(238, 'the double aggregates collections only')
-      return openCursor(call, call.ns, aggregated(call.view.all(call.ns), asDocs(call.body.pipeline)), asDoc(call.body.cursor))
+      return openCursor(call, call.ns, aggregated(call.view.all(call.ns), asDocs(call.body.pipeline)),
+        asDoc(call.body.cursor))
     },
   },
   getMore: {
@@ -859,7 +937,13 @@ const commands: Readonly<Record<string, Command>> = {
     run: ({ body, member }) => {
       const ids = Array.isArray(body.cursors) ? body.cursors : []
       const killed = ids.filter((id) => member.killCursor(Number(id)))
-      return { cursorsKilled: killed, cursorsNotFound: ids.filter((id) => !killed.includes(id)), cursorsAlive: [], cursorsUnknown: [] }
+      return {
+        cursorsKilled: killed,
+        cursorsNotFound: ids.filter((id) =>
+          !killed.includes(id)),
+        cursorsAlive: [],
+        cursorsUnknown: []
+      }
     },
   },
   count: {
@@ -873,7 +957,8 @@ const commands: Readonly<Record<string, Command>> = {
     at: 'read',
     inTransaction: true,
     run: ({ view, ns, body }) => {
-      const reached = view.find(ns, asDoc(body.query)).flatMap((doc) => valuesAt(doc, String(body.key).split('.'))).flat()
+      const reached = view.find(ns, asDoc(body.query)).flatMap((doc) => valuesAt(doc, String(body.key).split('.')))
+        .flat()
       return { values: [...new Map(reached.map((value) => [keyOf(value), value])).values()].toSorted(compare) }
     },
   },
@@ -956,9 +1041,11 @@ const commands: Readonly<Record<string, Command>> = {
   listCollections: {
     at: 'read',
     run: (call) => {
-      const names = [...call.store.collections.keys()].filter((ns) => ns.startsWith(`${call.db}.`)).map((ns) => ns.slice(call.db.length + 1))
+      const names = [...call.store.collections.keys()].filter((ns) => ns.startsWith(`${call.db}.`))
+        .map((ns) => ns.slice(call.db.length + 1))
       const all = names.map((name): Doc => ({ name, type: 'collection', options: {}, info: { readOnly: false } }))
-      return openCursor(call, `${call.db}.$cmd.listCollections`, all.filter((doc) => matches(doc, asDoc(call.body.filter))), {})
+      return openCursor(call, `${call.db}.$cmd.listCollections`,
+        all.filter((doc) => matches(doc, asDoc(call.body.filter))), {})
     },
   },
   listDatabases: {
@@ -970,7 +1057,7 @@ const commands: Readonly<Record<string, Command>> = {
   },
 }
 
-// --- Logins: SCRAM-SHA-256 (RFC 5802, RFC 7677) ---------------------------------------------------------------------------------------
+// --- Logins: SCRAM-SHA-256 (RFC 5802, RFC 7677) ----------------------------------------------------------------------
 
 interface Account { readonly user: string, password: string }
 
@@ -994,10 +1081,14 @@ class Login {
   }
 
   start (body: Doc): Doc {
-    if (body.mechanism !== 'SCRAM-SHA-256') throw new CommandError(334, `the double knows SCRAM-SHA-256 only, not ${String(body.mechanism)}`)
+    if (body.mechanism !== 'SCRAM-SHA-256') {
+      throw new CommandError(334,
+      `the double knows SCRAM-SHA-256 only, not ${String(body.mechanism)}`)
+    }
     const bare = payloadOf(body).replace(/^n,[^,]*,/, '')
     const { n: user, r: clientNonce = '' } = Login.#fields(bare)
-    if (this.#account === undefined || user !== this.#account.user.replaceAll('=', '=3D').replaceAll(',', '=2C')) throw Login.#refused()
+    if (this.#account === undefined ||
+      user !== this.#account.user.replaceAll('=', '=3D').replaceAll(',', '=2C')) throw Login.#refused()
     const nonce = clientNonce + randomBytes(24).toString('base64')
     const first = `r=${nonce},s=${Login.#salt.toString('base64')},i=${Login.#iterations}`
     this.#conversation = { bare, first, nonce, skipsEmpty: asDoc(body.options).skipEmptyExchange === true }
@@ -1037,7 +1128,7 @@ class Login {
   }
 }
 
-// --- Wire: one connection -------------------------------------------------------------------------------------------------------------
+// --- Wire: one connection --------------------------------------------------------------------------------------------
 
 const OP_REPLY = 1
 const OP_QUERY = 2004
@@ -1065,7 +1156,9 @@ function decode (bytes: Buffer): Message {
   if (opCode === OP_QUERY) {
     const end = bytes.indexOf(0, 20)
     const body = asDoc(BSON.deserialize(bytes.subarray(end + 9)))
-    return { id, opCode, db: bytes.toString('utf8', 20, end).replace(/\.\$cmd$/, ''), body, silent: false, exhaust: false }
+    return {
+      id, opCode, db: bytes.toString('utf8', 20, end).replace(/\.\$cmd$/, ''), body, silent: false, exhaust: false,
+    }
   }
   if (opCode !== OP_MSG) throw new Error(`the double does not read op code ${opCode}`)
   const flags = bytes.readInt32LE(16)
@@ -1092,7 +1185,9 @@ function decode (bytes: Buffer): Message {
   return { id, opCode, db: String(body.$db), body: { ...body, ...sequences }, silent, exhaust }
 }
 
-function encode (doc: Doc, { responseTo, opCode, more }: { responseTo: number, opCode: number, more: boolean }): Buffer {
+function encode (
+  doc: Doc, { responseTo, opCode, more }: { responseTo: number, opCode: number, more: boolean }
+): Buffer {
   const body = BSON.serialize(doc, { ignoreUndefined: true })
   const head = Buffer.alloc(opCode === OP_QUERY ? 36 : 21)
   head.writeInt32LE(head.length + body.length, 0)
@@ -1149,7 +1244,8 @@ class Peer {
   }
 
   reset (): void {
-    // Node emits no 'close' for a socket that is reset while it ends: the client has closed it, so there is nobody left to see the reset.
+    // Node emits no 'close' for a socket that is reset while it ends: the client has closed it, so there is nobody left
+    // to see the reset.
     if (this.#socket.writableEnded) this.#socket.destroy()
     else this.#socket.resetAndDestroy()
   }
@@ -1239,10 +1335,17 @@ class Peer {
   async #send (message: Message, reply: Doc, more = false): Promise<void> {
     await this.#member.running
     const whole = { ...reply, ...this.#double.times() }
-    if (!this.isClosed && !message.silent) this.#socket.write(encode(whole, { responseTo: message.id, opCode: message.opCode, more }))
+    if (!this.isClosed && !message.silent) {
+      this.#socket.write(encode(whole, {
+        responseTo: message.id, opCode: message.opCode, more,
+      }))
+    }
   }
 
-  /** Answers at once, or where the client knows this topology already, at the next change; an exhaust hello goes on so for ever. */
+  /**
+   * Answers at once, or where the client knows this topology already, at the next change; an exhaust hello goes on so
+   * for ever.
+   */
   async #hello (message: Message): Promise<void> {
     const { body } = message
     const known = asDoc(body.topologyVersion)
@@ -1256,14 +1359,21 @@ class Peer {
       this.isListening = false
       if (this.isClosed) return
       seen = this.#member.version
-      await this.#send(message, { ...this.#member.hello(), ...this.#speculate(body), connectionId: this.id, ok: 1 }, streams)
+      await this.#send(message, { ...this.#member.hello(), ...this.#speculate(body), connectionId: this.id, ok: 1 },
+        streams)
       if (!streams) return
     }
   }
 
-  /** The first step of a login rides on the hello. Where it fails the driver hears nothing here, and the login itself fails later. */
+  /**
+   * The first step of a login rides on the hello. Where it fails the driver hears nothing here, and the login itself
+   * fails later.
+   */
   #speculate (body: Doc): Doc {
-    const mechanisms = body.saslSupportedMechs === undefined || this.#double.account === undefined ? {} : { saslSupportedMechs: ['SCRAM-SHA-256'] }
+    const mechanisms = body.saslSupportedMechs === undefined ||
+      this.#double.account === undefined
+      ? {}
+      : { saslSupportedMechs: ['SCRAM-SHA-256'] }
     if (body.speculativeAuthenticate === undefined) return mechanisms
     try {
       return { ...mechanisms, speculativeAuthenticate: this.login.start(asDoc(body.speculativeAuthenticate)) }
@@ -1278,7 +1388,7 @@ function sessionId (id: unknown): string {
   return id instanceof Binary ? id.toString('hex') : keyOf(id)
 }
 
-// --- Topology: one member -------------------------------------------------------------------------------------------------------------
+// --- Topology: one member --------------------------------------------------------------------------------------------
 
 class Replica implements Member {
   readonly index: number
@@ -1418,7 +1528,9 @@ class Replica implements Member {
           me: this.address,
           primary: this.#double.primary?.address,
           secondary: !isPrimary,
-          electionId: isPrimary ? new ObjectId(`7fffffff${this.#double.term.toString(16).padStart(16, '0')}`) : undefined,
+          electionId: isPrimary
+            ? new ObjectId(`7fffffff${this.#double.term.toString(16).padStart(16, '0')}`)
+            : undefined,
           lastWrite: { lastWriteDate: new Date() },
         }
     return {
@@ -1461,11 +1573,22 @@ class Replica implements Member {
   }
 }
 
-// --- The double -----------------------------------------------------------------------------------------------------------------------
+// --- The double ------------------------------------------------------------------------------------------------------
 
 interface ActiveFault extends FailOptions { left: number, hits: number }
-interface ActiveHold { readonly selection: Selection, readonly released: Signal, readonly waiting: Set<Peer>, readonly watchers: Set<() => void> }
-interface Execution { readonly name: string, readonly db: string, readonly body: Doc, readonly member: Replica, readonly peer: Peer }
+interface ActiveHold {
+  readonly selection: Selection
+  readonly released: Signal
+  readonly waiting: Set<Peer>
+  readonly watchers: Set<() => void>
+}
+interface Execution {
+  readonly name: string
+  readonly db: string
+  readonly body: Doc
+  readonly member: Replica
+  readonly peer: Peer
+}
 
 function selects ({ commands, where }: Selection, entry: CommandEntry): boolean {
   const names = typeof commands === 'string' ? [commands] : commands
@@ -1503,13 +1626,17 @@ class Double implements MongoDouble {
   }
 
   get url (): string {
-    const login = this.account === undefined ? '' : `${encodeURIComponent(this.account.user)}:${encodeURIComponent(this.account.password)}@`
-    const query = [...this.standalone ? [] : ['replicaSet=rs'], ...this.account === undefined ? [] : ['authSource=admin']].join('&')
+    const login = this.account === undefined
+      ? ''
+      : `${encodeURIComponent(this.account.user)}:${encodeURIComponent(this.account.password)}@`
+    const query =
+      [...this.standalone ? [] : ['replicaSet=rs'], ...this.account === undefined ? [] : ['authSource=admin']].join('&')
     return `mongodb://${login}${this.members.map((member) => member.address).join(',')}/test${query === '' ? '' : `?${query}`}`
   }
 
   get connections (): ConnectionCounts {
-    const sum = (field: keyof ConnectionCounts) => this.members.reduce((total, member) => total + member.connections[field], 0)
+    const sum = (field: keyof ConnectionCounts) =>
+      this.members.reduce((total, member) => total + member.connections[field], 0)
     return {
       open: sum('open'),
       peak: this.#peak,
@@ -1663,7 +1790,12 @@ class Double implements MongoDouble {
   times (): Doc {
     if (this.standalone) return {}
     const time = new Timestamp({ t: 1700000000, i: this.#store.time })
-    return { operationTime: time, $clusterTime: { clusterTime: time, signature: { hash: new Binary(Buffer.alloc(20)), keyId: Long.ZERO } } }
+    return {
+      operationTime: time,
+      $clusterTime: {
+        clusterTime: time, signature: { hash: new Binary(Buffer.alloc(20)), keyId: Long.ZERO },
+      }
+    }
   }
 
   #setPrimary (next: Replica | null): void {
@@ -1694,10 +1826,14 @@ class Double implements MongoDouble {
   #run ({ name, db, body, member, peer }: Execution): Doc {
     const command = Object.hasOwn(commands, name) ? commands[name] : undefined
     if (command === undefined) throw new CommandError(59, `no such command: '${name}'`)
-    if (this.account !== undefined && command.open !== true && !peer.login.done) throw new CommandError(13, `Command ${name} requires authentication`)
+    if (this.account !== undefined && command.open !== true && !peer.login.done) {
+      throw new CommandError(13,
+      `Command ${name} requires authentication`)
+    }
     this.#checkRole(command, body, member)
     const parts = [body, ...asDocs(body.updates), ...asDocs(body.deletes)]
-    const odd = unsupported.filter((option) => parts.some((part) => part[option] !== undefined && part[option] !== false))
+    const odd =
+      unsupported.filter((option) => parts.some((part) => part[option] !== undefined && part[option] !== false))
     if (odd.length > 0) throw new CommandError(238, `the double does not know: ${odd.join(', ')}`)
     const session = body.lsid === undefined ? undefined : this.#store.session(sessionId(asDoc(body.lsid).id))
     const transaction = this.#transactionOf(name, command, body, session)
@@ -1729,7 +1865,10 @@ class Double implements MongoDouble {
     }
   }
 
-  /** A test let it fail: an error ends a transaction, whoever made it. But for that of a commit or an abort, which may be sent again. */
+  /**
+   * A test let it fail: an error ends a transaction, whoever made it. But for that of a commit or an abort, which may
+   * be sent again.
+   */
   failed (name: string, body: Doc): void {
     if (body.autocommit !== false || name === 'commitTransaction' || name === 'abortTransaction') return
     const { txnNumber, transaction } = this.#store.session(sessionId(asDoc(body.lsid).id))
@@ -1745,32 +1884,62 @@ class Double implements MongoDouble {
     if (at === 'any' || this.standalone || member === this.primary) return
     if (at === 'primary') throw new CommandError(10107, 'not primary')
     const { mode = 'primary' } = asDoc(body.$readPreference)
-    if (mode === 'primary' || body.autocommit === false) throw new CommandError(13435, 'not primary and secondaryOk=false')
+    if (mode === 'primary' || body.autocommit === false) {
+      throw new CommandError(13435,
+        'not primary and secondaryOk=false')
+    }
   }
 
-  /** The open transaction that a command belongs to, begun here where it is its first. Also keeps the numbers of retryable writes. */
+  /**
+   * The open transaction that a command belongs to, begun here where it is its first. Also keeps the numbers of
+   * retryable writes.
+   */
   #transactionOf (name: string, command: Command, body: Doc, session: Session | undefined): Transaction | undefined {
     if (body.txnNumber === undefined) return undefined
     const number = Number(body.txnNumber)
-    if (this.standalone) throw new CommandError(20, 'Transaction numbers are only allowed on a replica set member or mongos')
-    if (session === undefined) throw new CommandError(72, 'Transaction number requires a session ID to also be specified')
+    if (this.standalone) {
+      throw new CommandError(20,
+        'Transaction numbers are only allowed on a replica set member or mongos')
+    }
+    if (session === undefined) {
+      throw new CommandError(72,
+        'Transaction number requires a session ID to also be specified')
+    }
     const inTransaction = body.autocommit === false
     const begins = body.startTransaction === true
     const ends = name === 'commitTransaction' || name === 'abortTransaction'
-    if (inTransaction && command.inTransaction !== true) throw new CommandError(263, `Cannot run '${name}' in a multi-document transaction.`)
-    if (inTransaction && body.writeConcern !== undefined && !ends) throw new CommandError(72, 'writeConcern is not allowed within a transaction')
-    if (number < session.txnNumber) throw new CommandError(225, `Number ${number} is older than ${session.txnNumber} of the same session.`)
+    if (inTransaction && command.inTransaction !== true) {
+      throw new CommandError(263,
+      `Cannot run '${name}' in a multi-document transaction.`)
+    }
+    if (inTransaction && body.writeConcern !== undefined && !ends) {
+      throw new CommandError(72,
+        'writeConcern is not allowed within a transaction')
+    }
+    if (number < session.txnNumber) {
+      throw new CommandError(225,
+      `Number ${number} is older than ${session.txnNumber} of the same session.`)
+    }
     if (ends) return undefined
     const { state } = (number === session.txnNumber ? session.transaction : undefined) ?? {}
     if (inTransaction && !begins) {
       if (state === 'committed') throw new CommandError(256, `Transaction ${number} has been committed.`)
-      if (state !== 'open') throw new CommandError(251, `Given transaction number ${number} does not match any in-progress transactions.`)
-      if (body.readConcern !== undefined) throw new CommandError(72, 'Only the first command in a transaction may specify a readConcern')
+      if (state !== 'open') {
+        throw new CommandError(251,
+        `Given transaction number ${number} does not match any in-progress transactions.`)
+      }
+      if (body.readConcern !== undefined) {
+        throw new CommandError(72,
+          'Only the first command in a transaction may specify a readConcern')
+      }
       return session.transaction
     }
     if (number === session.txnNumber) {
       if (begins) throw new CommandError(117, `Cannot start transaction ${number}: this number is in use already.`)
-      if (state !== undefined) throw new CommandError(217, `Number ${number} was used by a transaction, not by a retryable write.`)
+      if (state !== undefined) {
+        throw new CommandError(217,
+        `Number ${number} was used by a transaction, not by a retryable write.`)
+      }
       return undefined
     }
     if (session.transaction?.state === 'open') this.#abort(session.transaction)

@@ -54,17 +54,24 @@ function plansOf (random: () => number): Plan[] {
 /** What a handler does with its connection. `step` is a point at which its client may go away. */
 type Work<C> = (connection: C, id: number, step: () => void) => Promise<void>
 
-interface Setup<C> { readonly pool: PoolOptions, readonly work: Work<C>, readonly ownership: Ownership, readonly sample?: () => Promise<void> }
+interface Setup<C> {
+  readonly pool: PoolOptions
+  readonly work: Work<C>
+  readonly ownership: Ownership
+  readonly sample?: () => Promise<void>
+}
 
 async function run<C extends object> (t: Test, { pool, work, ownership, sample }: Setup<C>) {
   t.comment(`seed ${seed}: set SEED to run it again`)
   const random = seeded(seed)
   const plans = plansOf(random)
-  const departures = new Map(plans.filter(({ when }) => when === 'during').map(({ id }) => [id, 1 + Math.floor(random() * 4)]))
+  const departures =
+    new Map(plans.filter(({ when }) => when === 'during').map(({ id }) => [id, 1 + Math.floor(random() * 4)]))
   const app = Fastify()
   await app.register(fastifyPool, { ...pool, acquireTimeout: 20_000 } as PoolOptions)
   app.addContentTypeParser('text/plain', { parseAs: 'string' }, (_request, body, done) => { done(null, body) })
-  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send(error.code ?? error.message))
+  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) =>
+    reply.code(error.statusCode ?? 500).send(error.code ?? error.message))
 
   const agent = keepAliveAgent(t, width)
   const storm = new Storm(() => (app.server.address() as AddressInfo).port, agent)
@@ -80,14 +87,18 @@ async function run<C extends object> (t: Test, { pool, work, ownership, sample }
     return String(id)
   }
   const leased = (request: FastifyRequest) => (request as FastifyRequest & { db: C }).db
-  const add = (url: (typeof routes)[number], pools: Record<string, unknown> | undefined, handler: (request: FastifyRequest) => Promise<unknown>) => {
+  type Handler = (request: FastifyRequest) => Promise<unknown>
+  const add = (url: (typeof routes)[number], pools: Record<string, unknown> | undefined, handler: Handler) => {
     app.route({ method: ['GET', 'POST'], url, ...pools && { config: { pools: { db: pools } } }, handler })
   }
   add('/plain', undefined, (request) => handled(request, leased(request)))
   add('/onSend', { release: 'onSend' }, (request) => handled(request, leased(request)))
-  add('/manual', { acquire: 'manual' }, async (request) => handled(request, (await request.acquire('db')).connection as C))
+  add('/manual', { acquire: 'manual' },
+    async (request) => handled(request, (await request.acquire('db')).connection as C))
   add('/preHandler', { acquire: 'preHandler' }, (request) => handled(request, leased(request)))
-  add('/throws', undefined, async (request) => { throw Object.assign(new Error('as asked'), { code: await handled(request, leased(request)), statusCode: 418 }) })
+  add('/throws', undefined, async (request) => {
+    throw Object.assign(new Error('as asked'), { code: await handled(request, leased(request)), statusCode: 418 })
+  })
   add('/early', undefined, async (request) => {
     const id = await handled(request, leased(request))
     request.lease('db').release()
@@ -125,9 +136,12 @@ async function run<C extends object> (t: Test, { pool, work, ownership, sample }
   return { app, took }
 }
 
-async function check (t: Test, app: FastifyInstance, storm: Storm, plans: readonly Plan[], ownership: Ownership): Promise<void> {
+async function check (
+  t: Test, app: FastifyInstance, storm: Storm, plans: readonly Plan[], ownership: Ownership
+): Promise<void> {
   const { used, pending, creating, closing, idle, late, acquired, released, destroyed } = app.pools.stats().db!
-  t.match({ used, pending, late, out: app.pools.holders().length }, { used: 0, pending: 0, late: 0, out: 0 }, 'nothing is leased, nobody waits')
+  t.match({ used, pending, late, out: app.pools.holders().length }, { used: 0, pending: 0, late: 0, out: 0 },
+    'nothing is leased, nobody waits')
   t.equal(acquired, released)
   t.ok(creating + idle + closing <= max)
   t.same(ownership.faults.slice(0, 5), [], 'no connection in two hands, no value of another request')
@@ -159,7 +173,8 @@ t.test(`${requests} requests with random aborts against Redis leave nothing leas
   const work: Work<Redis> = async (redis, id, step) => {
     step()
     // An open MULTI would answer QUEUED; a watched key makes EXEC fail, since the INCR touches it.
-    const answers = await Promise.all([redis.client('INFO'), redis.incr(watched), redis.multi().echo(String(id)).exec()])
+    const answers =
+      await Promise.all([redis.client('INFO'), redis.incr(watched), redis.multi().echo(String(id)).exec()])
     const info = `${String(answers[0])} `
     for (const field of expected) if (!info.includes(field)) ownership.fault(`request ${id} finds ${field} not true: ${info}`)
     if (typeof answers[1] !== 'number') ownership.fault(`request ${id} got ${String(answers[1])} for INCR`)
@@ -196,7 +211,8 @@ t.test(`${requests} requests with random aborts against Redis leave nothing leas
 
   const counts: number[] = []
   const sample = async () => {
-    counts.push(String(await control.client('LIST')).split('\n').filter((line) => line.includes(` name=${name}`)).length)
+    counts.push(String(await control.client('LIST')).split('\n').filter((line) => line.includes(` name=${name}`))
+      .length)
     // A value for those who are wrongly subscribed.
     await control.publish(`${name}-x`, 'to nobody')
   }
@@ -204,7 +220,8 @@ t.test(`${requests} requests with random aborts against Redis leave nothing leas
   const { took } = await run(t, { pool, work, ownership, sample })
   t.equal(await control.exists(`${name}-never`), 0, 'no MULTI that was left was ever executed')
   t.ok(counts.length > 20, `${counts.length} samples`)
-  t.ok(Math.max(...counts) <= max + 1, `the server counts at most ${Math.max(...counts)} connections, the shared client's among them`)
+  t.ok(Math.max(...counts) <= max + 1,
+    `the server counts at most ${Math.max(...counts)} connections, the shared client's among them`)
   t.comment(`Redis: ${Math.round(took)} ms, ${counts.length} samples, at most ${Math.max(...counts)} connections`)
 })
 
@@ -240,7 +257,9 @@ t.test(`${requests} requests with random aborts against MongoDB leave nothing le
     step()
   }
 
-  const pool: PoolOptions = { backend: 'mongodb', url: `mongodb://${proxy.host}:${proxy.port}/?directConnection=true`, database: 'aborts', max }
+  const pool: PoolOptions = {
+    backend: 'mongodb', url: `mongodb://${proxy.host}:${proxy.port}/?directConnection=true`, database: 'aborts', max,
+  }
   const { took } = await run(t, { pool, work, ownership })
   const { peak } = proxy.connections
   // One that listens for changes, and one that measures round trips.

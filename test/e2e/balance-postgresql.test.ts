@@ -34,13 +34,20 @@ async function serve (t: Test, pool: Partial<PoolOptions>) {
   const app = Fastify()
   const held = new Held()
   await app.register(fastifyPool, { backend: 'postgresql', ...pool } as PoolOptions)
-  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send(`${error.code} ${error.message}`))
+  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) =>
+    reply.code(error.statusCode ?? 500).send(`${error.code} ${error.message}`))
   const where = async (request: { db: unknown }, reply: FastifyReply) => {
-    const { rows: [row] } = await (request.db as Client).query<{ port: string }>("SELECT current_setting('port') AS port")
+    const { rows: [row] } = await (request.db as Client)
+      .query<{ port: string }>("SELECT current_setting('port') AS port")
     reply.header('x-port', row!.port)
     return Number(row!.port)
   }
-  app.route({ method: ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'], url: '/', handler: async (request, reply) => { await where(request, reply) } })
+  app.route({
+    method: ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'],
+    url: '/',
+    handler: async (request,
+      reply) => { await where(request, reply) }
+  })
   app.get('/held', async (request, reply) => held.wait(await where(request, reply)))
   const port = await listen(t, app, () => { held.letGo() })
   const agent = keepAliveAgent(t)
@@ -53,7 +60,10 @@ async function serve (t: Test, pool: Partial<PoolOptions>) {
   return { app, held, request }
 }
 
-/** Each target has been asked what it is, and is not asked again: whoever asks takes a connection of it, which would count. */
+/**
+ * Each target has been asked what it is, and is not asked again: whoever asks takes a connection of it, which would
+ * count.
+ */
 async function serveAsked (t: Test, pool: Partial<PoolOptions>) {
   const served = await serve(t, { ...pool, checkInterval: 600_000 })
   await until(() => served.app.pools.stats().db!.targets!.every(({ lag, role, used }) =>
@@ -71,7 +81,9 @@ t.test('PostgreSQL: a primary and two replicas', needsGroup('PostgreSQL'), async
   const { primary, replicas, ...pair } = await startPostgresPair(t, { replicas: 2 })
   const [light, heavy] = replicas as [Server, Server]
   const servers = [primary, light, heavy]
-  const targets = [{ name: 'primary', url: primary.url }, { name: 'light', url: light.url, role: 'replica', weight: 1 }, { name: 'heavy', url: heavy.url, role: 'replica', weight: 3 }] as const
+  const targets =
+    [{ name: 'primary', url: primary.url }, { name: 'light', url: light.url, role: 'replica', weight: 1 },
+      { name: 'heavy', url: heavy.url, role: 'replica', weight: 3 }] as const
 
   await t.test('the method decides: GET and HEAD read from replicas, all others go to the primary', async (t) => {
     const { request } = await serve(t, { targets })
@@ -82,7 +94,8 @@ t.test('PostgreSQL: a primary and two replicas', needsGroup('PostgreSQL'), async
   for (const together of [1, 8]) {
     await t.test(`weighted: 400 reads, ${together} at a time, are shared by weight, and 100 writes are the primary's`, async (t) => {
       const { request } = await serveAsked(t, { targets, max: 30 })
-      const reads = (await Promise.all(Array.from({ length: together }, () => oneByOne(400 / together, request)))).flat()
+      const reads = (await Promise.all(Array.from({ length: together }, () => oneByOne(400 / together, request))))
+        .flat()
       const [none, few, many] = tally(servers, reads) as [number, number, number]
       t.equal(none, 0)
       t.equal(few + many, 400)
@@ -124,7 +137,8 @@ t.test('PostgreSQL: a primary and two replicas', needsGroup('PostgreSQL'), async
       await more(few + many)
       t.same(tally(servers, held.ports), [none, few, many])
       held.letGo((port) => port === heavy.port)
-      await until(() => app.pools.stats().db!.targets!.find(({ target }) => target === 'heavy')!.used === 0, { what: 'one replica has no leases' })
+      await until(() => app.pools.stats().db!.targets!.find(({ target }) => target === 'heavy')!.used === 0,
+        { what: 'one replica has no leases' })
       await more(many)
       t.same(tally(servers, held.ports), [none, few, many], 'what one has lost it gets back')
       held.letGo()
@@ -133,7 +147,9 @@ t.test('PostgreSQL: a primary and two replicas', needsGroup('PostgreSQL'), async
   })
 
   await t.test('a replica further behind than maxLag is left out until it has caught up, and no read fails', async (t) => {
-    const { request, app } = await serve(t, { targets: [targets[0], { ...targets[1], weight: 1 }, { ...targets[2], weight: 1 }], maxLag: 300, checkInterval: 50 })
+    const { request, app } = await serve(t, {
+      targets: [targets[0], { ...targets[1], weight: 1 }, { ...targets[2], weight: 1 }], maxLag: 300, checkInterval: 50,
+    })
     const lagOf = (name: string) => app.pools.stats().db!.targets!.find(({ target }) => target === name)!.lag
     await askPostgres(primary.url, 'CREATE TABLE IF NOT EXISTS lines (n int)')
     await Promise.all(replicas.map((replica) => pair.caughtUp(replica)))
@@ -143,7 +159,8 @@ t.test('PostgreSQL: a primary and two replicas', needsGroup('PostgreSQL'), async
       return { none, one, other }
     }
     /** Not to one: who is just being asked for its lag is passed over. */
-    const areEven = ({ none, one, other }: { none: number, one: number, other: number }) => t.ok(none === 0 && Math.abs(one - other) <= 12, `both are read from: ${one} to ${other}`)
+    const areEven = ({ none, one, other }: { none: number, one: number, other: number }) =>
+      t.ok(none === 0 && Math.abs(one - other) <= 12, `both are read from: ${one} to ${other}`)
     areEven(await shares())
     await pair.pauseReplay(light)
     t.teardown(() => pair.resumeReplay(light))
@@ -175,7 +192,7 @@ t.test('PostgreSQL: a primary and two replicas', needsGroup('PostgreSQL'), async
   }
 })
 
-// --- Passwords that change ------------------------------------------------------------------------------------------------------------
+// --- Passwords that change -------------------------------------------------------------------------------------------
 
 interface Vault { password: string, asked: number, ask (): Promise<string> }
 
@@ -221,7 +238,8 @@ t.test('PostgreSQL: a password is changed while requests go on: none fails, and 
     const { rows: [now] } = await admin.query<{ now: string }>('SELECT clock_timestamp()::text AS now')
     dbOf(app).evict()
     await until(async () => {
-      const { rowCount } = await admin.query("SELECT FROM pg_stat_activity WHERE usename = 'app' AND backend_start < $1", [now!.now])
+      const { rowCount } =
+        await admin.query("SELECT FROM pg_stat_activity WHERE usename = 'app' AND backend_start < $1", [now!.now])
       return rowCount === 0
     }, { what: 'no connection is left that was made with the old password' })
     const after = served
@@ -253,7 +271,8 @@ t.test('PostgreSQL: a create that is under way with the old password is made aga
   letGo!(old)
   t.ok(await waiting > 0, 'served')
   t.match(errors.map(({ error }) => error), [{ code: '28P01' }])
-  t.notMatch(JSON.stringify(errors.map(({ error }) => [error, error.message, error.stack])), /first-secret|second-secret/)
+  t.notMatch(JSON.stringify(errors.map(({ error }) => [error, error.message, error.stack])),
+    /first-secret|second-secret/)
 })
 
 t.test('PostgreSQL: evict() means creates under way too: what they bring is lent to nobody', needsGroup('PostgreSQL'), async (t) => {

@@ -11,14 +11,19 @@ t.test("MongoDB's double: through failures, aborts, conflicts and a restart the 
   const double = await startMongoDouble(t)
   const client = await MongoClient.connect(double.url)
   t.teardown(() => client.close())
-  await client.db('test').collection<Account>('accounts').insertMany(Array.from({ length: accounts }, (_, _id) => ({ _id, balance: opening })))
+  await client.db('test').collection<Account>('accounts')
+    .insertMany(Array.from({ length: accounts }, (_, _id) => ({ _id, balance: opening })))
   await client.db('test').createCollection('transfers')
   const documents = <T>(collection: string) => double.documents('test', collection) as unknown as T[]
   await runBank<Db>(t, {
     pool: { backend: 'mongodb', url: double.url },
     bank: {
-      async add (db, account, amount) { await db.collection<Account>('accounts').updateOne({ _id: account }, { $inc: { balance: amount } }) },
-      async record (db, { id, from, to, amount }) { await db.collection<Row>('transfers').insertOne({ _id: id, from, to, amount }) },
+      async add (db, account, amount) {
+        await db.collection<Account>('accounts').updateOne({ _id: account }, { $inc: { balance: amount } })
+      },
+      async record (db, { id, from, to, amount }) {
+        await db.collection<Row>('transfers').insertOne({ _id: id, from, to, amount })
+      },
       read: async () => ({
         balances: documents<Account>('accounts').sort((a, b) => a._id - b._id).map(({ balance }) => balance),
         transfers: documents<Row>('transfers').map(({ _id: id, from, to, amount }) => ({ id, from, to, amount })),

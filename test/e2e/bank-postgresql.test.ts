@@ -22,10 +22,15 @@ t.test('PostgreSQL: through failures, aborts and a crash of the server the books
   await runBank<pg.Client>(t, {
     pool: { backend: 'postgresql', url: server.url },
     bank: {
-      async add (client, account, amount) { await client.query('update accounts set balance = balance + $1 where id = $2', [amount, account]) },
-      async record (client, { id, from, to, amount }) { await client.query('insert into transfers values ($1, $2, $3, $4)', [id, from, to, amount]) },
+      async add (client, account, amount) {
+        await client.query('update accounts set balance = balance + $1 where id = $2', [amount, account])
+      },
+      async record (client, { id, from, to, amount }) {
+        await client.query('insert into transfers values ($1, $2, $3, $4)', [id, from, to, amount])
+      },
       read: () => outside(async (client) => ({
-        balances: (await client.query<{ balance: number }>('select balance from accounts order by id')).rows.map(({ balance }) => balance),
+        balances: (await client.query<{ balance: number }>('select balance from accounts order by id'))
+          .rows.map(({ balance }) => balance),
         transfers: (await client.query<Transfer>('select * from transfers')).rows,
       })),
     },

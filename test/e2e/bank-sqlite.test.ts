@@ -18,9 +18,12 @@ t.test('SQLite: through failures, aborts and handles that are replaced the books
         db.prepare('update accounts set balance = balance + ? where id = ?').run(amount, account)
         await aTurn()
       },
-      async record (db, { id, from, to, amount }) { db.prepare('insert into transfers values (?, ?, ?, ?)').run(id, from, to, amount) },
+      async record (db, { id, from, to, amount }) {
+        db.prepare('insert into transfers values (?, ?, ?, ?)').run(id, from, to, amount)
+      },
       read: async () => ({
-        balances: (outside.prepare('select balance from accounts order by id').all() as Array<{ balance: number }>).map(({ balance }) => balance),
+        balances: (outside.prepare('select balance from accounts order by id').all() as Array<{ balance: number }>)
+          .map(({ balance }) => balance),
         transfers: outside.prepare('select * from transfers').all() as Transfer[],
       }),
     },

@@ -28,21 +28,40 @@ export interface Bank<C> {
 type Fate = 'done' | 'throws' | 'refused' | 'invalid'
 
 /**
- * Thousands of transfers, each in its route's transaction. Some handlers throw or refuse, some clients go away, transactions deadlock, and after half of them the
- * database is restarted. Whatever happens, no money is made or lost, and what a client was told is true.
+ * Thousands of transfers, each in its route's transaction. Some handlers throw or refuse, some clients go away,
+ * transactions deadlock, and after half of them the database is restarted. Whatever happens, no money is made or lost,
+ * and what a client was told is true.
  */
-export async function runBank<C> (t: Test, { pool, bank, restart }: { pool: PoolOptions, bank: Bank<C>, restart: () => Promise<void> }): Promise<void> {
+export async function runBank<C> (
+  t: Test, { pool, bank, restart }: { pool: PoolOptions, bank: Bank<C>, restart: () => Promise<void> }
+): Promise<void> {
   t.comment(`seed ${seed}: set SEED to run it again`)
   const random = seeded(seed)
   const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)]!
   const transfers: Array<Transfer & { fate: Fate, leavesAt: number }> = []
   const plans = Array.from({ length: requests }, (_, id): Plan => {
     const from = Math.floor(random() * accounts)
-    const when = pick<When>(['never', 'never', 'never', 'never', 'never', 'never', 'never', 'before', 'during', 'answer'])
+    const when =
+      pick<When>(['never', 'never', 'never', 'never', 'never', 'never', 'never', 'before', 'during', 'answer'])
     const fate = pick<Fate>(['done', 'done', 'done', 'done', 'done', 'done', 'done', 'throws', 'refused', 'invalid'])
-    const transfer = { id, from, to: (from + 1 + Math.floor(random() * (accounts - 1))) % accounts, amount: 1 + Math.floor(random() * 100) }
+    const transfer =
+      {
+        id,
+        from,
+        to: (from + 1 + Math.floor(random() * (accounts - 1))) % accounts,
+        amount: 1 +
+        Math.floor(random() * 100)
+      }
     transfers.push({ ...transfer, fate, leavesAt: when === 'during' ? 1 + Math.floor(random() * 3) : 0 })
-    return { id, method: 'POST', path: '/transfers', body: JSON.stringify(fate === 'invalid' ? { ...transfer, amount: 0 } : transfer), when }
+    return {
+      id,
+      method: 'POST',
+      path: '/transfers',
+      body: JSON.stringify(fate === 'invalid'
+        ? { ...transfer, amount: 0 }
+        : transfer),
+      when
+    }
   })
 
   const app = Fastify()
@@ -51,8 +70,10 @@ export async function runBank<C> (t: Test, { pool, bank, restart }: { pool: Pool
   const storm = new Storm(() => (app.server.address() as AddressInfo).port, agent)
   let handled = 0
   let restarted: Promise<void> | undefined
-  const properties = { id: { type: 'integer' }, from: { type: 'integer' }, to: { type: 'integer' }, amount: { type: 'integer', minimum: 1 } }
-  app.addContentTypeParser('text/plain', { parseAs: 'string' }, (_request, body, done) => { done(null, JSON.parse(body as string)) })
+  const properties =
+    { id: { type: 'integer' }, from: { type: 'integer' }, to: { type: 'integer' }, amount: { type: 'integer', minimum: 1 } }
+  app.addContentTypeParser('text/plain', { parseAs: 'string' },
+    (_request, body, done) => { done(null, JSON.parse(body as string)) })
   app.post<{ Body: Transfer }>('/transfers', {
     schema: { body: { type: 'object', required: Object.keys(properties), properties } },
     config: { pools: { db: { transaction: true } } },
@@ -97,9 +118,13 @@ export async function runBank<C> (t: Test, { pool, bank, restart }: { pool: Pool
   t.equal(ids.size, recorded.length, 'none was made twice')
   const told = storm.outcomes.filter(({ body, status }) => body !== undefined && status === 200)
   t.strictSame(told.filter(({ id }) => !ids.has(id)), [], 'what a client was told is done is done')
-  t.strictSame(transfers.filter(({ id, fate }) => fate !== 'done' && ids.has(id)), [], 'what the handler refused, or threw for, is undone')
+  t.strictSame(transfers.filter(({ id, fate }) => fate !== 'done' && ids.has(id)), [],
+    'what the handler refused, or threw for, is undone')
   t.ok(told.length > requests / 4, `${told.length} transfers were confirmed`)
   const statuses: Record<string, number> = {}
-  for (const { status, error } of storm.outcomes) statuses[status ?? error ?? '?'] = (statuses[status ?? error ?? '?'] ?? 0) + 1
+  for (const { status, error } of storm.outcomes) {
+    statuses[status ?? error ?? '?'] =
+    (statuses[status ?? error ?? '?'] ?? 0) + 1
+  }
   t.comment(`${Math.round(performance.now() - began)} ms; ${JSON.stringify(statuses)}; ${recorded.length} on record`)
 }

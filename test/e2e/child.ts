@@ -3,7 +3,10 @@ import { fileURLToPath } from 'node:url'
 import type { Teardown } from '../support/services.js'
 import { until } from '../support/until.js'
 
-/** A program of this folder in a process of its own, on what `npm run build` made. It is gone when the test that started it ends. */
+/**
+ * A program of this folder in a process of its own, on what `npm run build` made. It is gone when the test that started
+ * it ends.
+ */
 export class Program {
   stdout = ''
   stderr = ''
@@ -40,14 +43,18 @@ export class Program {
   async message<T = unknown> (name: string, timeout = 30_000): Promise<T> {
     const found = await until(() => {
       const message = this.messages.find((one) => name in one)
-      if (message === undefined && this.ended !== undefined) throw new Error(`the program ended before it said '${name}':\n${this.stdout}\n${this.stderr}`)
+      if (message === undefined &&
+        this.ended !== undefined) throw new Error(`the program ended before it said '${name}':\n${this.stdout}\n${this.stderr}`)
       return message
     }, { timeout, what: `the program says '${name}'` })
     return found[name] as T
   }
 
-  async end (timeout = 30_000): Promise<{ readonly code: number | null, readonly signal: NodeJS.Signals | null, readonly at: number }> {
-    return await until(() => this.ended, { timeout, what: `the program ends; it said so far:\n${this.stdout}\n${this.stderr}` })
+  async end (
+    timeout = 30_000
+  ): Promise<{ readonly code: number | null, readonly signal: NodeJS.Signals | null, readonly at: number }> {
+    return await until(() => this.ended,
+      { timeout, what: `the program ends; it said so far:\n${this.stdout}\n${this.stderr}` })
   }
 
   /** Its log, one object for each line of JSON. */

@@ -55,8 +55,10 @@ for (const [backend, connection, ask, start] of servers) {
       const left = lie[0] === 'commit and chain' ? ['before'] : []
       for (const url of ['/route', '/within', '/request', '/lease', '/pool']) {
         const { statusCode, body } = await app.inject(url)
-        t.match({ statusCode, body }, { statusCode: 500, body: /FST_POOL_TRANSACTION_ENDED/ }, `${url}: ${lie.join(', then ')}`)
-        t.same(await pool.use((connection) => ask(connection, 'select line from told')), left, 'what came after is not stored')
+        t.match({ statusCode, body }, { statusCode: 500, body: /FST_POOL_TRANSACTION_ENDED/ },
+          `${url}: ${lie.join(', then ')}`)
+        t.same(await pool.use((connection) => ask(connection, 'select line from told')), left,
+          'what came after is not stored')
         await pool.use((connection) => ask(connection, 'delete from told'))
       }
     }

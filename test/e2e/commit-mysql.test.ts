@@ -15,14 +15,16 @@ const subject: Subject<Connection> = {
   pool: (url) => ({ backend: 'mysql', url }),
   prepare: (connection) => connection.query('create table if not exists kept (id varchar(40) primary key)'),
   keep: (connection, id) => connection.query('insert into kept values (?)', [id]),
-  kept: async (connection) => (await connection.query<Array<RowDataPacket & { id: string }>>('select id from kept'))[0].map(({ id }) => id),
+  kept: async (connection) =>
+    (await connection.query<Array<RowDataPacket & { id: string }>>('select id from kept'))[0].map(({ id }) => id),
   commit: 'COMMIT',
   isTransient: (error) => backend.isTransient!(error) || backend.transactions!.isTransient(error),
 }
 
 /** MariaDB's sequence engine makes them one by one. */
 const rowsOf = (connection: Connection, count: number): Readable =>
-  (connection as unknown as { readonly connection: Core }).connection.query(`select seq, repeat('x', 500) as x from seq_1_to_${count}`).stream()
+  (connection as unknown as { readonly connection: Core })
+    .connection.query(`select seq, repeat('x', 500) as x from seq_1_to_${count}`).stream()
 const texts = (connection: Connection, count: number) => {
   // Outside of the generator: where that is stopped before it begins, nobody ends the query.
   const stream = rowsOf(connection, count)
@@ -33,10 +35,32 @@ const some = 5000
 const endless = 2_000_000_000
 
 const cases: Array<Case<Connection>> = [
-  { name: 'HEAD of a stream of rows', method: 'HEAD', then: (connection, reply) => reply.send(rowsOf(connection, some)), status: 200 },
-  { name: 'HEAD of a generator over a stream of rows', method: 'HEAD', then: (connection, reply) => reply.send(texts(connection, some)), status: 200 },
-  { name: 'a 204 with a stream of rows', then: (connection, reply) => reply.code(204).send(rowsOf(connection, some)), status: 204 },
-  { name: 'a 304 with a stream of rows', then: (connection, reply) => reply.code(304).send(texts(connection, some)), status: 304 },
+  {
+    name: 'HEAD of a stream of rows',
+    method: 'HEAD',
+    then: (connection, reply) =>
+      reply.send(rowsOf(connection, some)),
+    status: 200
+  },
+  {
+    name: 'HEAD of a generator over a stream of rows',
+    method: 'HEAD',
+    then: (connection, reply) =>
+      reply.send(texts(connection, some)),
+    status: 200
+  },
+  {
+    name: 'a 204 with a stream of rows',
+    then: (connection, reply) => reply.code(204)
+      .send(rowsOf(connection, some)),
+    status: 204
+  },
+  {
+    name: 'a 304 with a stream of rows',
+    then: (connection, reply) => reply.code(304)
+      .send(texts(connection, some)),
+    status: 304
+  },
   {
     name: 'HEAD of a stream of rows that never ends',
     method: 'HEAD',
@@ -69,7 +93,9 @@ const cases: Array<Case<Connection>> = [
 
 t.test('MariaDB: what was begun before and has not ended', async (t) => { await behind(t, subject, cases) })
 
-t.test('MariaDB: a client that stops reading', async (t) => { await stalled(t, subject, (connection) => texts(connection, endless)) })
+t.test('MariaDB: a client that stops reading', async (t) => {
+  await stalled(t, subject, (connection) => texts(connection, endless))
+})
 
 t.test('MariaDB: a network that swallows the commit', async (t) => { await lost(t, subject) })
 
@@ -84,7 +110,8 @@ t.test('MariaDB: a connection that is killed while it commits: nobody knows', as
     // From now on no commit gets through.
     await locker.query('flush tables with read lock')
   }).then(() => undefined, (error: unknown) => error as Error & { code?: string })
-  const other = (text: string) => served.db.use(async (connection) => (await connection.query<RowDataPacket[]>(text))[0])
+  const other = (text: string) =>
+    served.db.use(async (connection) => (await connection.query<RowDataPacket[]>(text))[0])
   await until(async () => (await other(`select 1 from information_schema.processlist where id = ${id} and info like 'COMMIT%'`)).length === 1,
     { what: 'COMMIT at work' })
   await other(`kill ${id}`)

@@ -35,22 +35,86 @@ const endless = 2_000_000_000
 
 const cases: Array<Case<Client>> = [
   { name: 'HEAD of a COPY', method: 'HEAD', then: (client, reply) => reply.send(csv(client, some)), status: 200 },
-  { name: 'HEAD of a generator over a query stream', method: 'HEAD', then: (client, reply) => reply.send(texts(client, some)), status: 200 },
-  { name: 'HEAD of a web stream of a COPY', method: 'HEAD', then: (client, reply) => reply.send(Readable.toWeb(csv(client, some))), status: 200 },
-  { name: 'HEAD of a Response of a COPY', method: 'HEAD', then: (client, reply) => reply.send(new Response(Readable.toWeb(csv(client, some)) as ReadableStream)), status: 200 },
+  {
+    name: 'HEAD of a generator over a query stream',
+    method: 'HEAD',
+    then: (client, reply) =>
+      reply.send(texts(client, some)),
+    status: 200
+  },
+  {
+    name: 'HEAD of a web stream of a COPY',
+    method: 'HEAD',
+    then: (client, reply) =>
+      reply.send(Readable.toWeb(csv(client, some))),
+    status: 200
+  },
+  {
+    name: 'HEAD of a Response of a COPY',
+    method: 'HEAD',
+    then: (client, reply) =>
+      reply.send(new Response(Readable.toWeb(csv(client, some)) as ReadableStream)),
+    status: 200
+  },
   { name: 'a 204 with a COPY', then: (client, reply) => reply.code(204).send(csv(client, some)), status: 204 },
   { name: 'a 304 with a COPY', then: (client, reply) => reply.code(304).send(csv(client, some)), status: 304 },
-  { name: 'HEAD of a query stream that never ends', method: 'HEAD', then: (client, reply) => reply.send(texts(client, endless)), status: 200, commitTimeout: 2000 },
-  { name: 'HEAD of a query stream that does not begin', method: 'HEAD', then: (client, reply) => reply.send(Readable.from(client.query(new QueryStream('select pg_sleep(600)')), { objectMode: false })), status: 500, code: 'FST_POOL_COMMIT_TIMEOUT' },
-  { name: 'HEAD of a COPY that never ends', method: 'HEAD', then: (client, reply) => reply.send(csv(client, endless)), status: 500, code: 'FST_POOL_COMMIT_TIMEOUT' },
-  { name: 'a cursor that is not closed', then: (client) => new Promise((resolve) => { rowsOf(client, some).once('data', () => { resolve('one') }).once('data', function (this: Readable) { this.pause() }) }), status: 500, code: 'FST_POOL_COMMIT_TIMEOUT' },
-  { name: 'a COPY FROM that is never ended', then: (client) => { client.query(copyFrom('copy kept from stdin')).on('error', () => {}).write('a\n'); return 'written' }, status: 500, code: 'FST_POOL_COMMIT_TIMEOUT' },
-  { name: 'a query that nobody waited for', then: (client) => { client.query('select pg_sleep(600)').catch(() => {}); return 'early' }, status: 500, code: 'FST_POOL_COMMIT_TIMEOUT' },
+  {
+    name: 'HEAD of a query stream that never ends',
+    method: 'HEAD',
+    then: (client, reply) =>
+      reply.send(texts(client, endless)),
+    status: 200,
+    commitTimeout: 2000
+  },
+  {
+    name: 'HEAD of a query stream that does not begin',
+    method: 'HEAD',
+    then: (client, reply) =>
+      reply.send(Readable.from(client.query(new QueryStream('select pg_sleep(600)')), { objectMode: false })),
+    status: 500,
+    code: 'FST_POOL_COMMIT_TIMEOUT'
+  },
+  {
+    name: 'HEAD of a COPY that never ends',
+    method: 'HEAD',
+    then: (client, reply) =>
+      reply.send(csv(client, endless)),
+    status: 500,
+    code: 'FST_POOL_COMMIT_TIMEOUT'
+  },
+  {
+    name: 'a cursor that is not closed',
+    then: (client) => new Promise((resolve) => {
+      rowsOf(client, some).once('data', () => { resolve('one') }).once('data', function (this: Readable) { this.pause() })
+    }),
+    status: 500,
+    code: 'FST_POOL_COMMIT_TIMEOUT'
+  },
+  {
+    name: 'a COPY FROM that is never ended',
+    then: (client) => {
+      client.query(copyFrom('copy kept from stdin')).on('error', () => {}).write('a\n')
+      return 'written'
+    },
+    status: 500,
+    code: 'FST_POOL_COMMIT_TIMEOUT'
+  },
+  {
+    name: 'a query that nobody waited for',
+    then: (client) => {
+      client.query('select pg_sleep(600)')
+        .catch(() => {}); return 'early'
+    },
+    status: 500,
+    code: 'FST_POOL_COMMIT_TIMEOUT'
+  },
 ]
 
 t.test('PostgreSQL: what was begun before and has not ended', async (t) => { await behind(t, subject, cases) })
 
-t.test('PostgreSQL: a client that stops reading', async (t) => { await stalled(t, subject, (client) => csv(client, endless)) })
+t.test('PostgreSQL: a client that stops reading', async (t) => {
+  await stalled(t, subject, (client) => csv(client, endless))
+})
 
 t.test('PostgreSQL: a network that swallows the commit', async (t) => { await lost(t, subject) })
 
@@ -84,7 +148,8 @@ t.test('PostgreSQL: a connection that is terminated while it commits: nobody kno
     pid = (await client.query<{ pid: number }>('select pg_backend_pid() as pid')).rows[0]!.pid
     await client.query('insert into late values (2, true)')
   })
-  const other = (text: string) => served.db.use(async (connection) => (await connection.query<Record<string, unknown>>(text)).rows)
+  const other = (text: string) =>
+    served.db.use(async (connection) => (await connection.query<Record<string, unknown>>(text)).rows)
   await until(async () => (await other(`select from pg_stat_activity where pid = ${pid} and query = 'COMMIT' and wait_event = 'PgSleep'`)).length === 1,
     { what: 'COMMIT at work' })
   await other(`select pg_terminate_backend(${pid})`)
@@ -94,7 +159,9 @@ t.test('PostgreSQL: a connection that is terminated while it commits: nobody kno
   await unused(served)
 
   // The driver gives up waiting, and the server goes on.
-  const patient = await serve(t, { ...subject, pool: (url) => ({ ...subject.pool(url), connection: { query_timeout: 800 } }) as PoolOptions }, { max: 1 })
+  const patient = await serve(t, {
+    ...subject, pool: (url) => ({ ...subject.pool(url), connection: { query_timeout: 800 } }) as PoolOptions,
+  }, { max: 1 })
   const late = await patient.db.transaction((connection) => connection.query('insert into late values (3, true)'))
     .then(() => undefined, (error: unknown) => error as Error & { code?: string })
   t.match(late, { code: 'FST_POOL_COMMIT_UNKNOWN', cause: { message: 'Query read timeout' } })

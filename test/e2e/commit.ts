@@ -43,11 +43,22 @@ export interface Case<C> {
   readonly commitTimeout?: number
 }
 
-export async function serve<C> (t: Test, { pool, keep, server, ...subject }: Subject<C>, { cases = [], url = server.url, ...options }: {
-  cases?: ReadonlyArray<Case<C>>, url?: string, max?: number, commitTimeout?: number, acquireTimeout?: number
-} = {}) {
+interface ServeOptions<C> {
+  cases?: ReadonlyArray<Case<C>>
+  url?: string
+  max?: number
+  commitTimeout?: number
+  acquireTimeout?: number
+}
+
+export async function serve<C> (
+  t: Test,
+  { pool, keep, server, ...subject }: Subject<C>,
+  { cases = [], url = server.url, ...options }: ServeOptions<C> = {}
+) {
   const app = Fastify()
-  await app.register(fastifyPool, { max: 2, acquireTimeout: patience, commitTimeout, log: false, ...pool(url), ...options } as PluginOptions)
+  await app.register(fastifyPool,
+    { max: 2, acquireTimeout: patience, commitTimeout, log: false, ...pool(url), ...options } as PluginOptions)
   const db = app.pools.get('db') as unknown as PoolFace<C>
   await db.use((connection) => subject.prepare(connection))
   const errors: unknown[] = []
@@ -98,20 +109,25 @@ export async function behind<C> (t: Test, subject: Subject<C>, cases: ReadonlyAr
   t.jobs = together
   await Promise.all(cases.map(({ name, method = 'GET', status, code, commitTimeout: own }, at) =>
     t.test(`${name}: ${status}`, { buffered: true }, async (t) => {
-      const served = await serve(t, subject, { cases, commitTimeout: own ?? (code === undefined ? patience : commitTimeout) })
+      const served =
+        await serve(t, subject, { cases, commitTimeout: own ?? (code === undefined ? patience : commitTimeout) })
       const ids = [1, 2, 3, 4].map((n) => `${process.pid}-${at}-${n}`)
       const answers = await Promise.all(ids.map((id) => served.ask(method, `/${at}?id=${id}`)))
       t.same(answers.map((answer) => answer.status), ids.map(() => status))
-      t.same(served.errors.map((error) => (error as { code?: unknown }).code), code === undefined ? [] : ids.map(() => code))
+      t.same(served.errors.map((error) => (error as { code?: unknown }).code),
+        code === undefined ? [] : ids.map(() => code))
       const { kept } = JSON.parse((await served.ask('GET', '/ping')).body) as { kept: string[] }
-      t.same(ids.filter((id) => kept.includes(id)), status < 400 ? ids : [], status < 400 ? 'all is stored' : 'nothing is stored')
+      t.same(ids.filter((id) => kept.includes(id)), status < 400 ? ids : [],
+        status < 400 ? 'all is stored' : 'nothing is stored')
       await unused(served)
     })))
 }
 
 /** Clients that stop reading keep their connections until they leave, and then the app serves again. */
 export async function stalled<C> (t: Test, subject: Subject<C>, source: (connection: C) => Readable): Promise<void> {
-  const served = await serve(t, subject, { cases: [{ name: 'a stream', then: (connection, reply) => reply.send(source(connection)), status: 200 }] })
+  const served =
+    await serve(t, subject,
+      { cases: [{ name: 'a stream', then: (connection, reply) => reply.send(source(connection)), status: 200 }] })
   const ids = [1, 2].map((n) => `${process.pid}-stalled-${n}`)
   const clients = ids.map((id) => new Client(t, served.port, { reading: false }).send('GET', `/0?id=${id}`))
   await until(() => clients.every(({ socket }) => socket.readableLength > 0), { what: 'the beginning of both replies' })

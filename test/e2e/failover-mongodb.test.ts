@@ -29,14 +29,25 @@ interface Subject {
   readonly double?: MongoDouble
 }
 
-interface Seen { readonly status: number, readonly held: boolean, readonly error: { readonly code?: string | number, readonly name: string } | undefined, readonly sent: number, readonly at: number }
+interface Seen {
+  readonly status: number
+  readonly held: boolean
+  readonly error: { readonly code?: string | number, readonly name: string } | undefined
+  readonly sent: number
+  readonly at: number
+}
 
-async function serve (t: Test, subject: Subject, connection: Record<string, unknown> = {}, pool: Partial<PoolOptions> = {}) {
+async function serve (
+  t: Test, subject: Subject, connection: Record<string, unknown> = {}, pool: Partial<PoolOptions> = {}
+) {
   const app = Fastify()
   const held = new WeakSet<object>()
-  await app.register(fastifyPool, { backend: 'mongodb', url: subject.url, database: 'failover', max: 10, acquireTimeout: 5000, connection, ...pool } as PoolOptions)
+  await app.register(fastifyPool, {
+    backend: 'mongodb', url: subject.url, database: 'failover', max: 10, acquireTimeout: 5000, connection, ...pool,
+  } as PoolOptions)
   app.setErrorHandler((error: Error & { statusCode?: number, code?: string | number }, request, reply) =>
-    reply.code(error.statusCode ?? 500).send({ held: held.has(request), error: { code: error.code, name: error.name } }))
+    reply.code(error.statusCode ?? 500)
+      .send({ held: held.has(request), error: { code: error.code, name: error.name } }))
   app.post('/', async (request) => {
     held.add(request)
     await (request as unknown as { db: Db }).db.collection('lines').insertOne({ at: Date.now() })
@@ -75,7 +86,8 @@ async function failover (t: Test, subject: Subject, how: 'stepDown' | 'kill', co
   const { seen, stop } = startWriting(t, port)
   await until(() => written(seen).length > 50, { what: 'writes are answered' })
   t.same(seen.filter(({ status }) => status !== 200), [], 'nothing fails before')
-  // Else the test would not know what was under way; and an operation of driver 7.8 that is about to write when its socket dies may wait for ever.
+  // Else the test would not know what was under way; and an operation of driver 7.8 that is about to write when its
+  // socket dies may wait for ever.
   const inFlight = subject.double?.hold('insert')
   await inFlight?.arrived(8)
   const began = performance.now()
@@ -87,7 +99,9 @@ async function failover (t: Test, subject: Subject, how: 'stepDown' | 'kill', co
   const pace = startPace(t, () => subject.elected())
   const elected = subject.elected().then(() => performance.now())
   // Behind it, not one that had been answered before.
-  const first = await until(() => written(seen, gone)[0] ?? seen.find(({ status, at }) => status === 200 && at > gone), { timeout: 30_000, what: 'a write is answered again' })
+  const first =
+    await until(() => written(seen, gone)[0] ?? seen.find(({ status, at }) => status === 200 && at > gone),
+      { timeout: 30_000, what: 'a write is answered again' })
   t.ok(pace.rounds < beyond, `${pace.rounds} looks at the new primary before the first write`)
   t.comment(`measured: ${how}: the first successful write ${Math.round(first.at - began)} ms after it, ${Math.round(await elected - began)} ms of which were the election`)
   const back = performance.now()
@@ -97,7 +111,8 @@ async function failover (t: Test, subject: Subject, how: 'stepDown' | 'kill', co
   const failed = seen.filter(({ status }) => status !== 200)
   const kinds = [...new Set(failed.map(({ status, error }) => `${status} ${error!.name} ${error!.code ?? ''}`))]
   t.comment(`${failed.length} of ${seen.length} writes failed: ${kinds.join(', ')}`)
-  t.same(failed.filter(({ held, status, error }) => held && (status !== 500 || !error!.name.startsWith('Mongo'))), [], "who held a connection got the driver's own error")
+  t.same(failed.filter(({ held, status, error }) => held && (status !== 500 || !error!.name.startsWith('Mongo'))), [],
+    "who held a connection got the driver's own error")
   t.same(failed.filter(({ held, status }) => !held && status !== 503), [], 'who waited got 503, or nothing but a write')
   t.match(app.pools.stats().db, { used: 0, pending: 0, late: 0, circuit: 'closed' })
   t.equal((await app.pools.health()).status, 'up')
@@ -181,21 +196,25 @@ t.test('on the double: a lease that was out when the primary was killed works ag
   await subject.kill()
   await find
   hold.release()
-  t.match(await lease.connection.collection('lines').insertOne({}), { acknowledged: true }, 'the driver waits for the election by itself')
+  t.match(await lease.connection.collection('lines').insertOne({}), { acknowledged: true },
+    'the driver waits for the election by itself')
   lease.release()
   await until(() => pool.stats().used === 0)
   t.match(await pool.use((db) => db.command({ ping: 1 })), { ok: 1 })
-  t.match(pool.stats(), { used: 0, idle: 1, destroyed: { error: 1 } }, 'a connection that was dead once is not lent again')
+  t.match(pool.stats(), { used: 0, idle: 1, destroyed: { error: 1 } },
+    'a connection that was dead once is not lent again')
   t.ok(errors.length <= 1, 'its death is told once')
 })
 
 t.test('on the double: use with retry rides through a step-down', async (t) => ridesThrough(t, await startDouble(t)))
-t.test('on the double: use with retry rides through the death of the primary', async (t) => ridesThrough(t, await startDouble(t), 'kill'))
+t.test('on the double: use with retry rides through the death of the primary',
+  async (t) => ridesThrough(t, await startDouble(t), 'kill'))
 
 t.test('on the double: where no member is left requests are told so at once, and served again soon after the return', async (t) => {
   const subject = await startDouble(t)
   const double = subject.double!
-  const { app, port } = await serve(t, subject, { retryWrites: false, serverSelectionTimeoutMS: 500 }, { acquireTimeout: 1500 })
+  const { app, port } =
+    await serve(t, subject, { retryWrites: false, serverSelectionTimeoutMS: 500 }, { acquireTimeout: 1500 })
   await subject.settled()
   const { seen, stop } = startWriting(t, port)
   await until(() => written(seen).length > 50)
@@ -207,7 +226,8 @@ t.test('on the double: where no member is left requests are told so at once, and
   await until(() => app.pools.stats().db!.circuit === 'open', { what: 'the circuit opens' })
   const open = performance.now()
   await until(() => seen.filter(({ sent }) => sent > open).length > 20)
-  t.same(seen.filter(({ sent, status, error }) => sent > open && (status !== 503 || error!.code !== 'FST_POOL_CIRCUIT_OPEN')).slice(0, 3), [])
+  t.same(seen.filter(({ sent, status, error }) => sent > open &&
+    (status !== 503 || error!.code !== 'FST_POOL_CIRCUIT_OPEN')).slice(0, 3), [])
   for (const member of double.members) await member.restart()
   double.elect(0)
   const back = performance.now()
@@ -229,6 +249,10 @@ const real: Subject | undefined = set && {
 }
 const skip = real === undefined && 'no mongod is here, and FerretDB has no replica sets'
 
-t.test('on a real replica set: a step-down', { skip }, async (t) => { await failover(t, real!, 'stepDown', { retryWrites: false }) })
+t.test('on a real replica set: a step-down', { skip }, async (t) => {
+  await failover(t, real!, 'stepDown', { retryWrites: false })
+})
 t.test('on a real replica set: use with retry rides through a step-down', { skip }, (t) => ridesThrough(t, real!))
-t.test('on a real replica set: kill -9 of the primary', { skip }, async (t) => { await failover(t, real!, 'kill', { retryWrites: false }) })
+t.test('on a real replica set: kill -9 of the primary', { skip }, async (t) => {
+  await failover(t, real!, 'kill', { retryWrites: false })
+})

@@ -52,13 +52,17 @@ const targetOf = (app: FastifyInstance, name: string) => targetsOf(app).find(({ 
 
 t.test('MariaDB: kill -9 of the primary, and its replica is promoted: writes go there, reads have never stopped', needsGroup('MariaDB'), async (t) => {
   const { primary, replica, promote } = await pairWithTable(t)
-  const { app, port, failovers } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app, port, failovers } =
+    await serve(t,
+      { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
-  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET', replica).length > 50, { what: 'writes and reads are served' })
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET', replica).length > 50,
+    { what: 'writes and reads are served' })
   const known = performance.now()
   await until(() => served(seen, 'GET', undefined, known).length > 50, { what: 'reads are served' })
   t.same([...new Set(served(seen, 'POST').map((one) => one.port))], [primary.port], 'writes by the primary')
-  t.same([...new Set(served(seen, 'GET', undefined, known).map((one) => one.port))], [replica.port], 'reads by the replica')
+  t.same([...new Set(served(seen, 'GET', undefined, known).map((one) => one.port))], [replica.port],
+    'reads by the replica')
   t.same(failed(seen).slice(0, 3), [], 'nothing fails')
   t.same(failovers, [])
 
@@ -68,7 +72,8 @@ t.test('MariaDB: kill -9 of the primary, and its replica is promoted: writes go 
   const dead = performance.now()
   await promote(replica)
   const promoted = performance.now()
-  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
+  const first =
+    await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
   t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - killed)} ms after the kill: dead after ${Math.round(dead - killed)} ms, promoted after ${Math.round(promoted - killed)} ms`)
 
@@ -77,8 +82,11 @@ t.test('MariaDB: kill -9 of the primary, and its replica is promoted: writes go 
   t.same(failed(seen, undefined, back).slice(0, 3), [], 'all of them')
   t.same(failed(seen, 'GET').slice(0, 3), [], 'no read failed')
   const lost = failed(seen)
-  t.same(lost.filter(({ status, retryAfter }) => status === 503 && !/^([1-9]|[12]\d|30)$/.test(retryAfter ?? '')).slice(0, 3), [], 'who was refused knows when to come back')
-  const codes = [...new Set(lost.map(({ code }) => code))].map((code) => `${code} x${lost.filter((one) => one.code === code).length}`)
+  t.same(lost.filter(({ status, retryAfter }) => status === 503 && !/^([1-9]|[12]\d|30)$/.test(retryAfter ?? ''))
+    .slice(0, 3), [], 'who was refused knows when to come back')
+  const codes =
+    [...new Set(lost.map(({ code }) => code))].map((code) =>
+      `${code} x${lost.filter((one) => one.code === code).length}`)
   t.comment(`${lost.length} writes failed meanwhile: ${codes.join(', ')}; the last one ${Math.round(Math.max(0, ...lost.map(({ at }) => at - killed)))} ms after the kill`)
   t.equal(failovers.at(0)?.from, 'first')
   t.equal(failovers.at(-1)?.to, 'second')
@@ -91,17 +99,24 @@ t.test('MariaDB: kill -9 of the primary, and its replica is promoted: writes go 
   }, { what: 'the old primary is known to be back' })
   const returned = performance.now()
   await until(() => served(seen, 'POST', undefined, returned).length > 200, { what: 'writes are served' })
-  t.same(served(seen, 'POST', primary, returned).length, 0, 'an old primary that comes back, and takes itself for one, gets no writes')
+  t.same(served(seen, 'POST', primary, returned).length, 0,
+    'an old primary that comes back, and takes itself for one, gets no writes')
   await stop()
   // A target may just be asked what it is.
-  await until(() => { const { used, pending, late } = app.pools.stats().db!; return used + pending + late === 0 }, { what: 'nothing is left' })
+  await until(() => {
+    const { used, pending, late } = app.pools.stats().db!
+    return used + pending + late === 0
+  }, { what: 'nothing is left' })
 })
 
 t.test('MariaDB: which target is the primary is asked, not believed', needsGroup('MariaDB'), async (t) => {
   const { primary, replica } = await pairWithTable(t)
-  const { app, port } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: replica.url }, { name: 'second', url: primary.url, role: 'replica' }] })
+  const { app, port } =
+    await serve(t,
+      { checkInterval: 200, targets: [{ name: 'first', url: replica.url }, { name: 'second', url: primary.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
-  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50,
+    { what: 'writes and reads are served' })
   await stop()
   t.same(failed(seen).slice(0, 3), [], 'from the first one on')
   t.same([...new Set(served(seen, 'POST').map((one) => one.port))], [primary.port])
@@ -112,7 +127,9 @@ t.test('MariaDB: which target is the primary is asked, not believed', needsGroup
 t.test('MariaDB: a primary that is made read only, with all its connections, hands over to the one that is promoted', needsGroup('MariaDB'), async (t) => {
   const { primary, replica, promote, root } = await pairWithTable(t)
   // Its check alone would come too late: a write that is refused tells.
-  const { app, port, failovers, disconnects } = await serve(t, { checkInterval: 60_000, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app, port, failovers, disconnects } =
+    await serve(t,
+      { checkInterval: 60_000, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
   await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
   const pace = paceOf(t, replica)
@@ -121,17 +138,21 @@ t.test('MariaDB: a primary that is made read only, with all its connections, han
   await until(() => failovers.length > 0, { what: 'it is no primary any more' })
   const known = performance.now()
   t.match(failovers, [{ from: 'first', to: undefined }])
-  t.ok(disconnects.some(({ target, reason }) => target === 'first' && reason === 'error'), 'a connection that refused a write is closed')
+  t.ok(disconnects.some(({ target, reason }) => target === 'first' && reason === 'error'),
+    'a connection that refused a write is closed')
   t.match(targetOf(app, 'first'), { role: 'replica' })
   await promote(replica)
-  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  const first =
+    await until(() => served(seen, 'POST', replica)[0],
+      { timeout: 30_000, what: 'a write is served by the new primary' })
   t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: known after ${Math.round(known - fenced)} ms, first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
   const back = performance.now()
   await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
   await stop()
   t.same(failed(seen, undefined, back).slice(0, 3), [])
-  t.same(failed(seen).filter(({ status, code }) => code !== 'ER_OPTION_PREVENTS_STATEMENT' && status !== 503).slice(0, 3), [], 'meanwhile writes failed with what the server said, or were refused')
+  t.same(failed(seen).filter(({ status, code }) => code !== 'ER_OPTION_PREVENTS_STATEMENT' && status !== 503)
+    .slice(0, 3), [], 'meanwhile writes failed with what the server said, or were refused')
   t.same(failed(seen, 'GET').slice(0, 3), [], 'no read failed')
   t.match(failovers.at(-1), { to: 'second' })
   t.match(targetsOf(app), [{ target: 'first', role: 'replica' }, { target: 'second', role: 'primary' }])
@@ -149,7 +170,9 @@ t.test('MariaDB: one address that moves: a connection that refused a write is re
   await until(() => seen.some(({ code }) => code === 'ER_OPTION_PREVENTS_STATEMENT'), { what: 'a write is refused' })
   await promote(replica)
   url = replica.url
-  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  const first =
+    await until(() => served(seen, 'POST', replica)[0],
+      { timeout: 30_000, what: 'a write is served by the new primary' })
   t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
   // Those that are still lent at the old one are refused once more, each.
@@ -164,7 +187,9 @@ t.test('MariaDB: one address that moves: a connection that refused a write is re
 
 t.test('MariaDB: what says that it may be done twice, and is under way when the primary is killed, is done at the new one', needsGroup('MariaDB'), async (t) => {
   const { primary, replica, promote, root } = await pairWithTable(t)
-  const { app } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app } =
+    await serve(t,
+      { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const ran: number[] = []
   const writes = Promise.allSettled(Array.from({ length: 5 }, (_, id) => app.pools.get('db').use(async (db) => {
     const connection = db as unknown as Connection
@@ -186,7 +211,7 @@ t.test('MariaDB: what says that it may be done twice, and is under way when the 
   t.same(tally([primary, replica], ran), [5, 5])
 })
 
-// --- Several that are read from -------------------------------------------------------------------------------------------------------
+// --- Several that are read from --------------------------------------------------------------------------------------
 
 /** One after the other. @returns which server did each */
 async function requests (t: Test, port: number, count: number, method = 'GET'): Promise<number[]> {
@@ -204,7 +229,9 @@ t.test('MariaDB: a primary and two replicas', needsGroup('MariaDB'), async (t) =
   const { primary, replicas, root, ...pair } = await pairWithTable(t, 2)
   const [light, heavy] = replicas as [Server, Server]
   const servers = [primary, light, heavy]
-  const targets = [{ name: 'primary', url: primary.url }, { name: 'light', url: light.url, role: 'replica', weight: 1 }, { name: 'heavy', url: heavy.url, role: 'replica', weight: 3 }] as const
+  const targets =
+    [{ name: 'primary', url: primary.url }, { name: 'light', url: light.url, role: 'replica', weight: 1 },
+      { name: 'heavy', url: heavy.url, role: 'replica', weight: 3 }] as const
   const equals = [targets[0], targets[1], { ...targets[2], weight: 1 }]
   /** Which of them serve 20 reads. */
   const readers = async (t: Test, port: number) => {
@@ -215,7 +242,8 @@ t.test('MariaDB: a primary and two replicas', needsGroup('MariaDB'), async (t) =
   for (const together of [1, 8]) {
     await t.test(`weighted: 400 reads, ${together} at a time, are shared by weight, and 100 writes are the primary's`, async (t) => {
       const { port } = await serve(t, { targets, max: 30 })
-      const reads = (await Promise.all(Array.from({ length: together }, () => requests(t, port, 400 / together)))).flat()
+      const reads = (await Promise.all(Array.from({ length: together }, () => requests(t, port, 400 / together))))
+        .flat()
       const [none, few, many] = tally(servers, reads) as [number, number, number]
       t.equal(none, 0)
       t.equal(few + many, 400)
@@ -242,7 +270,8 @@ t.test('MariaDB: a primary and two replicas', needsGroup('MariaDB'), async (t) =
     const behind = async (name: string) => {
       const soon = alarm(800)
       const pace = startPace(t, () => root.query('SELECT 1'))
-      await until(() => (targetOf(app, name).lag ?? 0) > 1000, { timeout: 30_000, what: `${name} is seen to be behind` })
+      await until(() => (targetOf(app, name).lag ?? 0) > 1000,
+        { timeout: 30_000, what: `${name} is seen to be behind` })
       await pace.stop()
       t.ok(pace.rounds < 40, `a plain client asked ${pace.rounds} times before ${name} was seen to be behind`)
       t.ok(soon.rang, `${name} is not behind when it has just stopped`)
@@ -275,7 +304,7 @@ t.test('MariaDB: a primary and two replicas', needsGroup('MariaDB'), async (t) =
   })
 })
 
-// --- Passwords that change ------------------------------------------------------------------------------------------------------------
+// --- Passwords that change -------------------------------------------------------------------------------------------
 
 t.test('MariaDB: a password is changed while requests go on: none fails, and after evict() nobody is in by the old one', needsGroup('MariaDB'), async (t) => {
   const server = await startMariadb(t, { own: true })
@@ -297,14 +326,16 @@ t.test('MariaDB: a password is changed while requests go on: none fails, and aft
     const before = seen.length
     await until(() => seen.length > before + 100, { what: 'requests are served' })
   }
-  const one = async (sql: string, values?: unknown[]) => Number(Object.values((await root.query<RowDataPacket[]>(sql, values))[0][0]!)[0])
+  const one = async (sql: string, values?: unknown[]) =>
+    Number(Object.values((await root.query<RowDataPacket[]>(sql, values))[0][0]!)[0])
   for (const next of ['second-secret', 'third-secret', 'fourth-secret']) {
     await more()
     await root.query("ALTER USER app@'127.0.0.1' IDENTIFIED BY ?", [next])
     password = next
     const last = await one('SELECT max(id) FROM information_schema.processlist')
     app.pools.get<'db'>('db' as never).evict()
-    await until(async () => await one("SELECT count(*) FROM information_schema.processlist WHERE user = 'app' AND id <= ?", [last]) === 0, { what: 'no connection is left that was made with the old password' })
+    await until(async () =>
+      await one("SELECT count(*) FROM information_schema.processlist WHERE user = 'app' AND id <= ?", [last]) === 0, { what: 'no connection is left that was made with the old password' })
     await more()
   }
   await stop()
@@ -312,6 +343,7 @@ t.test('MariaDB: a password is changed while requests go on: none fails, and aft
   const { created, createErrors, destroyed } = app.pools.stats().db!
   t.ok(destroyed.stale > 0)
   t.ok(asked >= created)
-  t.notMatch(JSON.stringify(errors.map(({ error }) => [error, error.message, error.stack])), /(?:first|second|third|fourth)-secret/)
+  t.notMatch(JSON.stringify(errors.map(({ error }) => [error, error.message, error.stack])),
+    /(?:first|second|third|fourth)-secret/)
   t.comment(`${seen.length} requests over ${created} connections; ${createErrors} creates failed, and were made again`)
 })

@@ -35,9 +35,12 @@ const readOnly = async (server: Server) => {
 
 t.test('PostgreSQL: kill -9 of the primary, and its replica is promoted: writes go there, reads have never stopped', needsGroup('PostgreSQL'), async (t) => {
   const { primary, replica, promote } = await pairWithTable(t)
-  const { app, port, failovers } = await serve(t, { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app, port, failovers } =
+    await serve(t,
+      { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
-  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50,
+    { what: 'writes and reads are served' })
   t.same([...new Set(served(seen, 'POST').map((one) => one.port))], [primary.port], 'writes by the primary')
   t.same([...new Set(served(seen, 'GET').map((one) => one.port))], [replica.port], 'reads by the replica')
   t.same(seen.filter(({ status }) => status !== 200), [], 'nothing fails')
@@ -49,7 +52,8 @@ t.test('PostgreSQL: kill -9 of the primary, and its replica is promoted: writes 
   const dead = performance.now()
   await promote(replica)
   const promoted = performance.now()
-  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
+  const first =
+    await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
   t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - killed)} ms after the kill: dead after ${Math.round(dead - killed)} ms, promoted after ${Math.round(promoted - killed)} ms`)
 
@@ -58,18 +62,23 @@ t.test('PostgreSQL: kill -9 of the primary, and its replica is promoted: writes 
   t.same(seen.filter(({ sent, status }) => sent > back && status !== 200), [], 'all of them')
   const failed = seen.filter(({ status }) => status !== 200)
   t.same(failed.filter(({ method }) => method === 'GET').slice(0, 3), [], 'no read failed')
-  t.same(failed.filter(({ status, retryAfter }) => status === 503 && !/^([1-9]|[12]\d|30)$/.test(retryAfter ?? '')).slice(0, 3), [], 'who was refused knows when to come back')
-  const codes = [...new Set(failed.map(({ code }) => code))].map((code) => `${code} x${failed.filter((one) => one.code === code).length}`)
+  t.same(failed.filter(({ status, retryAfter }) => status === 503 && !/^([1-9]|[12]\d|30)$/.test(retryAfter ?? ''))
+    .slice(0, 3), [], 'who was refused knows when to come back')
+  const codes =
+    [...new Set(failed.map(({ code }) => code))].map((code) =>
+      `${code} x${failed.filter((one) => one.code === code).length}`)
   t.comment(`${failed.length} writes failed meanwhile: ${codes.join(', ')}; the last one ${Math.round(Math.max(0, ...failed.map(({ at }) => at - killed)))} ms after the kill`)
   t.equal(failovers.at(0)?.from, 'first')
   t.equal(failovers.at(-1)?.to, 'second')
   t.match(app.pools.stats().db!.targets?.find(({ target }) => target === 'second'), { role: 'primary' })
 
   await primary.restart()
-  await until(() => app.pools.stats().db!.targets?.some(({ target, circuit, idle, used }) => target === 'first' && circuit === 'closed' && idle + used > 0), { what: 'the old primary is known to be back' })
+  await until(() => app.pools.stats()
+    .db!.targets?.some(({ target, circuit, idle, used }) => target === 'first' && circuit === 'closed' && idle + used > 0), { what: 'the old primary is known to be back' })
   const returned = performance.now()
   await until(() => served(seen, 'POST', undefined, returned).length > 200, { what: 'writes are served' })
-  t.same(served(seen, 'POST', primary, returned).length, 0, 'an old primary that comes back, and takes itself for one, gets no writes')
+  t.same(served(seen, 'POST', primary, returned).length, 0,
+    'an old primary that comes back, and takes itself for one, gets no writes')
   await stop()
   // Targets are asked by leases too.
   await until(() => app.pools.stats().db!.used === 0, { what: 'no connection is used' })
@@ -78,7 +87,9 @@ t.test('PostgreSQL: kill -9 of the primary, and its replica is promoted: writes 
 
 t.test('PostgreSQL: a kill -9 of the primary and a promotion fail no write that may be tried again', needsGroup('PostgreSQL'), async (t) => {
   const { primary, replica, promote } = await pairWithTable(t)
-  const { app } = await serve(t, { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app } =
+    await serve(t,
+      { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const pool = app.pools.get('db' as never) as unknown as Pick<Pool<Client>, 'use'>
   const load = { on: true, id: 0 }
   const ports: number[] = []
@@ -96,14 +107,18 @@ t.test('PostgreSQL: a kill -9 of the primary and a promotion fail no write that 
   await until(() => ports.length > 100)
   await primary.kill()
   await promote(replica)
-  await until(() => ports.filter((port) => port === replica.port).length > 100, { what: 'writes are done by the new primary' })
+  await until(() => ports.filter((port) => port === replica.port).length > 100,
+    { what: 'writes are done by the new primary' })
   load.on = false
   await t.resolves(writers, 'not one failed')
   t.ok(runs > ports.length, 'some were tried again')
   t.comment(`${ports.length} writes took ${runs} runs`)
 })
 
-/** Sockets stay open, connects are accepted, and nothing answers: neither the server nor the processes that it has for its clients. Returns its undo. */
+/**
+ * Sockets stay open, connects are accepted, and nothing answers: neither the server nor the processes that it has for
+ * its clients. Returns its undo.
+ */
 function hang (server: Server): () => void {
   server.pause()
   const family = childrenOf(server.pid!)
@@ -116,73 +131,93 @@ function hang (server: Server): () => void {
 
 t.test('PostgreSQL: a primary that hangs, and its replica is promoted: writes go there at once, and stay there when the old one wakes', needsGroup('PostgreSQL'), async (t) => {
   const { primary, replica, promote } = await pairWithTable(t)
-  const { app, port, failovers } = await serve(t, { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app, port, failovers } =
+    await serve(t,
+      { targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
-  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50,
+    { what: 'writes and reads are served' })
 
   const wake = hang(primary)
   const hung = performance.now()
   // Those of before hang; others come meanwhile.
   const later = startLoad(t, port)
-  await until(() => app.pools.stats().db!.targets!.find(({ target }) => target === 'first')!.pending > 0, { what: 'writes wait' })
+  await until(() => app.pools.stats().db!.targets!.find(({ target }) => target === 'first')!.pending > 0,
+    { what: 'writes wait' })
   await until(() => performance.now() - hung > 2500)
   const pace = paceOf(t, replica)
   await promote(replica)
   const promoted = performance.now()
-  const first = await until(() => served(later.seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
+  const first =
+    await until(() => served(later.seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served again' })
   t.ok(pace.rounds < 40, `a plain client wrote ${pace.rounds} times before`)
   await until(() => served(later.seen, 'POST', replica).length > 100, { what: 'writes are served' })
   t.comment(`measured: first successful write ${Math.round(first.at - promoted)} ms after the promotion, 100 after ${Math.round(performance.now() - promoted)} ms; ${app.pools.stats().db!.used} used`)
   const failed = later.seen.filter(({ status }) => status !== 200)
   t.same(failed.filter(({ method }) => method === 'GET'), [], 'no read failed')
-  const codes = [...new Set(failed.map(({ code }) => code))].map((code) => `${code} x${failed.filter((one) => one.code === code).length}`)
+  const codes =
+    [...new Set(failed.map(({ code }) => code))].map((code) =>
+      `${code} x${failed.filter((one) => one.code === code).length}`)
   t.comment(`${failed.length} of those who came while it hung failed: ${codes.join(', ')}`)
   t.match(failovers.at(-1), { to: 'second' })
 
   wake()
-  await until(() => app.pools.stats().db!.targets!.some(({ target, circuit, idle, used }) => target === 'first' && circuit === 'closed' && idle + used === 1), { what: 'the old primary is asked again' })
+  await until(() => app.pools.stats()
+    .db!.targets!.some(({ target, circuit, idle, used }) => target === 'first' && circuit === 'closed' && idle + used === 1), { what: 'the old primary is asked again' })
   const woken = performance.now()
-  await until(() => served([...seen, ...later.seen], 'POST', undefined, woken).length > 200, { what: 'writes are served' })
-  t.same(served([...seen, ...later.seen], 'POST', primary, woken), [], 'it takes itself for a primary, and gets no writes')
+  await until(() => served([...seen, ...later.seen], 'POST', undefined, woken).length > 200,
+    { what: 'writes are served' })
+  t.same(served([...seen, ...later.seen], 'POST', primary, woken), [],
+    'it takes itself for a primary, and gets no writes')
   t.match(app.pools.stats().db!.targets, [{ target: 'first', role: 'primary' }, { target: 'second', role: 'primary' }])
   await Promise.all([stop(), later.stop()])
   await replica.kill()
   const second = () => app.pools.stats().db!.targets!.find(({ target }) => target === 'second')!
   await until(() => second().idle + second().used === 0, { what: 'the new primary is known to be dead' })
-  const refused: unknown = await app.pools.get('db').acquire({ timeout: 1000 }).then(() => 'served', (error: unknown) => error)
+  const refused: unknown = await app.pools.get('db').acquire({ timeout: 1000 })
+    .then(() => 'served', (error: unknown) => error)
   t.match(refused, { statusCode: 503 }, 'nor when the new one dies')
   await until(() => app.pools.stats().db!.used === 0, { what: 'no connection is used' })
 })
 
 t.test('PostgreSQL: which target is the primary is asked, not believed', needsGroup('PostgreSQL'), async (t) => {
   const { primary, replica } = await pairWithTable(t)
-  const { app, port } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: replica.url }, { name: 'second', url: primary.url, role: 'replica' }] })
+  const { app, port } =
+    await serve(t,
+      { checkInterval: 200, targets: [{ name: 'first', url: replica.url }, { name: 'second', url: primary.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
-  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50, { what: 'writes and reads are served' })
+  await until(() => served(seen, 'POST').length > 50 && served(seen, 'GET').length > 50,
+    { what: 'writes and reads are served' })
   await stop()
   t.same(seen.filter(({ status }) => status !== 200), [], 'from the first one on')
   t.same([...new Set(served(seen, 'POST').map((one) => one.port))], [primary.port])
   t.same([...new Set(served(seen, 'GET').map((one) => one.port))], [replica.port])
-  t.match(app.pools.stats().db!.targets, [{ target: 'first', role: 'replica', lag: Number }, { target: 'second', role: 'primary', lag: null }])
+  t.match(app.pools.stats().db!.targets,
+    [{ target: 'first', role: 'replica', lag: Number }, { target: 'second', role: 'primary', lag: null }])
 })
 
 t.test('PostgreSQL: a primary that takes no writes any more hands over to the one that was promoted', needsGroup('PostgreSQL'), async (t) => {
   const { primary, replica, promote } = await pairWithTable(t)
-  const { app, port, failovers } = await serve(t, { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
+  const { app, port, failovers } =
+    await serve(t,
+      { checkInterval: 200, targets: [{ name: 'first', url: primary.url }, { name: 'second', url: replica.url, role: 'replica' }] })
   const { seen, stop } = startLoad(t, port)
   await until(() => served(seen, 'POST', primary).length > 50, { what: 'writes are served' })
   const pace = paceOf(t, replica)
   const fenced = performance.now()
   await readOnly(primary)
   await promote(replica)
-  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  const first =
+    await until(() => served(seen, 'POST', replica)[0],
+      { timeout: 30_000, what: 'a write is served by the new primary' })
   t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
   const back = performance.now()
   await until(() => served(seen, 'POST', replica, back).length > 100, { what: 'writes are served' })
   await stop()
   const failed = seen.filter(({ status }) => status !== 200)
-  t.same(failed.filter(({ status, code }) => code !== '25006' && status !== 503).slice(0, 3), [], 'meanwhile writes failed with what the server said, or were refused')
+  t.same(failed.filter(({ status, code }) => code !== '25006' && status !== 503).slice(0, 3), [],
+    'meanwhile writes failed with what the server said, or were refused')
   t.same(failed.filter(({ method }) => method === 'GET').slice(0, 3), [], 'no read failed')
   t.match(failovers.at(-1), { to: 'second' })
   t.match(app.pools.stats().db!.targets, [{ target: 'first', role: 'replica' }, { target: 'second', role: 'primary' }])
@@ -200,7 +235,9 @@ t.test('PostgreSQL: one address that moves: a connection that refused a write is
   await until(() => seen.some(({ code }) => code === '25006'), { what: 'a write is refused' })
   await promote(replica)
   url = replica.url
-  const first = await until(() => served(seen, 'POST', replica)[0], { timeout: 30_000, what: 'a write is served by the new primary' })
+  const first =
+    await until(() => served(seen, 'POST', replica)[0],
+      { timeout: 30_000, what: 'a write is served by the new primary' })
   t.ok(pace.rounds < within, `a plain client wrote ${pace.rounds} times before`)
   t.comment(`measured: first successful write ${Math.round(first.at - fenced)} ms after the old primary became read only`)
   // Those that are still lent at the old one are refused once more, each.

@@ -8,14 +8,19 @@ import { failedSince, failuresOf, serve, within, writeTo } from './failover-redi
 const name = 'clustered'
 
 const pool = ({ nodes }: RedisCluster): PoolOptions => ({
-  backend: 'redis', max: 4, connection: { cluster: nodes.slice(0, 2).map(({ host, port }) => ({ host, port })), redisOptions: { connectionName: name } },
+  backend: 'redis',
+  max: 4,
+  connection: {
+    cluster: nodes.slice(0, 2).map(({ host, port }) => ({ host, port })), redisOptions: { connectionName: name },
+  },
 })
 
 t.test('a master of a cluster that is killed: writes to its keys succeed again as soon as there is another one, and no lease is lost', needsGroup('Redis'), async (t) => {
   const cluster = await startRedisCluster(t)
   const [dying, living] = cluster.nodes as [Server, Server]
   const [lost, kept] = [await cluster.keyOn(dying), await cluster.keyOn(living)]
-  const { app, shared, answers, firstAfter, compare, stop } = await serve(t, pool(cluster), (connection, n) => connection.set(lost, n))
+  const { app, shared, answers, firstAfter, compare, stop } =
+    await serve(t, pool(cluster), (connection, n) => connection.set(lost, n))
   t.equal(shared, await app.pools.get('db').use((connection) => connection), 'app.redis is what every request has')
   await cluster.caughtUp()
 
@@ -46,7 +51,10 @@ t.test('a master of a cluster that is killed: writes to its keys succeed again a
   t.match(await askRedis(new URL(cluster.replica.url), `GET ${lost}`), /^\$\d+\r\n\d+/, 'they are at the new master')
   t.equal(app.pools.stats().db!.destroyed.error, 0, 'no lease was lost for it')
   await app.close()
-  for (const node of cluster.nodes.slice(1)) await until(async () => await knownTo([node], name) === 0, { what: 'no connection is left' })
+  for (const node of cluster.nodes.slice(1)) {
+    await until(async () => await knownTo([node], name) === 0,
+      { what: 'no connection is left' })
+  }
 })
 
 t.test('a replica of a cluster that takes over from its living master fails no request', needsGroup('Redis'), async (t) => {

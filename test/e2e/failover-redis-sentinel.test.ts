@@ -9,12 +9,21 @@ import { failedSince, failuresOf, serve, writeTo, type Client } from './failover
 const name = 'failing-over'
 
 function pool ({ sentinels, name: group }: RedisSentinel): PoolOptions {
-  return { backend: 'redis', max: 4, connection: { sentinels: sentinels.map(({ host, port }) => ({ host, port })), name: group, connectionName: name } }
+  return {
+    backend: 'redis',
+    max: 4,
+    connection: {
+      sentinels: sentinels.map(({ host, port }) => ({ host, port })), name: group, connectionName: name,
+    }
+  }
 }
 
 const write = (connection: Client, n: number) => (connection as Redis).set('written', n)
 
-/** So many writes of a plain client that asks the sentinels (see `startPace`) may come before the first one of ours: 1 s of them where nothing is slow. */
+/**
+ * So many writes of a plain client that asks the sentinels (see `startPace`) may come before the first one of ours: 1 s
+ * of them where nothing is slow.
+ */
 const beyond = 20
 
 /** Asks the sentinels as a client does, and writes to a new master that they name. */
@@ -25,7 +34,8 @@ async function writeToNew ({ masterNow, master, replica }: RedisSentinel): Promi
 
 /** Resolves with when the sentinels first name another one than `master`. */
 async function announcement ({ masterNow }: RedisSentinel, master: Server): Promise<number> {
-  return await until(async () => await masterNow() !== master.port && performance.now(), { timeout: 20_000, what: 'the sentinels announce a new master' })
+  return await until(async () => await masterNow() !== master.port && performance.now(),
+    { timeout: 20_000, what: 'the sentinels announce a new master' })
 }
 
 async function killed (t: Test, group: RedisSentinel, alsoKill: readonly Server[]): Promise<void> {
@@ -71,14 +81,16 @@ t.test('a failover without a death leaves no connection at the demoted master, a
   await group.failover()
   const at = await announcement(group, group.master)
   // Before the sentinels demote it, which is what makes it take no more writes.
-  await until(async () => await knownTo([group.master], name) === 0, { what: 'the old master has no connection of ours' })
+  await until(async () => await knownTo([group.master], name) === 0,
+    { what: 'the old master has no connection of ours' })
   const role = await askRedis(new URL(group.master.url), 'ROLE')
   t.comment(`the old master has no connection ${Math.round(performance.now() - at)} ms after the announcement, and is a ${/master|slave/.exec(role)?.[0]}`)
   const first = await firstAfter(performance.now())
   t.ok(first.round < beyond, `a plain client wrote ${first.round} times before`)
   await shared.set('shared', 2)
   t.comment(`failures: ${failuresOf(answers)}`)
-  t.same(answers.filter(({ status, body }) => status !== 200 && !/closed|READONLY/.test(body)).slice(0, 3), [], 'only what was under way at the old master failed')
+  t.same(answers.filter(({ status, body }) => status !== 200 && !/closed|READONLY/.test(body)).slice(0, 3), [],
+    'only what was under way at the old master failed')
   await stop()
   t.equal(await knownTo([group.master], name), 0)
   t.match(await askRedis(new URL(group.replica.url), 'GET shared'), /2/)

@@ -14,7 +14,8 @@ t.test('a master that is killed, and its replica promoted: writes succeed again 
   ]
   // What it is now, each says itself.
   const pool: PoolOptions = { backend: 'redis', max: 8, targets, checkInterval: 200 }
-  const { app, answers, failovers, firstAfter, compare, stop } = await serve(t, pool, (connection, n) => (connection as Redis).set('written', n))
+  const { app, answers, failovers, firstAfter, compare, stop } =
+    await serve(t, pool, (connection, n) => (connection as Redis).set('written', n))
   await caughtUp()
   t.equal(failovers.filter(({ from }) => from !== undefined).length, 0)
 

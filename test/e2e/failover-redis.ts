@@ -39,14 +39,20 @@ export interface Service {
 
 const width = 6
 
-/** A service that writes to one key for each request, by `write`, under the load of a few clients that try again at once. */
-export async function serve (t: Test, pool: PoolOptions, write: (connection: Client, n: number) => Promise<unknown>): Promise<Service> {
+/**
+ * A service that writes to one key for each request, by `write`, under the load of a few clients that try again at
+ * once.
+ */
+export async function serve (
+  t: Test, pool: PoolOptions, write: (connection: Client, n: number) => Promise<unknown>
+): Promise<Service> {
   const strays = uncaught(t)
   const app = Fastify()
   await app.register(fastifyPool, pool)
   const failovers: Array<PoolEvents['failover']> = []
   app.pools.on('failover', (event) => failovers.push(event))
-  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send(error.code ?? error.message))
+  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) =>
+    reply.code(error.statusCode ?? 500).send(error.code ?? error.message))
   let n = 0
   app.post('/', async (request) => {
     const mine = ++n
@@ -68,7 +74,9 @@ export async function serve (t: Test, pool: PoolOptions, write: (connection: Cli
       await until(() => !load.on || performance.now() > at + 4)
     }
   }))
-  const firstAfter = (time: number) => until(() => answers.find(({ began, status }) => began > time && status === 200), { timeout: 20_000, what: 'a write succeeds' })
+  const firstAfter = (time: number) =>
+    until(() => answers.find(({ began, status }) => began > time && status === 200),
+      { timeout: 20_000, what: 'a write succeeds' })
   await firstAfter(performance.now())
   return {
     app,
@@ -88,7 +96,10 @@ export async function serve (t: Test, pool: PoolOptions, write: (connection: Cli
   }
 }
 
-/** From the first write of a plain client to the first one of ours there are less rounds than these: 3 s where nothing is slow. */
+/**
+ * From the first write of a plain client to the first one of ours there are less rounds than these: 3 s where nothing
+ * is slow.
+ */
 export const within = 60
 
 /** A write of a plain client: it throws where that server takes none. */
@@ -97,7 +108,10 @@ export async function writeTo ({ url }: Server, key: string): Promise<void> {
   if (!answer.startsWith('+OK')) throw new Error(answer)
 }
 
-/** Those that failed though ten writes of the plain client came after the first success: one that was lucky proves nothing. */
+/**
+ * Those that failed though ten writes of the plain client came after the first success: one that was lucky proves
+ * nothing.
+ */
 export function failedSince (first: Written, answers: readonly Written[]): Written[] {
   return answers.filter(({ round, status }) => round > first.round + 10 && status !== 200)
 }
@@ -105,6 +119,11 @@ export function failedSince (first: Written, answers: readonly Written[]): Writt
 /** How often each answer was given that was no success. */
 export function failuresOf (answers: readonly Written[]): string {
   const counts = new Map<string, number>()
-  for (const { status, body } of answers) if (status !== 200) counts.set(`${status} ${body}`, (counts.get(`${status} ${body}`) ?? 0) + 1)
+  for (const { status, body } of answers) {
+    if (status !== 200) {
+      counts.set(`${status} ${body}`,
+        (counts.get(`${status} ${body}`) ?? 0) + 1)
+    }
+  }
   return [...counts].map(([what, count]) => `${what} x${count}`).join(', ') || 'none'
 }

@@ -5,7 +5,10 @@ import { listen } from '../support/app.js'
 import type { Server } from '../support/services.js'
 import { ask, keepAliveAgent } from './client.js'
 
-/** So many writes of a plain client (see `startPace`) the new primary may do before one of ours: 3 s of them where nothing is slow. */
+/**
+ * So many writes of a plain client (see `startPace`) the new primary may do before one of ours: 3 s of them where
+ * nothing is slow.
+ */
 export const within = 60
 
 export interface Seen {
@@ -28,11 +31,15 @@ export interface Service {
 }
 
 /** GET / reads and POST / writes, each on `db`; both answer with the port of the server that did it. */
-export async function serve (t: Test, pool: PoolOptions, { read, write }: Record<'read' | 'write', (connection: unknown) => Promise<number>>): Promise<Service> {
+export async function serve (
+  t: Test, pool: PoolOptions, { read, write }: Record<'read' | 'write', (connection: unknown) => Promise<number>>
+): Promise<Service> {
   const app = Fastify()
   await app.register(fastifyPool, pool)
-  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) => reply.code(error.statusCode ?? 500).send({ code: error.code ?? error.message }))
-  const answer = (work: (connection: unknown) => Promise<number>) => async (request: object) => ({ port: await work((request as { db: unknown }).db) })
+  app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, _request, reply) =>
+    reply.code(error.statusCode ?? 500).send({ code: error.code ?? error.message }))
+  const answer = (work: (connection: unknown) => Promise<number>) => async (request: object) =>
+    ({ port: await work((request as { db: unknown }).db) })
   app.get('/', answer(read))
   app.post('/', answer(write))
   const failovers: Service['failovers'] = []
@@ -56,7 +63,8 @@ export function startLoad (t: Test, port: number, { writers = 4, readers = 2 } =
       seen.push({ method, status, port: server, code, retryAfter: headers['retry-after'], sent, at: performance.now() })
     }
   }
-  const clients = Promise.all([...Array<string>(writers).fill('POST'), ...Array<string>(readers).fill('GET')].map(client))
+  const clients =
+    Promise.all([...Array<string>(writers).fill('POST'), ...Array<string>(readers).fill('GET')].map(client))
   const stop = async () => {
     load.on = false
     await clients
@@ -66,7 +74,8 @@ export function startLoad (t: Test, port: number, { writers = 4, readers = 2 } =
 }
 
 export const served = (seen: readonly Seen[], method: string, server?: Server, since = 0) =>
-  seen.filter((one) => one.method === method && one.status === 200 && one.sent >= since && (server === undefined || one.port === server.port))
+  seen.filter((one) => one.method === method && one.status === 200 && one.sent >= since &&
+    (server === undefined || one.port === server.port))
 
 export const failed = (seen: readonly Seen[], method?: string, since = 0) =>
   seen.filter((one) => one.status !== 200 && one.sent >= since && (method === undefined || one.method === method))

@@ -17,7 +17,14 @@ const acquireTimeout = 1000
 const failures = 5
 const openFor = 500
 
-interface Seen { readonly late: boolean, readonly atOnce: boolean, readonly status: number, readonly code: string | undefined, readonly retryAfter: string | undefined, readonly ms: number }
+interface Seen {
+  readonly late: boolean
+  readonly atOnce: boolean
+  readonly status: number
+  readonly code: string | undefined
+  readonly retryAfter: string | undefined
+  readonly ms: number
+}
 
 async function serve (t: Test) {
   const strays = uncaught(t)
@@ -35,7 +42,9 @@ async function serve (t: Test) {
     reply.header('x-late', String(alarms.get(request)!.rang))
     done(null, payload)
   })
-  const pool: PoolOptions = { backend: 'redis', url: `redis://127.0.0.1:${proxy.port}`, max, acquireTimeout, startup: 'lazy' }
+  const pool: PoolOptions = {
+    backend: 'redis', url: `redis://127.0.0.1:${proxy.port}`, max, acquireTimeout, startup: 'lazy',
+  }
   await app.register(fastifyPool, pool)
   app.get('/', async (request) => await (request as FastifyRequest & { db: Redis }).db.ping())
   const port = await listen(t, app)
@@ -101,13 +110,15 @@ t.test(`a server that is up for 200 ms and down for 200 ms, for ${lasts / 1000} 
   t.comment(`measured: ${seen.length} requests: ${seen.filter(({ status }) => status === 200).length} served, ${seen.filter(({ code }) => code === 'FST_POOL_CIRCUIT_OPEN').length} refused by the open circuit; ` +
     `${total} connects (${created} worked, ${createErrors} failed), the circuit opened ${opened} times; longest answer ${round(Math.max(...seen.map(({ ms }) => ms)))} ms`)
 
-  // The pauses themselves are shown on the virtual clock. While it is closed, so many may fail until it opens, and those that were under way then; while it is open, one each `openFor`.
+  // The pauses themselves are shown on the virtual clock. While it is closed, so many may fail until it opens, and
+  // those that were under way then; while it is open, one each `openFor`.
   const bound = opened * (failures + max) + lasted / openFor
   t.ok(createErrors <= bound, `${createErrors} creates failed, and ${bound} may`)
   t.ok(created <= (phases + 1) * max, `${created} worked: each connection once for each time that it was cut`)
   t.ok(total <= createErrors + created + max, 'and there were no others')
   t.ok(most <= max, `at most ${most} connections at a time`)
-  t.same(seen.filter(({ late }) => late), [], 'every request was answered before a timer of acquireTimeout + 500 ms, set when it came')
+  t.same(seen.filter(({ late }) => late), [],
+    'every request was answered before a timer of acquireTimeout + 500 ms, set when it came')
   t.same(strays, [], 'and nothing was left unhandled')
 
   await until(() => pool.stats().circuit === 'closed', { what: 'the circuit to close' })
@@ -139,9 +150,11 @@ t.test('with its server gone, an app says so at once; when it is back, so is the
   await until(async () => (await get()).status === 200, { what: 'the first answer' })
   const took = performance.now() - back
   t.comment(`measured: refused in ${round(quantile(seen.map(({ ms }) => ms), 0.5))} ms (p99 ${round(p99)} ms); served again ${round(took)} ms after the server was back`)
-  // One that was under way when the server came back may have failed. How long after each other they are is shown on the virtual clock.
+  // One that was under way when the server came back may have failed. How long after each other they are is shown on
+  // the virtual clock.
   const failed = changes.slice(before).filter((change) => change === 'half-open > open').length
   t.ok(failed <= 1, `by the first create that is tried: ${changes.join(', ')}`)
   const opened = changes.filter((change) => change.endsWith('> open')).length
-  t.equal(lines.filter(({ level, msg }) => level === 50 && /circuit/.test(msg)).length, opened, 'the log says once each time that the circuit opened')
+  t.equal(lines.filter(({ level, msg }) => level === 50 && /circuit/.test(msg)).length, opened,
+    'the log says once each time that the circuit opened')
 })

@@ -10,10 +10,16 @@ import { type Answer, ask, keepAliveAgent } from './client.js'
 
 const server = await startRedis(t)
 
-async function serve (t: Test, pool: Partial<PoolOptions>, options: FastifyServerOptions = {}, prepare: (app: FastifyInstance) => void = () => {}) {
+async function serve (
+  t: Test,
+  pool: Partial<PoolOptions>,
+  options: FastifyServerOptions = {},
+  prepare: (app: FastifyInstance) => void = () => {}
+) {
   const proxy = await startProxy(t, server)
   const app = Fastify(options)
-  await app.register(fastifyPool, { backend: 'redis', url: `redis://${proxy.host}:${proxy.port}`, ...pool } as PoolOptions)
+  await app.register(fastifyPool,
+    { backend: 'redis', url: `redis://${proxy.host}:${proxy.port}`, ...pool } as PoolOptions)
   prepare(app)
   app.get('/secret-route/:id', async (request) => {
     await (request.db as unknown as Redis).blpop('nothing', 0)
@@ -28,7 +34,9 @@ async function serve (t: Test, pool: Partial<PoolOptions>, options: FastifyServe
 /** The connections of a pool are held by requests, until the test ends. */
 async function hold (t: Test, { app, port }: { app: FastifyInstance, port: number }, count: number): Promise<void> {
   const agent = keepAliveAgent(t)
-  const held = Array.from({ length: count }, () => ask({ port, agent, path: '/secret-route/7' }).catch(() => 'cut off when the test ended'))
+  const held =
+    Array.from({ length: count },
+      () => ask({ port, agent, path: '/secret-route/7' }).catch(() => 'cut off when the test ended'))
   t.teardown(() => held)
   await until(() => app.pools.stats().db!.used === count)
 }

@@ -1,4 +1,5 @@
-// The adapters of query builders over each driver of SQLite: the libraries know better-sqlite3's statements, and Node's own are others.
+// The adapters of query builders over each driver of SQLite: the libraries know better-sqlite3's statements, and Node's
+// own are others.
 import { sql as drizzleSql } from 'drizzle-orm'
 import type { SqliteRemoteDatabase } from 'drizzle-orm/sqlite-proxy'
 import type { Knex } from 'knex'
@@ -14,13 +15,19 @@ import { eachDriver } from '../backends/sqlite-drivers.js'
 
 interface Numbers { numbers: { n: number | null, text: string | null } }
 
-const noBack = async (transaction: Promise<unknown>) => { await transaction.catch(() => { /* It was to be rolled back. */ }) }
+const noBack = async (transaction: Promise<unknown>) => {
+  await transaction.catch(() => { /* It was to be rolled back. */ })
+}
 
 await eachDriver(t, import.meta.url, async (t, Driver) => {
   const open = async <T>(name: string, wrap: unknown): Promise<PoolFace<T>> => {
-    const pool = new Pool(await sqlite({ url: join(t.testdir({}), `${name}.db`), driver: Driver }), { max: 1, wrap: wrap as never })
+    const pool =
+      new Pool(await sqlite({ url: join(t.testdir({}), `${name}.db`), driver: Driver }),
+        { max: 1, wrap: wrap as never })
     t.teardown(() => pool.close())
-    await pool.use((_, lease) => { (lease.raw as { exec (text: string): void }).exec('create table numbers (n int, text text)') })
+    await pool.use((_, lease) => {
+      (lease.raw as { exec (text: string): void }).exec('create table numbers (n int, text text)')
+    })
     return pool as unknown as PoolFace<T>
   }
   const plain = (rows: readonly unknown[]) => rows.map((row) => ({ ...row as object }))
@@ -31,9 +38,11 @@ await eachDriver(t, import.meta.url, async (t, Driver) => {
     await pool.use(async (db) => {
       const inserted = await db.insertInto('numbers').values(both).returningAll().execute()
       t.same(plain(inserted), both)
-      const { numUpdatedRows } = await db.updateTable('numbers').set({ text: 'two' }).where('n', '=', 1).executeTakeFirstOrThrow()
+      const { numUpdatedRows } = await db.updateTable('numbers').set({ text: 'two' }).where('n', '=', 1)
+        .executeTakeFirstOrThrow()
       t.equal(numUpdatedRows, 1n)
-      t.same(plain(await db.selectFrom('numbers').selectAll().where('n', 'in', [1, 2]).execute()), [{ n: 1, text: 'two' }])
+      t.same(plain(await db.selectFrom('numbers').selectAll().where('n', 'in', [1, 2]).execute()),
+        [{ n: 1, text: 'two' }])
       t.same(await db.selectFrom('numbers').select('n').where('n', '=', 2).execute(), [])
       const streamed: unknown[] = []
       for await (const row of db.selectFrom('numbers').select('n').orderBy('n').stream()) streamed.push(row)
@@ -51,9 +60,11 @@ await eachDriver(t, import.meta.url, async (t, Driver) => {
   await t.test('Drizzle', async (t) => {
     const pool = await open<SqliteRemoteDatabase>('drizzle', drizzle())
     await pool.use(async (db) => {
-      t.same(await db.all(drizzleSql`insert into numbers values (${1}, ${'one'}), (null, null) returning n`), [[1], [null]])
+      t.same(await db.all(drizzleSql`insert into numbers values (${1}, ${'one'}), (null, null) returning n`),
+        [[1], [null]])
       t.same(await db.get(drizzleSql`select n, text from numbers where n = ${1}`), [1, 'one'])
-      t.same(await db.all(drizzleSql`select a.n, b.n from numbers a join numbers b on a.n = b.n`), [[1, 1]], 'columns of the same name too')
+      t.same(await db.all(drizzleSql`select a.n, b.n from numbers a join numbers b on a.n = b.n`), [[1, 1]],
+        'columns of the same name too')
       await noBack(db.transaction(async (tx) => {
         await tx.run(drizzleSql`delete from numbers`)
         throw new Error('back')

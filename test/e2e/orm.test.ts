@@ -15,7 +15,8 @@ import { kysely } from '../../lib/wrap/kysely.js'
 import { startMariadb, startPostgres } from '../support/services.js'
 import { gate } from '../support/stage.js'
 
-// Query builders over a leased connection: their own transactions are the pool's, one after the other, and a commit of theirs never lies.
+// Query builders over a leased connection: their own transactions are the pool's, one after the other, and a commit of
+// theirs never lies.
 
 /** What the tests ask of a query builder. `T`: its database, or a transaction of it. */
 interface Library<T> {
@@ -73,12 +74,14 @@ const withKnex: Library<Knex> = {
   wrap: knex(),
   add: (db, n) => db.raw('insert into numbers values (?)', [n]),
   list: async (db) => numbers(await db('numbers').select('n')),
-  transaction: <R>(db: Knex, fn: (tx: Knex) => Promise<R>, options?: { isolationLevel: 'serializable' }) => db.transaction((trx) => fn(trx), options) as Promise<R>,
+  transaction: <R>(db: Knex, fn: (tx: Knex) => Promise<R>, options?: { isolationLevel: 'serializable' }) =>
+    db.transaction((trx) => fn(trx), options) as Promise<R>,
   nested: (tx, fn) => (tx as Knex.Transaction).transaction((trx) => fn(trx)).then(() => {}, () => {}),
   run: async (db, text) => { await db.raw(text) },
 }
 
-const libraries = { Kysely: withKysely, Drizzle: withDrizzle, Knex: withKnex } as unknown as Record<string, Library<unknown>>
+const libraries = { Kysely: withKysely, Drizzle: withDrizzle, Knex: withKnex } as unknown as Record<string,
+  Library<unknown>>
 
 const create = 'create table numbers (n int unique)'
 
@@ -97,7 +100,12 @@ const databases: readonly Database[] = [
   { name: 'SQLite', isolation: false, start: async (t) => ({ backend: 'sqlite', url: join(t.testdir(), 'orm.db') }) },
 ]
 
-interface Scene { readonly app: FastifyInstance, readonly library: Library<unknown>, db (request: FastifyRequest): unknown, stored (): Promise<number[]> }
+interface Scene {
+  readonly app: FastifyInstance
+  readonly library: Library<unknown>
+  db (request: FastifyRequest): unknown
+  stored (): Promise<number[]>
+}
 
 /** An app whose one connection is wrapped, and another pool on the same database that tells what is stored. */
 async function set (t: Test, options: PoolOptions, library: Library<unknown>): Promise<Scene> {
@@ -158,13 +166,15 @@ for (const { name, isolation, start } of databases) {
         await t.test('ten side by side, every second of which fails', async (t) => {
           const { app, db, stored } = await set(t, options, library)
           app.post('/', named, async (request) => {
-            const settled = await Promise.allSettled(Array.from({ length: 10 }, (_, n) => library.transaction(db(request), async (tx) => {
+            const tens = Array.from({ length: 10 }, (_, n) => n)
+            const settled = await Promise.allSettled(tens.map((n) => library.transaction(db(request), async (tx) => {
               await library.add(tx, n)
               if (n % 2 === 0) throw new Error('back')
             })))
             return settled.map(({ status }) => status)
           })
-          t.same((await app.inject({ method: 'POST', url: '/' })).json(), Array.from({ length: 10 }, (_, n) => n % 2 === 0 ? 'rejected' : 'fulfilled'))
+          t.same((await app.inject({ method: 'POST', url: '/' })).json(),
+            Array.from({ length: 10 }, (_, n) => n % 2 === 0 ? 'rejected' : 'fulfilled'))
           t.same(await stored(), [1, 3, 5, 7, 9])
         })
 
@@ -193,7 +203,8 @@ for (const { name, isolation, start } of databases) {
           })
           app.post('/caught', inTransaction, async (request) => {
             await library.add(db(request), 3)
-            await t.rejects(library.transaction(db(request), (tx) => library.add(tx, 4)), { code: 'FST_POOL_NOT_SUPPORTED' })
+            await t.rejects(library.transaction(db(request), (tx) => library.add(tx, 4)),
+              { code: 'FST_POOL_NOT_SUPPORTED' })
             return 'well'
           })
           const refused = await app.inject({ method: 'POST', url: '/' })
@@ -235,7 +246,8 @@ for (const { name, isolation, start } of databases) {
             const settled = await Promise.allSettled([
               library.transaction(db(request), async (tx) => {
                 await library.add(tx, 1)
-                // Whoever writes that ends it: there is nothing left to commit, and what comes after must not be taken for a part of it.
+                // Whoever writes that ends it: there is nothing left to commit, and what comes after must not be taken
+                // for a part of it.
                 await library.run(tx, 'rollback')
               }),
               library.transaction(db(request), (tx) => library.add(tx, 2)),
@@ -264,10 +276,13 @@ for (const { name, isolation, start } of databases) {
                 throw new Error('back')
               })),
             ])
-            return settled.map((one) => one.status === 'rejected' ? (one.reason as { code?: string }).code ?? (one.reason as Error).message : 'well')
+            return settled.map((one) => one.status === 'rejected'
+              ? (one.reason as { code?: string }).code ?? (one.reason as Error).message
+              : 'well')
           })
           for (const text of ['commit', 'rollback']) {
-            t.same((await app.inject({ method: 'POST', url: `/${text}` })).json(), ['FST_POOL_TRANSACTION_ENDED', 'back'], text)
+            t.same((await app.inject({ method: 'POST', url: `/${text}` })).json(),
+              ['FST_POOL_TRANSACTION_ENDED', 'back'], text)
             t.same(await stored(), [1], 'it stands by itself')
             await app.pools.get('other').use((db) => library.run(db, 'delete from numbers'))
           }
@@ -277,7 +292,8 @@ for (const { name, isolation, start } of databases) {
           await t.test('its isolation level is the transaction\'s', async (t) => {
             const { app, db, stored } = await set(t, options, library)
             app.post('/', named, async (request) => {
-              await Promise.all([1, 2].map((n) => library.transaction(db(request), (tx) => library.add(tx, n), { isolationLevel: 'serializable' })))
+              await Promise.all([1,
+                2].map((n) => library.transaction(db(request), (tx) => library.add(tx, n), { isolationLevel: 'serializable' })))
             })
             t.equal((await app.inject({ method: 'POST', url: '/' })).statusCode, 200)
             t.same(await stored(), [1, 2])
@@ -290,9 +306,16 @@ for (const { name, isolation, start } of databases) {
             t.equal(lease.connection, db)
             t.not(lease.raw, db)
             await library.add(db, 1)
-            const { prepare, query } = lease.raw as { prepare? (text: string): { all (): unknown }, query? (text: string): Promise<{ rows?: unknown } & unknown[]> }
-            const result = query === undefined ? prepare!.call(lease.raw, 'select n from numbers').all() : await query.call(lease.raw, 'select n from numbers')
-            t.same(numbers((result as { rows?: unknown }).rows ?? (Array.isArray((result as unknown[])[0]) ? (result as unknown[])[0] : result)), [1])
+            const { prepare, query } =
+              lease.raw as {
+                prepare? (text: string): { all (): unknown }
+                query? (text: string): Promise<{ rows?: unknown } & unknown[]>
+              }
+            const result = query === undefined
+              ? prepare!.call(lease.raw, 'select n from numbers').all()
+              : await query.call(lease.raw, 'select n from numbers')
+            t.same(numbers((result as { rows?: unknown })
+              .rows ?? (Array.isArray((result as unknown[])[0]) ? (result as unknown[])[0] : result)), [1])
           })
         })
       })
@@ -305,18 +328,21 @@ t.test('on a backend that it does not know an adapter says so at register', asyn
   const connector = { system: 'ldap', create: async () => ({}), destroy () {} }
   for (const [name, { wrap }] of Object.entries(libraries)) {
     const app = Fastify()
-    await t.rejects(async () => { await app.register(fastifyPool, { connector, wrap } as never) }, { code: 'FST_POOL_BAD_OPTIONS', message: /pool 'db': option wrap is .*ldap/ }, name)
+    await t.rejects(async () => { await app.register(fastifyPool, { connector, wrap } as never) },
+      { code: 'FST_POOL_BAD_OPTIONS', message: /pool 'db': option wrap is .*ldap/ }, name)
     await app.close()
   }
   const app = Fastify()
-  await app.register(fastifyPool, { backend: 'sqlite', url, wrap: drizzle({ drizzle: drizzlePg as never }) } as PoolOptions)
+  await app.register(fastifyPool,
+    { backend: 'sqlite', url, wrap: drizzle({ drizzle: drizzlePg as never }) } as PoolOptions)
   await app.close()
 })
 
 t.test("what Drizzle's transactions can not have here is refused by name", async (t) => {
   const { app, db } = await set(t, { backend: 'sqlite', url: join(t.testdir(), 'refused.db') }, libraries.Drizzle!)
   app.post('/', named, async (request) => (db(request) as Drizzle).transaction(async () => {}, { deferrable: true }))
-  t.match((await app.inject({ method: 'POST', url: '/' })).json(), { code: 'FST_POOL_NOT_SUPPORTED', message: /deferrable/ })
+  t.match((await app.inject({ method: 'POST', url: '/' })).json(),
+    { code: 'FST_POOL_NOT_SUPPORTED', message: /deferrable/ })
 })
 
 t.test('whatever is thrown in a transaction of a library comes out as it is, and rolls back', async (t) => {

@@ -16,7 +16,10 @@ const acquireTimeout = 800
 interface Seen extends Answer { readonly at: number, readonly round: number, readonly body: string }
 
 interface Story {
-  /** Of an error: whose it was, how long after the request had come, and whether a timer of acquireTimeout + 300 ms, set then, had rung. */
+  /**
+   * Of an error: whose it was, how long after the request had come, and whether a timer of acquireTimeout + 300 ms, set
+   * then, had rung.
+   */
   readonly held: boolean
   readonly code: string | undefined
   readonly message: string
@@ -34,7 +37,9 @@ async function serve (t: Test, pool: PoolOptions, query: (connection: unknown) =
   await app.register(fastifyPool, pool)
   app.setErrorHandler((error: Error & { statusCode?: number, code?: string }, request, reply) => {
     const { began, deadline, held } = request as FastifyRequest & { began: number, deadline: Alarm, held: boolean }
-    const story: Story = { held, code: error.code, message: error.message, ms: performance.now() - began, late: deadline.rang }
+    const story: Story = {
+      held, code: error.code, message: error.message, ms: performance.now() - began, late: deadline.rang,
+    }
     return reply.code(error.statusCode ?? 500).send(story)
   })
   app.get('/', async (request) => {
@@ -47,13 +52,18 @@ async function serve (t: Test, pool: PoolOptions, query: (connection: unknown) =
   return { app, lines, port }
 }
 
-/** So many rounds of a plain client (see `startPace`) may come before all are served again: 2 s of them where nothing is slow. */
+/**
+ * So many rounds of a plain client (see `startPace`) may come before all are served again: 2 s of them where nothing is
+ * slow.
+ */
 const beyond = 40
 
 /** Asks the server as one who has no pool. */
 const plain = ({ url }: Server) => url.startsWith('redis') ? askRedis(new URL(url), 'PING') : askMongo(url, { ping: 1 })
 
-async function outage (t: Test, server: Server, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>): Promise<void> {
+async function outage (
+  t: Test, server: Server, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>
+): Promise<void> {
   const strays = uncaught(t)
   const { app, lines, port } = await serve(t, { max: 10, acquireTimeout, ...pool } as PoolOptions, query)
   const agent = keepAliveAgent(t)
@@ -76,19 +86,26 @@ async function outage (t: Test, server: Server, pool: PoolOptions, query: (conne
     const killed = performance.now()
     await server.kill()
     const dead = performance.now()
-    await until(() => seen.filter(({ at, status }) => at > dead && status === 503).length > width * 3, { timeout: 30_000, what: 'requests are refused' })
+    await until(() => seen.filter(({ at, status }) => at > dead && status === 503).length > width * 3,
+      { timeout: 30_000, what: 'requests are refused' })
 
-    const stories = seen.filter(({ at, status }) => at > killed && status !== 200).map(({ status, headers, body }) => ({ status, headers, story: JSON.parse(body) as Story }))
+    const stories = seen.filter(({ at, status }) => at > killed && status !== 200)
+      .map(({ status, headers, body }) => ({ status, headers, story: JSON.parse(body) as Story }))
     const held = stories.filter(({ story }) => story.held)
     const later = stories.filter(({ story }) => !story.held)
     t.ok(held.length > 0, `${held.length} requests held a connection`)
-    t.same(held.filter(({ story, status }) => status !== 500 || story.code?.startsWith('FST_')).slice(0, 3), [], "they get the driver's own error")
-    t.same(later.filter(({ story, status }) => status !== 503 || !story.code?.startsWith('FST_POOL_')).slice(0, 3), [], 'all others get 503')
-    t.same(later.filter(({ headers }) => !/^([1-9]|[12]\d|30)$/.test(String(headers['retry-after']))).slice(0, 3), [], 'with Retry-After, from 1 to 30')
+    t.same(held.filter(({ story, status }) => status !== 500 || story.code?.startsWith('FST_')).slice(0, 3), [],
+      "they get the driver's own error")
+    t.same(later.filter(({ story, status }) => status !== 503 || !story.code?.startsWith('FST_POOL_')).slice(0, 3), [],
+      'all others get 503')
+    t.same(later.filter(({ headers }) => !/^([1-9]|[12]\d|30)$/.test(String(headers['retry-after']))).slice(0, 3), [],
+      'with Retry-After, from 1 to 30')
     const slowest = Math.max(...later.map(({ story }) => story.ms))
-    t.same(later.filter(({ story }) => story.late).slice(0, 3), [], 'before a timer of acquireTimeout + 300 ms, set when they came')
+    t.same(later.filter(({ story }) => story.late).slice(0, 3), [],
+      'before a timer of acquireTimeout + 300 ms, set when they came')
     const refusedAt = seen.find(({ at, status }) => at > dead && status === 503)!.at
-    t.equal(seen.filter(({ at, status }) => at > refusedAt && status === 200).length, 0, 'and nobody is served any more')
+    t.equal(seen.filter(({ at, status }) => at > refusedAt && status === 200).length, 0,
+      'and nobody is served any more')
     t.equal(failing().length, episode, 'failing creates are logged once')
 
     await server.restart()
@@ -100,10 +117,14 @@ async function outage (t: Test, server: Server, pool: PoolOptions, query: (conne
     t.ok(rounds < beyond, `a plain client was served ${rounds} times before`)
     // All of them, not only a lucky one.
     await until(() => servedSince(back).length > 100, { what: 'requests are served again' })
-    const lastFailure = Math.max(0, ...seen.filter(({ at, status }) => at > back && status !== 200).map(({ at }) => at - back))
+    const lastFailure =
+      Math.max(0, ...seen.filter(({ at, status }) => at > back && status !== 200).map(({ at }) => at - back))
     const last = seen.findLast(({ at, status }) => at > back && status !== 200)
-    t.ok(last === undefined || last.round - returned < beyond, `and ${(last?.round ?? returned) - returned} times before the last failure`)
-    const codes = [...new Set(later.map(({ story }) => story.code))].map((code) => `${code} x${later.filter(({ story }) => story.code === code).length}`)
+    t.ok(last === undefined || last.round - returned < beyond,
+      `and ${(last?.round ?? returned) - returned} times before the last failure`)
+    const codes =
+      [...new Set(later.map(({ story }) => story.code))].map((code) =>
+        `${code} x${later.filter(({ story }) => story.code === code).length}`)
     t.comment(`episode ${episode}: ${held.length} held (${[...new Set(held.map(({ story }) => story.message))].join('; ')})`)
     t.comment(`later: ${codes.join(', ')}, the slowest after ${Math.round(slowest)} ms of ${acquireTimeout}`)
     t.comment(`measured: back: first success after ${Math.round(first)} ms, last failure after ${Math.round(lastFailure)} ms`)
@@ -121,7 +142,8 @@ t.test('kill -9 of Redis under load', async (t) => {
   // Something of it is under way when the server dies.
   await t.test('requests that hold a connection fail with the driver\'s error, all later ones with 503, and they succeed again soon after it is back', needsOwn(server), (t) =>
     outage(t, server, pool, (redis) => (redis as Redis).blpop('nothing', 0.01)))
-  await t.test('a pool that nobody used while its server was away serves the next request', needsOwn(server), (t) => quiet(t, server, pool, (redis) => (redis as Redis).ping()))
+  await t.test('a pool that nobody used while its server was away serves the next request', needsOwn(server),
+    (t) => quiet(t, server, pool, (redis) => (redis as Redis).ping()))
 })
 
 const mongo = await startMongo(t, { own: true })
@@ -130,10 +152,14 @@ t.test(`kill -9 of MongoDB (${mongo?.kind ?? 'none'}) under load`, noMongo, asyn
   const pool = { backend: 'mongodb', url: mongo!.url, database: 'outage' } as PoolOptions
   await t.test('requests that hold a connection fail with the driver\'s error, all later ones with 503, and they succeed again soon after it is back', needsOwn(mongo!), (t) =>
     outage(t, mongo!, pool, (db) => (db as Db).collection('things').findOne({})))
-  await t.test('a pool that nobody used while its server was away serves the next request', needsOwn(mongo!), (t) => quiet(t, mongo!, { ...pool, connection: { heartbeatFrequencyMS: 500 } } as PoolOptions, (db) => (db as Db).command({ ping: 1 })))
+  await t.test('a pool that nobody used while its server was away serves the next request', needsOwn(mongo!),
+    (t) => quiet(t, mongo!, { ...pool, connection: { heartbeatFrequencyMS: 500 } } as PoolOptions,
+      (db) => (db as Db).command({ ping: 1 })))
 })
 
-async function quiet (t: Test, server: Server, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>): Promise<void> {
+async function quiet (
+  t: Test, server: Server, pool: PoolOptions, query: (connection: unknown) => Promise<unknown>
+): Promise<void> {
   const { app, port } = await serve(t, { max: 10, acquireTimeout: 2000, ...pool } as PoolOptions, query)
   const agent = keepAliveAgent(t)
   t.equal((await ask({ port, path: '/', agent })).status, 200)

@@ -123,15 +123,18 @@ t.test(`with ${times} times more than it can do for ${seconds} s, the app answer
 
   t.equal(seen.length, sent, 'every request was answered')
   t.equal(answered.length + refused.length + late.length, sent, 'with a result, or with one of the two refusals')
-  t.ok(looks.full >= 0.9 * looks.all, `it does what it can: all connections were used at ${looks.full} of ${looks.all} looks`)
+  t.ok(looks.full >= 0.9 * looks.all,
+    `it does what it can: all connections were used at ${looks.full} of ${looks.all} looks`)
   t.ok(answered.length >= 0.5 * capacity * seconds, `and ${answered.length} were answered`)
-  // No connection serves more than one each `service` ms: so many in the time that one may wait, those that were being served when it came, and those beside it.
+  // No connection serves more than one each `service` ms: so many in the time that one may wait, those that were being
+  // served when it came, and those beside it.
   const most = (acquireTimeout / service + 2) * max
   const others = quantile(answered.map(({ others }) => others), 0.99)
   t.ok(others <= most, `${others} others were served from the coming of an answered one to its answer, and ${most} may`)
   const slow = refused.filter(({ atOnce }) => !atOnce).length
   t.equal(slow, 0, `each of ${refused.length} was refused in the turn of the event loop in which it came`)
-  // On the virtual clock less than one in a hundred waits for nothing. Here those count too for whom the machine has become slower than it was.
+  // On the virtual clock less than one in a hundred waits for nothing. Here those count too for whom the machine has
+  // become slower than it was.
   t.ok(late.length < 3 * refused.length, `${late.length} waited for nothing`)
   t.ok(refused.every(({ retryAfter }) => /^[1-9]\d?$/.test(retryAfter ?? '')), 'and are told when to come back')
 

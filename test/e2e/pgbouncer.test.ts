@@ -22,7 +22,9 @@ t.test('PostgreSQL behind PgBouncer in transaction mode', { skip: findPgbouncer(
     await client.query('drop table if exists bouncer_counters')
     await client.query('create table bouncer_counters as select id, 0 as n from generate_series(0, 9) id')
   })
-  const total = () => direct.use(async (client) => Number((await client.query<{ sum: string }>('select sum(n) from bouncer_counters')).rows[0]!.sum))
+  const total = () =>
+    direct.use(async (client) =>
+      Number((await client.query<{ sum: string }>('select sum(n) from bouncer_counters')).rows[0]!.sum))
 
   t.test(`requests and their transactions share ${servers} server connections among ${clients}`, async (t) => {
     const app = Fastify()
@@ -37,13 +39,16 @@ t.test('PostgreSQL behind PgBouncer in transaction mode', { skip: findPgbouncer(
       if (request.query.fail !== undefined) throw new Error('rolled back')
       return 'added'
     })
-    app.get('/read', async (request) => (await (request.db as unknown as Client).query('select $1::int as one', [1])).rows[0])
+    app.get('/read',
+      async (request) => (await (request.db as unknown as Client).query('select $1::int as one', [1])).rows[0])
     await app.listen({ host: '127.0.0.1', port: 0 })
     const agent = keepAliveAgent(t)
     const { port } = app.server.address() as AddressInfo
     const statuses = await Promise.all(Array.from({ length: 300 }, async (_, id) => {
       if (id % 3 === 0) return (await ask({ port, agent, path: '/read' })).status
-      return (await ask({ port, agent, method: 'POST', path: `/add?id=${id % 10}${id % 3 === 1 ? '&fail' : ''}` })).status
+      return (await ask({
+        port, agent, method: 'POST', path: `/add?id=${id % 10}${id % 3 === 1 ? '&fail' : ''}`,
+      })).status
     }))
     for (const [kind, status] of [200, 500, 200].entries()) {
       t.strictSame([...new Set(statuses.filter((_, id) => id % 3 === kind))], [status])
@@ -63,14 +68,17 @@ t.test('PostgreSQL behind PgBouncer in transaction mode', { skip: findPgbouncer(
         await client.query('update bouncer_counters set n = n + 1000')
       })
     }
-    t.equal(await pool.use(async (client) => (await client.query<{ n: number }>('select max(n) n from bouncer_counters')).rows[0]!.n < 1000), true)
+    t.equal(await pool.use(async (client) =>
+      (await client.query<{ n: number }>('select max(n) n from bouncer_counters')).rows[0]!.n < 1000), true)
     t.equal(pool.stats().created, 1)
   })
 
   t.test('what is not for it: a session setting reaches other requests; SET LOCAL in a transaction does not', async (t) => {
     const pool = new Pool(await postgresql(options), { ...options, max: servers })
     t.teardown(() => pool.close())
-    const setting = async (client: Client) => (await client.query<{ work_mem: string }>('select current_setting($1) work_mem, pg_sleep(0.1)', ['work_mem'])).rows[0]!.work_mem
+    const setting = async (client: Client) =>
+      (await client.query<{ work_mem: string }>('select current_setting($1) work_mem, pg_sleep(0.1)', ['work_mem']))
+        .rows[0]!.work_mem
     // At the same time, so that each has a server connection of its own.
     const everywhere = () => Promise.all(Array.from({ length: servers }, () => pool.use(setting)))
     await pool.transaction((client) => client.query("set local work_mem to '456kB'"))
@@ -83,7 +91,8 @@ t.test('PostgreSQL behind PgBouncer in transaction mode', { skip: findPgbouncer(
     const pool = new Pool(await postgresql(options), { ...options, max: 4 })
     t.teardown(() => pool.close())
     const named = { name: 'one', text: 'select pg_sleep(0.02), pg_backend_pid() pid' }
-    const results = await Promise.allSettled(Array.from({ length: 12 }, () => pool.use((client) => client.query(named))))
+    const results =
+      await Promise.allSettled(Array.from({ length: 12 }, () => pool.use((client) => client.query(named))))
     t.ok(results.some(({ status }) => status === 'rejected'), 'PgBouncer before 1.21 knows nothing of them')
   })
 

@@ -23,8 +23,8 @@ import { mongoose as wrapMongoose } from '../../lib/wrap/mongoose.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import { startMariadb, startMongo, startPostgres } from '../support/services.js'
 
-// The README's recipes, as they stand there: `wrap` makes request.db a query builder or an ORM over the leased connection. What their transactions do is
-// in orm.test.ts.
+// The README's recipes, as they stand there: `wrap` makes request.db a query builder or an ORM over the leased
+// connection. What their transactions do is in orm.test.ts.
 
 interface Note { id: number, text: string }
 interface Tables { notes: Note }
@@ -36,7 +36,9 @@ const drizzleSqliteNotes = sqliteTable('notes', { id: sqliteInteger().primaryKey
 /** What a handler does with request.db. */
 interface Use<T> { add (db: T, note: Note): Promise<unknown>, read (db: T): Promise<Note[]> }
 
-/** Two requests on one connection, one that fails in its route's transaction, and one whose transaction is committed. */
+/**
+ * Two requests on one connection, one that fails in its route's transaction, and one whose transaction is committed.
+ */
 async function serves<T> (t: Test, pool: PoolOptions, { add, read }: Use<T>): Promise<FastifyInstance> {
   const app = Fastify()
   t.teardown(() => app.close())
@@ -73,7 +75,9 @@ t.test('on PostgreSQL', async (t) => {
   const { url } = await startPostgres(t, { own: true })
   const create = 'create table if not exists notes (id int primary key, text text not null)'
   const setting = async (t: Test) => {
-    const pool = { backend: 'postgresql', url, max: 1, onConnect: (client: unknown) => (client as Client).query(create) } as const
+    const pool = {
+      backend: 'postgresql', url, max: 1, onConnect: (client: unknown) => (client as Client).query(create),
+    } as const
     t.teardown(async () => {
       const client = new pg.Client(url)
       await client.connect()
@@ -89,7 +93,8 @@ t.test('on PostgreSQL', async (t) => {
       read: (db) => db.select().from(drizzleNotes),
     })
     // What hooks get is the connection itself; what borrowers get, everywhere, is the wrapped one.
-    await app.pools.get('db').use(async (db) => await (db as unknown as NodePgDatabase).delete(drizzleNotes).where(eq(drizzleNotes.id, 1)))
+    await app.pools.get('db')
+      .use(async (db) => await (db as unknown as NodePgDatabase).delete(drizzleNotes).where(eq(drizzleNotes.id, 1)))
   })
 
   await t.test('Kysely', async (t) => {
@@ -104,7 +109,15 @@ t.test('on PostgreSQL', async (t) => {
 t.test('on MariaDB', async (t) => {
   const { url } = await startMariadb(t)
   const create = 'create or replace table notes (id int primary key, text text not null)'
-  const pool = { backend: 'mysql', url, max: 1, reset: 'none', onConnect: (connection: unknown) => (connection as Connection).query(create) } as const
+  const pool =
+    {
+      backend: 'mysql',
+      url,
+      max: 1,
+      reset: 'none',
+      onConnect: (connection: unknown) => (connection as Connection)
+        .query(create)
+    } as const
 
   await t.test('Drizzle', async (t) => {
     await serves<MySql2Database>(t, { ...pool, wrap: drizzle({ drizzle: drizzleMysql }) }, {
@@ -157,11 +170,14 @@ t.test("Mongoose on the pool's MongoClient", { skip: mongo === undefined && 'nei
       connection.model('Note', noteSchema)
     },
   })
-  const options = { backend: 'mongodb', url: mongo!.url, database: `recipes${process.pid}`, driver: mongoose.mongo, wrap } as const
+  const options = {
+    backend: 'mongodb', url: mongo!.url, database: `recipes${process.pid}`, driver: mongoose.mongo, wrap,
+  } as const
   const app = Fastify()
   t.teardown(() => app.close())
   await app.register(fastifyPool, { pools: { db: { ...options, max: 2 } } })
-  const notes = (request: FastifyRequest) => (request.db as unknown as mongoose.Connection).models.Note as mongoose.Model<Note>
+  const notes = (request: FastifyRequest) => (request.db as unknown as mongoose.Connection)
+    .models.Note as mongoose.Model<Note>
   app.post<{ Body: Note }>('/', async (request) => (await notes(request as FastifyRequest).create(request.body)).text)
   app.get('/', async (request) => await notes(request).find({}, { _id: 0 }).lean())
   t.equal((await app.inject({ method: 'POST', url: '/', body: { id: 1, text: 'kept' } })).body, 'kept')
@@ -176,7 +192,9 @@ t.test("Mongoose on the pool's MongoClient", { skip: mongo === undefined && 'nei
   class Foreign extends mongodb.MongoClient {}
   Object.defineProperty(Foreign, Symbol.hasInstance, { value: () => false })
   const foreign = wrapMongoose({ mongoose: { mongo: { MongoClient: Foreign } } as never })
-  await t.rejects(async () => { await other.register(fastifyPool, { ...options, wrap: foreign }) }, { message: /driver: mongoose\.mongo/ })
+  await t.rejects(async () => {
+    await other.register(fastifyPool, { ...options, wrap: foreign })
+  }, { message: /driver: mongoose\.mongo/ })
 })
 
 t.test('Mongoose: transactions are its own', async (t) => {
@@ -200,14 +218,18 @@ t.test('Mongoose: transactions are its own', async (t) => {
     })))
     return settled.map(({ status }) => status)
   })
-  app.post('/ours', { config: { pools: { db: { transaction: true } } } }, async (request) => { await notes(request).create({ id: 3, text: 'note' }) })
+  app.post('/ours', { config: { pools: { db: { transaction: true } } } },
+    async (request) => { await notes(request).create({ id: 3, text: 'note' }) })
   app.post('/by-hand', async (request) => {
-    await request.transaction('db', async (db) => { await (db as unknown as mongoose.Connection).models.Note!.create({ id: 4, text: 'note' }) })
+    await request.transaction('db', async (db) => {
+      await (db as unknown as mongoose.Connection).models.Note!.create({ id: 4, text: 'note' })
+    })
   })
   app.get('/', async (request) => (await notes(request).find({}).lean()).map(({ id }) => id))
   t.strictSame((await app.inject({ method: 'POST', url: '/' })).json(), ['rejected', 'fulfilled'])
   for (const path of ['/ours', '/by-hand']) {
-    t.match((await app.inject({ method: 'POST', url: path })).json(), { code: 'FST_POOL_NOT_SUPPORTED', message: /request\.db\.transaction\(fn\)/ }, path)
+    t.match((await app.inject({ method: 'POST', url: path })).json(),
+      { code: 'FST_POOL_NOT_SUPPORTED', message: /request\.db\.transaction\(fn\)/ }, path)
   }
   t.strictSame((await app.inject('/')).json(), [2])
 })

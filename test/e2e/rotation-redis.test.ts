@@ -12,8 +12,10 @@ t.test('a password that changes while requests run fails none of them, and app.r
   await admin('ACL SETUSER shop on >first-secret ~* +@all')
   const login = { username: 'shop', password: 'first-secret' }
   const pool: PoolOptions = { backend: 'redis', max: 4, url: server.url, connection: async () => ({ ...login }) }
-  const { app, shared, answers, firstAfter, stop } = await serve(t, pool, (connection, n) => (connection as Redis).set('written', n))
-  const ids = async () => [...(await admin('CLIENT LIST TYPE normal')).matchAll(/^id=(\d+) .* user=shop /gm)].map(([, id]) => id!)
+  const { app, shared, answers, firstAfter, stop } =
+    await serve(t, pool, (connection, n) => (connection as Redis).set('written', n))
+  const ids = async () =>
+    [...(await admin('CLIENT LIST TYPE normal')).matchAll(/^id=(\d+) .* user=shop /gm)].map(([, id]) => id!)
   const before = new Set(await ids())
   for (const [password, old] of [['second-secret', 'first-secret'], ['third-secret', 'second-secret']] as const) {
     await admin(`ACL SETUSER shop >${password}`)
@@ -37,7 +39,9 @@ t.test('a password that is no longer right says so, without it', async (t) => {
   const server = await startRedis(t, { own: true })
   await askRedis(new URL(server.url), 'ACL SETUSER shop on >right-secret ~* +@all')
   const login = { username: 'shop', password: 'right-secret' }
-  const { app, stop } = await serve(t, { backend: 'redis', max: 2, url: server.url, connection: () => ({ ...login }) }, (connection, n) => (connection as Redis).set('written', n))
+  const { app, stop } =
+    await serve(t, { backend: 'redis', max: 2, url: server.url, connection: () => ({ ...login }) },
+      (connection, n) => (connection as Redis).set('written', n))
   await stop()
   login.password = 'wrong-secret'
   const told: string[] = []

@@ -6,7 +6,12 @@ import pool from 'fastify-pool'
 const { cases, crash } = JSON.parse(process.argv[2])
 
 // A JSON text has no undefined and no NaN, and a case may need one.
-const revive = (value) => value === 'NaN' ? NaN : typeof value === 'object' && value !== null ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, revive(inner)])) : value
+const revive = (value) => value === 'NaN'
+  ? NaN
+  : typeof value === 'object' &&
+  value !== null
+    ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, revive(inner)]))
+    : value
 
 for (const options of cases) {
   const app = Fastify({ logger: { level: 'trace' } })

@@ -1,6 +1,7 @@
 // A service as people write it: the plugin and close-with-grace. For sigterm.test.ts.
 //
-// It waits for a word of the test's before it exits, so that the test can see what is open while the process still lives.
+// It waits for a word of the test's before it exits, so that the test can see what is open while the process still
+// lives.
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
 import pool from 'fastify-pool'

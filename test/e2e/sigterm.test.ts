@@ -18,15 +18,21 @@ async function redisCase (t: Test, more: object = {}): Promise<{ program: Progra
   const control = new Redis(server.port, server.host)
   t.teardown(() => { control.disconnect() })
   const connectionName = `sigterm-${process.pid}`
-  const count = async () => String(await control.client('LIST')).split('\n').filter((line) => line.includes(` name=${connectionName} `)).length
-  const program = new Program(t, 'sigterm.mjs', { kind: 'redis', options: { backend: 'redis', url: server.url, max: 10, connection: { connectionName }, ...more } })
+  const count = async () => String(await control.client('LIST')).split('\n')
+    .filter((line) => line.includes(` name=${connectionName} `)).length
+  const program =
+    new Program(t, 'sigterm.mjs', {
+      kind: 'redis', options: { backend: 'redis', url: server.url, max: 10, connection: { connectionName }, ...more },
+    })
   return { program, count }
 }
 
 async function mongoCase (t: Test, more: object = {}): Promise<{ program: Program, count: Count }> {
   const double = await startMongoDouble(t)
   double.delay('find', 20)
-  const program = new Program(t, 'sigterm.mjs', { kind: 'mongodb', options: { backend: 'mongodb', url: double.url, max: 10, ...more } })
+  const program =
+    new Program(t, 'sigterm.mjs',
+      { kind: 'mongodb', options: { backend: 'mongodb', url: double.url, max: 10, ...more } })
   return { program, count: () => double.connections.all }
 }
 
@@ -35,7 +41,9 @@ async function terminate (t: Test, program: Program, count: Count, meanwhile: ()
   const began = performance.now()
   program.kill('SIGTERM')
   const during = meanwhile()
-  const [closed] = await Promise.all([program.message<Record<string, { used: number, idle: number, creating: number }>>('closed'), during])
+  const [closed] =
+    await Promise.all([program.message<Record<string, { used: number, idle: number, creating: number }>>('closed'),
+      during])
   // A server hears of a close a moment after it; the process still lives, so it was the pool that closed them.
   await until(async () => await count() === 0, { what: 'no connection of ours is open, after close() has resolved' })
   program.send({ go: true })
@@ -76,9 +84,12 @@ for (const [name, begin, others] of [['Redis', redisCase, 1], ['the double of Mo
     })
 
     const results = await Promise.allSettled(answers)
-    t.same([...new Set(results.map((result) => result.status === 'fulfilled' ? result.value.status : String(result.reason)))], [200])
+    t.same([...new Set(results.map((result) => result.status === 'fulfilled'
+      ? result.value.status
+      : String(result.reason)))], [200])
     await until(() => busy.closed)
-    t.equal(busy.text.match(/HTTP\/1\.1 200/g)?.length, 1, 'the one that was accepted is answered, and the one that came later is not served')
+    t.equal(busy.text.match(/HTTP\/1\.1 200/g)?.length, 1,
+      'the one that was accepted is answered, and the one that came later is not served')
     t.same({ code, signal }, { code: 0, signal: null })
     t.notOk(late, 'the app was closed before a timer of 1 s, set at the last answer')
     t.ok(peak <= 10 + others, `at most ${peak} connections meanwhile`)

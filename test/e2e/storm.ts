@@ -32,7 +32,12 @@ export interface Plan {
   readonly when: When
 }
 
-export interface Outcome { readonly id: number, readonly status: number | undefined, readonly body: string | undefined, readonly error: string | undefined }
+export interface Outcome {
+  readonly id: number
+  readonly status: number | undefined
+  readonly body: string | undefined
+  readonly error: string | undefined
+}
 
 /** Clients in this process, so that a handler can make its own client go away. */
 export class Storm {
@@ -65,7 +70,12 @@ export class Storm {
       let text = ''
       let whole = false
       let error: string | undefined
-      const headers = { 'x-id': String(id), ...method === 'POST' && { 'content-type': 'text/plain', 'content-length': String(Buffer.byteLength(body)) } }
+      const headers = {
+        'x-id': String(id),
+        ...method === 'POST' && {
+          'content-type': 'text/plain', 'content-length': String(Buffer.byteLength(body)),
+        }
+      }
       const sent = request({ host: '127.0.0.1', port: this.#port(), agent: this.#agent, method, path, headers })
       this.#sent.set(id, sent)
       sent.on('error', (cause) => { error ??= cause.message })

@@ -28,7 +28,8 @@ t.test('max clients that trickle their POST bodies do not keep another request f
   // Of the first loan, which is the first to be over.
   let grace: Alarm | undefined
   app.pools.on('acquire', () => { grace ??= alarm(bodyGrace + 100) })
-  app.post('/slow', async (request) => `${await (request.db as unknown as Redis).echo('slow')} ${JSON.stringify(request.body)}`)
+  app.post('/slow',
+    async (request) => `${await (request.db as unknown as Redis).echo('slow')} ${JSON.stringify(request.body)}`)
   app.get('/fast', async (request) => {
     const late = grace!.rang
     return { late, echo: await (request.db as unknown as Redis).echo('fast') }
@@ -71,7 +72,8 @@ t.test('max clients that trickle their POST bodies do not keep another request f
   t.equal(waits, 1, 'they did hold all connections')
 
   for (const { write } of tricklers) write(body.slice(sent))
-  await until(() => tricklers.every(({ answer }) => answer.endsWith(`slow ${body}`)), { what: 'those who trickled are served too' })
+  await until(() => tricklers.every(({ answer }) => answer.endsWith(`slow ${body}`)),
+    { what: 'those who trickled are served too' })
   await until(() => app.pools.stats().db!.used === 0)
   t.match(app.pools.stats().db, { pending: 0, timeouts: 0, refused: 0 })
 })

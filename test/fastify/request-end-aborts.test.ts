@@ -164,6 +164,8 @@ const rows: Row[] = [
     name: 'a raw body stream whose client leaves during the upload, while the handler reads it',
     routes: (_stage, app) => { app.addContentTypeParser('application/json', (_request, _payload, done) => { done(null) }) },
     handler: async (_stage, request) => {
+      // No connection waits for an upload by itself.
+      await request.acquire('db')
       begin(request)
       await new Promise<void>((resolve) => { request.raw.on('close', resolve).resume() })
     },

@@ -371,25 +371,6 @@ t.test('a reply that comes early frees the connection while its handler goes on:
   await stage.settled(t)
 })
 
-t.test('the connection of a large reply that nobody reads is held until the client has it or leaves', async (t) => {
-  const stage = await Stage.set(t, {
-    routes: (app) => {
-      app.get('/', async (request) => { say(request, 'read'); return Buffer.alloc(30e6) })
-      app.get('/early', { config: { pools: { db: { release: 'onSend' } } } }, async (request) => { say(request, 'read'); return Buffer.alloc(30e6) })
-    },
-  })
-  const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
-  await stage.hears('A:read#1')
-  const other = stage.client().send('GET', '/early', { id: 'B' })
-  await stage.waiting(1)
-  t.equal(stage.pool.stats().used, 1)
-  slow.leave()
-  await stage.hears('B:read#1')
-  t.equal((await other.answer()).body.length, 30e6)
-  await stage.settled(t)
-  t.same(stage.witness.destroyed, [], 'the handler was done')
-})
-
 t.test("release 'onSend' gives the connection back before a slow reader is done", async (t) => {
   const stage = await Stage.set(t, {
     plugin: { lease: { release: 'onSend' } },

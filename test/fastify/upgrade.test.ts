@@ -1,7 +1,7 @@
-import fastifyWebsocket from '@fastify/websocket'
+import fastifyWebsocket, { type WebSocket } from '@fastify/websocket'
 import Fastify from 'fastify'
-import type { FastifyInstance, FastifyRequest } from 'fastify'
-import type { AddressInfo } from 'node:net'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { AddressInfo, Socket } from 'node:net'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
 import type { PoolOptions } from '../../index.js'
@@ -17,16 +17,17 @@ interface SetOptions {
   /** @fastify/websocket is registered: `'before'` the pool, or `'after'` it. */
   websocket?: 'before' | 'after'
   pool?: Partial<PoolOptions>
+  abortGrace?: number
   routes (app: FastifyInstance): void
 }
 
-async function set (t: Test, { websocket, pool, routes }: SetOptions) {
+async function set (t: Test, { websocket, pool, abortGrace = 50, routes }: SetOptions) {
   const lines: Line[] = []
   const connector = new FakeConnector()
   const stream = { write: (line: string) => { lines.push(JSON.parse(line) as Line) } }
   const app = Fastify({ logger: { level: 'warn', stream }, requestIdHeader: 'x-id' }) as unknown as FastifyInstance
   if (websocket === 'before') await app.register(fastifyWebsocket)
-  await app.register(fastifyPool, { pools: { db: { connector, max: 1, ...pool } as PoolOptions }, abortGrace: 50 })
+  await app.register(fastifyPool, { pools: { db: { connector, max: 1, ...pool } as PoolOptions }, abortGrace })
   if (websocket === 'after') await app.register(fastifyWebsocket)
   await app.register(async (app) => { routes(app) })
   t.teardown(() => app.close())
@@ -172,4 +173,153 @@ t.test('an upgrade made by injectWS() is one, too', async (t) => {
   socket.terminate()
   await closed
   await rest()
+})
+
+// --- The end of a socket that Fastify does not answer on ----------------------------------------------------------------
+
+/** Longer than any test: whoever waits for it waits in vain. */
+const never = 600_000
+/** A close frame of RFC 6455, as a client sends it. */
+const closeFrame = '\x88\x80\0\0\0\0'
+
+interface End {
+  name: string
+  route: { websocket?: true, config: object }
+  handler (request: FastifyRequest, other: { reply: FastifyReply, socket: WebSocket }): unknown
+  leave (client: Client): void
+}
+
+function goodbye (client: Client): void {
+  client.write(closeFrame).socket.end()
+}
+
+const named = { config: { pools: ['db'] } }
+const ws = { websocket: true, ...named } as const
+
+const ends: End[] = [
+  { name: 'a WebSocket whose client says goodbye', route: ws, handler: (request) => { on(request) }, leave: goodbye },
+  { name: 'a WebSocket whose client is gone', route: ws, handler: (request) => { on(request) }, leave: (client) => { client.leave() } },
+  {
+    name: 'a WebSocket that the server closes',
+    route: ws,
+    handler: (request, { socket }) => { on(request); socket.close() },
+    leave: goodbye,
+  },
+  {
+    name: 'a WebSocket whose handler waits for its end',
+    route: ws,
+    handler: async (request, { socket }) => { on(request); await event(socket, 'close') },
+    leave: goodbye,
+  },
+  {
+    name: 'server-sent events whose handler has returned',
+    route: named,
+    handler: (request, { reply }) => {
+      on(request)
+      reply.hijack()
+      reply.raw.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 101\n\n')
+    },
+    leave: (client) => { client.leave() },
+  },
+  {
+    name: 'server-sent events whose handler waits for the end',
+    route: named,
+    handler: async (request, { reply }) => {
+      on(request)
+      reply.hijack()
+      reply.raw.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 101\n\n')
+      await event(reply.raw, 'close')
+    },
+    leave: (client) => { client.leave() },
+  },
+]
+
+for (const { name, route, handler, leave } of ends) {
+  t.test(`a connection is destroyed as soon as its socket has closed: ${name}`, async (t) => {
+    const { app, connector, client, rest } = await set(t, {
+      websocket: 'before',
+      abortGrace: never,
+      routes: (app) => {
+        app.get('/', route as object, ((first: never, second: never) => route.websocket === true
+          ? handler(second, { socket: first } as never)
+          : handler(first, { reply: second } as never)) as never)
+        app.get('/plain', async (request) => { on(request); return 'well' })
+      },
+    })
+    const reasons: string[] = []
+    app.pools.on('disconnect', ({ reason }) => { reasons.push(reason) })
+    const one = client().send('GET', '/', { headers: route.websocket === true ? handshake : {} })
+    await one.hears('101')
+    t.equal(app.pools.get('db').stats().used, 1)
+    leave(one)
+    t.equal((await client().get('/plain')).body, 'well', 'its slot is free')
+    t.same(reasons, ['aborted'], 'somebody may still hold it')
+    await rest()
+    t.same(connector.violations, [])
+  })
+
+  t.test(`one that nobody has read goes back: ${name}`, async (t) => {
+    const { app, client, rest } = await set(t, {
+      websocket: 'before',
+      abortGrace: never,
+      routes: (app) => {
+        app.get('/', route as object, ((first: never, second: never) => {
+          const [request, it] = route.websocket === true ? [second, { socket: first }] : [first, { reply: second }]
+          // All but the connection.
+          return handler({ ...request as object, db: 'none' } as never, it as never)
+        }) as never)
+      },
+    })
+    const one = client().send('GET', '/', { headers: route.websocket === true ? handshake : {} })
+    await one.hears('101')
+    leave(one)
+    await rest()
+    t.equal(app.pools.get('db').stats().destroyed.aborted, 0)
+  })
+}
+
+t.test('an upgraded socket that closes before its handler has begun: a hook may hold the connection, which is destroyed', async (t) => {
+  let go = () => {}
+  const sockets: Socket[] = []
+  const door = new Promise<void>((resolve) => { go = resolve })
+  const { app, client, rest } = await set(t, {
+    websocket: 'before',
+    abortGrace: never,
+    routes: (app) => {
+      app.addHook('preHandler', async (request) => {
+        on(request)
+        sockets.push(request.raw.socket)
+        await door
+      })
+      app.get('/', ws, () => {})
+    },
+  })
+  t.teardown(go)
+  client().send('GET', '/', { headers: handshake })
+  await until(() => sockets.length === 1)
+  sockets[0]!.destroy()
+  await until(() => app.pools.get('db').stats().destroyed.aborted === 1)
+  go()
+  await rest()
+})
+
+t.test('a connection for each message is in nobody\'s way when the socket closes', async (t) => {
+  const { app, client, rest } = await set(t, {
+    websocket: 'before',
+    abortGrace: never,
+    routes: (app) => {
+      app.get('/', { websocket: true }, (socket) => {
+        socket.on('message', () => {
+          app.pools.get('db').use((connection) => { socket.send(`101 by ${(connection as FakeConnection).id}`) }).catch((error: unknown) => { t.fail(String(error)) })
+        })
+      })
+    },
+  })
+  const one = client().send('GET', '/', { headers: handshake })
+  // 'hi', unmasked by a mask of zeros.
+  one.write('\x81\x82\0\0\0\0hi')
+  await one.hears('101 by 1')
+  goodbye(one)
+  await rest()
+  t.match(app.pools.get('db').stats(), { acquired: 1, used: 0, destroyed: { aborted: 0 } })
 })

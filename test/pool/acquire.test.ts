@@ -94,7 +94,8 @@ t.test('an acquire fails at its deadline, which says how the pool is and not who
   await clock.advance(1)
   const { error } = waiting
   t.equal(error?.code, 'FST_POOL_ACQUIRE_TIMEOUT')
-  t.equal(error?.message, "no connection from pool 'shop' within 5000 ms (max 2, used 2, idle 0, creating 0, pending 0). Look for slow queries or leaks, or raise max.")
+  t.equal(error?.message,
+    "no connection from pool 'shop' within 5000 ms (max 2, used 2, idle 0, creating 0, pending 0). Look for slow queries or leaks, or raise max.")
   t.equal(error?.statusCode, 503)
   t.match(error?.headers?.['retry-after'], /^([1-9]|[12]\d|30)$/)
   t.equal(error?.cause, undefined)
@@ -195,17 +196,20 @@ t.test('where no connection can be made, an acquire fails at its deadline with t
   const { pool, connector, clock, seen } = fakePool({ url: 'fake://me:hunter22@host', name: 'shop' })
   connector.outcomes.create = 'gate'
   const waiting = watch(pool.acquire({ holder: 'me' }))
-  connector.fail('create', Object.assign(new Error('refused for me:hunter22'), { code: 'ECONNREFUSED', input: 'hunter22' }))
+  connector.fail('create',
+    Object.assign(new Error('refused for me:hunter22'), { code: 'ECONNREFUSED', input: 'hunter22' }))
   connector.outcomes.create = 'error'
   await clock.advance(5000)
   const { error } = waiting
   t.equal(error?.code, 'FST_POOL_CONNECT_FAILED')
-  t.equal(error?.message, "pool 'shop' can't connect (max 10, used 0, idle 0, creating 0, pending 0). Is its server up, and are its address and login right?")
+  t.equal(error?.message,
+    "pool 'shop' can't connect (max 10, used 0, idle 0, creating 0, pending 0). Is its server up, and are its address and login right?")
   t.equal(error?.statusCode, 503)
   t.match(error?.headers?.['retry-after'], /^[1-9]$/)
   t.match(error?.cause, { message: 'create failed' })
   t.match(seen('error')[0]?.error, { message: 'refused for me:***', code: 'ECONNREFUSED' })
-  t.notMatch(JSON.stringify(seen('error').map(({ error }) => [error.message, error.stack, Object.entries(error)])), /hunter22/)
+  t.notMatch(JSON.stringify(seen('error').map(({ error }) => [error.message, error.stack, Object.entries(error)])),
+    /hunter22/)
   t.match(seen('timeout'), [{ error, holder: 'me' }])
 })
 
@@ -343,7 +347,8 @@ t.test('maxPending callers wait; the next is refused at once', async (t) => {
   watch(pool.acquire())
   const error = await failure(pool.acquire({ holder: 'third' }))
   t.equal(error.code, 'FST_POOL_QUEUE_FULL')
-  t.equal(error.message, "pool 'shop' is full, and 2 wait already (max 1, used 1, idle 0, creating 0, pending 2). Look for slow queries or leaks, or raise max or maxPending.")
+  t.equal(error.message,
+    "pool 'shop' is full, and 2 wait already (max 1, used 1, idle 0, creating 0, pending 2). Look for slow queries or leaks, or raise max or maxPending.")
   t.equal(error.statusCode, 503)
   t.match(error.headers?.['retry-after'], /^\d+$/)
   t.match(error.holders, [{ holder: 'slow' }])

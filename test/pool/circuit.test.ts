@@ -2,7 +2,9 @@ import t from 'tap'
 import type { EngineOptions } from '../../types/options.js'
 import type { Lease, PoolEvents } from '../../types/pool.js'
 import { settle, VirtualClock } from '../support/clock.js'
-import { failure, FakeConnector, fakePool, warm, watch, type FakeConnection, type FakePool, type Watched } from '../support/fake-connector.js'
+import {
+  failure, FakeConnector, fakePool, warm, watch, type FakeConnection, type FakePool, type Watched,
+} from '../support/fake-connector.js'
 
 /** So that creates follow each other without a pause of their own. */
 const quick = { backoff: { min: 1, max: 1 } }
@@ -43,7 +45,7 @@ async function breaks ({ pool, connector, clock }: FakePool): Promise<void> {
 
 const changes = (fake: FakePool) => fake.seen('circuit').map(({ from, to }) => `${from} > ${to}`)
 
-// --- Opening --------------------------------------------------------------------------------------------------------------------------
+// --- Opening ---------------------------------------------------------------------------------------------------------
 
 t.test('five failed creates in a row open the circuit, four do not', async (t) => {
   const fake = circuitPool()
@@ -112,7 +114,9 @@ t.test('each failed create counts, where the pauses between them count those und
   const clock = new VirtualClock()
   // Always the longest pause.
   clock.random = () => 0.999
-  const { pool, connector } = fakePool({ max: 5, circuit: { failures: 6 }, backoff: { min: 100, max: 100_000 }, acquireTimeout: 50_000 }, { clock })
+  const { pool, connector } = fakePool({
+    max: 5, circuit: { failures: 6 }, backoff: { min: 100, max: 100_000 }, acquireTimeout: 50_000,
+  }, { clock })
   connector.outcomes.create = 'gate'
   for (let i = 0; i < 5; i++) watch(pool.acquire())
   for (let i = 0; i < 5; i++) connector.fail('create')
@@ -171,20 +175,25 @@ t.test('a failing onConnect is a failed create', async (t) => {
   t.match(fake.seen('circuit'), [{ error: { message: 'no such schema' } }])
 })
 
-// --- Open -----------------------------------------------------------------------------------------------------------------------------
+// --- Open ------------------------------------------------------------------------------------------------------------
 
 t.test('when it opens and there is no connection, all who wait are refused at once, with the reason', async (t) => {
-  const { pool, connector, clock, seen } = circuitPool({ name: 'shop', url: 'fake://me:hunter22@host', circuit: { openFor: 7000 } })
+  const { pool, connector, clock, seen } = circuitPool({
+    name: 'shop', url: 'fake://me:hunter22@host', circuit: { openFor: 7000 },
+  })
   connector.outcomes.create = 'gate'
   const waiting = Array.from({ length: 3 }, (_, i) => watch(pool.acquire({ holder: `caller ${i}` })))
   await clock.advance(50)
   connector.outcomes.create = 'error'
-  connector.fail('create', Object.assign(new Error('refused for me:hunter22'), { code: 'ECONNREFUSED', input: 'hunter22' }))
+  connector.fail('create',
+    Object.assign(new Error('refused for me:hunter22'), { code: 'ECONNREFUSED', input: 'hunter22' }))
   connector.fail('create')
   connector.fail('create')
   await settle()
   t.same(waiting.map(({ done }) => done), [false, false, false])
-  connector.create = async () => { throw Object.assign(new Error('refused for me:hunter22'), { code: 'ECONNREFUSED', input: 'hunter22' }) }
+  connector.create = async () => {
+    throw Object.assign(new Error('refused for me:hunter22'), { code: 'ECONNREFUSED', input: 'hunter22' })
+  }
   await clock.advance(5)
   for (const { error } of waiting) {
     t.equal(error?.code, 'FST_POOL_CIRCUIT_OPEN')
@@ -206,11 +215,13 @@ t.test('while it is open and there is no connection, whoever comes is refused at
   await breaks(fake)
   const before = connector.creates
   const { refused } = pool.stats()
-  t.match(await failure(pool.acquire({ holder: 'me' })), { code: 'FST_POOL_CIRCUIT_OPEN', statusCode: 503, cause: { message: 'create failed' }, headers: { 'retry-after': /^2[012]$/ } })
+  t.match(await failure(pool.acquire({ holder: 'me' })),
+    { code: 'FST_POOL_CIRCUIT_OPEN', statusCode: 503, cause: { message: 'create failed' }, headers: { 'retry-after': /^2[012]$/ } })
   t.match(fake.seen('refuse').at(-1), { wait: 0, holder: 'me' })
   t.equal(pool.tryAcquire(), null)
   await clock.advance(15_000)
-  t.match(await failure(pool.use(() => t.fail('it has no connection'))), { code: 'FST_POOL_CIRCUIT_OPEN', headers: { 'retry-after': /^[567]$/ } })
+  t.match(await failure(pool.use(() => t.fail('it has no connection'))),
+    { code: 'FST_POOL_CIRCUIT_OPEN', headers: { 'retry-after': /^[567]$/ } })
   t.equal(pool.stats().refused, refused + 2)
   t.equal(connector.creates, before, 'nothing was tried for them')
 })
@@ -281,7 +292,7 @@ for (const end of ['destroyed', 'found dead', 'not valid any more'] as const) {
   })
 }
 
-// --- Probing --------------------------------------------------------------------------------------------------------------------------
+// --- Probing ---------------------------------------------------------------------------------------------------------
 
 for (const callers of ['nobody comes', 'callers keep coming']) {
   t.test(`while it is open, one create is tried each openFor, up to a tenth longer, where ${callers}`, async (t) => {
@@ -295,7 +306,12 @@ for (const callers of ['nobody comes', 'callers keep coming']) {
       throw new Error('still down')
     }
     for (let i = 0; i < 600; i++) {
-      if (callers !== 'nobody comes') for (let n = 0; n < 5; n++) t.match(await failure(pool.acquire()), { code: 'FST_POOL_CIRCUIT_OPEN' })
+      if (callers !== 'nobody comes') {
+        for (let n = 0; n < 5; n++) {
+          t.match(await failure(pool.acquire()),
+            { code: 'FST_POOL_CIRCUIT_OPEN' })
+        }
+      }
       await clock.advance(100)
     }
     const gaps = at.slice(1).map((time, index) => time - at[index]!)
@@ -333,7 +349,8 @@ t.test('a probing create that hangs has failed at its deadline, and the next one
   t.match(pool.stats(), { circuit: 'half-open', creating: 1 })
   await clock.advance(1000)
   t.match(pool.stats(), { circuit: 'open', creating: 0, late: 1, createErrors: errors + 1 })
-  t.match(fake.seen('circuit').at(-1), { from: 'half-open', to: 'open', error: { message: 'no connection within 1000 ms (connectTimeout)' } })
+  t.match(fake.seen('circuit').at(-1),
+    { from: 'half-open', to: 'open', error: { message: 'no connection within 1000 ms (connectTimeout)' } })
   const before = connector.creates
   connector.outcomes.create = 'ok'
   await clock.advance(441)
@@ -377,7 +394,7 @@ t.test('creates from before it opened that fail later put the next one off, and 
   t.match(pool.stats(), { circuit: 'half-open', creating: 5 })
 })
 
-// --- Closing --------------------------------------------------------------------------------------------------------------------------
+// --- Closing ---------------------------------------------------------------------------------------------------------
 
 t.test('a probing create that works closes it, and the next callers are served', async (t) => {
   const fake = circuitPool({ max: 3 })
@@ -467,20 +484,22 @@ t.test('a listener of the opening that closes the pool, or evicts, does no harm'
   }
 })
 
-// --- Reading --------------------------------------------------------------------------------------------------------------------------
+// --- Reading ---------------------------------------------------------------------------------------------------------
 
 t.test('health: down while it is open and there is no connection, degraded while there is one, up when it has closed', async (t) => {
   const fake = circuitPool({ max: 2 })
   const { pool, connector, clock } = fake
   const lease = await pool.acquire()
   await breaks(fake)
-  t.match(await pool.health(), { status: 'degraded', circuit: 'open', reason: 'the circuit is open: creates keep failing', stats: { circuit: 'open' } })
+  t.match(await pool.health(),
+    { status: 'degraded', circuit: 'open', reason: 'the circuit is open: creates keep failing', stats: { circuit: 'open' } })
   lease.destroy()
   await settle()
   t.match(await pool.health(), { status: 'down', circuit: 'open', latency: null })
   connector.outcomes.create = 'gate'
   await clock.advance(551)
-  t.match(await pool.health(), { status: 'down', circuit: 'half-open', reason: 'the circuit is half-open: creates keep failing' })
+  t.match(await pool.health(),
+    { status: 'down', circuit: 'half-open', reason: 'the circuit is half-open: creates keep failing' })
   const before = connector.creates
   connector.pass('create')
   await settle()
@@ -500,7 +519,7 @@ t.test('an idle connection is asked for its health while the circuit is open, an
   t.match(await fake.pool.health(), { status: 'down', circuit: /open/, latency: null, stats: { idle: 0 } })
 })
 
-// --- Control ----------------------------------------------------------------------------------------------------------------------------
+// --- Control ---------------------------------------------------------------------------------------------------------
 
 t.test('a suspended pool fails nobody before the deadline, and tries nothing, while the circuit is open', async (t) => {
   const fake = circuitPool({ acquireTimeout: 3000 })
@@ -657,13 +676,14 @@ t.test('a pool that drains while it is open serves those who come when its serve
   } else t.equal(came.value?.ended, false)
 })
 
-// --- Startup --------------------------------------------------------------------------------------------------------------------------
+// --- Startup ---------------------------------------------------------------------------------------------------------
 
 t.test('open tells its reason at the first failure, also where the circuit is open already', async (t) => {
   const fake = circuitPool({ min: 2, circuit: { openFor: 500 } })
   const { pool, connector, clock } = fake
   connector.outcomes.create = 'error'
-  t.match(await failure(pool.open()), { code: 'FST_POOL_CONNECT_FAILED', message: /create failed/, cause: { message: 'create failed' } })
+  t.match(await failure(pool.open()),
+    { code: 'FST_POOL_CONNECT_FAILED', message: /create failed/, cause: { message: 'create failed' } })
   await clock.advance(20)
   t.equal(pool.stats().circuit, 'open', 'min is tried on')
   const began = clock.now()
@@ -679,10 +699,12 @@ t.test('open tells its reason at the first failure, also where the circuit is op
   t.match(pool.stats(), { idle: 2, circuit: 'closed' })
 })
 
-// --- Off ------------------------------------------------------------------------------------------------------------------------------
+// --- Off -------------------------------------------------------------------------------------------------------------
 
 t.test('circuit: false: callers wait until their deadline, and creates go on by backoff alone', async (t) => {
-  const { pool, connector, clock, seen } = fakePool({ circuit: false, backoff: { min: 10, max: 10 }, acquireTimeout: 5000 })
+  const { pool, connector, clock, seen } = fakePool({
+    circuit: false, backoff: { min: 10, max: 10 }, acquireTimeout: 5000,
+  })
   connector.outcomes.create = 'error'
   const waiting = watch(pool.acquire())
   await clock.advance(4999)
@@ -695,9 +717,12 @@ t.test('circuit: false: callers wait until their deadline, and creates go on by 
   t.same(seen('circuit'), [])
 })
 
-// --- A server that comes and goes -----------------------------------------------------------------------------------------------------
+// --- A server that comes and goes ------------------------------------------------------------------------------------
 
-/** 20 callers that come back at once, 30 s long, and a server that is up for 200 ms and down for 200 ms. Its connections die with it. */
+/**
+ * 20 callers that come back at once, 30 s long, and a server that is up for 200 ms and down for 200 ms. Its connections
+ * die with it.
+ */
 async function flap (options: EngineOptions<FakeConnection>, seed: number, longest = false) {
   const clock = new VirtualClock(seed)
   if (longest) clock.random = () => 0.999999
@@ -724,7 +749,8 @@ async function flap (options: EngineOptions<FakeConnection>, seed: number, longe
   const callers = Array.from({ length: 20 }, async (_, i) => {
     await pause(i)
     while (clock.now() < 30_000) {
-      const end = await pool.use(async () => { await pause(5) }).then(() => 'served', (error: { code: string }) => error.code)
+      const end = await pool.use(async () => { await pause(5) })
+        .then(() => 'served', (error: { code: string }) => error.code)
       ends[end] = (ends[end] ?? 0) + 1
       // Who is refused comes back later, or nearly all of what is called here would be refusals.
       await pause(end === 'served' ? 5 : 20)
@@ -748,7 +774,8 @@ async function flap (options: EngineOptions<FakeConnection>, seed: number, longe
 for (const failures of [5, 2]) {
   t.test(`a server that is up and down for 200 ms each, for 30 s: never more creates than the pauses and openFor allow (open after ${failures} failures)`, async (t) => {
     // With the longest pauses, what is allowed is told exactly.
-    const { creates, fake } = await flap({ backoff: { min: 50, max: 1000 }, circuit: { failures, openFor: 500 } }, 1, true)
+    const { creates, fake } =
+      await flap({ backoff: { min: 50, max: 1000 }, circuit: { failures, openFor: 500 } }, 1, true)
     const times = [...new Set(creates.map(({ at }) => at))]
     const tooSoon: string[] = []
     let failed = 0
@@ -776,7 +803,12 @@ for (const seed of [1, 2, 3]) {
   t.test(`a server that is up and down for 200 ms each: few creates in each of its times, and every caller gets an answer (seed ${seed})`, async (t) => {
     const { creates, connector, ends, strays, clock, pool } = await flap({}, seed)
     const perTime = new Map<number, number>()
-    for (const { at, worked } of creates) if (!worked) perTime.set(Math.floor(at / 200), (perTime.get(Math.floor(at / 200)) ?? 0) + 1)
+    for (const { at, worked } of creates) {
+      if (!worked) {
+        perTime.set(Math.floor(at / 200),
+          (perTime.get(Math.floor(at / 200)) ?? 0) + 1)
+      }
+    }
     // All five at once when it goes down, then it is open for longer than the server is down.
     t.ok(Math.max(...perTime.values()) <= 5 + 5, `at most ${Math.max(...perTime.values())} in 200 ms`)
     t.ok(creates.length <= 75 * 5 + 75 * 6, `${creates.length} in 30 s`)
@@ -785,7 +817,8 @@ for (const seed of [1, 2, 3]) {
     t.same(connector.violations, [])
     t.equal(connector.live, 0)
     t.ok(ends.served! > 100)
-    t.same(Object.keys(ends).filter((end) => !['served', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_OVERLOADED'].includes(end)), [])
+    t.same(Object.keys(ends)
+      .filter((end) => !['served', 'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_OVERLOADED'].includes(end)), [])
     t.match(pool.stats(), { idle: 0, used: 0, pending: 0, creating: 0 })
     t.equal(clock.timers.set, 0)
   })

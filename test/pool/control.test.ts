@@ -14,7 +14,7 @@ t.test('a pool needs a connector with system, create and destroy, and options th
   t.end()
 })
 
-// --- resize ---------------------------------------------------------------------------------------------------------------------------
+// --- resize ----------------------------------------------------------------------------------------------------------
 
 t.test('a resize up serves those who wait', async (t) => {
   const { pool } = fakePool({ max: 1 })
@@ -117,7 +117,9 @@ t.test('a create that was cancelled and ignores it is late at its deadline, and 
 
 t.test('a create that was cancelled while onConnect runs ends with it', async (t) => {
   let answer = () => {}
-  const { pool, connector } = fakePool({ max: 2, onConnect: () => new Promise<void>((resolve) => { answer = resolve }) })
+  const { pool, connector } = fakePool({
+    max: 2, onConnect: () => new Promise<void>((resolve) => { answer = resolve }),
+  })
   watch(pool.acquire())
   watch(pool.acquire())
   await settle()
@@ -170,7 +172,7 @@ t.test('a connector may have a max of its own, which no option exceeds', async (
   t.equal(pool.stats().max, 1)
 })
 
-// --- suspend --------------------------------------------------------------------------------------------------------------------------
+// --- suspend ---------------------------------------------------------------------------------------------------------
 
 t.test('a suspended pool lends nothing, and what is lent stays lent', async (t) => {
   const { pool, connector } = fakePool({ max: 2 })
@@ -204,7 +206,7 @@ t.test('callers of a suspended pool wait until their deadlines', async (t) => {
   t.equal(opening.done, true)
 })
 
-// --- stats and holders ----------------------------------------------------------------------------------------------------------------
+// --- stats and holders -----------------------------------------------------------------------------------------------
 
 t.test('stats are a frozen copy of the books', async (t) => {
   const { pool, clock } = fakePool({ name: 'shop', max: 3, min: 1 })
@@ -228,7 +230,9 @@ t.test('stats are a frozen copy of the books', async (t) => {
     released: 1,
     created: 1,
     createErrors: 0,
-    destroyed: { idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0 },
+    destroyed: {
+      idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0,
+    },
     timeouts: 0,
     refused: 0,
     aborted: 0,
@@ -274,11 +278,12 @@ t.test('holders tells who holds what and for how long, the longest first', async
   t.same(pool.holders().map(({ id }) => id), [2, 3])
 })
 
-// --- health ---------------------------------------------------------------------------------------------------------------------------
+// --- health ----------------------------------------------------------------------------------------------------------
 
 t.test('a pool where nothing is wrong is up, and says how fast an idle connection answers', async (t) => {
   const { pool, connector, clock } = fakePool({ name: 'shop' })
-  t.match(await pool.health(), { status: 'up', latency: null, circuit: 'closed', stats: { name: 'shop' } }, 'nothing is opened for it')
+  t.match(await pool.health(), { status: 'up', latency: null, circuit: 'closed', stats: { name: 'shop' } },
+    'nothing is opened for it')
   t.equal(connector.creates, 0)
   t.notOk('reason' in await pool.health())
   await warm(pool)

@@ -25,7 +25,9 @@ t.test('connect says how long a create took', async (t) => {
 })
 
 t.test('failing creates are tried again ever more rarely, by chance, and not more often than backoff.max', async (t) => {
-  const { pool, connector, clock, seen } = fakePool({ acquireTimeout: 100_000, connectTimeout: 1000, backoff: { min: 100, max: 2000 } })
+  const { pool, connector, clock, seen } = fakePool({
+    acquireTimeout: 100_000, connectTimeout: 1000, backoff: { min: 100, max: 2000 },
+  })
   const at: number[] = []
   connector.create = async () => {
     at.push(clock.now())
@@ -61,7 +63,8 @@ t.test('creates that fail together are one failure', async (t) => {
   const clock = new VirtualClock()
   // Always the longest pause.
   clock.random = () => 0.999
-  const { pool, connector } = fakePool({ max: 5, backoff: { min: 100, max: 100_000 }, acquireTimeout: 50_000 }, { clock })
+  const { pool, connector } =
+    fakePool({ max: 5, backoff: { min: 100, max: 100_000 }, acquireTimeout: 50_000 }, { clock })
   connector.outcomes.create = 'gate'
   for (let i = 0; i < 5; i++) watch(pool.acquire())
   t.equal(connector.creates, 5)
@@ -175,7 +178,9 @@ t.test('a create that throws has failed', async (t) => {
 })
 
 t.test('a create may reject with anything', async (t) => {
-  for (const thrown of [undefined, null, 'text', 7, Symbol('s'), {}, Object.create(null) as unknown, Object.freeze(new Error('frozen'))]) {
+  for (const thrown of [
+    undefined, null, 'text', 7, Symbol('s'), {}, Object.create(null) as unknown, Object.freeze(new Error('frozen')),
+  ]) {
     const { pool, connector, clock, seen } = fakePool()
     connector.create = () => Promise.reject(thrown)
     const waiting = watch(pool.acquire())
@@ -214,7 +219,9 @@ t.test('onDeath that throws makes it a failed create, and the connection is dest
 
 t.test('onConnect runs before the first loan, and knows the connection', async (t) => {
   const seen: unknown[] = []
-  const { pool, connector } = fakePool({ name: 'shop', onConnect: async (connection, info) => { seen.push(connection, info) } })
+  const { pool, connector } = fakePool({
+    name: 'shop', onConnect: async (connection, info) => { seen.push(connection, info) },
+  })
   await pool.acquire({ holder: 'me' })
   t.same(seen, [connector.connections[0], { pool: 'shop', id: 1, uses: 0 }])
 })
@@ -233,7 +240,9 @@ t.test('onConnect that fails makes it a failed create', async (t) => {
 })
 
 t.test('a create that gives up at its deadline may say what it was waiting for', async (t) => {
-  const { pool, connector, clock, seen } = fakePool({ max: 1, connectTimeout: 1000, acquireTimeout: 1500, backoff: { min: 1000, max: 1000 } })
+  const { pool, connector, clock, seen } = fakePool({
+    max: 1, connectTimeout: 1000, acquireTimeout: 1500, backoff: { min: 1000, max: 1000 },
+  })
   connector.create = (signal) => new Promise((_resolve, reject) => {
     signal.addEventListener('abort', () => { reject(new Error('ECONNREFUSED with ***', { cause: signal.reason })) })
   })
@@ -249,11 +258,14 @@ t.test('a create that gives up at its deadline may say what it was waiting for',
 
 t.test('onConnect that hangs is bounded by connectTimeout', async (t) => {
   let answer = (_: Error) => {}
-  const { pool, connector, clock, seen } = fakePool({ connectTimeout: 1000, max: 1, onConnect: () => new Promise((_resolve, reject) => { answer = reject }) })
+  const { pool, connector, clock, seen } = fakePool({
+    connectTimeout: 1000, max: 1, onConnect: () => new Promise((_resolve, reject) => { answer = reject }),
+  })
   watch(pool.acquire())
   await clock.advance(1000)
   t.match(pool.stats(), { creating: 0, late: 0, createErrors: 1, destroyed: { error: 1 } })
-  t.match(seen('disconnect'), [{ reason: 'error', error: { message: 'no connection within 1000 ms (connectTimeout)' } }])
+  t.match(seen('disconnect'),
+    [{ reason: 'error', error: { message: 'no connection within 1000 ms (connectTimeout)' } }])
   t.equal(connector.connections[0]?.state, 'destroyed')
   answer(new Error('late'))
   await settle()

@@ -25,7 +25,8 @@ t.test('it may hold several, and all of them', async (t) => {
   const { pool } = fakePool({ max: 3 })
   const holder = { id: 'me' }
   await Promise.all([1, 2, 3].map(() => pool.acquire({ holder })))
-  t.match(await failure(pool.acquire({ holder })), { code: 'FST_POOL_DEADLOCK', holders: [{ id: 1 }, { id: 2 }, { id: 3 }] })
+  t.match(await failure(pool.acquire({ holder })),
+    { code: 'FST_POOL_DEADLOCK', holders: [{ id: 1 }, { id: 2 }, { id: 3 }] })
 })
 
 t.test('the same caller is the same object: an id may be that of many requests, since clients send it', async (t) => {
@@ -132,7 +133,7 @@ t.test('whoever waited and has left, aborted or late, does not wait any more', a
   t.equal(waiting.done, true)
 })
 
-// --- While a connection is on its way ---------------------------------------------------------------------------------------------------
+// --- While a connection is on its way --------------------------------------------------------------------------------
 
 t.test('no deadlock while a connection is being created, or there is room for one', async (t) => {
   const { pool, connector } = fakePool({ max: 2 })
@@ -222,7 +223,13 @@ t.test('no deadlock while a connection is idle, though the pool is suspended', a
 
 t.test('no deadlock while a connection is prepared for somebody, or closing', async (t) => {
   let answer = () => {}
-  const { pool, connector } = fakePool({ max: 2, onAcquire: (_, { holder }) => holder === 'slow' ? new Promise<void>((resolve) => { answer = resolve }) : undefined })
+  const { pool, connector } =
+    fakePool({
+      max: 2,
+      onAcquire: (_, { holder }) => holder === 'slow'
+        ? new Promise<void>((resolve) => { answer = resolve })
+        : undefined
+    })
   const holder = { id: 'me' }
   await pool.acquire({ holder })
   const slow = watch(pool.acquire({ holder: 'slow' }))

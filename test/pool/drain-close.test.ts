@@ -140,7 +140,13 @@ t.test('close gives leases a part of its time, then destroys them, and turns awa
   t.match(seen('refuse'), [{ wait: 8000, holder: 'waiting' }])
   t.equal(closing.done, true)
   t.equal(connector.connections[0]?.reason, 'closed')
-  t.match(seen('close'), [{ took: 8000, destroyed: 1, holders: [{ pool: 'db', holder: { route: 'GET /slow', id: 'req-1' }, id: 1, heldFor: 8000 }] }])
+  t.match(seen('close'), [{
+    took: 8000,
+    destroyed: 1,
+    holders: [{
+      pool: 'db', holder: { route: 'GET /slow', id: 'req-1' }, id: 1, heldFor: 8000,
+    }]
+  }])
   t.match(pool.stats(), { released: 1, refused: 1, destroyed: { closed: 1 } })
   lease.release()
   t.equal(pool.stats().released, 1)
@@ -160,7 +166,9 @@ t.test('a listener of those who are turned away sets off nothing new', async (t)
 })
 
 t.test('close resolves by its deadline, whatever hangs, and what comes back later is still destroyed', async (t) => {
-  const { pool, connector, clock } = fakePool({ max: 4, destroyTimeout: 100_000, connectTimeout: 100_000, resetTimeout: 100_000 })
+  const { pool, connector, clock } = fakePool({
+    max: 4, destroyTimeout: 100_000, connectTimeout: 100_000, resetTimeout: 100_000,
+  })
   const leases = await Promise.all([pool.acquire(), pool.acquire(), pool.acquire()])
   connector.outcomes.reset = 'hang'
   connector.outcomes.destroy = 'hang'

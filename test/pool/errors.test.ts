@@ -7,7 +7,7 @@ import { secretsOf } from '../../lib/engine/secrets.js'
 
 const holders = [{ pool: 'db', holder: { route: '/secret-route', id: 'req-1' }, id: 1, heldFor: 8200 }]
 
-// --- PoolError ------------------------------------------------------------------------------------------------------------------------
+// --- PoolError -------------------------------------------------------------------------------------------------------
 
 t.test('an error that means "unavailable" carries 503 and when to come back, others carry nothing', async (t) => {
   const codes: Record<PoolErrorCode, boolean> = {
@@ -47,10 +47,12 @@ t.test('an error that means "unavailable" carries 503 and when to come back, oth
 
 t.test('retry-after is a whole number of seconds, from 1 to 30, whatever was predicted', async (t) => {
   const cases: [number | undefined, string][] = [
-    [undefined, '1'], [0, '1'], [-5, '1'], [0.2, '1'], [1, '1'], [1.01, '2'], [29.5, '30'], [30, '30'], [31, '30'], [Infinity, '30'], [-Infinity, '1'], [NaN, '1'],
+    [undefined, '1'], [0, '1'], [-5, '1'], [0.2, '1'], [1, '1'], [1.01, '2'], [29.5, '30'], [30, '30'], [31, '30'],
+    [Infinity, '30'], [-Infinity, '1'], [NaN, '1'],
   ]
   for (const [retryAfter, expected] of cases) {
-    t.equal(new PoolError('FST_POOL_QUEUE_FULL', 'x', { retryAfter }).headers!['retry-after'], expected, String(retryAfter))
+    t.equal(new PoolError('FST_POOL_QUEUE_FULL', 'x', { retryAfter }).headers!['retry-after'], expected,
+      String(retryAfter))
   }
 })
 
@@ -67,11 +69,14 @@ t.test('who holds connections is there for the log, and in no form that a client
 t.test('Fastify answers 503 with retry-after and the message, without the holders and the cause', async (t) => {
   const app = Fastify()
   t.teardown(() => app.close())
-  app.get('/', async () => { throw new PoolError('FST_POOL_QUEUE_FULL', 'full', { retryAfter: 3, holders, cause: new Error('inner') }) })
+  app.get('/', async () => {
+    throw new PoolError('FST_POOL_QUEUE_FULL', 'full', { retryAfter: 3, holders, cause: new Error('inner') })
+  })
   const response = await app.inject('/')
   t.equal(response.statusCode, 503)
   t.equal(response.headers['retry-after'], '3')
-  t.strictSame(response.json(), { statusCode: 503, code: 'FST_POOL_QUEUE_FULL', error: 'Service Unavailable', message: 'full' })
+  t.strictSame(response.json(),
+    { statusCode: 503, code: 'FST_POOL_QUEUE_FULL', error: 'Service Unavailable', message: 'full' })
 })
 
 t.test('badOption says the path, what was given and what is expected', async (t) => {
@@ -82,7 +87,8 @@ t.test('badOption says the path, what was given and what is expected', async (t)
 })
 
 t.test('badOption shows no value of an option that may hold a secret, and no text that looks like a URL', async (t) => {
-  const given = (path: string, value: unknown) => / (?:is|given) (.*): expected/.exec(badOption(path, value, 'x').message)![1]
+  const given = (path: string, value: unknown) =>
+    / (?:is|given) (.*): expected/.exec(badOption(path, value, 'x').message)![1]
   for (const path of ['url', 'pools.db.url', 'connection', 'pools.db.connection', 'pools.db.connection.user', 'password', 'authToken', 'apiKey']) {
     t.equal(given(path, 'hunter2'), 'a text', path)
     t.equal(given(path, 12345), 'a number', path)
@@ -90,17 +96,21 @@ t.test('badOption shows no value of an option that may hold a secret, and no tex
   }
   // Only whole names count: these say nothing about secrets.
   for (const path of ['maxConnecting', 'pools.tokens.max', 'onConnect']) t.equal(given(path, 'ten'), "'ten'", path)
-  for (const text of ['redis://:p@host', ':p@host', 'p@ss', 'a\nb', 'x'.repeat(61)]) t.equal(given('max', text), 'a text', text)
+  for (const text of ['redis://:p@host', ':p@host', 'p@ss', 'a\nb', 'x'.repeat(61)]) {
+    t.equal(given('max', text),
+      'a text', text)
+  }
   t.equal(show('max'), 'max')
   t.equal(show('user:pass@host'), 'a text')
 })
 
-// --- What is secret -------------------------------------------------------------------------------------------------------------------
+// --- What is secret --------------------------------------------------------------------------------------------------
 
 t.test('how many there are is no secret', async (t) => {
   t.strictSame(secretsOf({ connection: { secrets: [] } }), [])
   t.strictSame(secretsOf({ connection: { secrets: ['hunter2'] } }).includes('1'), false)
-  t.equal(scrub(new Error('connect ECONNREFUSED 127.0.0.1'), secretsOf({ connection: { secrets: [] } })).message, 'connect ECONNREFUSED 127.0.0.1')
+  t.equal(scrub(new Error('connect ECONNREFUSED 127.0.0.1'), secretsOf({ connection: { secrets: [] } })).message,
+    'connect ECONNREFUSED 127.0.0.1')
 })
 
 function has (t: Test, options: { url?: unknown, connection?: unknown }, ...secrets: string[]): void {
@@ -129,8 +139,10 @@ t.test('the password of a url is a secret: raw, decoded and encoded', async (t) 
 
 t.test('a url without a password has no secret', async (t) => {
   for (const url of [
-    'redis://127.0.0.1:6379', 'redis://user@127.0.0.1:6379', 'redis://user:@host', 'redis://:@host', 'redis://[::1]:6379/0', 'redis://user@[::1]:6379',
-    'mongodb://h1:1,h2:2/db?authSource=admin&authMechanism=SCRAM-SHA-256', 'app.db', ':memory:', 'file:me@home.db', '', 'not a url', undefined, null, 5,
+    'redis://127.0.0.1:6379', 'redis://user@127.0.0.1:6379', 'redis://user:@host', 'redis://:@host',
+    'redis://[::1]:6379/0', 'redis://user@[::1]:6379',
+    'mongodb://h1:1,h2:2/db?authSource=admin&authMechanism=SCRAM-SHA-256', 'app.db', ':memory:', 'file:me@home.db', '',
+    'not a url', undefined, null, 5,
   ]) t.strictSame(secretsOf({ url }), [], String(url))
 })
 
@@ -139,12 +151,15 @@ t.test('secrets in the query of a url are secrets', async (t) => {
   has(t, { url: 'file:app.db?encryptionKey=hunter2' }, 'hunter2')
   has(t, { url: 'mongodb://host/?tlsCertificateKeyFilePassword=hunt%26er&w=1' }, 'hunt%26er', 'hunt&er')
   has(t, { url: 'mongodb://host/?authMechanismProperties=SERVICE_NAME:x,AWS_SESSION_TOKEN:tok123' }, 'tok123')
-  t.notOk(secretsOf({ url: 'mongodb://host/?authMechanismProperties=SERVICE_NAME:mongo,AWS_SESSION_TOKEN:tok123' }).includes('mongo'))
+  t.notOk(secretsOf({
+    url: 'mongodb://host/?authMechanismProperties=SERVICE_NAME:mongo,AWS_SESSION_TOKEN:tok123',
+  }).includes('mongo'))
 })
 
 t.test('secrets among the driver\'s options are found by their names, at any depth', async (t) => {
   for (const key of [
-    'password', 'sentinelPassword', 'passphrase', 'pwd', 'authToken', 'secret', 'clientSecret', 'key', 'apiKey', 'privateKey', 'encryptionKey', 'pfx', 'credentials',
+    'password', 'sentinelPassword', 'passphrase', 'pwd', 'authToken', 'secret', 'clientSecret', 'key', 'apiKey',
+    'privateKey', 'encryptionKey', 'pfx', 'credentials',
   ]) {
     has(t, { connection: { [key]: 'hunter2' } }, 'hunter2')
     has(t, { connection: { tls: [{ deep: { [key]: 'hunter2' } }] } }, 'hunter2')
@@ -153,8 +168,13 @@ t.test('secrets among the driver\'s options are found by their names, at any dep
   has(t, { connection: { auth: { anything: 'hunter2' } } }, 'hunter2')
   has(t, { connection: { credentials: ['hunter2', { value: 'swordfish' }] } }, 'hunter2', 'swordfish')
   has(t, { connection: new Map([['password', 'hunter2']]) }, 'hunter2')
-  has(t, { connection: { proxy: 'http://u:hunter2@proxy', other: new URL('http://u:swordfish@proxy') } }, 'hunter2', 'swordfish')
-  t.strictSame(secretsOf({ connection: { auth: { username: 'bob' }, user: 'bob', host: 'h', keyPrefix: 'app:', authSource: 'admin', tls: { ca: 'cert' } } }), [])
+  has(t, { connection: { proxy: 'http://u:hunter2@proxy', other: new URL('http://u:swordfish@proxy') } }, 'hunter2',
+    'swordfish')
+  t.strictSame(secretsOf({
+    connection: {
+      auth: { username: 'bob' }, user: 'bob', host: 'h', keyPrefix: 'app:', authSource: 'admin', tls: { ca: 'cert' },
+    }
+  }), [])
 })
 
 t.test('a secret may be bytes or a number', async (t) => {
@@ -162,7 +182,9 @@ t.test('a secret may be bytes or a number', async (t) => {
   has(t, { connection: { password: new Uint8Array(Buffer.from('hunter2')) } }, 'hunter2')
   has(t, { connection: { password: 123456 } }, '123456')
   has(t, { connection: { password: 123456789012345678901n } }, '123456789012345678901')
-  t.strictSame(secretsOf({ connection: { password: true, token: null, secret: undefined, key: () => 'x', tls: { ca: Buffer.from('public') } } }), [])
+  t.strictSame(secretsOf({
+    connection: { password: true, token: null, secret: undefined, key: () => 'x', tls: { ca: Buffer.from('public') } },
+  }), [])
 })
 
 t.test('whatever is among the options, looking for secrets in it ends, throws nothing and calls nothing', async (t) => {
@@ -172,7 +194,8 @@ t.test('whatever is among the options, looking for secrets in it ends, throws no
   has(t, { connection: cyclic }, 'hunter2')
   t.strictSame(secretsOf({ connection: { get password () { throw new Error('called') } } }), [])
   t.doesNotThrow(() => secretsOf({ connection: { password: '\ud800lone' }, url: 'redis://:\ud800@host' }))
-  for (const connection of [undefined, null, 5, 'text', [], Object.create(null), Symbol('s')]) t.strictSame(secretsOf({ connection }), [])
+  for (const connection of [undefined, null, 5, 'text', [], Object.create(null),
+    Symbol('s')]) t.strictSame(secretsOf({ connection }), [])
 })
 
 t.test('the longest secret comes first, so that one that is part of another does not spoil it', async (t) => {
@@ -181,18 +204,21 @@ t.test('the longest secret comes first, so that one that is part of another does
   t.equal(scrub(new Error('hunter2hunter2 hunter2'), found).message, '*** ***')
 })
 
-// --- Taking it out --------------------------------------------------------------------------------------------------------------------
+// --- Taking it out ---------------------------------------------------------------------------------------------------
 
 t.test('a secret is taken out of name, message, code and stack, in each way in which it may be written', async (t) => {
   const password = 'p@s/s "w\\é\u2028&+'
   const secrets = secretsOf({ connection: { password } })
   const forms = [
-    password, encodeURIComponent(password), encodeURIComponent(password).toLowerCase(), encodeURI(password), JSON.stringify(password).slice(1, -1),
-    new URLSearchParams({ x: password }).toString().slice(2), new URL(`http://u:${encodeURIComponent(password)}@h`).password,
+    password, encodeURIComponent(password), encodeURIComponent(password).toLowerCase(), encodeURI(password),
+    JSON.stringify(password).slice(1, -1),
+    new URLSearchParams({ x: password }).toString().slice(2),
+    new URL(`http://u:${encodeURIComponent(password)}@h`).password,
     Object.assign(new URL('http://h'), { password }).password,
   ]
   for (const form of forms) {
-    const error = Object.assign(new Error(`can't reach redis://:${form}@host`), { code: `E ${form}`, name: `N ${form}` })
+    const error =
+      Object.assign(new Error(`can't reach redis://:${form}@host`), { code: `E ${form}`, name: `N ${form}` })
     const clean = scrub(error, secrets)
     t.equal(clean.message, "can't reach redis://:***@host", form)
     t.equal((clean as { code?: unknown }).code, 'E ***')
@@ -204,12 +230,19 @@ t.test('a secret is taken out of name, message, code and stack, in each way in w
 
 t.test('a password that is encoded in the url is taken out decoded too, and the other way round', async (t) => {
   const url = 'redis://u:p%40ss%2fword@host'
-  for (const text of ['p%40ss%2fword', 'p%40ss%2Fword', 'p@ss/word']) t.equal(scrub(new Error(`<${text}>`), secretsOf({ url })).message, '<***>', text)
-  for (const text of ['p@ss:w', 'p%40ss%3Aw', 'p%40ss%3aw']) t.equal(scrub(new Error(`<${text}>`), secretsOf({ url: 'redis://u:p@ss:w@host' })).message, '<***>', text)
+  for (const text of ['p%40ss%2fword', 'p%40ss%2Fword', 'p@ss/word']) {
+    t.equal(scrub(new Error(`<${text}>`),
+      secretsOf({ url })).message, '<***>', text)
+  }
+  for (const text of ['p@ss:w', 'p%40ss%3Aw', 'p%40ss%3aw']) {
+    t.equal(scrub(new Error(`<${text}>`),
+      secretsOf({ url: 'redis://u:p@ss:w@host' })).message, '<***>', text)
+  }
 })
 
 t.test('the original is left as it is, and nothing else of it is taken over', async (t) => {
-  const error = Object.assign(new TypeError('hunter2'), { command: { args: ['hunter2'] }, input: 'hunter2', errno: -111, code: 42 })
+  const error =
+    Object.assign(new TypeError('hunter2'), { command: { args: ['hunter2'] }, input: 'hunter2', errno: -111, code: 42 })
   const clean = scrub(error, ['hunter2'])
   t.not(clean, error)
   t.equal(error.message, 'hunter2')
@@ -258,7 +291,8 @@ t.test('one of ours stays one of ours, with its status, holders and cause', asyn
   const dirty = new PoolError('FST_POOL_QUEUE_FULL', 'full of hunter2', { cause, holders, retryAfter: 7 })
   const clean = scrub(dirty, ['hunter2'])
   t.ok(clean instanceof PoolError)
-  t.match(clean, { message: 'full of ***', code: 'FST_POOL_QUEUE_FULL', statusCode: 503, headers: { 'retry-after': '7' } })
+  t.match(clean,
+    { message: 'full of ***', code: 'FST_POOL_QUEUE_FULL', statusCode: 503, headers: { 'retry-after': '7' } })
   t.equal(clean.cause, cause)
   t.equal((clean as PoolError).holders, holders)
   t.notOk(clean.stack!.includes('hunter2'))
@@ -266,16 +300,20 @@ t.test('one of ours stays one of ours, with its status, holders and cause', asyn
 })
 
 t.test('a short secret is taken out where it stands by itself, and makes no riddle of other words', async (t) => {
-  const clean = (text: string, password: string) => scrub(new Error(text), secretsOf({ connection: { password } })).message
+  const clean = (text: string, password: string) => scrub(new Error(text), secretsOf({ connection: { password } }))
+    .message
   t.equal(clean('can not reach redis://:a@host, password=a', 'a'), 'can not reach redis://:***@host, password=***')
   t.equal(clean('redis error: ed', 'ed'), 'redis error: ***')
   t.equal(clean('mongodb://u:db1@h', 'db1'), 'mongodb://u:***@h')
   t.equal(clean('été é', 'é'), 'été ***')
-  t.equal(clean('a password of four letters: passe', 'pass'), 'a ***word of four letters: ***e', 'four letters and more: wherever they are')
+  t.equal(clean('a password of four letters: passe', 'pass'), 'a ***word of four letters: ***e',
+    'four letters and more: wherever they are')
 })
 
 t.test('letters that mean something in a pattern mean themselves', async (t) => {
-  for (const password of ['.*.*', '$&$1', '^a|b$', '[a-z]', '(x)', 'a\\d+', '{1,2}', 'a-b-c', '****', '%zz%', '***', 'a/b']) {
+  for (const password of [
+    '.*.*', '$&$1', '^a|b$', '[a-z]', '(x)', 'a\\d+', '{1,2}', 'a-b-c', '****', '%zz%', '***', 'a/b',
+  ]) {
     const secrets = secretsOf({ connection: { password } })
     t.equal(scrub(new Error(`<${password}> is wrong here`), secrets).message, '<***> is wrong here', password)
     t.equal(scrub(new Error('nothing to hide'), secrets).message, 'nothing to hide', password)

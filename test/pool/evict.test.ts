@@ -177,7 +177,7 @@ t.test('broken ones are sorted out for those who wait, too', async (t) => {
   t.match(pool.stats(), { destroyed: { error: 1 } })
 })
 
-// --- Validation -----------------------------------------------------------------------------------------------------------------------
+// --- Validation ------------------------------------------------------------------------------------------------------
 
 t.test('a connection that was idle for validateAfter is validated before it is lent, and not before that', async (t) => {
   const { pool, connector, clock } = fakePool({ validateAfter: 1000 })
@@ -227,8 +227,10 @@ t.test('a connection that fails its validation is destroyed, and whoever waits g
     t.equal(waiting.done, outcome !== 'hang')
     await clock.advance(1)
     t.equal(waiting.value?.connection, connector.connections[1], outcome)
-    const messages = { no: [], error: ['validate failed'], throw: ['validate threw'], hang: ['no answer within 1000 ms (validateTimeout)'] }[outcome]
-    t.same(seen('error').map(({ phase, error }) => [phase, error.message]), messages.map((message) => ['validate', message]))
+    const messages =
+      { no: [], error: ['validate failed'], throw: ['validate threw'], hang: ['no answer within 1000 ms (validateTimeout)'] }[outcome]
+    t.same(seen('error').map(({ phase, error }) => [phase, error.message]),
+      messages.map((message) => ['validate', message]))
     t.match(seen('disconnect'), [{ id: 1, reason: 'invalid' }])
     t.equal(seen('disconnect')[0]?.error?.message, messages[0])
     if (outcome !== 'hang') continue
@@ -302,7 +304,7 @@ t.test('validate that does not answer with a promise is taken at its word', asyn
   t.equal((await pool.acquire()).connection, connector.connections[0])
 })
 
-// --- Ends -----------------------------------------------------------------------------------------------------------------------------
+// --- Ends ------------------------------------------------------------------------------------------------------------
 
 t.test('disconnect tells how old the connection was, and how often it was lent', async (t) => {
   const { pool, connector, clock, seen } = fakePool({ validateAfter: 100_000 })
@@ -328,7 +330,8 @@ t.test('what closes counts until it is gone, and is late past its deadline', asy
   connector.outcomes.destroy = 'ok'
   await clock.advance(1)
   t.match(pool.stats(), { closing: 0, late: 1, creating: 0 })
-  t.match(seen('error'), [{ phase: 'destroy', error: { message: 'a connection was not closed within 500 ms (destroyTimeout)' } }])
+  t.match(seen('error'),
+    [{ phase: 'destroy', error: { message: 'a connection was not closed within 500 ms (destroyTimeout)' } }])
   t.equal(waiting.done, false, 'as many late ones as max are enough')
   connector.pass('destroy')
   await settle()
@@ -357,7 +360,8 @@ t.test('destroy may fail in every way: it is reported, and the connection is gon
     pool.evict()
     await settle()
     t.match(pool.stats(), { closing: 0, late: 0, destroyed: { stale: 1 } })
-    t.match(seen('error'), [{ phase: 'destroy', error: { message: outcome === 'error' ? 'destroy failed' : 'destroy threw' } }])
+    t.match(seen('error'),
+      [{ phase: 'destroy', error: { message: outcome === 'error' ? 'destroy failed' : 'destroy threw' } }])
   }
 })
 
@@ -391,6 +395,7 @@ t.test('a late failure of a destroy is reported', async (t) => {
   await clock.advance(2000)
   connector.fail('destroy')
   await settle()
-  t.same(seen('error').map(({ error }) => error.message), ['a connection was not closed within 2000 ms (destroyTimeout)', 'destroy failed'])
+  t.same(seen('error').map(({ error }) => error.message),
+    ['a connection was not closed within 2000 ms (destroyTimeout)', 'destroy failed'])
   t.equal(pool.stats().late, 0)
 })

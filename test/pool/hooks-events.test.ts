@@ -7,11 +7,13 @@ import { settle, VirtualClock } from '../support/clock.js'
 import type { FakeConnection } from '../support/fake-connector.js'
 import { failure, FakeConnector, fakePool, warm, watch } from '../support/fake-connector.js'
 
-// --- onAcquire ------------------------------------------------------------------------------------------------------------------------
+// --- onAcquire -------------------------------------------------------------------------------------------------------
 
 t.test('a synchronous onAcquire keeps tryAcquire synchronous, and knows the loan', async (t) => {
   const infos: unknown[] = []
-  const { pool, connector } = fakePool({ name: 'shop', onAcquire: (connection, info) => { infos.push(connection, info) } })
+  const { pool, connector } = fakePool({
+    name: 'shop', onAcquire: (connection, info) => { infos.push(connection, info) },
+  })
   const first = await pool.acquire({ holder: 'first' })
   first.release()
   const lease = pool.tryAcquire({ holder: { route: 'GET /', id: '1' } })
@@ -26,7 +28,9 @@ t.test('a synchronous onAcquire keeps tryAcquire synchronous, and knows the loan
 t.test('an asynchronous onAcquire goes the way that can wait, and comes before the loan', async (t) => {
   for (const kind of ['an async function', 'a function that returns a promise']) {
     let prepared = 0
-    const onAcquire = kind === 'an async function' ? async () => { prepared++ } : () => Promise.resolve().then(() => { prepared++ })
+    const onAcquire = kind === 'an async function'
+      ? async () => { prepared++ }
+      : () => Promise.resolve().then(() => { prepared++ })
     const { pool, seen } = fakePool({ max: 1, onAcquire })
     await warm(pool)
     t.equal(prepared, 1)
@@ -128,7 +132,9 @@ t.test('one that fails for a caller takes no other connection with it', async (t
 
 t.test('onAcquire that hangs is bounded by the deadline of its acquire', async (t) => {
   let answer = () => {}
-  const { pool, connector, clock, seen } = fakePool({ max: 1, onAcquire: async () => { await new Promise<void>((resolve) => { answer = resolve }) } })
+  const { pool, connector, clock, seen } = fakePool({
+    max: 1, onAcquire: async () => { await new Promise<void>((resolve) => { answer = resolve }) },
+  })
   const waiting = watch(pool.acquire({ timeout: 3000, holder: 'me' }))
   await clock.advance(2999)
   t.equal(waiting.done, false)
@@ -136,7 +142,8 @@ t.test('onAcquire that hangs is bounded by the deadline of its acquire', async (
   await clock.advance(1)
   t.equal(waiting.error?.code, 'FST_POOL_ACQUIRE_TIMEOUT')
   t.match(seen('timeout'), [{ holder: 'me', wait: 3000 }])
-  t.match(seen('error'), [{ phase: 'onAcquire', error: { message: 'onAcquire was not done at the deadline of its acquire' } }])
+  t.match(seen('error'),
+    [{ phase: 'onAcquire', error: { message: 'onAcquire was not done at the deadline of its acquire' } }])
   t.match(seen('disconnect'), [{ reason: 'error' }])
   answer()
   await settle()
@@ -202,7 +209,9 @@ t.test('a connection that dies while it is prepared is not lent: its caller goes
   let answer = () => {}
   const { pool, connector, clock } = fakePool({
     max: 1,
-    onAcquire: async (connection) => { if (connection.id === 1) await new Promise<void>((resolve) => { answer = resolve }) },
+    onAcquire: async (connection) => {
+      if (connection.id === 1) await new Promise<void>((resolve) => { answer = resolve })
+    },
   })
   const first = watch(pool.acquire())
   const second = watch(pool.acquire())
@@ -232,7 +241,9 @@ t.test('a caller whose signal aborts within its own onAcquire is not served, and
 
 t.test('a preparation that fails for somebody who has left destroys the connection, and no more', async (t) => {
   let fail = (_: Error) => {}
-  const { pool, seen } = fakePool({ max: 1, onAcquire: async () => { await new Promise((_resolve, reject) => { fail = reject }) } })
+  const { pool, seen } = fakePool({
+    max: 1, onAcquire: async () => { await new Promise((_resolve, reject) => { fail = reject }) },
+  })
   const controller = new AbortController()
   watch(pool.acquire({ signal: controller.signal }))
   await settle()
@@ -243,7 +254,7 @@ t.test('a preparation that fails for somebody who has left destroys the connecti
   t.match(pool.stats(), { used: 0, pending: 0 })
 })
 
-// --- Other hooks ----------------------------------------------------------------------------------------------------------------------
+// --- Other hooks -----------------------------------------------------------------------------------------------------
 
 t.test('onRelease comes before the reset, and is waited for', async (t) => {
   const log: unknown[] = []
@@ -288,7 +299,9 @@ t.test('onRelease that fails destroys the connection, and is reported once', asy
 
 t.test('onRelease that hangs is bounded by resetTimeout', async (t) => {
   let answer = () => {}
-  const { pool, connector, clock, seen } = fakePool({ resetTimeout: 500, onRelease: () => new Promise<void>((resolve) => { answer = resolve }) })
+  const { pool, connector, clock, seen } = fakePool({
+    resetTimeout: 500, onRelease: () => new Promise<void>((resolve) => { answer = resolve }),
+  })
   let resets = 0
   connector.reset = () => {
     resets++
@@ -296,7 +309,12 @@ t.test('onRelease that hangs is bounded by resetTimeout', async (t) => {
   }
   await warm(pool)
   await clock.advance(500)
-  t.match(seen('error'), [{ phase: 'reset', error: { code: 'FST_POOL_RESET_FAILED', cause: { message: 'not clean within 500 ms (resetTimeout)' } } }])
+  t.match(seen('error'), [{
+    phase: 'reset',
+    error: {
+      code: 'FST_POOL_RESET_FAILED', cause: { message: 'not clean within 500 ms (resetTimeout)' },
+    }
+  }])
   t.match(seen('disconnect'), [{ reason: 'error' }])
   answer()
   await settle()
@@ -313,7 +331,9 @@ t.test('onDisconnect comes before the end, and knows why', async (t) => {
 })
 
 t.test('onDisconnect that fails is reported and changes nothing; one that hangs is not waited for', async (t) => {
-  for (const onDisconnect of [() => { throw new Error('no') }, async () => { throw new Error('no') }, () => new Promise(() => {})]) {
+  for (const onDisconnect of [
+    () => { throw new Error('no') }, async () => { throw new Error('no') }, () => new Promise(() => {}),
+  ]) {
     const { pool, connector, seen } = fakePool({ onDisconnect })
     await warm(pool)
     pool.evict()
@@ -325,12 +345,14 @@ t.test('onDisconnect that fails is reported and changes nothing; one that hangs 
 })
 
 t.test('a hook that returns anything else is done', async (t) => {
-  const { pool } = fakePool({ onConnect: () => 7, onAcquire: () => 'text', onRelease: () => null, onDisconnect: () => ({ then: 1 }) })
+  const { pool } = fakePool({
+    onConnect: () => 7, onAcquire: () => 'text', onRelease: () => null, onDisconnect: () => ({ then: 1 }),
+  })
   await warm(pool)
   t.not(pool.tryAcquire(), null)
 })
 
-// --- Events ---------------------------------------------------------------------------------------------------------------------------
+// --- Events ----------------------------------------------------------------------------------------------------------
 
 t.test('a loan from its wait to its end, in events', async (t) => {
   const { pool, connector, clock, events } = fakePool({ max: 1, name: 'shop' })
@@ -415,7 +437,8 @@ t.test('a listener that takes itself, or others, off changes nothing about the e
 
 t.test('an event that there is not, and a listener that is none, are refused', (t) => {
   const { pool } = fakePool()
-  t.throws(() => pool.on('acquired' as PoolEventName, () => {}), { code: 'FST_POOL_BAD_OPTIONS', message: /acquired.*connect, disconnect, acquire/ })
+  t.throws(() => pool.on('acquired' as PoolEventName, () => {}),
+    { code: 'FST_POOL_BAD_OPTIONS', message: /acquired.*connect, disconnect, acquire/ })
   t.throws(() => pool.on('toString' as PoolEventName, () => {}), { code: 'FST_POOL_BAD_OPTIONS' })
   t.throws(() => pool.on('acquire', 'listener' as unknown as () => void), { code: 'FST_POOL_BAD_OPTIONS' })
   t.end()
@@ -431,7 +454,8 @@ t.test('what a listener throws goes to the listeners of error, and breaks nothin
   await settle()
   t.equal(lease.ended, false)
   t.equal(heard, 1)
-  t.same(seen('error').map(({ phase, error }) => [phase, error.message]), [['listener', 'bad listener ***'], ['listener', 'bad async listener']])
+  t.same(seen('error').map(({ phase, error }) => [phase, error.message]),
+    [['listener', 'bad listener ***'], ['listener', 'bad async listener']])
 })
 
 t.test('what a listener of error throws becomes a warning of the process', async (t) => {
@@ -459,7 +483,8 @@ t.test('errors without a listener are silent', async (t) => {
 
 t.test('the driver\'s own events pass', async (t) => {
   let tell: (event: DriverEvent) => void = () => {}
-  const connector = Object.assign(new FakeConnector(), { onDriverEvent: (listener: typeof tell) => { tell = listener } })
+  const connector =
+    Object.assign(new FakeConnector(), { onDriverEvent: (listener: typeof tell) => { tell = listener } })
   const { pool, seen } = fakePool({ name: 'shop' }, { connector, listen: [] })
   tell({ name: 'nobody listens' })
   pool.on('driver', (event) => { t.match(event, { pool: 'shop', name: 'serverOpening', address: 'a:1' }) })
@@ -480,7 +505,8 @@ t.test('no secret shows in any event, error or stat', async (t) => {
     onDisconnect: () => { throw new Error(`${secret} ThePhrase`) },
   })
   const forms = [secret, encodeURIComponent(secret), encodeURI(secret), 'ThePhrase']
-  const leaky = () => Object.assign(new Error(forms.join(' ')), { code: secret, input: secret, command: { args: forms } })
+  const leaky = () =>
+    Object.assign(new Error(forms.join(' ')), { code: secret, input: secret, command: { args: forms } })
   const errors: unknown[] = []
   connector.create = () => Promise.reject(leaky())
   const waiting = watch(pool.acquire())
@@ -518,11 +544,12 @@ t.test('no secret shows in any event, error or stat', async (t) => {
   const shown = JSON.stringify([events.map(deep), errors.map(deep), pool.stats()])
   for (const form of forms) t.notOk(shown.includes(form), form)
   const phases = new Set(events.filter(({ event }) => event === 'error').map(({ phase }) => phase))
-  t.strictSame([...phases].sort(), ['close', 'create', 'death', 'destroy', 'isBroken', 'onDisconnect', 'reset', 'validate'])
+  t.strictSame([...phases].sort(),
+    ['close', 'create', 'death', 'destroy', 'isBroken', 'onDisconnect', 'reset', 'validate'])
   t.ok(shown.includes('***'))
 })
 
-// --- Context --------------------------------------------------------------------------------------------------------------------------
+// --- Context ---------------------------------------------------------------------------------------------------------
 
 t.test('the async context of a caller shows in no connector, hook or listener', async (t) => {
   const storage = new AsyncLocalStorage<string>()
@@ -569,8 +596,11 @@ t.test('the async context of a caller shows in no connector, hook or listener', 
     look()
     return setTimer(fn, ms)
   }
-  const { pool } = fakePool({ max: 2, validateAfter: 0, onConnect: hook, onAcquire: hook, onRelease: hook, onDisconnect: hook }, { connector, clock })
-  for (const name of ['connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'error', 'open'] as const) pool.on(name, look)
+  const { pool } = fakePool({
+    max: 2, validateAfter: 0, onConnect: hook, onAcquire: hook, onRelease: hook, onDisconnect: hook,
+  }, { connector, clock })
+  for (const name of ['connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'error',
+    'open'] as const) pool.on(name, look)
   await storage.run('caller', async () => {
     watch(pool.open())
     const [a, b] = await Promise.all([pool.acquire(), pool.acquire()])
@@ -622,18 +652,24 @@ t.test('what foreign code stores in its async context does not stay in the pool\
   t.strictSame(stores, Array(6).fill(undefined))
 })
 
-// --- On purpose -----------------------------------------------------------------------------------------------------------------------
+// --- On purpose ------------------------------------------------------------------------------------------------------
 
 t.test('listeners may do anything to the pool in every event', async (t) => {
-  const names = ['connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'open', 'drain', 'close'] as const
+  const names =
+    ['connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+      'open', 'drain', 'close'] as const
   for (const name of names) {
     for (const act of ['acquire', 'release', 'close', 'drain', 'evict', 'resize', 'suspend', 'die', 'open', 'health'] as const) {
-      const { pool, connector, clock } = fakePool({ max: 2, maxPending: 2, leakAfter: 50, acquireTimeout: 100, validateAfter: 0, destroyTimeout: 10 }, { listen: [] })
+      const { pool, connector, clock } = fakePool({
+        max: 2, maxPending: 2, leakAfter: 50, acquireTimeout: 100, validateAfter: 0, destroyTimeout: 10,
+      }, { listen: [] })
       connector.outcomes.reset = 'ok'
       connector.outcomes.destroy = 'sync'
       const leases: Array<{ release (): void }> = []
       let acts = 0
-      const take = (acquired: Promise<{ release (): void }>) => { acquired.then((lease) => { leases.push(lease) }, () => { /* some can't be served */ }) }
+      const take = (acquired: Promise<{ release (): void }>) => {
+        acquired.then((lease) => { leases.push(lease) }, () => { /* some can't be served */ })
+      }
       pool.on(name, () => {
         if (++acts > 5) return
         if (act === 'acquire') {
@@ -693,7 +729,9 @@ t.test('hooks may do anything to the pool', async (t) => {
         }
         const options = { [hook]: timing === 'sync' ? run : async () => run() }
         const { pool, connector, clock } = fakePool({ max: 2, acquireTimeout: 100, ...options })
-        const take = (acquired: Promise<{ release (): void }>) => { acquired.then((lease) => { leases.push(lease) }, () => { /* some can't be served */ }) }
+        const take = (acquired: Promise<{ release (): void }>) => {
+          acquired.then((lease) => { leases.push(lease) }, () => { /* some can't be served */ })
+        }
         for (let i = 0; i < 4; i++) take(pool.acquire())
         await clock.advance(20)
         leases.shift()?.release()

@@ -242,7 +242,8 @@ t.test('a clock that stands still, or goes back, breaks nothing', async (t) => {
 })
 
 t.test('the system clock is monotonic, unref\'d unless asked, and can be cancelled', async (t) => {
-  // What is between two looks at it is no more than what is between looks around them, and no less than what is between looks within.
+  // What is between two looks at it is no more than what is between looks around them, and no less than what is between
+  // looks within.
   const around = performance.now()
   const began = systemClock.now()
   const within = performance.now()
@@ -289,7 +290,9 @@ const program = (body: string) => `
 
 /** Runs a program in a process of its own. It ends by itself, or with the test's time. */
 async function run (body: string): Promise<{ code: number | null, out: string }> {
-  const child = spawn(process.execPath, ['--import', String(new URL('../support/typescript.mjs', import.meta.url)), '--input-type=module', '--eval', program(body)], { cwd: new URL('../../', import.meta.url), stdio: ['ignore', 'pipe', 'inherit'] })
+  const child =
+    spawn(process.execPath,
+      ['--import', String(new URL('../support/typescript.mjs', import.meta.url)), '--input-type=module', '--eval', program(body)], { cwd: new URL('../../', import.meta.url), stdio: ['ignore', 'pipe', 'inherit'] })
   let out = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => { out += text })
   const [code] = await once(child, 'close') as [number | null]

@@ -55,7 +55,9 @@ t.test('who waits in vain is told what it was, and nothing is destroyed', async 
   books.way = 'a gate'
   const waiting = watch(pool.acquire())
   await clock.advance(1000)
-  t.match(waiting.error, { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /within 1000 ms \(max 1, .*\): in the way is a gate$/, statusCode: 503 })
+  t.match(waiting.error, {
+    code: 'FST_POOL_ACQUIRE_TIMEOUT', message: /within 1000 ms \(max 1, .*\): in the way is a gate$/, statusCode: 503,
+  })
   t.match(pool.stats(), { timeouts: 1, idle: 1, pending: 0 })
   t.equal(books.destroyed, 0)
 })
@@ -117,7 +119,9 @@ t.test('close ends it: nobody waits for ever, and no connection is left', async 
 })
 
 t.test('what it throws is reported, and in nobody\'s way', async (t) => {
-  const pool = new Pool<object>({ system: 'fake', create: async () => ({}), destroy: () => {}, obstacle: () => { throw new Error('mine') } }, { max: 1 })
+  const pool = new Pool<object>({
+    system: 'fake', create: async () => ({}), destroy: () => {}, obstacle: () => { throw new Error('mine') },
+  }, { max: 1 })
   const told: unknown[] = []
   pool.on('error', ({ phase, error }) => told.push([phase, error.message]))
   ;(await pool.acquire()).release()

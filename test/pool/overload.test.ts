@@ -16,7 +16,9 @@ interface Served extends FakePool {
 }
 
 /** A pool with all of its connections, whose callers all take the same time, so that its line moves at a known pace. */
-async function served (options: EngineOptions<FakeConnection>, service: number, clock = new VirtualClock()): Promise<Served> {
+async function served (
+  options: EngineOptions<FakeConnection>, service: number, clock = new VirtualClock()
+): Promise<Served> {
   const fake = fakePool(options, { clock, listen: ['refuse', 'timeout'] })
   const { pool } = fake
   await warm(pool, pool.stats().max)
@@ -62,7 +64,8 @@ t.test('the first caller whose predicted wait passes its own deadline is refused
   }
   const error = await failure(pool.acquire({ holder: 'one too many' }))
   t.equal(error.code, 'FST_POOL_OVERLOADED')
-  t.equal(error.message, "pool 'shop' is overloaded: a connection would take about 4100 ms, and the deadline is in 5000 ms (max 1, used 1, idle 0, creating 0, pending 40). Look for slow queries, or raise max.")
+  t.equal(error.message,
+    "pool 'shop' is overloaded: a connection would take about 4100 ms, and the deadline is in 5000 ms (max 1, used 1, idle 0, creating 0, pending 40). Look for slow queries, or raise max.")
   t.equal(error.statusCode, 503)
   t.equal(error.headers?.['retry-after'], '5', '4.1 s')
   t.same(error.holders?.map(({ pool }) => pool), ['shop'])
@@ -84,7 +87,8 @@ t.test('it is the deadline of the caller that counts, not the one of the pool', 
   const { pending } = pool.stats()
   t.equal(pending, 20)
   const predicted = (pending + 1) * 100
-  t.match(await failure(pool.acquire({ timeout: predicted / MARGIN - 1 })), { code: 'FST_POOL_OVERLOADED', headers: { 'retry-after': '3' } })
+  t.match(await failure(pool.acquire({ timeout: predicted / MARGIN - 1 })),
+    { code: 'FST_POOL_OVERLOADED', headers: { 'retry-after': '3' } })
   const patient = watch(pool.acquire({ timeout: predicted / MARGIN + 1 }))
   await settle()
   t.equal(patient.done, false)
@@ -191,7 +195,7 @@ t.test('what a pool was suspended for is not taken for the pace of its line', as
   t.equal(waiting.value?.ended, false)
 })
 
-// --- For a long time ------------------------------------------------------------------------------------------------------------------
+// --- For a long time -------------------------------------------------------------------------------------------------
 
 /** 20 s of three times as many callers as can be served, then nobody. */
 async function overloaded (options: EngineOptions<FakeConnection>, { seed = 1, random = false, jitter = false } = {}) {
@@ -229,11 +233,14 @@ async function overloaded (options: EngineOptions<FakeConnection>, { seed = 1, r
 }
 
 for (const [name, more] of Object.entries({
-  'evenly, each 100 ms': {}, 'by chance, each 100 ms': { random: true }, 'by chance, each 50 to 150 ms': { random: true, jitter: true },
+  'evenly, each 100 ms': {},
+  'by chance, each 100 ms': { random: true },
+  'by chance, each 50 to 150 ms': { random: true, jitter: true },
 })) {
   t.test(`under 3 x overload nearly everybody is served or refused at once: callers that come ${name}`, async (t) => {
     for (const seed of Object.keys(more).length === 0 ? [1] : [1, 2, 3]) {
-      const { pool, clock, came, ended, served, p99, timeouts, refused, percent } = await overloaded({}, { seed, ...more })
+      const { pool, clock, came, ended, served, p99, timeouts, refused, percent } =
+        await overloaded({}, { seed, ...more })
       t.comment(`seed ${seed}: of ${came} callers ${percent(served)} % served, ${percent(refused.length)} % refused, ${percent(timeouts)} % timed out; p99 of waits ${p99} ms`)
       t.equal(ended, came)
       t.equal(served + timeouts + refused.length, came)
@@ -242,7 +249,8 @@ for (const [name, more] of Object.entries({
       t.ok(served >= 0.99 * 20 * 100, `${served} served: the pool is not idle for it`)
       t.ok(refused.every(({ wait }) => wait === 0), 'at once')
       t.ok(p99 <= 1000)
-      t.match(pool.stats(), { idle: 10, used: 0, pending: 0, creating: 0, closing: 0, created: 10 }, 'and then all is as before')
+      t.match(pool.stats(), { idle: 10, used: 0, pending: 0, creating: 0, closing: 0, created: 10 },
+        'and then all is as before')
       t.equal((await pool.acquire({ timeout: 1 })).ended, false)
       await clock.advance(0)
     }

@@ -1,4 +1,5 @@
-// The promises of the engine, one test each, in the order of their numbers. (The 14th, what a reset guarantees, is the backends'.)
+// The promises of the engine, one test each, in the order of their numbers. (The 14th, what a reset guarantees, is the
+// backends'.)
 import { AsyncLocalStorage } from 'node:async_hooks'
 import t from 'tap'
 import type { Lease } from '../../types/pool.js'
@@ -7,7 +8,9 @@ import type { FakeConnection } from '../support/fake-connector.js'
 import { failure, FakeConnector, fakePool, warm, watch } from '../support/fake-connector.js'
 
 t.test('promise 1: connections that are made, idle, used and closed are never more than max, counted at the connector', async (t) => {
-  const { pool, connector, clock } = fakePool({ max: 3, maxUses: 1, acquireTimeout: 1_000_000, backoff: { min: 1, max: 1 } })
+  const { pool, connector, clock } = fakePool({
+    max: 3, maxUses: 1, acquireTimeout: 1_000_000, backoff: { min: 1, max: 1 },
+  })
   connector.outcomes.create = 'gate'
   connector.outcomes.destroy = 'gate'
   const served: Array<Lease<FakeConnection>> = []
@@ -15,7 +18,8 @@ t.test('promise 1: connections that are made, idle, used and closed are never mo
   let released = 0
   for (let round = 0; released < 30 && round < 1000; round++) {
     const { creating, idle, used, closing } = pool.stats()
-    if (connector.live > 3 || creating + idle + used + closing !== connector.live) t.fail(`${connector.live} at the connector`)
+    if (connector.live > 3 ||
+      creating + idle + used + closing !== connector.live) t.fail(`${connector.live} at the connector`)
     if (round % 7 === 3 && creating > 0) connector.fail('create')
     else if (creating > 0) connector.pass('create')
     else if (closing > 0) connector.pass('destroy')
@@ -95,7 +99,9 @@ t.test('promise 3: at rest nobody waits beside an idle connection, nor beside fr
 })
 
 t.test('promise 4: every acquire settles exactly once, by its deadline', async (t) => {
-  const { pool, connector, clock } = fakePool({ max: 2, validateAfter: 0, acquireTimeout: 1000, connectTimeout: 400, validateTimeout: 300 })
+  const { pool, connector, clock } = fakePool({
+    max: 2, validateAfter: 0, acquireTimeout: 1000, connectTimeout: 400, validateTimeout: 300,
+  })
   let pending = 0
   const overdue: number[] = []
   const settled: number[] = []
@@ -126,7 +132,9 @@ t.test('promise 4: every acquire settles exactly once, by its deadline', async (
 })
 
 t.test('promise 5: a connection is destroyed exactly once, for one stated reason', async (t) => {
-  const { pool, connector, clock, seen } = fakePool({ max: 20, maxUses: 3, idleTimeout: 500, maxLifetime: 5000, keepalive: 100, validateAfter: 50, validateTimeout: 30 })
+  const { pool, connector, clock, seen } = fakePool({
+    max: 20, maxUses: 3, idleTimeout: 500, maxLifetime: 5000, keepalive: 100, validateAfter: 50, validateTimeout: 30,
+  })
   for (let round = 0; round < 30; round++) {
     const leases = await Promise.all([pool.acquire(), pool.acquire(), pool.acquire()])
     const [a, b, c] = leases
@@ -315,8 +323,11 @@ t.test('promise 12: what was begun before evict is stale, also a create', async 
 
 t.test('promise 13: no secret of a url or option appears in any event, error or stat', async (t) => {
   const connector = new FakeConnector()
-  const { pool, clock, events } = fakePool({ url: 'fake://me:s3cr3t%21@host', connection: { password: 'other-pass' } }, { connector })
-  connector.create = () => Promise.reject(Object.assign(new Error('login me:s3cr3t! / s3cr3t%21 / other-pass'), { input: 's3cr3t!', options: { password: 'other-pass' } }))
+  const { pool, clock, events } =
+    fakePool({ url: 'fake://me:s3cr3t%21@host', connection: { password: 'other-pass' } }, { connector })
+  connector.create = () =>
+    Promise.reject(Object.assign(new Error('login me:s3cr3t! / s3cr3t%21 / other-pass'),
+      { input: 's3cr3t!', options: { password: 'other-pass' } }))
   const waiting = watch(pool.acquire())
   const error = await failure(pool.open())
   await clock.advance(5000)

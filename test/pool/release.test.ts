@@ -93,7 +93,8 @@ t.test('destroy ends the connection, and says why', async (t) => {
   t.same(connector.connections.map(({ reason }) => reason), ['released', 'error', 'aborted'])
   t.same([a.ended, b.ended, c.ended], [true, true, true])
   t.match(pool.stats(), { released: 3, used: 0, idle: 0, closing: 0, destroyed: { released: 1, error: 1, aborted: 1 } })
-  t.match(seen('disconnect'), [{ id: 1, reason: 'released' }, { id: 2, reason: 'error', error: { message: 'bad: ***' } }, { id: 3, reason: 'aborted' }])
+  t.match(seen('disconnect'),
+    [{ id: 1, reason: 'released' }, { id: 2, reason: 'error', error: { message: 'bad: ***' } }, { id: 3, reason: 'aborted' }])
   t.notOk('error' in seen('disconnect')[0]!)
 })
 
@@ -198,8 +199,11 @@ t.test('a reset that fails, throws or hangs destroys the connection and is repor
     await clock.advance(1)
     t.equal(waiting.value?.connection, connector.connections[1], outcome)
     const [event] = seen('error')
-    t.match(event, { phase: 'reset', error: { code: 'FST_POOL_RESET_FAILED', message: "the reset of a connection of pool 'db' failed; the connection was destroyed" } })
-    const cause = { error: 'reset failed', throw: 'reset ***', hang: 'not clean within 1000 ms (resetTimeout)' }[outcome]
+    t.match(event,
+      { phase: 'reset', error: { code: 'FST_POOL_RESET_FAILED', message: "the reset of a connection of pool 'db' failed; the connection was destroyed" } })
+    const cause = {
+      error: 'reset failed', throw: 'reset ***', hang: 'not clean within 1000 ms (resetTimeout)',
+    }[outcome]
     t.match(event?.error.cause, { message: cause })
     t.match(seen('disconnect'), [{ id: 1, reason: 'error', error: { code: 'FST_POOL_RESET_FAILED' } }])
     if (outcome !== 'hang') continue
@@ -264,12 +268,15 @@ t.test("reset 'none' never calls reset; the other modes do", async (t) => {
 t.test('after a session reset onConnect runs again before the next loan; after others it does not', async (t) => {
   for (const reset of ['session', 'transaction'] as const) {
     const log: string[] = []
-    const { pool, connector } = fakePool({ reset, max: 1, onConnect: async (_, { uses }) => { log.push(`onConnect ${uses}`) } })
+    const { pool, connector } = fakePool({
+      reset, max: 1, onConnect: async (_, { uses }) => { log.push(`onConnect ${uses}`) },
+    })
     connector.reset = async () => { log.push('reset') }
     const lease = await pool.acquire()
     lease.release()
     await pool.acquire().then(() => log.push('lent'))
-    t.same(log, reset === 'session' ? ['onConnect 0', 'reset', 'onConnect 1', 'lent'] : ['onConnect 0', 'reset', 'lent'])
+    t.same(log,
+      reset === 'session' ? ['onConnect 0', 'reset', 'onConnect 1', 'lent'] : ['onConnect 0', 'reset', 'lent'])
   }
 })
 
@@ -339,14 +346,16 @@ t.test('a connection that was lent maxUses times is closed', async (t) => {
 })
 
 t.test('a connector without reset, isBroken, validate and onDeath is enough', async (t) => {
-  const bare = Object.assign(new FakeConnector(), { reset: undefined, isBroken: undefined, validate: undefined, onDeath: undefined })
+  const bare =
+    Object.assign(new FakeConnector(),
+      { reset: undefined, isBroken: undefined, validate: undefined, onDeath: undefined })
   const { pool, connector, clock } = fakePool({ validateAfter: 0, keepalive: 10 }, { connector: bare })
   await warm(pool)
   await clock.advance(1000)
   t.equal(pool.tryAcquire()?.connection, connector.connections[0])
 })
 
-// --- Leaks ----------------------------------------------------------------------------------------------------------------------------
+// --- Leaks -----------------------------------------------------------------------------------------------------------
 
 t.test('a lease that is out for longer than leakAfter is reported once, and once more when it comes back', async (t) => {
   const { pool, clock, seen } = fakePool({ leakAfter: 1000 })

@@ -2,11 +2,15 @@ import t from 'tap'
 import type { EngineOptions } from '../../types/options.js'
 import type { Lease } from '../../types/pool.js'
 import { settle, VirtualClock } from '../support/clock.js'
-import { failure, FakeConnector, fakePool, warm, watch, type FakeConnection, type FakePool } from '../support/fake-connector.js'
+import {
+  failure, FakeConnector, fakePool, warm, watch, type FakeConnection, type FakePool,
+} from '../support/fake-connector.js'
 
 /** A pool whose connector calls errors transient that say so. */
 function retryPool (options: EngineOptions<FakeConnection> = {}, clock = new VirtualClock()): FakePool {
-  const connector = Object.assign(new FakeConnector(), { isTransient: (error: unknown) => error instanceof Error && error.message.startsWith('gone') })
+  const connector =
+    Object.assign(new FakeConnector(),
+      { isTransient: (error: unknown) => error instanceof Error && error.message.startsWith('gone') })
   return fakePool({ backoff: { min: 10, max: 100 }, ...options }, { connector, clock })
 }
 
@@ -83,7 +87,8 @@ t.test('it runs at most retry times more, and then the last error is the caller\
   t.equal(runs.length, 4)
   t.equal(used.error as unknown, errors[3])
   t.equal(new Set(runs.map(({ connection }) => connection)).size, 4)
-  t.match(pool.stats(), { used: 0, acquired: 4, released: 4, idle: 1, destroyed: { error: 3 } }, 'the last connection is kept, as without retry')
+  t.match(pool.stats(), { used: 0, acquired: 4, released: 4, idle: 1, destroyed: { error: 3 } },
+    'the last connection is kept, as without retry')
 })
 
 t.test('a transient error once and another one then: that is the caller\'s', async (t) => {
@@ -121,7 +126,7 @@ t.test('a connection that fn itself gave back or destroyed is not touched again'
   t.same(connector.violations, [])
 })
 
-// --- Pauses and the deadline --------------------------------------------------------------------------------------------------------------
+// --- Pauses and the deadline -----------------------------------------------------------------------------------------
 
 t.test('between runs it waits as backoff says: doubling, by chance, not longer than its max', async (t) => {
   const { pool, clock } = retryPool({ backoff: { min: 10, max: 100 }, acquireTimeout: 100_000 })
@@ -210,7 +215,7 @@ t.test('where the circuit opens meanwhile, the next run is refused', async (t) =
   t.match(used.error, { code: 'FST_POOL_CIRCUIT_OPEN', cause: { message: 'create failed' } })
 })
 
-// --- Ends -------------------------------------------------------------------------------------------------------------------------------
+// --- Ends ------------------------------------------------------------------------------------------------------------
 
 t.test('a signal that aborts ends it: no other run', async (t) => {
   const { pool, clock } = retryPool({ backoff: { min: 100, max: 100 } })
@@ -286,9 +291,11 @@ t.test('the process stays alive for the pause, and no longer', async (t) => {
 t.test('a bad retry is refused before anything is taken', async (t) => {
   const { pool, connector } = retryPool()
   for (const retry of [-1, 1.5, NaN, Infinity, '3', null, true, {}] as number[]) {
-    t.match(await failure(pool.use(() => t.fail('it must not run'), { retry })), { code: 'FST_POOL_BAD_OPTIONS', message: /^option retry is .*: expected an integer of at least 0$/ })
+    t.match(await failure(pool.use(() => t.fail('it must not run'), { retry })),
+      { code: 'FST_POOL_BAD_OPTIONS', message: /^option retry is .*: expected an integer of at least 0$/ })
   }
-  t.match(await failure(pool.use(() => t.fail('it must not run'), { retry: 1, timeout: 0 })), { code: 'FST_POOL_BAD_OPTIONS', message: /timeout/ })
+  t.match(await failure(pool.use(() => t.fail('it must not run'), { retry: 1, timeout: 0 })),
+    { code: 'FST_POOL_BAD_OPTIONS', message: /timeout/ })
   t.equal(connector.creates, 0)
 })
 
@@ -306,7 +313,8 @@ t.test('whatever happens, leases go back: a hundred uses with failures of all ki
   const ends = await (async () => {
     const all = Array.from({ length: 100 }, (_, i) => {
       const controller = new AbortController()
-      const { fn } = failing(...Array.from({ length: i % 4 }, (_, n) => (i + n) % 5 === 0 ? new Error('final') : gone()))
+      const { fn } =
+        failing(...Array.from({ length: i % 4 }, (_, n) => (i + n) % 5 === 0 ? new Error('final') : gone()))
       const used = watch(pool.use((connection, lease) => {
         if (i % 7 === 0) lease.release()
         if (i % 11 === 0) controller.abort()

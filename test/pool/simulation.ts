@@ -9,11 +9,12 @@ import type { EngineOptions } from '../../types/options.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 
-// A pool is lived with for a while, at random: callers that come, wait, leave, give back; a connector and hooks that answer, fail, are late or
-// never answer; listeners that throw and call the pool. The connector keeps books of its own, and at each rest the engine's promises are
-// checked against those. A plan is plain data, drawn by fast-check, so a failing one shrinks to the few steps that matter.
+// A pool is lived with for a while, at random: callers that come, wait, leave, give back; a connector and hooks that
+// answer, fail, are late or never answer; listeners that throw and call the pool. The connector keeps books of its own,
+// and at each rest the engine's promises are checked against those. A plan is plain data, drawn by fast-check, so a
+// failing one shrinks to the few steps that matter.
 
-// --- Plans ----------------------------------------------------------------------------------------------------------------------------
+// --- Plans -----------------------------------------------------------------------------------------------------------
 
 /** What a foreign function does when the pool calls it. */
 export type Outcome =
@@ -38,20 +39,25 @@ type HookName = 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 type Phase = 'begin' | 'savepoint' | 'commit' | 'rollback'
 type Method = 'create' | 'destroy' | 'validate' | 'reset' | HookName | Phase
 
-const isPhase = (method: Method) => method === 'begin' || method === 'savepoint' || method === 'commit' || method === 'rollback'
+const isPhase = (method: Method) => method === 'begin' || method === 'savepoint' || method === 'commit' ||
+  method === 'rollback'
 
 const eventNames = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'circuit', 'driver',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+  'circuit', 'driver',
   'open', 'drain', 'close',
 ] as const satisfies readonly PoolEventName[]
 
 const behaviours = [
-  'count', 'throw', 'reject', 'acquire', 'tryAcquire', 'release', 'destroy', 'evict', 'resize', 'stats', 'abort', 'suspend', 'close', 'undo',
+  'count', 'throw', 'reject', 'acquire', 'tryAcquire', 'release', 'destroy', 'evict', 'resize', 'stats', 'abort',
+  'suspend', 'close', 'undo',
   'obstruct',
 ] as const
 
 export type Action =
-  | { readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined }
+  | {
+    readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined,
+  }
   | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows', readonly which: number }
   /** `nest`: called from within the function of an open one. */
   | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
@@ -102,20 +108,31 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(2, fc.record({ do: just('tryAcquire') })),
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
-  often(5, fc.record({ do: just('destroy', 'fail', 'abandon', 'stale', 'die', 'die', 'break', 'isBrokenThrows'), which })),
+  often(5, fc.record({
+    do: just('destroy', 'fail', 'abandon', 'stale', 'die', 'die', 'break',
+      'isBrokenThrows'),
+    which
+  })),
   often(6, fc.record({
-    do: just('transact', 'transact', 'nest', 'nest', 'hold'), which, retry: fc.constantFrom(0, 0, 2), commitTimeout: fc.constantFrom(undefined, undefined, 0, 90, 400),
+    do: just('transact', 'transact', 'nest', 'nest', 'hold'),
+    which,
+    retry: fc.constantFrom(0, 0, 2),
+    commitTimeout: fc.constantFrom(undefined, undefined, 0, 90, 400),
   })),
   often(6, fc.record({ do: just('conclude'), which, how: just('ok', 'ok', 'error') })),
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
   often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
-  often(1, fc.record({ do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4) })),
+  often(1, fc.record({
+    do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4),
+  })),
   often(4, fc.record({
     do: just('obstruct'), ms: fc.constantFrom(0, 0, 10, 60, 400, 10_000), throws: fc.constantFrom(false, false, true),
   })),
   often(2, fc.record({ do: just('suspend', 'resume', 'resume', 'open', 'open', 'health', 'health', 'driver') })),
-  often(1, fc.oneof(fc.record({ do: just('drain') }), fc.record({ do: just('close'), timeout: fc.constantFrom(undefined, 1, 100, 2000) })))
+  often(1, fc.oneof(fc.record({ do: just('drain') }), fc.record({
+    do: just('close'), timeout: fc.constantFrom(undefined, 1, 100, 2000),
+  })))
 )
 
 export const plans: fc.Arbitrary<Plan> = fc.record({
@@ -139,7 +156,8 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     leakAfter: fc.constantFrom(0, 350),
     backoff: fc.constantFrom({ min: 50, max: 1000 }, { min: 10, max: 80 }, { min: 20, max: 20 }),
     reset: fc.constantFrom<'session' | 'transaction' | 'none'>('session', 'session', 'transaction', 'none'),
-    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, openFor: 300 }, { failures: 2, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, openFor: 200 }),
+    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, openFor: 300 },
+      { failures: 2, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, openFor: 200 }),
     overload: fc.boolean(),
   })),
   can: fc.record({
@@ -152,7 +170,8 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     inDoubt: fc.constantFrom(true, true, false),
     close: fc.constantFrom<Outcome | undefined>(undefined, 'sync', 'ok', 'error', 'throw', 'deaf'),
   }),
-  hooks: fc.oneof(fc.constant<HookName[]>([]), fc.subarray<HookName>(['onAcquire', 'onConnect', 'onRelease', 'onDisconnect'], { minLength: 1 })),
+  hooks: fc.oneof(fc.constant<HookName[]>([]),
+    fc.subarray<HookName>(['onAcquire', 'onConnect', 'onRelease', 'onDisconnect'], { minLength: 1 })),
   outcomes: fc.record({
     create: outcomesOf('error', 'error', 'throw', 'slow', 'deaf', 'hang', 'late', 'no')('ok'),
     destroy: outcomesOf('error', 'throw', 'slow', 'deaf', 'late')('ok', 'sync'),
@@ -170,16 +189,18 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
   repeats: fc.boolean(),
   listeners: fc.oneof(
     fc.constant([]),
-    fc.array(fc.record({ event: fc.constantFrom(...eventNames), behaviour: fc.constantFrom(...behaviours) }), { maxLength: 8, size: 'max' })
+    fc.array(fc.record({ event: fc.constantFrom(...eventNames), behaviour: fc.constantFrom(...behaviours) }),
+      { maxLength: 8, size: 'max' })
   ),
   steps: fc.tuple(
     fc.constantFrom([], [{ action: { do: 'open' } as const, rest: true }]),
-    fc.array(fc.record({ action, rest: fc.integer({ min: 0, max: 3 }).map((chance) => chance !== 3) }), { maxLength: 60, size: 'max' })
+    fc.array(fc.record({ action, rest: fc.integer({ min: 0, max: 3 }).map((chance) => chance !== 3) }),
+      { maxLength: 60, size: 'max' })
   ).map((parts) => parts.flat()),
   seed: fc.nat(),
 })
 
-// --- The other side -------------------------------------------------------------------------------------------------------------------
+// --- The other side --------------------------------------------------------------------------------------------------
 
 const secrets = { password: 'hunter2-is-the-password', url: 'hunter2-is-in-the-url' }
 
@@ -468,7 +489,13 @@ class World {
   #suspendedIn: number | undefined
   #started = false
   #draining = false
-  #close: { promise: Promise<void> | undefined, readonly at: number, readonly timeout: number, readonly grace: number, resolved: boolean } | undefined
+  #close: {
+    promise: Promise<void> | undefined
+    readonly at: number
+    readonly timeout: number
+    readonly grace: number
+    resolved: boolean
+  } | undefined
 
   /** Counts the rests. What happened in an earlier batch, everybody knows. */
   #batch = 0
@@ -491,10 +518,15 @@ class World {
     const { max = 10, min = 0 } = plan.options
     this.#min = min
     this.#max = max
-    const hooks = Object.fromEntries(plan.hooks.map((name) => [name, (conn: Conn, info: HookInfo) => this.#hook(name, conn, info)]))
+    const hooks =
+      Object.fromEntries(plan.hooks.map((name) => [name, (conn: Conn, info: HookInfo) => this.#hook(name, conn, info)]))
     this.#options = { ...deadlines, ...plan.options }
     this.#pool = new Pool<Conn>(this.#connector(), {
-      ...plan.options, ...hooks, name: 'sim', url: `fake://user:${secrets.url}@host/`, connection: { password: secrets.password },
+      ...plan.options,
+      ...hooks,
+      name: 'sim',
+      url: `fake://user:${secrets.url}@host/`,
+      connection: { password: secrets.password },
     }, this.#clock)
     this.#pool.on('connect', ({ id }) => {
       if (this.#connected.has(id) || this.#disconnected.has(id)) this.#violate(`an event connect of ${id} too many`)
@@ -528,8 +560,10 @@ class World {
       }
       await this.#finish()
     } catch (error) {
-      const steps = this.#history.map(({ at, what, more }) => `${at} ms: ${inspect(what, { breakLength: Infinity })}${more}`)
-      throw new Error(`${error instanceof Error ? error.message : String(error)}\n${steps.join('\n')}`, { cause: error })
+      const steps =
+        this.#history.map(({ at, what, more }) => `${at} ms: ${inspect(what, { breakLength: Infinity })}${more}`)
+      throw new Error(`${error instanceof Error ? error.message : String(error)}\n${steps.join('\n')}`,
+        { cause: error })
     }
   }
 
@@ -537,7 +571,7 @@ class World {
     this.#history.push({ at: this.#clock.now(), what, more })
   }
 
-  // --- Steps ----------------------------------------------------------------------------------------------------------------------------
+  // --- Steps ---------------------------------------------------------------------------------------------------------
 
   #act (action: Action): void {
     const pool = this.#pool
@@ -559,9 +593,11 @@ class World {
       case 'die':
       case 'break':
       case 'isBrokenThrows':
-        return this.#hurt(this.#pick([...this.#conns].filter((conn) => conn.destroyedFor === undefined), action.which), action.do)
+        return this.#hurt(this.#pick([...this.#conns].filter((conn) => conn.destroyedFor === undefined), action.which),
+          action.do)
       case 'answer':
-        return this.#pick(this.#calls.filter(({ outcome }) => outcome === 'slow' || outcome === 'deaf'), action.which)?.answer(action.how)
+        return this.#pick(this.#calls.filter(({ outcome }) => outcome === 'slow' || outcome === 'deaf'),
+          action.which)?.answer(action.how)
       case 'transact':
         return this.#transact(this.#pick(this.#held, action.which), action.retry, action.commitTimeout)
       case 'nest': {
@@ -571,7 +607,8 @@ class World {
       case 'hold':
         return this.#hold(this.#pick(this.#held, action.which), action.commitTimeout)
       case 'conclude':
-        return this.#pick([...this.#runs].filter(({ conclude }) => conclude !== undefined), action.which)?.conclude!(action.how)
+        return this.#pick([...this.#runs].filter(({ conclude }) => conclude !== undefined),
+          action.which)?.conclude!(action.how)
       case 'evict':
         if (!action.idle) {
           this.#generation++
@@ -582,7 +619,10 @@ class World {
           }
         }
         this.#evictedIn = this.#batch
-        for (const conn of this.#conns) if (conn.idleSince !== undefined && conn.busy === undefined && !conn.validated) conn.evicted = true
+        for (const conn of this.#conns) {
+          if (conn.idleSince !== undefined && conn.busy === undefined &&
+          !conn.validated) conn.evicted = true
+        }
         return pool.evict({ idle: action.idle })
       case 'resize':
         return this.#resize(action.min, action.max)
@@ -608,7 +648,8 @@ class World {
         this.#healths.push(health)
         pool.health().then(({ latency }) => {
           health.settled = true
-          if (latency !== null && !this.#plan.can.validate) this.#violate('health() tells a latency, and there is no validate')
+          if (latency !== null &&
+            !this.#plan.can.validate) this.#violate('health() tells a latency, and there is no validate')
         })
         return
       }
@@ -665,13 +706,17 @@ class World {
     if (controller !== undefined) this.#signals.push(ask)
     const label = this.#label(n, holder)
     const options = {
-      ...(label !== undefined && { holder: label }), ...(controller && { signal: controller.signal }), ...(timeout !== undefined && { timeout }),
+      ...(label !== undefined && { holder: label }),
+      ...(controller && { signal: controller.signal }),
+      ...(timeout !== undefined && { timeout }),
     }
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
     // The caller's own context goes on behind the await.
     store.run(holder, () => {
-      const mine = () => { if (store.getStore() !== holder) this.#violate(`${holder} lost its async context: it sees ${store.getStore()}`) }
+      const mine = () => {
+        if (store.getStore() !== holder) this.#violate(`${holder} lost its async context: it sees ${store.getStore()}`)
+      }
       if (kind === 'acquire') {
         this.#pool.acquire(options).then((lease) => {
           mine()
@@ -708,7 +753,8 @@ class World {
   /** It is idle, and nothing speaks against lending it. */
   #isFit (conn: Conn): boolean {
     const { maxLifetime = 0 } = this.#options
-    return conn.idleSince !== undefined && conn.busy === undefined && conn.destroyedFor === undefined && !conn.broken && !conn.isBrokenThrows &&
+    return conn.idleSince !== undefined && conn.busy === undefined && conn.destroyedFor === undefined && !conn.broken &&
+      !conn.isBrokenThrows &&
       (maxLifetime === 0 || this.#clock.now() - conn.madeAt < 0.9 * maxLifetime)
   }
 
@@ -731,7 +777,8 @@ class World {
     if (ask.settled) return this.#violate(`${ask.holder} settled twice`)
     this.#asks.delete(ask)
     ask.settled = true
-    if (this.#clock.now() > ask.deadline + 1) this.#violate(`${ask.holder} was served ${this.#clock.now() - ask.deadline} ms after its deadline`)
+    if (this.#clock.now() > ask.deadline +
+      1) this.#violate(`${ask.holder} was served ${this.#clock.now() - ask.deadline} ms after its deadline`)
     this.#lent(ask.n, ask.holder, lease, finish, ask)
   }
 
@@ -756,7 +803,8 @@ class World {
     if (maxLifetime > 0 && ask?.prepared !== true && now - conn.madeAt > maxLifetime + 101) {
       this.#violate(`connection ${conn.id} was lent ${now - conn.madeAt} ms old`)
     }
-    if (conn.create.generation < this.#generationBefore && ask?.prepared !== true) this.#violate(`connection ${conn.id} was stale, and then lent`)
+    if (conn.create.generation < this.#generationBefore &&
+      ask?.prepared !== true) this.#violate(`connection ${conn.id} was stale, and then lent`)
     if (this.#suspendedIn !== undefined && this.#suspendedIn < this.#batch && ask?.prepared !== true) {
       this.#violate('a suspended pool lent a connection')
     }
@@ -790,7 +838,8 @@ class World {
   #leaveIdle (conn: Conn): void {
     const { validateAfter } = this.#options
     const silent = this.#clock.now() - conn.aliveAt
-    if (this.#plan.can.validate && conn.idleSince !== undefined && !conn.validated && silent >= validateAfter + (validateAfter > 0 ? 101 : 0)) {
+    const asked = conn.idleSince === undefined || conn.validated || !this.#plan.can.validate
+    if (!asked && silent >= validateAfter + (validateAfter > 0 ? 101 : 0)) {
       this.#violate(`connection ${conn.id} was silent for ${silent} ms, and then lent without being validated`)
     }
     conn.idleSince = conn.surplusSince = undefined
@@ -860,20 +909,23 @@ class World {
     if (!lease.ended && finish === undefined) this.#violate('a lease had not ended behind its end')
   }
 
-  // --- Transactions ---------------------------------------------------------------------------------------------------------------------
+  // --- Transactions --------------------------------------------------------------------------------------------------
 
   /** @param around it is called from within that one */
   #transact (held: Held | undefined, retry: number, commitTimeout: number | undefined, around?: Run): void {
     if (held === undefined) return
     const { lease, conn } = held
-    const run: Run = { held, retry, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined }
+    const run: Run = {
+      held, retry, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined,
+    }
     const token = {}
     const context = store.getStore()
     const fn = (inner: Conn) => new Promise<object>((resolve, reject) => {
       if (store.getStore() !== context) this.#violate('the function of a transaction lost its async context')
       if (inner !== conn) this.#violate('a transaction on another connection')
       if (lease.ended) this.#violate('a transaction of a lease that has ended was begun')
-      if (run.level !== undefined && (run.level.unanswered || run.level.committed !== false)) this.#violate('a transaction that may be stored was run again')
+      if (run.level !== undefined &&
+        (run.level.unanswered || run.level.committed !== false)) this.#violate('a transaction that may be stored was run again')
       this.#enter(run, conn.open.at(-1), commitTimeout ?? 0)
       if (run.level === undefined) this.#violate('a transaction that is not open')
       if (run.conclude !== undefined) this.#violate('the function of a transaction runs twice at the same time')
@@ -889,10 +941,14 @@ class World {
       run.within = (call) => resource.runInAsyncScope(call)
     })
     this.#runs.add(run)
-    const promise = around === undefined || this.#n % 2 === 0 ? lease.transaction(fn, { retry, commitTimeout }) : this.#pool.transaction(fn, { retry })
+    const promise = around === undefined ||
+      this.#n % 2 === 0
+      ? lease.transaction(fn, { retry, commitTimeout })
+      : this.#pool.transaction(fn, { retry })
     this.#follow(run, promise, (value) => {
       if (value !== token) this.#violate('a transaction resolved to something else')
-      if (run.level?.committed !== true && run.level?.committed !== 'unknown') this.#violate('a transaction resolved, and was not committed')
+      if (run.level?.committed !== true &&
+        run.level?.committed !== 'unknown') this.#violate('a transaction resolved, and was not committed')
     })
   }
 
@@ -908,7 +964,9 @@ class World {
   #hold (held: Held | undefined, commitTimeout: number | undefined): void {
     // A scope holds one, and one only.
     if (held === undefined || [...this.#runs].some((run) => run.held === held)) return
-    const run: Run = { held, retry: 0, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined }
+    const run: Run = {
+      held, retry: 0, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined,
+    }
     this.#runs.add(run)
     this.#follow(run, hold(held.lease, { readOnly: this.#n % 2 === 0, commitTimeout }), (transaction) => {
       if (held.lease.ended) return
@@ -919,7 +977,8 @@ class World {
         run.conclude = undefined
         run.concludedAt = this.#clock.now()
         this.#follow(run, how === 'ok' ? transaction.commit() : transaction.rollback(), () => {
-          if (run.level?.committed !== (how === 'ok') && run.level?.committed !== 'unknown') this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
+          if (run.level?.committed !== (how === 'ok') &&
+            run.level?.committed !== 'unknown') this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
         })
       }
     })
@@ -934,11 +993,15 @@ class World {
       const { level } = run
       const unknown = level !== undefined && (level.unanswered || level.inDoubtAtEnd)
       if (level?.committed === true) this.#violate(`a transaction was committed, and rejected with ${String(error)}`)
-      if (run.conclude !== undefined && run.level !== undefined) this.#violate('a transaction rejected while its function ran')
+      if (run.conclude !== undefined &&
+        run.level !== undefined) this.#violate('a transaction rejected while its function ran')
       const { code } = error as { code?: PoolErrorCode }
       if (tells(error) && !this.#isOwn(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
       if (unknown !== (code === 'FST_POOL_COMMIT_UNKNOWN')) this.#violate(`a commit is ${unknown ? '' : 'not '}in doubt, and rejected with ${inspect(error)}`)
-      const fits = code === 'FST_POOL_COMMIT_UNKNOWN' || (code === 'FST_POOL_COMMIT_TIMEOUT' && level!.committed === false && this.#isOverdue(level!)) || this.#isOwn(error) || (code === 'FST_POOL_LEASE_RELEASED' && run.held.lease.ended) || code === 'FST_POOL_ACQUIRE_TIMEOUT' ||
+      const fits = code === 'FST_POOL_COMMIT_UNKNOWN' ||
+        (code === 'FST_POOL_COMMIT_TIMEOUT' && level!.committed === false && this.#isOverdue(level!)) ||
+          this.#isOwn(error) || (code === 'FST_POOL_LEASE_RELEASED' && run.held.lease.ended) ||
+            code === 'FST_POOL_ACQUIRE_TIMEOUT' ||
         (code === 'FST_POOL_NOT_SUPPORTED' && !this.#plan.can.transactions) ||
         // Within a transaction that is held.
         (code === 'FST_POOL_BAD_OPTIONS' && (run.retry > 0 || (run.commitTimeout ?? 0) > 0))
@@ -961,7 +1024,13 @@ class World {
     let commits = 0
     const opened = (conn: Conn): Transaction<Conn> => {
       const level: Level = {
-        committed: false, committing: false, writtenAt: Infinity, unanswered: false, inDoubtAtEnd: false, run: undefined, commitTimeout: 0,
+        committed: false,
+        committing: false,
+        writtenAt: Infinity,
+        unanswered: false,
+        inDoubtAtEnd: false,
+        run: undefined,
+        commitTimeout: 0,
       }
       const isInDoubt = () => this.#isInDoubt(level)
       if (conn.destroyedFor === undefined) conn.open.push(level)
@@ -997,7 +1066,9 @@ class World {
         },
         rollback: () => {
           if (conn.lease?.live === true) mustBeInnermost('rollback')
-          return this.#askTransaction('rollback', conn, resetTimeout, undefined, () => { if (conn.open.includes(level)) conn.open.length = conn.open.indexOf(level) })
+          return this.#askTransaction('rollback', conn, resetTimeout, undefined, () => {
+            if (conn.open.includes(level)) conn.open.length = conn.open.indexOf(level)
+          })
         },
         savepoint: () => {
           mustBeInnermost('savepoint')
@@ -1018,7 +1089,8 @@ class World {
   }
 
   #askTransaction<T> (
-    method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T, refused: () => void = () => {}
+    method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T,
+    refused: () => void = () => {}
   ): Promise<T> {
     this.#foreign(method)
     // `use()` gives back a moment after its function has ended.
@@ -1027,7 +1099,9 @@ class World {
     if (conn.busy !== undefined) this.#violate(`a ${method} on connection ${conn.id} while its ${conn.busy.method} was under way`)
     if (!lent && method !== 'rollback') this.#violate(`a ${method} on connection ${conn.id}, and its lease has ended`)
     const outcome = this.#draw(method)
-    const deadline = conn.cleaning === undefined ? this.#clock.now() + timeout : conn.cleaning + this.#options.resetTimeout
+    const deadline = conn.cleaning === undefined
+      ? this.#clock.now() + timeout
+      : conn.cleaning + this.#options.resetTimeout
     // One that gave up at its deadline is as one that did not come back.
     const failed = (until: number) => { conn.lost ||= method === 'rollback' || this.#clock.now() >= until }
     if (outcome === 'throw') {
@@ -1048,7 +1122,8 @@ class World {
   #useStale (held: Held | undefined): void {
     if (held === undefined || !held.lease.ended) return
     const books = () => JSON.stringify([
-      this.#pool.stats(), this.#calls.length, this.#creates, this.#destroyed, this.#held.map(({ lease }) => lease.ended),
+      this.#pool.stats(), this.#calls.length, this.#creates, this.#destroyed,
+      this.#held.map(({ lease }) => lease.ended),
     ])
     const before = books()
     const { lease } = held
@@ -1060,7 +1135,8 @@ class World {
     try {
       this.#violate(`a stale lease gave connection ${lease.connection.id}`)
     } catch (error) {
-      if ((error as { code?: unknown }).code !== 'FST_POOL_LEASE_RELEASED') this.#violate(`a stale lease threw ${String(error)}`)
+      if ((error as { code?: unknown })
+        .code !== 'FST_POOL_LEASE_RELEASED') this.#violate(`a stale lease threw ${String(error)}`)
     }
     if (books() !== before) this.#violate('a stale lease touched something')
   }
@@ -1107,7 +1183,9 @@ class World {
       opener.settled = true
       const { code } = error as { code?: unknown }
       if (tells(error)) this.#violate(`an error of open() tells a secret: ${inspect(error)}`)
-      if (code === 'FST_POOL_CLOSED' ? !this.#draining : code !== 'FST_POOL_CONNECT_FAILED') this.#violate(`open() was refused with ${String(error)}`)
+      if (code === 'FST_POOL_CLOSED'
+        ? !this.#draining
+        : code !== 'FST_POOL_CONNECT_FAILED') this.#violate(`open() was refused with ${String(error)}`)
     })
   }
 
@@ -1122,14 +1200,16 @@ class World {
     this.#close = close
     const promise = this.#pool.close(timeout === undefined ? {} : { timeout })
     if (before !== undefined) {
-      if (before.promise !== undefined && promise !== before.promise) this.#violate('close() gave another promise the second time')
+      if (before.promise !== undefined &&
+        promise !== before.promise) this.#violate('close() gave another promise the second time')
       return
     }
     close.promise = promise
     promise.then(() => {
       close.resolved = true
       const took = this.#clock.now() - close.at
-      if (took > Math.ceil(close.timeout) + 101) this.#violate(`close() took ${took} ms, its timeout was ${close.timeout}`)
+      if (took > Math.ceil(close.timeout) +
+        101) this.#violate(`close() took ${took} ms, its timeout was ${close.timeout}`)
     })
   }
 
@@ -1140,10 +1220,12 @@ class World {
     this.#rest()
     const asked = this.#asked
     while (this.#clock.now() < end) {
-      const next = Math.min(end, ...this.#calls.filter(({ outcome }) => outcome === 'late').map(({ deadline }) => deadline + 30))
+      const next =
+        Math.min(end, ...this.#calls.filter(({ outcome }) => outcome === 'late').map(({ deadline }) => deadline + 30))
       await this.#clock.advance(Math.max(0, next - this.#clock.now()), () => { this.#rest() })
       for (const call of this.#calls.slice()) {
-        if (call.outcome === 'late' && call.deadline + 30 <= this.#clock.now()) call.answer(call.since % 3 === 0 ? 'error' : 'ok')
+        if (call.outcome === 'late' &&
+          call.deadline + 30 <= this.#clock.now()) call.answer(call.since % 3 === 0 ? 'error' : 'ok')
       }
       await settle()
       this.#rest()
@@ -1162,7 +1244,9 @@ class World {
     await this.#advance(Math.ceil(this.#close!.timeout) + 101)
     if (!this.#close!.resolved) this.#violate(`close() did not resolve within its timeout of ${this.#close!.timeout} ms`)
     this.#rest()
-    if (this.#closes !== (this.#plan.can.close === undefined ? 0 : 1)) this.#violate(`the connector was closed ${this.#closes} times`)
+    if (this.#closes !== (this.#plan.can.close === undefined
+      ? 0
+      : 1)) this.#violate(`the connector was closed ${this.#closes} times`)
     for (const { conn, lease } of this.#held) {
       if (!lease.ended) this.#violate('a lease outlived its pool')
       lease.release()
@@ -1192,7 +1276,7 @@ class World {
     this.#rest()
   }
 
-  // --- The connector and the hooks ------------------------------------------------------------------------------------------------------
+  // --- The connector and the hooks -----------------------------------------------------------------------------------
 
   #connector (): Connector<Conn> {
     const { can } = this.#plan
@@ -1205,7 +1289,9 @@ class World {
       ...(can.obstacle && { obstacle: (conn: Conn) => this.#obstacle(conn) }),
       ...(can.reset && { reset: (conn: Conn, signal: AbortSignal) => this.#reset(conn, signal) }),
       ...(can.transactions && { transactions: this.#transactions() }),
-      ...(can.onDeath && { onDeath: (conn: Conn, listener: (error?: Error) => void) => { this.#onDeath(conn, listener) } }),
+      ...(can.onDeath && {
+        onDeath: (conn: Conn, listener: (error?: Error) => void) => { this.#onDeath(conn, listener) },
+      }),
       onDriverEvent: (listener) => { this.#driver = listener },
       ...(can.close !== undefined && { close: () => this.#closeConnector(can.close!) }),
     }
@@ -1290,22 +1376,28 @@ class World {
 
   /** How many connections count against `max`. */
   #counting (now: number): number {
-    return [...this.#conns].filter(({ late, destroying }) => !late && (destroying === undefined || destroying.deadline > now)).length
+    return [...this.#conns].filter(({ late, destroying }) => !late &&
+      (destroying === undefined || destroying.deadline > now)).length
   }
 
   #checkCreate (now: number): void {
     const stats = this.#pool.stats()
     const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
-    // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that failed, it goes.
-    const making = [...this.#conns].filter((conn) => !conn.late && !conn.made && conn.destroyedFor === undefined && conn.create.deadline > now &&
+    // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that
+    // failed, it goes.
+    const making = [...this.#conns].filter((conn) =>
+      !conn.late && !conn.made && conn.destroyedFor === undefined && conn.create.deadline > now &&
       !conn.wronged && (conn.busy !== undefined || !conn.create.unwanted))
     const live = creating.length + this.#counting(now)
     if (live >= this.#max) this.#violate(`a create, and there are ${live} of at most ${this.#max}`)
     const late = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline < now).length +
-      [...this.#conns].filter((conn) => conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now)).length
-    if (late >= this.#max) this.#violate(`a create, and there are ${late} late ones, and at most ${this.#max} connections`)
+      [...this.#conns].filter((conn) => conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now))
+        .length
+    if (late >=
+      this.#max) this.#violate(`a create, and there are ${late} late ones, and at most ${this.#max} connections`)
     const { maxConnecting = Infinity, backoff } = this.#options
-    if (creating.length + making.length >= maxConnecting) this.#violate(`a create, and ${creating.length + making.length} are under way`)
+    if (creating.length +
+      making.length >= maxConnecting) this.#violate(`a create, and ${creating.length + making.length} are under way`)
     if (this.#suspendedIn !== undefined) this.#violate('a suspended pool creates')
     if (this.#close?.resolved === true) this.#violate('a closed pool creates')
     const wanted = [...creating, ...making.map(({ create }) => create)].filter(({ unwanted }) => !unwanted).length
@@ -1335,7 +1427,9 @@ class World {
   /** How many connections there should be even when nobody waits, once the pool has started. */
   #target (): number {
     if (this.#draining) return 0
-    return this.#openers.reduce((most, { target, settled }) => settled ? most : Math.max(most, Math.min(target, this.#max)), this.#min)
+    return this.#openers.reduce((most, { target, settled }) => settled
+      ? most
+      : Math.max(most, Math.min(target, this.#max)), this.#min)
   }
 
   #destroy (conn: Conn, reason: DestroyReason): Promise<void> | void {
@@ -1345,19 +1439,26 @@ class World {
     if (conn.destroyedFor !== undefined) return this.#violate(`connection ${conn.id} was destroyed twice`)
     conn.destroyedFor = reason
     // Its `onConnect` took too long. (Where the caller's deadline is in the same millisecond, it was given up before.)
-    if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline && reason !== 'released') this.#createFailed(conn.create.failures)
+    if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline &&
+      reason !== 'released') this.#createFailed(conn.create.failures)
     this.#destroyed[reason] = (this.#destroyed[reason] ?? 0) + 1
     if (conn.toldReason !== undefined && conn.toldReason !== reason) {
       this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
     }
-    if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was destroyed while it was lent`)
+    if (conn.lease?.live === true &&
+      !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was destroyed while it was lent`)
     // A pool that closes waits for those that are used, but not for those that are made.
     const forced = this.#close !== undefined && (now >= this.#close.grace || !conn.made)
     if (busy !== undefined) {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
-      const ended = isPhase(busy.method) && (conn.ending === 'release' ? broken : conn.ending !== undefined || conn.open.some((level) => this.#isOverdue(level)))
-      if (now < busy.deadline && !forced && !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
+      const ended = isPhase(busy.method) &&
+        (conn.ending === 'release'
+          ? broken
+          : conn.ending !== undefined ||
+          conn.open.some((level) => this.#isOverdue(level)))
+      if (now < busy.deadline && !forced &&
+        !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
       if (busy.signal?.aborted === false) {
         this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way, and the signal of that had not aborted`)
       }
@@ -1368,7 +1469,8 @@ class World {
       this.#violate(`connection ${conn.id} was destroyed for the reason 'idle', and ${idle + used + creating} are left`)
     }
     if (conn.open.some((level) => this.#isOverdue(level))) conn.lost = true
-    if (!this.#maySay(reason, conn, now)) this.#violate(`connection ${conn.id} was destroyed for the reason '${reason}'`)
+    if (!this.#maySay(reason, conn,
+      now)) this.#violate(`connection ${conn.id} was destroyed for the reason '${reason}'`)
     if (busy !== undefined && isPhase(busy.method) && now >= busy.deadline) conn.lost = true
     for (const [depth, level] of conn.open.entries()) {
       if (this.#isOverdue(level)) conn.lost = true
@@ -1397,12 +1499,14 @@ class World {
       case 'uses': return maxUses > 0 && conn.loans >= maxUses
       case 'invalid': return conn.invalid || (overdue && conn.busy?.method === 'validate')
       case 'stale': return conn.create.generation < this.#generation || this.#evictedIn === this.#batch
-      case 'error': return conn.wronged || conn.lost || conn.broken || conn.isBrokenThrows || overdue || now >= conn.preparedUntil
+      case 'error': return conn.wronged || conn.lost || conn.broken || conn.isBrokenThrows || overdue ||
+        now >= conn.preparedUntil
       case 'aborted': return conn.ending === 'abandon'
       case 'leaked': return false
       case 'closed': return this.#draining
       // Given up, and made all the same: nobody waits for it any more.
-      case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted || (!conn.made && now === conn.create.deadline)
+      case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted ||
+        (!conn.made && now === conn.create.deadline)
     }
   }
 
@@ -1429,7 +1533,10 @@ class World {
     // At the end of a lease, also while its transaction begins or ends; and where a commit rejects that does not tell
     // whether it is in doubt.
     const refused = !this.#plan.can.inDoubt && conn.refusedIn === this.#batch
-    if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) this.#mustBeFree(conn, 'asked whether it is broken')
+    if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) {
+      this.#mustBeFree(conn,
+        'asked whether it is broken')
+    }
     if (conn.isBrokenThrows) throw this.#failure('isBroken')
     return conn.broken
   }
@@ -1512,11 +1619,14 @@ class World {
     this.#foreign(name)
     const now = this.#clock.now()
     if (conn.destroyedFor !== undefined) this.#violate(`${name} got connection ${conn.id}, which was destroyed`)
-    if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`${name} got connection ${conn.id} while it was lent`)
-    if (info.pool !== 'sim' || info.id !== (conn.poolId ??= info.id)) this.#violate(`${name} was told ${inspect(info)} of connection ${conn.id}`)
+    if (conn.lease?.live === true &&
+      !conn.lease.lease.ended) this.#violate(`${name} got connection ${conn.id} while it was lent`)
+    if (info.pool !== 'sim' ||
+      info.id !== (conn.poolId ??= info.id)) this.#violate(`${name} was told ${inspect(info)} of connection ${conn.id}`)
     if (name === 'onDisconnect') conn.toldReason = info.reason
     else this.#mustBeFree(conn, `given to ${name}`)
-    if (name !== 'onDisconnect' && conn.open.length > 0) this.#violate(`${name} got connection ${conn.id} with an open transaction`)
+    if (name !== 'onDisconnect' &&
+      conn.open.length > 0) this.#violate(`${name} got connection ${conn.id} with an open transaction`)
     const outcome = this.#draw(name)
     const { resetTimeout } = this.#options
     let deadline = now + resetTimeout
@@ -1527,8 +1637,10 @@ class World {
     }
     if (name === 'onAcquire') {
       const holder = typeof info.holder === 'object' ? info.holder.id : info.holder
-      if (info.uses !== conn.loans + 1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
-      // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection, and its caller waits.
+      if (info.uses !== conn.loans +
+        1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
+      // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection,
+      // and its caller waits.
       const fast = holder === this.#mayBeFast && !this.#hookWaits
       const waits = outcome !== 'sync' && outcome !== 'throw'
       this.#hookWaits ||= waits
@@ -1560,7 +1672,8 @@ class World {
       done('error')
       throw this.#failure(name)
     }
-    return this.#call(name, outcome, { conn, deadline, holder: typeof info.holder === 'object' ? info.holder.id : info.holder }, done)
+    return this.#call(name, outcome,
+      { conn, deadline, holder: typeof info.holder === 'object' ? info.holder.id : info.holder }, done)
   }
 
   /** Whatever the pool calls runs in the pool's own async context. */
@@ -1574,7 +1687,8 @@ class World {
   #mustBeFree (conn: Conn, what: string): void {
     if (conn.destroyedFor !== undefined) this.#violate(`connection ${conn.id} was ${what} behind its end`)
     if (conn.busy !== undefined) this.#violate(`connection ${conn.id} was ${what} while its ${conn.busy.method} was under way`)
-    if (conn.lease?.live === true && !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was ${what} while it was lent`)
+    if (conn.lease?.live === true &&
+      !conn.lease.lease.ended) this.#violate(`connection ${conn.id} was ${what} while it was lent`)
   }
 
   #draw (method: Method): Outcome {
@@ -1586,7 +1700,8 @@ class World {
   }
 
   #call<T> (
-    method: Method, outcome: Outcome, { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown },
+    method: Method, outcome: Outcome,
+    { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown },
     settled: (how: 'ok' | 'error', call: Call) => T
   ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
@@ -1638,7 +1753,7 @@ class World {
     return error
   }
 
-  // --- Listeners ------------------------------------------------------------------------------------------------------------------------
+  // --- Listeners -----------------------------------------------------------------------------------------------------
 
   #listen (event: PoolEventName, behaviour: typeof behaviours[number]): void {
     const counted = { event, count: 0 }
@@ -1646,7 +1761,8 @@ class World {
     const undo = this.#pool.on(event, (payload) => {
       this.#foreign(`a listener of ${event}`)
       if (tells(payload)) this.#violate(`the event ${event} tells a secret: ${inspect(payload)}`)
-      if (payload.pool !== 'sim' || !Object.isFrozen(payload)) this.#violate(`the event ${event} is ${inspect(payload)}`)
+      if (payload.pool !== 'sim' ||
+        !Object.isFrozen(payload)) this.#violate(`the event ${event} is ${inspect(payload)}`)
       counted.count++
       if (behaviour === 'throw') throw this.#failure(`a listener of ${event}`)
       if (behaviour === 'reject') return Promise.reject(this.#failure(`a listener of ${event}`))
@@ -1681,7 +1797,7 @@ class World {
     return undefined
   }
 
-  // --- The promises ---------------------------------------------------------------------------------------------------------------------
+  // --- The promises --------------------------------------------------------------------------------------------------
 
   #violate (what: string): void {
     this.#violations.push(what)
@@ -1711,9 +1827,9 @@ class World {
     if (createErrors > this.#createErrorsBefore) this.#lastTrouble = this.#clock.now()
     this.#createErrorsBefore = createErrors
     if (createErrors === this.#createErrors) return
-    // What an `evict()`, or a listener, made needless this moment fails without being counted: nobody can say which came first.
-    // Nor where those who waited left the line in the same millisecond, by their deadlines or since the circuit opened at the first failure: with
-    // them go the creates that were only for them.
+    // What an `evict()`, or a listener, made needless this moment fails without being counted: nobody can say which
+    // came first. Nor where those who waited left the line in the same millisecond, by their deadlines or since the
+    // circuit opened at the first failure: with them go the creates that were only for them.
     const spared = this.#expiredAt === this.#clock.now() && createErrors < this.#createErrors
     if (this.#evictedIn !== this.#batch - 1 && this.#reactedIn !== this.#batch - 1 && !spared) {
       this.#violate(`${this.#createErrors} creates failed, stats() has ${createErrors}`)
@@ -1749,7 +1865,8 @@ class World {
     const told = holders.map(({ holder }) => (typeof holder === 'object' ? holder.id : holder) ?? '').sort().join()
     const known = this.#held.map(({ n, holder }) => this.#label(n, holder) === undefined ? '' : holder).sort().join()
     if (told !== known) this.#violate(`holders() tells '${told}', and there are '${known}'`)
-    if (holders.some(({ heldFor }, i) => i > 0 && heldFor > holders[i - 1]!.heldFor)) this.#violate('holders() are out of order')
+    if (holders.some(({ heldFor }, i) => i > 0 &&
+      heldFor > holders[i - 1]!.heldFor)) this.#violate('holders() are out of order')
   }
 
   /** @param held its lease has ended */
@@ -1770,7 +1887,8 @@ class World {
       if (this.#close?.resolved === true) this.#violate(`${ask.holder} waits at a closed pool`)
       if (ask.mustBeRefused && !ask.interrupted) this.#violate(`${ask.holder} waits, and maxPending did so before`)
       // The first promise that `onAcquire` ever returned prepared a connection for nobody.
-      const isFor = ({ method, holder, conn }: Call) => method === 'onAcquire' && holder === ask.holder && conn!.destroyedFor === undefined && conn!.cleaning === undefined
+      const isFor = ({ method, holder, conn }: Call) => method === 'onAcquire' && holder === ask.holder &&
+        conn!.destroyedFor === undefined && conn!.cleaning === undefined
       if (ask.prepared && this.#calls.some(isFor)) {
         ask.awayIn = this.#batch
         ask.awayAtRest = true
@@ -1791,7 +1909,8 @@ class World {
     const refusals = this.#refusals
     this.#compare(stats, {
       timeouts: refusals.FST_POOL_ACQUIRE_TIMEOUT + refusals.FST_POOL_CONNECT_FAILED,
-      refused: refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_OVERLOADED + refusals.FST_POOL_CIRCUIT_OPEN + refusals.FST_POOL_CLOSED,
+      refused: refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_OVERLOADED + refusals.FST_POOL_CIRCUIT_OPEN +
+        refusals.FST_POOL_CLOSED,
       aborted: refusals.FST_POOL_ABORTED,
       acquired: this.#leases,
       released: this.#leases - this.#held.length,
@@ -1800,7 +1919,8 @@ class World {
     for (const { event, count } of this.#counted) {
       const { acquired: acquire, released: release, timeouts: timeout, refused: refuse, leaked: leak } = stats
       const expected = { acquire, release, timeout, refuse, leak }[event as string]
-      if (expected !== undefined && expected !== count) this.#violate(`${count} events ${event}, stats() has ${expected}`)
+      if (expected !== undefined &&
+        expected !== count) this.#violate(`${count} events ${event}, stats() has ${expected}`)
     }
   }
 
@@ -1847,7 +1967,8 @@ class World {
       if (conn.lease?.live === true || conn.busy !== undefined) used++
       else idle.push(conn)
     }
-    this.#compare(stats, { creating, idle: idle.length, used, closing, late, created: this.#connects, min: this.#min, max: this.#max })
+    this.#compare(stats,
+      { creating, idle: idle.length, used, closing, late, created: this.#connects, min: this.#min, max: this.#max })
     for (const [reason, count] of Object.entries(stats.destroyed)) {
       const expected = this.#destroyed[reason as DestroyReason] ?? 0
       if (count !== expected) this.#violate(`${expected} were destroyed for the reason ${reason}, stats() has ${count}`)
@@ -1856,13 +1977,17 @@ class World {
       this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
     }
     if (late > 8) this.#violate(`${late} are late`)
-    for (const id of ids) if (!closed && !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
+    for (const id of ids) {
+      if (!closed &&
+      !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
+    }
     if (!closed && this.#connected.size !== idle.length + used) {
       this.#violate(`${this.#connected.size} connections by the events, and ${idle.length + used} are there`)
     }
     const there = idle.length + used + wanted
     this.#checkIdle(idle, there)
-    this.#checkSupply(stats, { idle: idle.length, there, total: creating + idle.length + used + closing, creating, wanted, late, validating })
+    this.#checkSupply(stats,
+      { idle: idle.length, there, total: creating + idle.length + used + closing, creating, wanted, late, validating })
   }
 
   #checkIdle (idle: readonly Conn[], there: number): void {
@@ -1871,7 +1996,8 @@ class World {
     // What something is in the way of is kept for those who wait.
     const kept = this.#plan.can.obstacle && this.#asks.size > 0
     if (this.#draining && idle.length > 0 && !kept) this.#violate(`${idle.length} are idle while the pool drains`)
-    if (idle.length > 0 && there > this.#max) this.#violate(`${idle.length} are idle, and there are ${there} of at most ${this.#max}`)
+    if (idle.length > 0 &&
+      there > this.#max) this.#violate(`${idle.length} are idle, and there are ${there} of at most ${this.#max}`)
     for (const conn of idle) {
       if (conn.idleSince === undefined) {
         conn.idleSince = now
@@ -1881,9 +2007,11 @@ class World {
       conn.cleaning = undefined
       conn.validated = false
       conn.surplusSince = there > this.#min ? conn.surplusSince ?? now : undefined
-      if (conn.create.generation < this.#generation || conn.evicted) this.#violate(`connection ${conn.id} is stale, and idle`)
+      if (conn.create.generation < this.#generation ||
+        conn.evicted) this.#violate(`connection ${conn.id} is stale, and idle`)
       if (conn.dead) this.#violate(`connection ${conn.id} has died, and is idle`)
-      if (maxLifetime > 0 && now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} is idle, ${now - conn.madeAt} ms old`)
+      if (maxLifetime > 0 &&
+        now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} is idle, ${now - conn.madeAt} ms old`)
       // A ping may hold up the check.
       const surplusFor = now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince ?? Infinity)
       if (idleTimeout > 0 && surplusFor > 201 + validateTimeout) {
@@ -1909,9 +2037,11 @@ class World {
     const missing = Math.max(hindered ? 0 : pending - validating - wanted, this.#started ? this.#target() - there : 0)
     const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
-    const failing = createErrors > 0 && this.#clock.now() <= this.#lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1
+    const failing = createErrors > 0 &&
+      this.#clock.now() <= this.#lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1
     const probing = circuit === 'half-open' && creating > 0
-    if (!failing && !probing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
+    if (!failing &&
+      !probing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
   }
 
   #checkDeadlines (): void {
@@ -1926,10 +2056,14 @@ class World {
     }
     for (const { open } of this.#conns) {
       for (const { run, commitTimeout } of open) {
-        if (commitTimeout > 0 && run !== undefined && now > run.concludedAt + commitTimeout + this.#options.resetTimeout + 1) this.#violate('a transaction is past its commitTimeout')
+        if (commitTimeout > 0 && run !== undefined &&
+          now > run.concludedAt + commitTimeout + this.#options.resetTimeout + 1) this.#violate('a transaction is past its commitTimeout')
       }
     }
-    for (const { by, settled } of this.#healths) if (!settled && now > by + 1) this.#violate('health() is past its deadline')
+    for (const { by, settled } of this.#healths) {
+      if (!settled &&
+      now > by + 1) this.#violate('health() is past its deadline')
+    }
     this.#healths = this.#healths.filter(({ settled }) => !settled)
   }
 
@@ -1961,7 +2095,11 @@ class World {
     // Who came and was served within a step has waited, too.
     const served = this.#leases > this.#leasesBefore
     this.#leasesBefore = this.#leases
-    this.#refSince = waiting || transacting || served || ref === 0 || this.#openers.some(({ settled }) => !settled) ? undefined : this.#refSince ?? now
-    if (this.#refSince !== undefined && now - this.#refSince > 100) this.#violate('nobody waits, and the process is kept alive')
+    this.#refSince = waiting || transacting || served || ref === 0 ||
+      this.#openers.some(({ settled }) => !settled)
+      ? undefined
+      : this.#refSince ?? now
+    if (this.#refSince !== undefined &&
+      now - this.#refSince > 100) this.#violate('nobody waits, and the process is kept alive')
   }
 }

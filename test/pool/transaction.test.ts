@@ -11,7 +11,14 @@ import { gate } from '../support/stage.js'
 async function leased (options: Parameters<typeof fakePool>[0] = {}) {
   const fake = fakePool({ max: 1, ...options })
   const lease = await fake.pool.acquire()
-  return { ...fake, lease, connection: lease.connection, write: (row: string) => { fake.connector.write(fake.connector.connections[0]!, row) } }
+  return {
+    ...fake,
+    lease,
+    connection: lease.connection,
+    write: (row: string) => {
+      fake.connector.write(fake.connector.connections[0]!, row)
+    }
+  }
 }
 
 const mine = new Error('of fn')
@@ -37,7 +44,8 @@ t.test('what fn gives comes through, once the commit has', async (t) => {
   t.same(connector.rows, ['a'])
   t.same(connector.asked, ['begin #1', 'commit #1'])
   t.same(connector.begun, [{}])
-  t.equal(await lease.transaction(() => 8, { isolation: 'serializable', readOnly: true, retry: 0 }), 8, 'fn may be synchronous')
+  t.equal(await lease.transaction(() => 8, { isolation: 'serializable', readOnly: true, retry: 0 }), 8,
+    'fn may be synchronous')
   t.same(connector.begun[1], { isolation: 'serializable', readOnly: true })
   t.equal(lease.ended, false)
   lease.release()
@@ -127,7 +135,8 @@ t.test('a begin that takes longer than acquireTimeout ends the lease', async (t)
     t.equal(signal!.aborted, false)
     await clock.advance(1)
     t.equal(signal!.aborted, true)
-    t.match(run.error, { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: "a transaction on pool 'db' did not begin within 300 ms: its connection was destroyed" })
+    t.match(run.error,
+      { code: 'FST_POOL_ACQUIRE_TIMEOUT', message: "a transaction on pool 'db' did not begin within 300 ms: its connection was destroyed" })
     t.equal(lease.ended, true)
     t.equal(lease.heldFor, 300)
     t.equal(connector.connections[0]?.reason, 'error')
@@ -151,7 +160,8 @@ t.test('a rollback that takes longer than resetTimeout ends the lease, and the c
   t.equal(run.error, mine as unknown)
   t.equal(lease.ended, true)
   t.equal(connector.connections[0]?.reason, 'error')
-  t.match(seen('error'), [{ phase: 'rollback', error: { message: 'a transaction was not rolled back within 200 ms (resetTimeout)' } }])
+  t.match(seen('error'),
+    [{ phase: 'rollback', error: { message: 'a transaction was not rolled back within 200 ms (resetTimeout)' } }])
   t.match(pool.stats(), { used: 0, acquired: 1, released: 1, destroyed: { error: 1 } })
 })
 
@@ -176,7 +186,7 @@ t.test('who listens to the error of a transaction may end the lease', async (t) 
   }
 })
 
-// --- Within each other ----------------------------------------------------------------------------------------------------------------
+// --- Within each other -----------------------------------------------------------------------------------------------
 
 t.test('within a transaction one is a savepoint, as deep as wanted, and its rollback undoes only what is in it', async (t) => {
   const { lease, connector, write } = await leased()
@@ -202,8 +212,10 @@ t.test('within a transaction one is a savepoint, as deep as wanted, and its roll
   })
   t.same(connector.rows, ['1', '4', '6'])
   t.same(connector.asked, [
-    'begin #1', 'savepoint fastify_pool_1 #1', 'savepoint fastify_pool_2 #1', 'commit fastify_pool_2 #1', 'rollback fastify_pool_1 #1',
-    'savepoint fastify_pool_1 #1', 'savepoint fastify_pool_2 #1', 'rollback fastify_pool_2 #1', 'savepoint fastify_pool_2 #1',
+    'begin #1', 'savepoint fastify_pool_1 #1', 'savepoint fastify_pool_2 #1', 'commit fastify_pool_2 #1',
+    'rollback fastify_pool_1 #1',
+    'savepoint fastify_pool_1 #1', 'savepoint fastify_pool_2 #1', 'rollback fastify_pool_2 #1',
+    'savepoint fastify_pool_2 #1',
     'commit fastify_pool_2 #1', 'commit fastify_pool_1 #1', 'commit #1',
   ])
   t.same(connector.violations, [])
@@ -273,7 +285,8 @@ t.test('side by side within one they are savepoints, one after the other', async
       await settle()
       if (error !== undefined) throw error
     })
-    t.match(await Promise.allSettled([run('a'), run('b', mine), run('c')]), [{ status: 'fulfilled' }, { reason: mine }, { status: 'fulfilled' }])
+    t.match(await Promise.allSettled([run('a'), run('b', mine), run('c')]),
+      [{ status: 'fulfilled' }, { reason: mine }, { status: 'fulfilled' }])
   })
   t.same(connector.rows, ['a', 'c'])
   const [first, second] = ['savepoint fastify_pool_1 #1', 'commit fastify_pool_1 #1']
@@ -375,14 +388,18 @@ t.test('on another lease a transaction is another one, and within that the first
   ])
 })
 
-// --- Options --------------------------------------------------------------------------------------------------------------------------
+// --- Options ---------------------------------------------------------------------------------------------------------
 
 t.test('what a database has not is refused by name', async (t) => {
   const connector = new FakeConnector()
   delete connector.transactions
   const { pool } = fakePool({}, { connector })
   const lease = await pool.acquire()
-  for (const error of [await failure(lease.transaction(() => {})), await failure(pool.transaction(() => {})), await failure(hold(lease, {}))]) {
+  for (const error of [
+    await failure(lease.transaction(() => {})),
+    await failure(pool.transaction(() => {})),
+    await failure(hold(lease, {})),
+  ]) {
     t.match(error, { code: 'FST_POOL_NOT_SUPPORTED', message: "pool 'db' has no transactions" })
   }
   t.equal(lease.ended, false)
@@ -404,28 +421,38 @@ t.test('a transaction within another is refused where the database has no savepo
 t.test('options are refused by name, with what was given and what is expected', async (t) => {
   const { pool, lease, connector } = await leased({ acquireTimeout: 100 })
   const refused = async (options: object, message: string) => {
-    t.match(await failure(lease.transaction(() => t.fail('it ran'), options)), { code: 'FST_POOL_BAD_OPTIONS', message })
-    t.match(await failure(pool.transaction(() => t.fail('it ran'), options)), { code: 'FST_POOL_BAD_OPTIONS', message }, 'before it waits for a connection')
+    t.match(await failure(lease.transaction(() => t.fail('it ran'), options)),
+      { code: 'FST_POOL_BAD_OPTIONS', message })
+    t.match(await failure(pool.transaction(() => t.fail('it ran'), options)), { code: 'FST_POOL_BAD_OPTIONS', message },
+      'before it waits for a connection')
     if (!('retry' in options)) t.match(await failure(hold(lease, options)), { code: 'FST_POOL_BAD_OPTIONS', message })
   }
-  await refused({ isolation: 'snapshot' }, "option isolation is 'snapshot': expected 'read committed' or 'serializable'")
+  await refused({ isolation: 'snapshot' },
+    "option isolation is 'snapshot': expected 'read committed' or 'serializable'")
   await refused({ isolation: 1 }, "option isolation is 1: expected 'read committed' or 'serializable'")
   await refused({ readOnly: 'yes' }, "option readOnly is 'yes': expected true or false")
   await refused({ retry: -1 }, 'option retry is -1: expected an integer of at least 0')
   await refused({ retry: 1.5 }, 'option retry is 1.5: expected an integer of at least 0')
   await refused({ retry: Infinity }, 'option retry is Infinity: expected an integer of at least 0')
-  await refused({ isolationLevel: 'serializable' }, 'unknown option isolationLevel of a transaction: expected isolation, readOnly, commitTimeout or retry')
-  await refused({ commitTimeout: -1 }, 'option commitTimeout is -1: expected a number of milliseconds from 0 to 2147483647')
-  await refused({ commitTimeout: '1s' }, "option commitTimeout is '1s': expected a number of milliseconds from 0 to 2147483647")
-  await refused({ commitTimeout: NaN }, 'option commitTimeout is NaN: expected a number of milliseconds from 0 to 2147483647')
-  await refused({ commitTimeout: 2 ** 31 }, 'option commitTimeout is 2147483648: expected a number of milliseconds from 0 to 2147483647')
+  await refused({ isolationLevel: 'serializable' },
+    'unknown option isolationLevel of a transaction: expected isolation, readOnly, commitTimeout or retry')
+  await refused({ commitTimeout: -1 },
+    'option commitTimeout is -1: expected a number of milliseconds from 0 to 2147483647')
+  await refused({ commitTimeout: '1s' },
+    "option commitTimeout is '1s': expected a number of milliseconds from 0 to 2147483647")
+  await refused({ commitTimeout: NaN },
+    'option commitTimeout is NaN: expected a number of milliseconds from 0 to 2147483647')
+  await refused({ commitTimeout: 2 ** 31 },
+    'option commitTimeout is 2147483648: expected a number of milliseconds from 0 to 2147483647')
   connector.transactions = { ...connector.transactions!, isolation: [], readOnly: false }
   t.equal(await lease.transaction(() => 1), 1)
   await lease.transaction(async () => {
     const nested = async (options: object, message: string) => {
-      t.match(await failure(lease.transaction(() => t.fail('it ran'), options)), { code: 'FST_POOL_BAD_OPTIONS', message })
+      t.match(await failure(lease.transaction(() => t.fail('it ran'), options)),
+        { code: 'FST_POOL_BAD_OPTIONS', message })
     }
-    await nested({ isolation: 'serializable' }, "option isolation is 'serializable': expected none for a transaction within another")
+    await nested({ isolation: 'serializable' },
+      "option isolation is 'serializable': expected none for a transaction within another")
     await nested({ readOnly: true }, 'option readOnly is true: expected none for a transaction within another')
     await nested({ commitTimeout: 5 }, 'option commitTimeout is 5: expected none for a transaction within another')
     await nested({ retry: 2 }, 'option retry is 2: expected none for a transaction within another')
@@ -441,7 +468,7 @@ t.test('options are refused by name, with what was given and what is expected', 
   t.equal(await plain.transaction(() => 3, { readOnly: false, isolation: undefined, retry: undefined }), 3)
 })
 
-// --- Retry ----------------------------------------------------------------------------------------------------------------------------
+// --- Retry -----------------------------------------------------------------------------------------------------------
 
 t.test('what others were in the way of is run again, in a new transaction, at most as often as asked for', async (t) => {
   const { lease, connector, clock, write } = await leased()
@@ -461,7 +488,10 @@ t.test('what others were in the way of is run again, in a new transaction, at mo
   t.same(connector.rows, [])
   t.same(connector.begun, Array.from({ length: 11 }, () => ({ isolation: 'serializable' })))
   t.equal(pauses[0], 0)
-  for (const [i, pause] of pauses.slice(1).entries()) t.ok(pause <= Math.ceil(Math.min(500, 4 * 2 ** i)), `pause ${i} is ${pause}`)
+  for (const [i, pause] of pauses.slice(1).entries()) {
+    t.ok(pause <= Math.ceil(Math.min(500, 4 * 2 ** i)),
+    `pause ${i} is ${pause}`)
+  }
   t.ok(new Set(pauses.slice(8)).size > 1, `the longest ones differ: ${pauses.join()}`)
   t.ok(pauses.at(-1)! > 100 || pauses.at(-2)! > 100, `and grow: ${pauses.join()}`)
 })
@@ -553,12 +583,14 @@ t.test('nothing is run again once the lease has ended', async (t) => {
   }
 })
 
-// --- The lease's end ------------------------------------------------------------------------------------------------------------------
+// --- The lease's end -------------------------------------------------------------------------------------------------
 
 t.test('a lease released within its transaction is rolled back before the next borrower, and never committed', async (t) => {
   for (const reset of ['session', 'transaction', 'none'] as const) {
     const released: unknown[] = []
-    const { pool, lease, connector, write } = await leased({ reset, onRelease: (connection, info) => { released.push([connector.depth(connection), info.holder]) } })
+    const { pool, lease, connector, write } = await leased({
+      reset, onRelease: (connection, info) => { released.push([connector.depth(connection), info.holder]) },
+    })
     connector.outcomes.rollback = 'gate'
     const go = gate()
     const run = watch(lease.transaction(async () => {
@@ -578,7 +610,8 @@ t.test('a lease released within its transaction is rolled back before the next b
     t.equal(next.value?.connection.id, 1)
     go.open()
     await settle()
-    t.match(run.error, { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" })
+    t.match(run.error,
+      { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" })
     t.same(connector.rows, [])
     t.same(connector.asked, ['begin #1', 'rollback #1'])
     t.equal(await next.value?.transaction(() => 2), 2, 'the next one has transactions of its own')
@@ -647,7 +680,9 @@ t.test('a rollback behind the end of a lease has resetTimeout, and its failure d
 })
 
 t.test('a lease destroyed within its transaction takes the connection along', async (t) => {
-  for (const end of [(lease: Lease<FakeConnection>) => { lease.destroy() }, (lease: Lease<FakeConnection>) => { abandon(lease) }]) {
+  for (const end of [
+    (lease: Lease<FakeConnection>) => { lease.destroy() }, (lease: Lease<FakeConnection>) => { abandon(lease) },
+  ]) {
     const { pool, lease, connector, write } = await leased()
     const error = await failure(lease.transaction(async () => {
       write('a')
@@ -725,7 +760,10 @@ t.test('a begin or commit that never comes back is waited for until resetTimeout
       await settle()
       t.equal(connector.connections[0]?.state, 'destroyed')
       if (method === 'rollback') t.equal(run.error, mine as unknown)
-      else t.equal(run.error?.code, method === 'commit' ? 'FST_POOL_COMMIT_UNKNOWN' : 'FST_POOL_LEASE_RELEASED', `${method}, ${end}: ${run.error?.message}`)
+      else {
+        t.equal(run.error?.code, method === 'commit' ? 'FST_POOL_COMMIT_UNKNOWN' : 'FST_POOL_LEASE_RELEASED',
+        `${method}, ${end}: ${run.error?.message}`)
+      }
       t.match(pool.stats(), { used: 0, closing: 0, acquired: 1, released: 1 })
       t.equal(released, 0)
       t.same(connector.violations, [])
@@ -794,7 +832,8 @@ t.test('behind the end of its pool a transaction sets no timer', async (t) => {
   const inner: Array<{ readonly error?: { readonly code?: string } }> = []
   const run = watch(lease.transaction(async () => {
     await go.opened
-    inner.push(watch(lease.transaction(() => {})), watch(lease.transaction(() => {})), watch(pool.transaction(() => {})))
+    inner.push(watch(lease.transaction(() => {})), watch(lease.transaction(() => {})),
+      watch(pool.transaction(() => {})))
     await settle()
     throw new Error('transient')
   }, { retry: 3 }))
@@ -806,7 +845,8 @@ t.test('behind the end of its pool a transaction sets no timer', async (t) => {
   await settle()
   await settle()
   t.equal(run.error?.message, 'transient')
-  t.same(inner.map(({ error }) => error?.code), ['FST_POOL_LEASE_RELEASED', 'FST_POOL_LEASE_RELEASED', 'FST_POOL_LEASE_RELEASED'])
+  t.same(inner.map(({ error }) => error?.code),
+    ['FST_POOL_LEASE_RELEASED', 'FST_POOL_LEASE_RELEASED', 'FST_POOL_LEASE_RELEASED'])
   t.same(clock.timers, { set: 0, ref: 0 })
 })
 
@@ -830,11 +870,14 @@ t.test('a pool that closes ends a begin, a commit or a rollback that never comes
 // --- A commit that does not end
 // ---------------------------------------------------------------------------------------------------------
 
-const notStored = "a transaction on pool 'db' could not be committed within 300 ms (commitTimeout): something that was begun before had not ended " +
+const notStored =
+  "a transaction on pool 'db' could not be committed within 300 ms (commitTimeout): something that was begun before had not ended " +
   '(a query, a stream, a cursor, a COPY, a transaction within it). Nothing of it is stored; its connection was destroyed.'
-const noAnswer = "nobody knows whether a transaction on pool 'db' was committed: COMMIT was sent, and no answer came within 300 ms (commitTimeout). " +
+const noAnswer =
+  "nobody knows whether a transaction on pool 'db' was committed: COMMIT was sent, and no answer came within 300 ms (commitTimeout). " +
   'Look before you do it again.'
-const lost = "nobody knows whether a transaction on pool 'db' was committed: COMMIT was sent, and its connection ended, or failed, before the answer. " +
+const lost =
+  "nobody knows whether a transaction on pool 'db' was committed: COMMIT was sent, and its connection ended, or failed, before the answer. " +
   'Look before you do it again.'
 
 t.test('a commit past commitTimeout is given up: not stored where COMMIT was not written, else unknown, and so where the connector does not tell', async (t) => {
@@ -886,7 +929,8 @@ t.test('the deadline of a commit counts from its call: what was begun within, an
   slow.connector.outcomes.commit = 'hang'
   slow.connector.next.commit = ['ok']
   slow.connector.inDoubt = false
-  const late = watch(slow.lease.transaction(() => { watch(slow.lease.transaction(() => go.opened)) }, { commitTimeout: 300 }))
+  const late =
+    watch(slow.lease.transaction(() => { watch(slow.lease.transaction(() => go.opened)) }, { commitTimeout: 300 }))
   await slow.clock.advance(200)
   go.open()
   await slow.clock.advance(99)
@@ -906,7 +950,12 @@ t.test('a rollback with a commitTimeout waits no longer than that for what was b
   await clock.advance(1)
   t.equal(run.error, mine as unknown)
   t.equal(connector.connections[0]?.reason, 'error')
-  t.match(seen('error'), [{ phase: 'rollback', error: { message: 'a transaction was not rolled back within 300 ms (commitTimeout): one within it had not ended' } }])
+  t.match(seen('error'), [{
+    phase: 'rollback',
+    error: {
+      message: 'a transaction was not rolled back within 300 ms (commitTimeout): one within it had not ended',
+    }
+  }])
   t.match(pool.stats(), { used: 0, acquired: 1, released: 1 })
 })
 
@@ -929,7 +978,8 @@ t.test('a savepoint has the commitTimeout of what it is in, and is never in doub
   await settle()
   other.lease.destroy()
   await settle()
-  t.match(nested.error, { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" })
+  t.match(nested.error,
+    { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" })
 })
 
 t.test('where several are past the same deadline, their lease ends once', async (t) => {
@@ -970,7 +1020,12 @@ t.test("for a request, held or not, it is the pool's, unless the call says other
     (lease, options) => transact(lease, () => {}, options),
   ]
   for (const way of ways) {
-    for (const [options, ms] of [[undefined, 100], [{ commitTimeout: 250 }, 250], [{ commitTimeout: undefined }, 100], [{ commitTimeout: 0 }, Infinity]] as const) {
+    for (const [options, ms] of [
+      [undefined, 100],
+      [{ commitTimeout: 250 }, 250],
+      [{ commitTimeout: undefined }, 100],
+      [{ commitTimeout: 0 }, Infinity],
+    ] as const) {
       const { lease, connector, clock } = await leased({ commitTimeout: 100 })
       connector.outcomes.commit = 'hang'
       connector.inDoubt = false
@@ -1018,7 +1073,9 @@ t.test('where the connection ends while a commit is in doubt, nobody knows; wher
       else lease[how]()
       await clock.advance(200)
       t.match(run.error, inDoubt === false
-        ? { code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended" }
+        ? {
+            code: 'FST_POOL_LEASE_RELEASED', message: "a transaction on pool 'db' was not committed: its lease has ended",
+          }
         : { code: 'FST_POOL_COMMIT_UNKNOWN', message: lost, statusCode: 500 }, `${how}, ${inDoubt}`)
       t.equal(connector.connections[0]?.state, 'destroyed')
       t.same(connector.asked, ['begin #1', 'commit #1'])
@@ -1036,7 +1093,8 @@ t.test('a commit that rejects in doubt is not known to have failed: its connecti
     if (inDoubt === undefined) connector.connections[0]!.broken = true
     connector.fail('commit', Object.assign(new Error('transient, says hunter22'), { code: 'ECONNRESET' }))
     await settle()
-    t.match(run.error, { code: 'FST_POOL_COMMIT_UNKNOWN', message: lost, cause: { message: 'transient, says ***', code: 'ECONNRESET' } })
+    t.match(run.error,
+      { code: 'FST_POOL_COMMIT_UNKNOWN', message: lost, cause: { message: 'transient, says ***', code: 'ECONNRESET' } })
     t.match(seen('error'), [{ phase: 'commit', error: { code: 'FST_POOL_COMMIT_UNKNOWN' } }])
     t.same(connector.asked, ['begin #1', 'commit #1'], 'neither rolled back nor run again')
     t.match(pool.stats(), { used: 0, idle: 0, acquired: 1, released: 1, destroyed: { error: 1 } })
@@ -1068,7 +1126,9 @@ t.test('use() does not run again what may have been committed, whatever the conn
   const twice = (wrapped: boolean) => failure(pool.use(async (_, lease) => {
     ran++
     // As a query builder does.
-    await lease.transaction(() => {}).catch((error: unknown) => { throw wrapped ? new Error('it failed', { cause: error }) : error })
+    await lease.transaction(() => {}).catch((error: unknown) => {
+      throw wrapped ? new Error('it failed', { cause: error }) : error
+    })
   }, { retry: 3 }))
   t.equal((await twice(false)).code, 'FST_POOL_COMMIT_UNKNOWN')
   t.equal((await twice(true)).message, 'it failed')
@@ -1079,7 +1139,7 @@ t.test('use() does not run again what may have been committed, whatever the conn
   t.equal(again.done, false, 'where the server refused it, it is')
 })
 
-// --- Holding --------------------------------------------------------------------------------------------------------------------------
+// --- Holding ---------------------------------------------------------------------------------------------------------
 
 t.test('while a transaction is held, the lease is within it', async (t) => {
   const { pool, lease, connector, connection } = await leased()
@@ -1105,7 +1165,8 @@ t.test('while a transaction is held, the lease is within it', async (t) => {
   t.equal(lease.connection, connection)
   t.equal(await lease.transaction(() => 6), 6, 'from then on it has transactions of its own')
   t.same(connector.asked, [
-    'begin #1', 'savepoint fastify_pool_1 #1', 'commit fastify_pool_1 #1', 'savepoint fastify_pool_1 #1', 'rollback fastify_pool_1 #1', 'commit #1',
+    'begin #1', 'savepoint fastify_pool_1 #1', 'commit fastify_pool_1 #1', 'savepoint fastify_pool_1 #1',
+    'rollback fastify_pool_1 #1', 'commit #1',
     'begin #1', 'commit #1',
   ])
   lease.release()
@@ -1144,7 +1205,8 @@ t.test('a held transaction ends once: what comes later does nothing to the next 
   t.same(connector.asked, ['begin #1', 'commit #1', 'begin #1', 'commit #1'])
   const undone = await hold(lease, {})
   await undone.rollback()
-  t.equal((await failure(undone.commit())).code, 'FST_POOL_TRANSACTION_ENDED', 'it never says that it committed what it did not')
+  t.equal((await failure(undone.commit())).code, 'FST_POOL_TRANSACTION_ENDED',
+    'it never says that it committed what it did not')
 })
 
 t.test('a held transaction whose commit fails is rolled back, and may be told to roll back', async (t) => {
@@ -1243,7 +1305,7 @@ t.test('onRelease that fails behind a rollback destroys the connection', async (
   t.match(pool.stats(), { used: 0 })
 })
 
-// --- Of a pool ------------------------------------------------------------------------------------------------------------------------
+// --- Of a pool -------------------------------------------------------------------------------------------------------
 
 t.test('a pool\'s transaction gives its connection back, whatever happens', async (t) => {
   const { pool, connector, seen } = fakePool({ max: 1 })

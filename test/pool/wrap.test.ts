@@ -51,7 +51,13 @@ t.test('hooks and the connector get the connection itself', async (t) => {
   }
   const hook = (connection: FakeConnection) => { noted(connection) }
   const { pool, connector, clock } = fakePool({
-    max: 1, validateAfter: 0, onConnect: hook, onAcquire: hook, onRelease: hook, onDisconnect: hook, wrap: (connection) => new Wrapped(connection),
+    max: 1,
+    validateAfter: 0,
+    onConnect: hook,
+    onAcquire: hook,
+    onRelease: hook,
+    onDisconnect: hook,
+    wrap: (connection) => new Wrapped(connection),
   })
   connector.outcomes.reset = 'ok'
   const { reset, validate, isBroken, destroy, transactions } = connector
@@ -59,7 +65,9 @@ t.test('hooks and the connector get the connection itself', async (t) => {
   connector.validate = (connection, signal) => validate.call(connector, noted(connection), signal)
   connector.isBroken = (connection) => isBroken.call(connector, noted(connection))
   connector.destroy = (connection, reason) => destroy.call(connector, noted(connection), reason)
-  connector.transactions = { ...transactions!, begin: (connection, ...rest) => transactions!.begin(noted(connection), ...rest) }
+  connector.transactions = {
+    ...transactions!, begin: (connection, ...rest) => transactions!.begin(noted(connection), ...rest),
+  }
   const lease = await pool.acquire()
   await lease.transaction(() => {})
   lease.release()

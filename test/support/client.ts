@@ -5,7 +5,11 @@ import type { Socket } from 'node:net'
 import { event, until } from './until.js'
 import type { Teardown } from './services.js'
 
-export interface Answer { readonly status: number, readonly headers: Readonly<Record<string, string>>, readonly body: string }
+export interface Answer {
+  readonly status: number
+  readonly headers: Readonly<Record<string, string>>
+  readonly body: string
+}
 
 interface RequestOptions {
   /** The request's id, as the server will call it. */
@@ -16,7 +20,10 @@ interface RequestOptions {
   length?: number
 }
 
-/** An HTTP/1.1 client that does what the test says and nothing else: it keeps its connection, and can leave at any moment. */
+/**
+ * An HTTP/1.1 client that does what the test says and nothing else: it keeps its connection, and can leave at any
+ * moment.
+ */
 export class Client {
   readonly socket: Socket
   closed = false
@@ -82,7 +89,9 @@ export class Client {
     }
     const [first, ...lines] = this.#heard.slice(0, end).split('\r\n')
     const status = Number(first!.split(' ')[1])
-    const headers = Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf(':')).toLowerCase(), line.slice(line.indexOf(':') + 1).trim()]))
+    const headers =
+      Object.fromEntries(lines.map((line) =>
+        [line.slice(0, line.indexOf(':')).toLowerCase(), line.slice(line.indexOf(':') + 1).trim()]))
     const rest = this.#heard.slice(end + 4)
     const bare = this.#methods[0] === 'HEAD' || status < 200 || status === 204 || status === 304
     const read = bare ? { body: '', size: 0 } : readBody(headers, rest)
@@ -96,7 +105,9 @@ export class Client {
   }
 }
 
-function readBody (headers: Readonly<Record<string, string>>, rest: string): { body: string, size: number } | undefined {
+function readBody (
+  headers: Readonly<Record<string, string>>, rest: string
+): { body: string, size: number } | undefined {
   if (headers['transfer-encoding'] !== 'chunked') {
     const size = Number(headers['content-length'])
     return rest.length < size ? undefined : { body: rest.slice(0, size), size }
@@ -117,7 +128,9 @@ function readBody (headers: Readonly<Record<string, string>>, rest: string): { b
   }
 }
 
-function format (method: string, path: string, { id, headers = {}, body = '', length = body.length }: RequestOptions = {}): string {
+function format (
+  method: string, path: string, { id, headers = {}, body = '', length = body.length }: RequestOptions = {}
+): string {
   const all = {
     host: 'test',
     ...(id !== undefined && { 'x-id': id }),
@@ -141,7 +154,13 @@ export async function http2Client (t: Teardown, port: number): Promise<{
     /** @param options.open the body does not end */
     send (method, path, { id, open = false } = {}) {
       const stream = session.request(
-        { ':method': method, ':path': path, ...(id !== undefined && { 'x-id': id }), ...(open && { 'content-type': 'application/json' }) },
+        {
+          ':method': method,
+          ':path': path,
+          ...(id !== undefined && { 'x-id': id }),
+          ...(open &&
+          { 'content-type': 'application/json' })
+        },
         { endStream: !open })
       stream.on('error', () => stream.destroy())
       return stream

@@ -1,13 +1,17 @@
-// The drift lanes: `npm run test:newest` and `npm run test:oldest`, or `node test/support/drift.mjs newest|oldest [name@version ...]`.
+// The drift lanes: `npm run test:newest` and `npm run test:oldest`, or `node test/support/drift.mjs newest|oldest
+// [name@version ...]`.
 //
 // Copies the tree into a temporary folder, installs there the newest (oldest) version of each package that an app may
 // bring, of those that the ranges of package.json allow and this Node can run, builds, and runs the type check, the
-// contract, the recipes, and the tests of the backends and of the plugin. The tools are those of package-lock.json. With
-// `name@version`: that one instead, also outside of its range. Of all tests only these lanes ask the registry.
+// contract, the recipes, and the tests of the backends and of the plugin. The tools are those of package-lock.json.
+// With `name@version`: that one instead, also outside of its range. Of all tests only these lanes ask the registry.
 //
-// Prints the versions, a line per step and how long it took, with the versions that a failed one concerns. The last line is the count, alone.
+// Prints the versions, a line per step and how long it took, with the versions that a failed one concerns. The last
+// line is the count, alone.
 import { spawn } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync,
+} from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -16,7 +20,10 @@ import { root } from './find.mjs'
 
 const semver = createRequire(import.meta.url)('semver')
 
-/** Beside our own dependencies and peers: what comes with those, and what the recipes are for. Their ranges are those of devDependencies. */
+/**
+ * Beside our own dependencies and peers: what comes with those, and what the recipes are for. Their ranges are those of
+ * devDependencies.
+ */
 const beside = ['mongodb', 'ioredis', 'kysely', 'drizzle-orm', 'knex', 'mongoose']
 
 /** Packages by what a file has in its name, or in that of its folder. */
@@ -68,21 +75,25 @@ async function choose (name, range, which) {
   // With the name, since npm prints bare versions where there is nothing else.
   const fields = ['name', 'version', 'engines', 'deprecated']
   const answer = JSON.parse(await ask('npm', ['view', `${name}@${range}`, ...fields, '--json'], { cwd: root }))
-  const inRange = [answer].flat().filter(({ version }) => semver.prerelease(version) === null && semver.satisfies(version, range))
+  const inRange = [answer].flat()
+    .filter(({ version }) => semver.prerelease(version) === null && semver.satisfies(version, range))
   const sorted = inRange.sort((a, b) => semver.compare(a.version, b.version))
   if (which === 'newest') sorted.reverse()
-  const runs = ({ engines, deprecated }) => semver.satisfies(process.versions.node, engines?.node ?? '*') && deprecated === undefined
+  const runs = ({ engines, deprecated }) => semver.satisfies(process.versions.node, engines?.node ?? '*') &&
+    deprecated === undefined
   const chosen = sorted.find(runs)
   if (chosen === undefined) throw new Error(`${name} ${range}: no version runs on Node ${process.versions.node}`)
   const passed = sorted.slice(0, sorted.indexOf(chosen))
-  const why = ({ version, engines, deprecated }) => `${version} ${deprecated === undefined ? `needs Node ${engines?.node}` : 'is deprecated'}`
+  const why = ({ version, engines, deprecated }) =>
+    `${version} ${deprecated === undefined ? `needs Node ${engines?.node}` : 'is deprecated'}`
   const others = passed.length > 1 ? `, and ${passed.length - 1} more` : ''
   return { version: chosen.version, skipped: passed.length === 0 ? '' : ` (not ${why(passed[0])}${others})` }
 }
 
 /** The tree as it is, committed or not, without what git ignores. */
 async function copyTree (folder) {
-  const names = (await ask('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], { cwd: root })).split('\0')
+  const names = (await ask('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], { cwd: root }))
+    .split('\0')
   for (const name of names) {
     // A worktree's .cache may be a link, which the rule of git for the folder does not cover.
     if (name === '' || name === '.cache' || !existsSync(join(root, name))) continue
@@ -94,7 +105,9 @@ async function copyTree (folder) {
   symlinkSync(join(root, '.cache'), join(folder, '.cache'))
 }
 
-/** Writes these versions, and those that the lock has of the tools, into the copy's package.json, and removes its lock. */
+/**
+ * Writes these versions, and those that the lock has of the tools, into the copy's package.json, and removes its lock.
+ */
 function setVersions (folder, versions) {
   const own = read(folder, 'package.json')
   const { packages } = read(folder, 'package-lock.json')
@@ -103,7 +116,10 @@ function setVersions (folder, versions) {
   for (const [name, range] of Object.entries(own.devDependencies)) {
     if (!range.startsWith('npm:')) own.devDependencies[name] = packages[`node_modules/${name}`].version
   }
-  for (const [name, version] of direct) own[name in own.dependencies ? 'dependencies' : 'devDependencies'][name] = version
+  for (const [name, version] of direct) {
+    own[name in own.dependencies ? 'dependencies' : 'devDependencies'][name] =
+    version
+  }
   // The ranges of peers are looked at here; npm would not install another version next to them.
   delete own.peerDependencies
   delete own.peerDependenciesMeta
@@ -111,7 +127,10 @@ function setVersions (folder, versions) {
   rmSync(join(folder, 'package-lock.json'))
 }
 
-/** Whether what is loaded is what was chosen: @fastify/mongodb and @fastify/redis have their drivers as dependencies of their own. */
+/**
+ * Whether what is loaded is what was chosen: @fastify/mongodb and @fastify/redis have their drivers as dependencies of
+ * their own.
+ */
 function checkVersions (folder, versions) {
   const from = createRequire(join(folder, 'package.json'))
   const wrong = []
@@ -142,9 +161,12 @@ async function main () {
   try {
     const versions = new Map()
     const own = read(root, 'package.json')
-    const given = new Map(instead.map((text) => [text.slice(0, text.lastIndexOf('@')), text.slice(text.lastIndexOf('@') + 1)]))
+    const given =
+      new Map(instead.map((text) => [text.slice(0, text.lastIndexOf('@')), text.slice(text.lastIndexOf('@') + 1)]))
     for (const [name, range] of rangesOf(own)) {
-      const { version, skipped } = given.has(name) ? { version: given.get(name), skipped: ' (as told)' } : await choose(name, range, which)
+      const { version, skipped } = given.has(name)
+        ? { version: given.get(name), skipped: ' (as told)' }
+        : await choose(name, range, which)
       versions.set(name, version)
       console.log(`${name} ${version}, of ${range}${skipped}`)
     }
@@ -162,7 +184,8 @@ async function main () {
     // Has a lock of its own, and is compiled by what that says.
     const apart = join(folder, 'test/support/better-sqlite3')
     const exact = `better-sqlite3@${versions.get('better-sqlite3')}`
-    await ask('npm', ['install', '--package-lock-only', '--save-exact', '--no-audit', '--no-fund', exact], { cwd: apart })
+    await ask('npm', ['install', '--package-lock-only', '--save-exact', '--no-audit', '--no-fund', exact],
+      { cwd: apart })
     const wrong = checkVersions(folder, versions)
     for (const text of wrong) console.log(`FAILED: ${text}`)
     failed += wrong.length
@@ -189,7 +212,9 @@ async function main () {
     else failed += Math.max(1, faults.length)
     console.log(`${code === 0 ? 'ok' : 'FAILED'}: types (${took()})`)
 
-    const files = (await ask('git', ['ls-files', '--cached', '--others', '--exclude-standard', ...tests], { cwd: root })).split('\n')
+    const files =
+      (await ask('git', ['ls-files', '--cached', '--others', '--exclude-standard', ...tests], { cwd: root }))
+        .split('\n')
     let counted
     const rc = await run(process.execPath, ['test/support/run.mjs', ...files.filter((name) => name.endsWith('.test.ts'))], {
       cwd: folder,

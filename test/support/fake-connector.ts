@@ -1,11 +1,15 @@
 import type { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
 import { Pool } from '../../lib/pool/pool.js'
-import type { Connector, DestroyReason, Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
+import type {
+  Connector, DestroyReason, Isolation, Transaction, TransactionOptions, Transactions,
+} from '../../types/connector.js'
 import type { PoolEventName, PoolEvents } from '../../types/pool.js'
 import { VirtualClock } from './clock.js'
 
-/** What a call to the connector does: answers at once, fails, throws, never answers, or answers when the test says so. */
+/**
+ * What a call to the connector does: answers at once, fails, throws, never answers, or answers when the test says so.
+ */
 export type Outcome = 'ok' | 'sync' | 'error' | 'throw' | 'hang' | 'gate' | 'no'
 
 export interface FakeConnection {
@@ -17,7 +21,13 @@ export interface FakeConnection {
   die (error?: Error): void
 }
 
-export interface Call { readonly name: string, readonly connection?: FakeConnection, readonly signal?: AbortSignal, pass (): void, fail (error?: Error): void }
+export interface Call {
+  readonly name: string
+  readonly connection?: FakeConnection
+  readonly signal?: AbortSignal
+  pass (): void
+  fail (error?: Error): void
+}
 
 type Method = 'create' | 'destroy' | 'validate' | 'reset' | 'begin' | 'commit' | 'rollback' | 'savepoint'
 
@@ -29,7 +39,14 @@ export class FakeConnector implements Connector<FakeConnection> {
   readonly system = 'fake'
   /** What the next calls do, by method; the last one stays. */
   outcomes: Record<Method, Outcome> = {
-    create: 'ok', destroy: 'ok', validate: 'ok', reset: 'sync', begin: 'ok', commit: 'ok', rollback: 'ok', savepoint: 'ok',
+    create: 'ok',
+    destroy: 'ok',
+    validate: 'ok',
+    reset: 'sync',
+    begin: 'ok',
+    commit: 'ok',
+    rollback: 'ok',
+    savepoint: 'ok',
   }
 
   /** What the next calls of `transactions` do, one after the other, before `outcomes` says it again. */
@@ -47,7 +64,10 @@ export class FakeConnector implements Connector<FakeConnection> {
   brokenThrows = false
   /** The database: what was committed. Written to by `write`. */
   readonly rows: string[] = []
-  /** What transactions were asked, in order: `begin`, `savepoint x`, `commit`, `commit x`, `rollback`, `rollback x`, each with ` #` and the connection's id. */
+  /**
+   * What transactions were asked, in order: `begin`, `savepoint x`, `commit`, `commit x`, `rollback`, `rollback x`,
+   * each with ` #` and the connection's id.
+   */
   readonly asked: string[] = []
   /** How each one began. */
   readonly begun: TransactionOptions[] = []
@@ -68,7 +88,8 @@ export class FakeConnector implements Connector<FakeConnection> {
     readOnly: true,
     begin: (connection, options, signal) => {
       this.begun.push(options)
-      if (this.#levels(connection).length > 0) this.violations.push(`begin on connection ${connection.id}, whose transaction is open`)
+      if (this.#levels(connection)
+        .length > 0) this.violations.push(`begin on connection ${connection.id}, whose transaction is open`)
       return this.#ask('begin', connection, undefined, () => this.#opened(connection, undefined), signal)
     },
     isTransient: (error) => error instanceof Error && error.message.includes('transient'),
@@ -113,7 +134,9 @@ export class FakeConnector implements Connector<FakeConnection> {
         })
       },
       // Undoes those within it too; does nothing where it is not open any more.
-      rollback: () => this.#ask('rollback', connection, name, () => { if (levels.includes(open)) levels.length = levels.indexOf(open) }),
+      rollback: () => this.#ask('rollback', connection, name, () => {
+        if (levels.includes(open)) levels.length = levels.indexOf(open)
+      }),
       ...(this.nests && {
         savepoint: (inner: string) => {
           innermost('savepoint in')
@@ -124,7 +147,9 @@ export class FakeConnector implements Connector<FakeConnection> {
     }
   }
 
-  #ask<T> (method: Method, connection: FakeConnection, name: string | undefined, ok: () => T, signal?: AbortSignal): Promise<T> {
+  #ask<T> (
+    method: Method, connection: FakeConnection, name: string | undefined, ok: () => T, signal?: AbortSignal
+  ): Promise<T> {
     const { id } = connection
     const what = `${method}${name === undefined ? '' : ` ${name}`} #${id}`
     this.#check(`asked to ${what}`, connection)
@@ -145,7 +170,9 @@ export class FakeConnector implements Connector<FakeConnection> {
     this.live++
     this.peak = Math.max(this.peak, this.live)
     const made = (): FakeConnection => {
-      const connection: FakeConnection = { id: this.connections.length + 1, state: 'open', broken: false, die: () => {} }
+      const connection: FakeConnection = {
+        id: this.connections.length + 1, state: 'open', broken: false, die: () => {},
+      }
       this.connections.push(connection)
       return connection
     }
@@ -207,10 +234,17 @@ export class FakeConnector implements Connector<FakeConnection> {
 
   #check (what: string, connection: FakeConnection): void {
     if (connection.state !== 'open') this.violations.push(`connection ${connection.id} was ${what} after its end`)
-    if (/^(reset|validated)/.test(what) && this.depth(connection) > 0) this.violations.push(`connection ${connection.id} was ${what} with an open transaction`)
+    if (/^(reset|validated)/.test(what) &&
+      this.depth(connection) > 0) this.violations.push(`connection ${connection.id} was ${what} with an open transaction`)
   }
 
-  #answer<T> (name: string, outcome: Outcome, ok: () => T, { connection, signal, failed = () => {} }: { connection?: FakeConnection, signal?: AbortSignal, failed?: () => void }): Promise<T> {
+  #answer<T> (
+    name: string,
+    outcome: Outcome,
+    ok: () => T,
+    { connection, signal, failed = () => {} }:
+    { connection?: FakeConnection, signal?: AbortSignal, failed?: () => void }
+  ): Promise<T> {
     if (outcome === 'throw') {
       failed()
       throw new Error(`${name} threw`)
@@ -231,12 +265,15 @@ export class FakeConnector implements Connector<FakeConnection> {
       this.calls.push(call)
       if (outcome === 'ok' || outcome === 'no' || outcome === 'sync') pass()
       else if (outcome === 'error') fail()
-      else if (outcome === 'gate' && this.honoursSignal) signal?.addEventListener('abort', () => { fail(signal.reason as Error) }, { once: true })
+      else if (outcome === 'gate' && this.honoursSignal) {
+        signal?.addEventListener('abort',
+          () => { fail(signal.reason as Error) }, { once: true })
+      }
     })
   }
 }
 
-// --- A pool on it ---------------------------------------------------------------------------------------------------------------------
+// --- A pool on it ----------------------------------------------------------------------------------------------------
 
 export interface FakePool {
   readonly pool: Pool<FakeConnection, FakeConnector>
@@ -249,18 +286,26 @@ export interface FakePool {
 }
 
 const everyEvent: readonly PoolEventName[] = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error', 'circuit', 'driver', 'open', 'drain', 'close',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+  'circuit', 'driver', 'open', 'drain', 'close',
 ]
 
-/** A pool with a connector and a clock in the test's hands, and no circuit breaker unless it asks for one. @param more.listen which events it listens to; all of them unless given */
+/**
+ * A pool with a connector and a clock in the test's hands, and no circuit breaker unless it asks for one.
+ *
+ * @param more.listen which events it listens to; all of them unless given
+ */
 export function fakePool (
   options: EngineOptions<FakeConnection> = {},
-  { connector = new FakeConnector(), clock = new VirtualClock(), listen = everyEvent }: { connector?: FakeConnector, clock?: VirtualClock, listen?: readonly PoolEventName[] } = {}
+  {
+    connector = new FakeConnector(), clock = new VirtualClock(), listen = everyEvent,
+  }: { connector?: FakeConnector, clock?: VirtualClock, listen?: readonly PoolEventName[] } = {}
 ): FakePool {
   const pool = new Pool<FakeConnection, FakeConnector>(connector, { circuit: false, ...options }, clock)
   const events: FakePool['events'] = []
   for (const name of listen) pool.on(name, (payload) => { events.push({ ...payload, event: name }) })
-  const seen = <E extends PoolEventName>(name: E) => events.filter(({ event }) => event === name) as unknown as Array<PoolEvents[E]>
+  const seen = <E extends PoolEventName>(name: E) =>
+    events.filter(({ event }) => event === name) as unknown as Array<PoolEvents[E]>
   return { pool, connector, clock, events, seen }
 }
 
@@ -270,7 +315,8 @@ export interface Watched<T> { readonly done: boolean, readonly value?: T, readon
 /** Watches a promise without waiting for it. Its rejection is handled. */
 export function watch<T> (promise: Promise<T>): Watched<T> {
   const watched: { done: boolean, value?: T, error?: PoolError } = { done: false }
-  promise.then((value) => { Object.assign(watched, { done: true, value }) }, (error: unknown) => { Object.assign(watched, { done: true, error }) })
+  promise.then((value) => { Object.assign(watched, { done: true, value }) },
+    (error: unknown) => { Object.assign(watched, { done: true, error }) })
   return watched
 }
 

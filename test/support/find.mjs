@@ -1,4 +1,5 @@
-// What install.mjs and run.mjs, which run before there is any build, share with services.ts: where the servers of the tests are found, and what becomes of them.
+// What install.mjs and run.mjs, which run before there is any build, share with services.ts: where the servers of the
+// tests are found, and what becomes of them.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { accessSync, constants, existsSync, readFileSync, readdirSync, rmSync } from 'node:fs'
@@ -19,7 +20,9 @@ function isExecutable (file) {
 
 /** The first `name` on PATH, or in the folders that an ordinary user's PATH may lack. */
 export function which (name) {
-  const folders = [...(process.env.PATH ?? '').split(delimiter), '/usr/local/sbin', '/usr/sbin', '/usr/local/go/bin', '/opt/homebrew/bin']
+  const folders =
+    [...(process.env.PATH ?? '').split(delimiter), '/usr/local/sbin', '/usr/sbin', '/usr/local/go/bin',
+      '/opt/homebrew/bin']
   return folders.filter((folder) => folder !== '').map((folder) => join(folder, name)).find(isExecutable)
 }
 
@@ -33,11 +36,14 @@ export function runs (pid) {
   }
 }
 
-/** Removes what a killed PostgreSQL with that data folder left outside of it, or what would keep it from starting again. */
+/**
+ * Removes what a killed PostgreSQL with that data folder left outside of it, or what would keep it from starting again.
+ */
 export function clearPostgres (dir) {
   const file = join(dir, 'postmaster.pid')
   if (!existsSync(file)) return
-  // "key id" of the bit of System V shared memory that says that the folder is in use: of those there are but 4096 in a machine.
+  // "key id" of the bit of System V shared memory that says that the folder is in use: of those there are but 4096 in a
+  // machine.
   const id = /^\s*\d+\s+(\d+)\s*$/.exec(readFileSync(file, 'utf8').split('\n')[6] ?? '')?.[1]
   const ipcrm = which('ipcrm')
   if (id !== undefined && ipcrm !== undefined) execFileSync(ipcrm, ['-m', id])
@@ -49,7 +55,9 @@ const versions = new Map()
 
 function version (file, pattern) {
   if (!versions.has(file)) {
-    versions.set(file, pattern.exec(execFileSync(file, ['--version'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }))?.[1] ?? '?')
+    versions.set(file, pattern.exec(execFileSync(file, ['--version'], {
+      encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'],
+    }))?.[1] ?? '?')
   }
   return versions.get(file)
 }
@@ -58,7 +66,13 @@ function version (file, pattern) {
 export function findRedis () {
   const file = which('redis-server')
   if (file === undefined) return undefined
-  return { kind: 'Redis', file, how: byDpkg(file, '/usr/bin/redis-server', 'redis-server'), version: version(file, /v=([\d.]+)/) }
+  return {
+    kind: 'Redis',
+    file,
+    how: byDpkg(file, '/usr/bin/redis-server', 'redis-server'),
+    version: version(file,
+      /v=([\d.]+)/)
+  }
 }
 
 /** @returns {import('./find.mjs').Found | undefined} */
@@ -67,14 +81,22 @@ export function findPostgres () {
   const majors = existsSync(debian) ? readdirSync(debian).sort((a, b) => Number(b) - Number(a)) : []
   const installed = majors.map((major) => join(debian, major, 'bin/postgres')).find(hasInitdb)
   const file = installed ?? [which('postgres')].find(hasInitdb)
-  return file && { kind: 'PostgreSQL', file, how: file === installed ? 'apt' : 'PATH', version: version(file, /([\d.]+)/) }
+  return file && {
+    kind: 'PostgreSQL', file, how: file === installed ? 'apt' : 'PATH', version: version(file, /([\d.]+)/),
+  }
 }
 
 /** @returns {import('./find.mjs').Found | undefined} */
 export function findPgbouncer () {
   const file = which('pgbouncer')
   if (file === undefined) return undefined
-  return { kind: 'PgBouncer', file, how: byDpkg(file, '/usr/sbin/pgbouncer', 'pgbouncer'), version: version(file, /PgBouncer ([\d.]+)/) }
+  return {
+    kind: 'PgBouncer',
+    file,
+    how: byDpkg(file, '/usr/sbin/pgbouncer', 'pgbouncer'),
+    version: version(file,
+      /PgBouncer ([\d.]+)/)
+  }
 }
 
 function byDpkg (file, usual, packageName) {
@@ -89,9 +111,17 @@ function hasInitdb (file) {
 /** @returns {import('./find.mjs').Found | undefined} */
 export function findMariadb () {
   const file = which('mariadbd')
-  // The last two make its first data; they are in other packages than the server, and the last one in that of the client.
-  if (file === undefined || which('mariadb-install-db') === undefined || which('my_print_defaults') === undefined) return undefined
-  return { kind: 'MariaDB', file, how: byDpkg(file, '/usr/sbin/mariadbd', 'mariadb-server-core'), version: version(file, /([\d.]+)-MariaDB/) }
+  // The last two make its first data; they are in other packages than the server, and the last one in that of the
+  // client.
+  if (file === undefined || which('mariadb-install-db') === undefined ||
+    which('my_print_defaults') === undefined) return undefined
+  return {
+    kind: 'MariaDB',
+    file,
+    how: byDpkg(file, '/usr/sbin/mariadbd', 'mariadb-server-core'),
+    version: version(file,
+      /([\d.]+)-MariaDB/)
+  }
 }
 
 /** @returns {import('./find.mjs').Found | undefined} */
@@ -108,7 +138,9 @@ export function findFerretdb () {
   return isExecutable(file) ? { kind: 'FerretDB', file, how: 'Go', version } : undefined
 }
 
-/** What a build of FerretDB would be. Its name has the hash of its sources, so that another source is another binary. */
+/**
+ * What a build of FerretDB would be. Its name has the hash of its sources, so that another source is another binary.
+ */
 export function ferretdbBuild () {
   const hash = createHash('sha256')
   for (const name of ['main.go', 'go.mod', 'go.sum']) hash.update(readFileSync(join(module, name)))
@@ -117,7 +149,10 @@ export function ferretdbBuild () {
   return { module, folder, file: join(folder, `ferretdb-${hash.digest('hex').slice(0, 12)}`), version }
 }
 
-/** The folder to require better-sqlite3 from, or undefined. It has to be compiled, and its newest versions need a newer Node than ours, so it is no dependency. */
+/**
+ * The folder to require better-sqlite3 from, or undefined. It has to be compiled, and its newest versions need a newer
+ * Node than ours, so it is no dependency.
+ */
 export function findBetterSqlite () {
   const named = process.env.POOL_TEST_BETTER_SQLITE3
   if (named) return named
@@ -125,13 +160,21 @@ export function findBetterSqlite () {
   return existsSync(folder) ? folder : undefined
 }
 
-/** What a build of better-sqlite3 would be: of what its lock says, for this Node's ABI. The folder is there only when it is complete. */
+/**
+ * What a build of better-sqlite3 would be: of what its lock says, for this Node's ABI. The folder is there only when it
+ * is complete.
+ */
 export function betterSqliteBuild () {
   const module = join(root, 'test/support/better-sqlite3')
   const lock = readFileSync(join(module, 'package-lock.json'), 'utf8')
   const { version } = JSON.parse(lock).packages['node_modules/better-sqlite3']
   const hash = createHash('sha256').update(lock).digest('hex').slice(0, 12)
-  return { module, version, folder: join(root, '.cache/better-sqlite3', `${version}-${hash}-${process.platform}-${process.arch}-${process.versions.modules}`) }
+  return {
+    module,
+    version,
+    folder: join(root, '.cache/better-sqlite3',
+    `${version}-${hash}-${process.platform}-${process.arch}-${process.versions.modules}`)
+  }
 }
 
 /** The binary of a Node that has node:sqlite, where this one has not; undefined where there is none. */
@@ -139,10 +182,16 @@ export function findNode24 () {
   const named = process.env.POOL_TEST_NODE24
   if (named) return named
   const { folder } = node24Build()
-  return existsSync(folder) ? readdirSync(join(folder, 'node_modules')).map((name) => join(folder, 'node_modules', name, 'bin/node')).find(isExecutable) : undefined
+  return existsSync(folder)
+    ? readdirSync(join(folder, 'node_modules')).map((name) => join(folder, 'node_modules', name, 'bin/node'))
+      .find(isExecutable)
+    : undefined
 }
 
-/** What an install of it would be. Its name has the hash of its lock, so that another lock is another install. The folder is there only when it is complete. */
+/**
+ * What an install of it would be. Its name has the hash of its lock, so that another lock is another install. The
+ * folder is there only when it is complete.
+ */
 export function node24Build () {
   const module = join(root, 'test/support/node24')
   const hash = createHash('sha256').update(readFileSync(join(module, 'package-lock.json'))).digest('hex').slice(0, 12)

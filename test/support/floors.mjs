@@ -1,5 +1,5 @@
-// `npm run check:floors [-- folder]`: imports point down only, and no files import each other in a circle. `import type`
-// counts too: whoever reads a file has to follow it.
+// `npm run check:floors [-- folder]`: imports point down only, and no files import each other in a circle. `import
+// type` counts too: whoever reads a file has to follow it.
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, relative, resolve, sep } from 'node:path'
 import { fileURLToPath } from 'node:url'

@@ -1,16 +1,21 @@
 // `npm run pretest`: finds the servers of the tests or brings them. Does nothing, in 0.1 s, when all are there.
 //
 // POOL_TEST_REDIS_URL, POOL_TEST_POSTGRES_URL, POOL_TEST_MARIADB_URL, POOL_TEST_MONGO_URL   use that server instead
-// POOL_TEST_BETTER_SQLITE3                                                                  the folder to require better-sqlite3 from
-// POOL_TEST_NODE24                                                                          the binary of a Node that has node:sqlite
+// POOL_TEST_BETTER_SQLITE3 the folder to require better-sqlite3 from
+// POOL_TEST_NODE24 the binary of a Node that has node:sqlite
 // POOL_TEST_NO_INSTALL                                                                      install and build nothing
 import { execFile } from 'node:child_process'
-import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { betterSqliteBuild, ferretdbBuild, findBetterSqlite, findFerretdb, findMariadb, findMongod, findNode24, findPgbouncer, findPostgres, findRedis, hasNodeSqlite, node24Build, which } from './find.mjs'
+import {
+  betterSqliteBuild, ferretdbBuild, findBetterSqlite, findFerretdb, findMariadb, findMongod, findNode24, findPgbouncer,
+  findPostgres, findRedis, hasNodeSqlite, node24Build, which,
+} from './find.mjs'
 
 const { env } = process
 const mayInstall = !env.POOL_TEST_NO_INSTALL
@@ -27,7 +32,10 @@ const told = ({ kind, version, how }) => `${kind} ${version} (${how})`
 
 const seconds = (since) => `${((performance.now() - since) / 1000).toFixed(1)} s`
 
-/** Two test runs at once must not both install: whoever makes the directory first does, the others wait and then find everything. */
+/**
+ * Two test runs at once must not both install: whoever makes the directory first does, the others wait and then find
+ * everything.
+ */
 async function locked (fn) {
   const lock = join(tmpdir(), 'fastify-pool-install.lock')
   const owner = join(lock, 'pid')
@@ -64,8 +72,17 @@ function abandoned (lock, owner) {
 /** Of these the machine's packages are taken: the ones of Debian and Ubuntu can be installed here. */
 const servers = [
   { name: 'Redis', find: findRedis, url: 'POOL_TEST_REDIS_URL', packages: ['redis-server'], brew: 'redis' },
-  { name: 'PostgreSQL', find: findPostgres, url: 'POOL_TEST_POSTGRES_URL', packages: ['postgresql'], brew: 'postgresql' },
-  { name: 'MariaDB', find: findMariadb, url: 'POOL_TEST_MARIADB_URL', packages: ['mariadb-server-core', 'mariadb-client-core'], brew: 'mariadb' },
+  {
+    name: 'PostgreSQL', find: findPostgres, url: 'POOL_TEST_POSTGRES_URL', packages: ['postgresql'], brew: 'postgresql',
+  },
+  {
+    name: 'MariaDB',
+    find: findMariadb,
+    url: 'POOL_TEST_MARIADB_URL',
+    packages: ['mariadb-server-core',
+      'mariadb-client-core'],
+    brew: 'mariadb'
+  },
   // Its tests are skipped where there is none, but not in CI.
   { name: 'PgBouncer', find: findPgbouncer, packages: ['pgbouncer'], brew: 'pgbouncer', optional: !env.CI },
 ]
@@ -159,7 +176,8 @@ async function bringBetterSqlite () {
   const since = performance.now()
   const { module, folder, version } = betterSqliteBuild()
   const failed = `${folder}.failed`
-  const skipped = `no better-sqlite3: it could not be built (${failed} says why; remove it to try again); those tests are skipped`
+  const skipped =
+    `no better-sqlite3: it could not be built (${failed} says why; remove it to try again); those tests are skipped`
   const npm = which('npm')
   if (!mayInstall || npm === undefined) {
     if (env.CI) throw new Error('The tests need better-sqlite3, which npm compiles, or POOL_TEST_BETTER_SQLITE3. In CI it must be there.')
@@ -173,7 +191,8 @@ async function bringBetterSqlite () {
     for (const name of ['package.json', 'package-lock.json']) cpSync(join(module, name), join(unfinished, name))
     await run(npm, ['ci', '--no-audit', '--no-fund', '--foreground-scripts'], { cwd: unfinished })
     // npm may have been told to run no scripts.
-    await run(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:').prepare('SELECT 1').get()"], { cwd: unfinished })
+    await run(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:').prepare('SELECT 1').get()"],
+      { cwd: unfinished })
     renameSync(unfinished, folder)
     rmSync(failed, { force: true })
   } catch (error) {
@@ -223,7 +242,9 @@ async function main () {
 async function bring () {
   const missing = servers.filter((server) => serverOf(server) === undefined)
   const there = servers.map(serverOf).filter((text) => text !== undefined)
-  const jobs = [missing.length > 0 ? installServers(missing) : [], mongo() ?? bringMongo(), betterSqlite() ?? bringBetterSqlite(), node24() ?? bringNode24()]
+  const jobs =
+    [missing.length > 0 ? installServers(missing) : [], mongo() ?? bringMongo(), betterSqlite() ?? bringBetterSqlite(),
+      node24() ?? bringNode24()]
   // None is left running when another one fails.
   const ended = await Promise.allSettled(jobs)
   const failures = ended.filter(({ status }) => status === 'rejected')

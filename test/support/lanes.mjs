@@ -27,9 +27,12 @@ const reaches = (file, ...names) => {
 
 const told = (files) => files.map((file) => relative(root, file).split(sep).join('/'))
 
-/** The tests of pool, balance and fastify that need neither a server nor a build: their connectors are the tests' own. */
+/**
+ * The tests of pool, balance and fastify that need neither a server nor a build: their connectors are the tests' own.
+ */
 export function engineTests () {
-  return told(['pool', 'balance', 'fastify'].flatMap(testsIn).filter((file) => !reaches(file, 'support/services.ts', 'doubles/mongo-wire.ts')))
+  return told(['pool', 'balance', 'fastify'].flatMap(testsIn)
+    .filter((file) => !reaches(file, 'support/services.ts', 'doubles/mongo-wire.ts')))
 }
 
 /** The tests that can go on for as long as one likes: the more they draw at random, the more they find. */

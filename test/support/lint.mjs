@@ -5,9 +5,13 @@ const relations = new Set(['<', '<=', '>', '>='])
 const isNode = (value) => typeof value?.type === 'string'
 const isFunction = ({ type }) => /Function/.test(type)
 const isCall = (node) => node.type === 'CallExpression' && node.callee.object?.name !== 'Math'
-const isClock = (node) => node.type === 'CallExpression' && /^(performance|Date)\.now$/.test(`${node.callee.object?.name}.${node.callee.property?.name}`)
+const isClock = (node) => node.type === 'CallExpression' &&
+  /^(performance|Date)\.now$/.test(`${node.callee.object?.name}.${node.callee.property?.name}`)
 
-/** A node and all below it, except functions, which run at another time, and what others are called with: it is theirs what they make of it. */
+/**
+ * A node and all below it, except functions, which run at another time, and what others are called with: it is theirs
+ * what they make of it.
+ */
 function * within (node, keys) {
   yield node
   if (isCall(node)) return
@@ -17,8 +21,8 @@ function * within (node, keys) {
 }
 
 /**
- * No assertion on wall time: none that compares what a clock of the process says, by itself or as a variable, with a constant. What is compared with
- * something that was measured or counted too is fine.
+ * No assertion on wall time: none that compares what a clock of the process says, by itself or as a variable, with a
+ * constant. What is compared with something that was measured or counted too is fine.
  */
 const noWallTime = {
   meta: {
@@ -35,17 +39,20 @@ const noWallTime = {
       }
     }
     const initOf = (node) => node.type === 'Identifier' ? variableOf(node)?.defs[0]?.node.init : undefined
-    const isMeasured = (node) => below(node).some((one) => isClock(one) || (isNode(initOf(one)) && below(initOf(one)).some(isClock)))
+    const isMeasured = (node) => below(node)
+      .some((one) => isClock(one) || (isNode(initOf(one)) && below(initOf(one)).some(isClock)))
     const isImported = (node) => variableOf(node)?.defs[0]?.type === 'ImportBinding'
     const isConstant = (node) => below(node).every((one) => one.type === 'Literal' || one.type === 'BinaryExpression' ||
       (one.type === 'Identifier' && (isImported(one) || (isNode(initOf(one)) && isConstant(initOf(one))))))
     return {
       CallExpression (call) {
-        if (call.callee.type !== 'MemberExpression' || !assertions.has(call.callee.property.name) || call.arguments.length === 0) return
+        if (call.callee.type !== 'MemberExpression' || !assertions.has(call.callee.property.name) ||
+          call.arguments.length === 0) return
         for (const node of below(call.arguments[0])) {
           if (node.type !== 'BinaryExpression' || !relations.has(node.operator)) continue
           const { left, right } = node
-          if ((isMeasured(left) && isConstant(right)) || (isConstant(left) && isMeasured(right))) context.report({ node, messageId: 'wall' })
+          if ((isMeasured(left) && isConstant(right)) ||
+            (isConstant(left) && isMeasured(right))) context.report({ node, messageId: 'wall' })
         }
       },
     }

@@ -6,7 +6,13 @@ import type { Teardown } from './services.js'
 import { alarm } from './order.js'
 import { until } from './until.js'
 
-interface Talk { readonly socket: Socket, heard: string, closed: boolean, ended: boolean, error: NodeJS.ErrnoException | undefined }
+interface Talk {
+  readonly socket: Socket
+  heard: string
+  closed: boolean
+  ended: boolean
+  error: NodeJS.ErrnoException | undefined
+}
 
 /** A server that says each thing back, and how many connections it has. */
 async function startEcho (t: Teardown) {

@@ -5,7 +5,8 @@ import type { Teardown } from './services.js'
 import { until } from './until.js'
 
 /**
- * A TCP proxy that spoils what goes through it. Faults hold for the connections that are open and for new ones, until `heal`.
+ * A TCP proxy that spoils what goes through it. Faults hold for the connections that are open and for new ones, until
+ * `heal`.
  *
  * It ends, with all of its sockets, when the test that started it ends.
  */
@@ -27,7 +28,10 @@ export interface FaultProxy {
   silence (): void
   /** New connections get a RST. Open ones go on. */
   resetOnConnect (): void
-  /** Cuts every connection, with a RST, after so many more bytes from the server: 0 cuts at the first one. The client may see the RST as an end, since data came before it. */
+  /**
+   * Cuts every connection, with a RST, after so many more bytes from the server: 0 cuts at the first one. The client
+   * may see the RST as an end, since data came before it.
+   */
   cutAfter (bytes: number): void
   /** RST to every open connection, now. New ones work. */
   resetAll (): void
@@ -35,7 +39,10 @@ export interface FaultProxy {
   endAll (): void
   /** Closes the listener: new connects are refused. Open connections go on. */
   refuse (): Promise<void>
-  /** Ends every fault. What was swallowed stays lost (a connection that one side ended is reset when the other side uses it); after `refuse` it listens again, on the same port. */
+  /**
+   * Ends every fault. What was swallowed stays lost (a connection that one side ended is reset when the other side uses
+   * it); after `refuse` it listens again, on the same port.
+   */
   heal (): Promise<void>
 }
 
@@ -91,7 +98,8 @@ class Proxy implements FaultProxy {
   async refuse (): Promise<void> {
     const server = this.#server
     this.#server = undefined
-    // Not waited for: 'close' comes only when the open connections, which go on, have ended. The port is closed at once.
+    // Not waited for: 'close' comes only when the open connections, which go on, have ended. The port is closed at
+    // once.
     server?.close()
   }
 

@@ -53,7 +53,8 @@ function visit (node, source, file, within) {
   if (ts.isClassLike(node)) {
     name = node.name?.text ?? 'class'
     const fields = node.members.filter(ts.isPropertyDeclaration).length +
-      (node.members.find(ts.isConstructorDeclaration)?.parameters.filter((one) => one.modifiers !== undefined).length ?? 0)
+      (node.members.find(ts.isConstructorDeclaration)?.parameters.filter((one) => one.modifiers !== undefined)
+        .length ?? 0)
     const methods = node.members.filter((one) => ts.isMethodDeclaration(one) || ts.isAccessor(one)).length
     const add = (kind, size) => found[kind].push({ name: `${file} ${name}`, size })
     add('class', linesOf(node, source))

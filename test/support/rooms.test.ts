@@ -9,7 +9,8 @@ function check (folder: string) {
   return { status, stdout, stderr }
 }
 
-const lines = (count: number, line: (n: number) => string) => Array.from({ length: count }, (_, n) => line(n)).join('\n')
+const lines = (count: number, line: (n: number) => string) => Array.from({ length: count }, (_, n) => line(n))
+  .join('\n')
 
 t.test('what is within the limits passes, and the largest are shown', async (t) => {
   const { status, stdout, stderr } = check(t.testdir({

@@ -1,11 +1,12 @@
-// The test run: `node test/support/run.mjs [--engine | --full] [--busy] [file ...]`. With any of these but `--busy`: no bar for coverage.
+// The test run: `node test/support/run.mjs [--engine | --full] [--busy] [file ...]`. With any of these but `--busy`: no
+// bar for coverage.
 //
-// --engine  only the tests of pool, balance and fastify that need neither a server nor a build
-// --full    only the tests that draw or load at random (or the files named), for as long as it takes to find what is rare
-// --busy    beside a loop on each core that takes all of its time
+// --engine only the tests of pool, balance and fastify that need neither a server nor a build --full only the tests
+// that draw or load at random (or the files named), for as long as it takes to find what is rare --busy beside a loop
+// on each core that takes all of its time
 //
-// Shows what failed or was skipped, what was measured, the coverage, the servers used and the ten slowest files. The last line is the count, alone:
-// `N passed, N failed[, N skipped]`.
+// Shows what failed or was skipped, what was measured, the coverage, the servers used and the ten slowest files. The
+// last line is the count, alone: `N passed, N failed[, N skipped]`.
 import { spawn } from 'node:child_process'
 import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -22,8 +23,15 @@ import { engineTests, longTests } from './lanes.mjs'
 const bar = 95
 const coverage = join(root, '.tap/coverage')
 
-const { values: lane, positionals } = parseArgs({ options: { engine: { type: 'boolean' }, full: { type: 'boolean' }, busy: { type: 'boolean' } }, allowPositionals: true })
-const part = positionals.length > 0 ? positionals : [...lane.engine ? engineTests() : [], ...lane.full ? longTests() : []]
+const { values: lane, positionals } = parseArgs({
+  options: {
+    engine: { type: 'boolean' }, full: { type: 'boolean' }, busy: { type: 'boolean' },
+  },
+  allowPositionals: true
+})
+const part = positionals.length > 0
+  ? positionals
+  : [...lane.engine ? engineTests() : [], ...lane.full ? longTests() : []]
 const isWhole = part.length === 0
 // Compiles; first of all loaders, see there.
 const nodeOptions = `${process.env.NODE_OPTIONS ?? ''} --import=${new URL('typescript.mjs', import.meta.url)}`.trim()
@@ -61,12 +69,20 @@ async function main () {
 async function runTap () {
   const require = createRequire(import.meta.url)
   const tap = join(dirname(require.resolve('tap/package.json')), 'dist/esm/run.mjs')
-  const args = ['--reporter=tap', '--allow-empty-coverage', '--allow-incomplete-coverage', '--coverage-report=none', ...part]
+  const args =
+    ['--reporter=tap', '--allow-empty-coverage', '--allow-incomplete-coverage', '--coverage-report=none', ...part]
   if (!isWhole) args.unshift('--disable-coverage')
   const child = spawn(process.execPath, [tap, ...args], {
     cwd: root,
     // Servers that a killed test leaves have their files in there.
-    env: { ...process.env, POOL_TEST_RUN_LOG: log, TMPDIR: scratch, NODE_OPTIONS: nodeOptions, ...lane.full && { POOL_TEST_FULL: '1' } },
+    env: {
+      ...process.env,
+      POOL_TEST_RUN_LOG: log,
+      TMPDIR: scratch,
+      NODE_OPTIONS: nodeOptions,
+      ...lane.full &&
+      { POOL_TEST_FULL: '1' }
+    },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   const passOn = (signal) => child.kill(signal)
@@ -83,7 +99,8 @@ async function runTap () {
     const total = /^# \{ total: (\d+)(.*) \}/.exec(line)
     if (total !== null) {
       const count = (name) => Number(new RegExp(`\\b${name}: (\\d+)`).exec(total[2])?.[1] ?? 0)
-      Object.assign(counts, { total: Number(total[1]), pass: count('pass'), fail: count('fail'), skipped: count('skip') + count('todo') })
+      Object.assign(counts,
+        { total: Number(total[1]), pass: count('pass'), fail: count('fail'), skipped: count('skip') + count('todo') })
     } else if (/^(not )?ok \d/.test(line)) {
       const failed = line.startsWith('not')
       console.log(line)
@@ -93,7 +110,10 @@ async function runTap () {
       if (line.endsWith('# SKIP no tests found')) problems.push(`no test in ${file}`)
       // A skip is told even where all is well, or nobody would know what was not tested.
       // And so is what was measured, where that is what a test is for.
-      for (const one of inside) if (/# (SKIP|TODO|measured:)/i.test(one) || (failed && !/^ *(ok \d|1\.\.\d|# |$)/.test(one))) console.log(one)
+      for (const one of inside) {
+        if (/# (SKIP|TODO|measured:)/i.test(one) ||
+        (failed && !/^ *(ok \d|1\.\.\d|# |$)/.test(one))) console.log(one)
+      }
       inside = []
     } else if (/^ {2}(---|\.\.\.)$/.test(line)) {
       // How the process of a file ended: most of it (our own command line) tells nothing.
@@ -136,7 +156,8 @@ async function checkCoverage () {
   }).run()
   const { total } = JSON.parse(readFileSync(join(reportsDirectory, 'coverage-summary.json'), 'utf8'))
   console.log(`coverage: ${total.lines.pct} % of lines, ${total.branches.pct} % of branches`)
-  return ['lines', 'branches'].filter((what) => !(total[what].pct >= bar)).map((what) => `coverage of ${what} is ${total[what].pct} %: at least ${bar} % is asked for`)
+  return ['lines', 'branches'].filter((what) => !(total[what].pct >= bar))
+    .map((what) => `coverage of ${what} is ${total[what].pct} %: at least ${bar} % is asked for`)
 }
 
 /** Prints which servers the tests used, and how often. @returns those that are left */
@@ -149,5 +170,6 @@ function tellServers () {
     times.set(name, (times.get(name) ?? 0) + 1)
   }
   console.log(`servers: ${[...times].map(([name, count]) => `${name} x${count}`).join(', ')}`)
-  return started.filter(({ pid }) => pid !== undefined && runs(pid)).map(({ kind, pid }) => `${kind}, process ${pid}, was left running`)
+  return started.filter(({ pid }) => pid !== undefined && runs(pid))
+    .map(({ kind, pid }) => `${kind}, process ${pid}, was left running`)
 }

@@ -10,7 +10,9 @@ import pg from 'pg'
 import t from 'tap'
 import type { Test } from 'tap'
 import { clearPostgres, findPgbouncer, runs } from './find.mjs'
-import { needsOwn, noteServer, startMariadb, startMongo, startPgBouncer, startPostgres, startRedis } from './services.js'
+import {
+  needsOwn, noteServer, startMariadb, startMongo, startPgBouncer, startPostgres, startRedis,
+} from './services.js'
 import type { Server, Teardown } from './services.js'
 import { event, until } from './until.js'
 
@@ -51,7 +53,10 @@ async function ask (t: Teardown, server: Server, command: string): Promise<strin
 
 function setEnvironment (t: Teardown, wanted: Record<string, string | undefined>): void {
   const before = Object.keys(wanted).map((name) => [name, process.env[name]] as const)
-  const set = (name: string, value: string | undefined) => { if (value === undefined) delete process.env[name]; else process.env[name] = value }
+  const set = (name: string, value: string | undefined) => {
+    if (value === undefined) delete process.env[name]
+    else process.env[name] = value
+  }
   t.teardown(() => { for (const [name, value] of before) set(name, value) })
   for (const [name, value] of Object.entries(wanted)) set(name, value)
 }
@@ -168,7 +173,16 @@ async function mariadbSession (t: Teardown, url: string): Promise<Session> {
 const sslRequest = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47])
 
 const databases = [
-  { name: 'PostgreSQL', start: startPostgres, open: postgresSession, hello: sslRequest, setting: ['-c', 'max_connections=9'], show: 'SHOW max_connections', url: 'POOL_TEST_POSTGRES_URL' },
+  {
+    name: 'PostgreSQL',
+    start: startPostgres,
+    open: postgresSession,
+    hello: sslRequest,
+    setting: ['-c',
+      'max_connections=9'],
+    show: 'SHOW max_connections',
+    url: 'POOL_TEST_POSTGRES_URL'
+  },
   { name: 'MariaDB', start: startMariadb, open: mariadbSession, hello: Buffer.of(), setting: ['--max-connections=11'], show: 'SELECT @@max_connections', url: 'POOL_TEST_MARIADB_URL' },
 ]
 
@@ -243,7 +257,8 @@ for (const { name, start, open, hello, setting, show, url } of databases) {
     t.type(needsOwn(server).skip, 'string')
     await t.rejects(server.kill(), /not ours/)
     t.not((await start(t, { own: true })).url, own.url, 'a test that must kill gets one of its own')
-    t.match(noted(), [{ kind: name, version: /^\d+\./, pid: own.pid }, { kind: name, version: /^\d+\./, how: url, pid: undefined }, { kind: name, pid: Number }])
+    t.match(noted(),
+      [{ kind: name, version: /^\d+\./, pid: own.pid }, { kind: name, version: /^\d+\./, how: url, pid: undefined }, { kind: name, pid: Number }])
   })
 }
 
@@ -255,7 +270,8 @@ t.test('a killed PostgreSQL leaves no process, not even a busy one, and no share
   const [[me]] = await busy.ask('SELECT pg_backend_pid()') as [[number]]
   const ended = t.rejects(busy.ask('DO $$ BEGIN LOOP END LOOP; END $$'))
   await until(() => /^State:\s+R/m.test(readFileSync(`/proc/${me}/status`, 'utf8')), { what: 'it is busy' })
-  const memory = () => readFileSync('/proc/sysvipc/shm', 'utf8').split('\n').map((line) => line.trim().split(/\s+/)[4]).filter((creator) => creator === String(server.pid))
+  const memory = () => readFileSync('/proc/sysvipc/shm', 'utf8').split('\n').map((line) => line.trim().split(/\s+/)[4])
+    .filter((creator) => creator === String(server.pid))
   t.equal(memory().length, 1)
   await server.kill()
   t.same(pids.filter((pid) => !isGone(pid)), [])
@@ -364,14 +380,24 @@ t.test('a MongoDB that can be killed and restarted with its data', async (t) => 
 
 t.test('a server that is missing is a failure, but outside of CI neither MongoDB nor PgBouncer is', async (t) => {
   const postgres = await startPostgres(t)
-  setEnvironment(t, { CI: undefined, POOL_TEST_MONGO_URL: undefined, POOL_TEST_REDIS_URL: undefined, POOL_TEST_POSTGRES_URL: undefined, POOL_TEST_MARIADB_URL: undefined })
+  setEnvironment(t,
+    {
+      CI: undefined,
+      POOL_TEST_MONGO_URL: undefined,
+      POOL_TEST_REDIS_URL: undefined,
+      POOL_TEST_POSTGRES_URL: undefined,
+      POOL_TEST_MARIADB_URL: undefined
+    })
   const missing = () => undefined
   const nothing = await t.mockImport<typeof import('./services.js')>('./services.js', {
     './find.mjs': { clearPostgres, runs, which: missing, findRedis: missing, findPostgres: missing, findPgbouncer: missing, findMariadb: missing, findMongod: missing, findFerretdb: missing },
   })
   t.equal(await nothing.startMongo(t), undefined)
   t.equal(await nothing.startPgBouncer(t, postgres), undefined)
-  for (const start of [nothing.startRedis, nothing.startPostgres, nothing.startMariadb]) await t.rejects(start(t), /npm run pretest/)
+  for (const start of [nothing.startRedis, nothing.startPostgres, nothing.startMariadb]) {
+    await t.rejects(start(t),
+      /npm run pretest/)
+  }
   process.env.CI = 'true'
   await t.rejects(nothing.startMongo(t), /npm run pretest/)
   await t.rejects(nothing.startPgBouncer(t, postgres), /npm run pretest/)
@@ -391,13 +417,16 @@ t.test('two files of a run that start servers at once share the data these begin
   }))
   t.teardown(() => { for (const child of children) child.kill('SIGKILL') })
   // A line that is being written has no end yet.
-  const noted = () => existsSync(log) ? readFileSync(log, 'utf8').split('\n').slice(0, -1).map((line) => JSON.parse(line) as { pid: number }) : []
+  const noted = () => existsSync(log)
+    ? readFileSync(log, 'utf8').split('\n').slice(0, -1).map((line) => JSON.parse(line) as { pid: number })
+    : []
   const ended = () => children.some((child) => child.exitCode !== null)
   await until(() => noted().length === 6 || ended(), { timeout: 60_000, what: 'both have started their servers' })
   t.notOk(ended())
   const pids = noted().map(({ pid }) => pid)
   t.same(pids.filter(isGone), [])
-  t.match(readdirSync(folder).filter((name) => name.startsWith('template-')).sort(), [/^template-mariadb-[\d.]+$/, /^template-postgresql-[\d.]+$/])
+  t.match(readdirSync(folder).filter((name) => name.startsWith('template-')).sort(),
+    [/^template-mariadb-[\d.]+$/, /^template-postgresql-[\d.]+$/])
   for (const child of children) child.kill('SIGKILL')
   // The processes that PostgreSQL has for its clients too, which go when they notice.
   await until(() => pids.every(isGone) && processesIn(folder).length === 0, { what: 'their servers are gone' })

@@ -1,16 +1,24 @@
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
-import { appendFileSync, chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync, chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { connect, createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { connect as connectTls } from 'node:tls'
 import { promisify } from 'node:util'
-import { clearPostgres, findFerretdb, findMariadb, findMongod, findPgbouncer, findPostgres, findRedis, runs, which } from './find.mjs'
+import {
+  clearPostgres, findFerretdb, findMariadb, findMongod, findPgbouncer, findPostgres, findRedis, runs, which,
+} from './find.mjs'
 import type { Found } from './find.mjs'
 import { until } from './until.js'
 
-/** A tap test. Rather a subtest than tap itself, which ends on its own as soon as it has nothing to do, and the servers with it. */
+/**
+ * A tap test. Rather a subtest than tap itself, which ends on its own as soon as it has nothing to do, and the servers
+ * with it.
+ */
 export interface Teardown { teardown (fn: () => unknown): unknown }
 
 /** A real server. It is gone, and so are its files, when the test that started it ends. */
@@ -18,7 +26,10 @@ export interface Server {
   readonly url: string
   readonly host: string
   readonly port: number
-  /** Undefined: not ours (it was given as a URL), so it can't be killed, paused or restarted, and other tests may use it at the same time. */
+  /**
+   * Undefined: not ours (it was given as a URL), so it can't be killed, paused or restarted, and other tests may use it
+   * at the same time.
+   */
   readonly pid: number | undefined
   /** Ends it in good order, and waits until it is gone. Its data stay for `restart`. */
   stop (): Promise<void>
@@ -36,7 +47,10 @@ export type MongoServer = Server & {
   readonly kind: 'mongod' | 'ferretdb'
 }
 
-/** For tests that kill, pause or restart: `t.test(name, needsOwn(server), fn)` is reported as skipped, saying why, where the server is not ours. */
+/**
+ * For tests that kill, pause or restart: `t.test(name, needsOwn(server), fn)` is reported as skipped, saying why, where
+ * the server is not ours.
+ */
 export function needsOwn (server: Server): { skip: string | false } {
   return { skip: server.pid === undefined && 'needs a server of its own, and only a URL was given' }
 }
@@ -47,7 +61,10 @@ export function noteServer (kind: string, version: string, how: string, pid?: nu
   if (log !== undefined) appendFileSync(log, JSON.stringify({ kind, version, how, pid }) + '\n')
 }
 
-/** What differs between servers. The functions `...Recipe` throw where there is no such server to be started: never a silent skip. */
+/**
+ * What differs between servers. The functions `...Recipe` throw where there is no such server to be started: never a
+ * silent skip.
+ */
 export interface Recipe {
   readonly found: Found
   /** Whom it runs as, where it refuses to run as root. */
@@ -69,12 +86,15 @@ export interface Recipe {
 export interface User { readonly uid: number, readonly gid: number }
 
 export const host = '127.0.0.1'
-/** run.mjs started us: the folder for temporary files is its own, shared with the other test files, and removed at the end. */
+/**
+ * run.mjs started us: the folder for temporary files is its own, shared with the other test files, and removed at the
+ * end.
+ */
 const inRun = process.env.POOL_TEST_RUN_LOG !== undefined
 const run = promisify(execFile)
 const startTimeout = 30_000
 
-// --- Redis ----------------------------------------------------------------------------------------------------------------------------
+// --- Redis -----------------------------------------------------------------------------------------------------------
 
 export interface RedisOptions {
   /** More arguments, for example `['--maxclients', '5']`. Implies `own`. */
@@ -84,7 +104,9 @@ export interface RedisOptions {
 }
 
 /** A Redis that saves nothing, unless `args` say so. @throws where there is none: never a silent skip. */
-export async function startRedis (t: Teardown, { args = [], own = args.length > 0 }: RedisOptions = {}): Promise<Server> {
+export async function startRedis (
+  t: Teardown, { args = [], own = args.length > 0 }: RedisOptions = {}
+): Promise<Server> {
   const url = process.env.POOL_TEST_REDIS_URL
   const found = findRedis()
   if (url && (!own || (found === undefined && args.length === 0))) return await borrowRedis(url)
@@ -96,7 +118,8 @@ export function redisRecipe (args: readonly string[] = []): Recipe {
   if (found === undefined) throw new Error('no redis-server on PATH: `npm run pretest` brings it, or says how to')
   return {
     found,
-    args: (port, dir) => ['--bind', host, '--port', String(port), '--dir', dir, '--save', '', '--appendonly', 'no', ...args],
+    args: (port, dir) =>
+      ['--bind', host, '--port', String(port), '--dir', dir, '--save', '', '--appendonly', 'no', ...args],
     listening: /Ready to accept connections/,
     url: (port) => `redis://${host}:${port}`,
     // -NOAUTH and -ERR max clients are answers too: `args` may ask for a password.
@@ -127,7 +150,8 @@ export async function askRedis (url: URL, command: string): Promise<string> {
   // A sentinel does not know QUIT.
   const bye = /(\+OK|-ERR unknown command .QUIT.*)\r\n$/
   try {
-    await until(() => failure !== undefined || socket.readableEnded || bye.exec(answer)?.[1]?.startsWith('-'), { timeout: 2000, what: `Redis at ${to.host}:${to.port} answers` })
+    await until(() => failure !== undefined || socket.readableEnded || bye.exec(answer)?.[1]?.startsWith('-'),
+      { timeout: 2000, what: `Redis at ${to.host}:${to.port} answers` })
     if (failure) throw failure
     return (url.password ? answer.replace(/^\+OK\r\n/, '') : answer).replace(bye, '')
   } finally {
@@ -138,17 +162,20 @@ export async function askRedis (url: URL, command: string): Promise<string> {
 /** How many connections of that name (in a cluster: of a name that ends with it) these servers of Redis know. */
 export async function knownTo (servers: readonly Server[], name: string): Promise<number> {
   const lists = await Promise.all(servers.map(({ url }) => askRedis(new URL(url), 'CLIENT LIST')))
-  return lists.join('\n').split('\n').filter((line) => line.includes(` name=${name} `) || line.includes(`:${name} `)).length
+  return lists.join('\n').split('\n').filter((line) => line.includes(` name=${name} `) || line.includes(`:${name} `))
+    .length
 }
 
-// --- MongoDB --------------------------------------------------------------------------------------------------------------------------
+// --- MongoDB ---------------------------------------------------------------------------------------------------------
 
 /**
  * The server of POOL_TEST_MONGO_URL, else a mongod (a replica set of one, so that transactions work), else FerretDB.
  *
  * Undefined only where there is neither, nor Go to build FerretDB with, and outside of CI.
  */
-export async function startMongo (t: Teardown, { own = false }: { own?: boolean } = {}): Promise<MongoServer | undefined> {
+export async function startMongo (
+  t: Teardown, { own = false }: { own?: boolean } = {}
+): Promise<MongoServer | undefined> {
   const url = process.env.POOL_TEST_MONGO_URL
   const found = findMongod() ?? findFerretdb()
   if (url && (!own || found === undefined)) return await borrowMongo(url)
@@ -186,7 +213,9 @@ export async function startMongo (t: Teardown, { own = false }: { own?: boolean 
 export function mongodRecipe (found: Found): Recipe {
   return {
     found,
-    args: (port, dir) => ['--dbpath', dir, '--bind_ip', host, '--port', String(port), '--replSet', 'rs0', '--nounixsocket', '--wiredTigerCacheSizeGB', '0.25'],
+    args: (port, dir) =>
+      ['--dbpath', dir, '--bind_ip', host, '--port', String(port), '--replSet', 'rs0', '--nounixsocket',
+        '--wiredTigerCacheSizeGB', '0.25'],
     listening: /Waiting for connections/,
     url: (port) => `mongodb://${host}:${port}/?replicaSet=rs0`,
     answers: async (port) => (await askMongo(directMongo(port), { ping: 1 })).ok === 1,
@@ -203,9 +232,13 @@ async function borrowMongo (url: string): Promise<MongoServer> {
   return Object.assign(notOurs(url, 27017), { kind } as const)
 }
 
-export async function askMongo (url: string, command: Record<string, unknown>, timeout = 1000): Promise<Record<string, unknown>> {
+export async function askMongo (
+  url: string, command: Record<string, unknown>, timeout = 1000
+): Promise<Record<string, unknown>> {
   const { MongoClient } = await import('mongodb')
-  const client = new MongoClient(url, { serverSelectionTimeoutMS: timeout, connectTimeoutMS: timeout, socketTimeoutMS: timeout + 1000 })
+  const client =
+    new MongoClient(url,
+      { serverSelectionTimeoutMS: timeout, connectTimeoutMS: timeout, socketTimeoutMS: timeout + 1000 })
   try {
     return await client.db('admin').command(command)
   } finally {
@@ -213,23 +246,28 @@ export async function askMongo (url: string, command: Record<string, unknown>, t
   }
 }
 
-// --- PostgreSQL -----------------------------------------------------------------------------------------------------------------------
+// --- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 export interface PostgresOptions {
   /** More arguments, for example `['-c', 'max_connections=8']`. Implies `own`. */
   args?: string[]
   /** Rather a server that can be killed than the one given as a URL. */
   own?: boolean
-  /** It asks for a password by SCRAM-SHA-256; the URL has it. Otherwise any password, or none, is right. Implies `own`. */
+  /**
+   * It asks for a password by SCRAM-SHA-256; the URL has it. Otherwise any password, or none, is right. Implies `own`.
+   */
   scram?: boolean
 }
 
 /**
- * A PostgreSQL with the superuser `postgres`, that never syncs its disk, yet has every commit it acknowledged after a `kill`.
+ * A PostgreSQL with the superuser `postgres`, that never syncs its disk, yet has every commit it acknowledged after a
+ * `kill`.
  *
  * @throws where there is none: never a silent skip.
  */
-export async function startPostgres (t: Teardown, { args = [], scram = false, own = scram || args.length > 0 }: PostgresOptions = {}): Promise<Server> {
+export async function startPostgres (
+  t: Teardown, { args = [], scram = false, own = scram || args.length > 0 }: PostgresOptions = {}
+): Promise<Server> {
   const given = process.env.POOL_TEST_POSTGRES_URL
   const found = findPostgres()
   if (given && (!own || (found === undefined && args.length === 0 && !scram))) return await borrowPostgres(given)
@@ -249,7 +287,8 @@ export function postgresRecipe (args: readonly string[] = [], scram = false): Re
         const password = join(folder, 'password')
         writeFileSync(password, 'secret\n')
         const initdb = join(dirname(found.file), 'initdb')
-        await run(initdb, ['-D', data, '-U', 'postgres', '--auth=trust', `--pwfile=${password}`, '--no-sync', '-E', 'UTF8', '--locale=C', '--wal-segsize=1'], { ...user, cwd: folder })
+        await run(initdb,
+          ['-D', data, '-U', 'postgres', '--auth=trust', `--pwfile=${password}`, '--no-sync', '-E', 'UTF8', '--locale=C', '--wal-segsize=1'], { ...user, cwd: folder })
       })
       if (scram) writeFileSync(join(dir, 'pg_hba.conf'), 'host all,replication all 127.0.0.1/32 scram-sha-256\n')
     },
@@ -264,7 +303,8 @@ export function postgresRecipe (args: readonly string[] = [], scram = false): Re
         dynamic_shared_memory_type: 'mmap',
         shared_buffers: '32MB',
       }
-      return ['-D', dir, '-p', String(port), ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]), ...args]
+      return ['-D', dir, '-p', String(port),
+        ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]), ...args]
     },
     listening: /database system is ready to accept (read-only )?connections/,
     url,
@@ -276,7 +316,8 @@ export function postgresRecipe (args: readonly string[] = [], scram = false): Re
 }
 
 async function borrowPostgres (url: string): Promise<Server> {
-  noteServer('PostgreSQL', (await askPostgres(url, 'SHOW server_version', 10_000)).split(' ')[0]!, 'POOL_TEST_POSTGRES_URL')
+  noteServer('PostgreSQL', (await askPostgres(url, 'SHOW server_version', 10_000)).split(' ')[0]!,
+    'POOL_TEST_POSTGRES_URL')
   return notOurs(url, 5432)
 }
 
@@ -296,7 +337,7 @@ export async function askPostgres (url: string, sql: string, timeout = 2000): Pr
   }
 }
 
-// --- PgBouncer ------------------------------------------------------------------------------------------------------------------------
+// --- PgBouncer -------------------------------------------------------------------------------------------------------
 
 export interface PgBouncerOptions {
   /** Its `pool_mode`. */
@@ -306,11 +347,14 @@ export interface PgBouncerOptions {
 }
 
 /**
- * A PgBouncer before that PostgreSQL, for the user of its URL. Who logs in needs no password; its console is the database `pgbouncer`.
+ * A PgBouncer before that PostgreSQL, for the user of its URL. Who logs in needs no password; its console is the
+ * database `pgbouncer`.
  *
  * Undefined only where there is none, and outside of CI.
  */
-export async function startPgBouncer (t: Teardown, postgres: Server, { mode = 'transaction', ini = {} }: PgBouncerOptions = {}): Promise<Server | undefined> {
+export async function startPgBouncer (
+  t: Teardown, postgres: Server, { mode = 'transaction', ini = {} }: PgBouncerOptions = {}
+): Promise<Server | undefined> {
   const found = findPgbouncer()
   if (found === undefined) {
     if (!process.env.CI) return undefined
@@ -337,7 +381,9 @@ export async function startPgBouncer (t: Teardown, postgres: Server, { mode = 't
         ...ini,
       }
       writeFileSync(users, `"${name}" "${secret}"\n`)
-      const lines = ['[databases]', `* = host=${postgres.host} port=${postgres.port}`, '[pgbouncer]', ...Object.entries(settings).map((pair) => pair.join(' = '))]
+      const lines =
+        ['[databases]', `* = host=${postgres.host} port=${postgres.port}`, '[pgbouncer]',
+          ...Object.entries(settings).map((pair) => pair.join(' = '))]
       const file = join(dir, 'pgbouncer.ini')
       writeFileSync(file, lines.join('\n') + '\n')
       return [file]
@@ -351,7 +397,7 @@ export async function startPgBouncer (t: Teardown, postgres: Server, { mode = 't
   })
 }
 
-// --- MariaDB --------------------------------------------------------------------------------------------------------------------------
+// --- MariaDB ---------------------------------------------------------------------------------------------------------
 
 export interface MariadbOptions {
   /** More arguments, for example `['--max-connections=10']`. Implies `own`. */
@@ -361,12 +407,14 @@ export interface MariadbOptions {
 }
 
 /**
- * A MariaDB with the empty database `test` and the user `pool`, who may do all in every database, see all connections and KILL their own.
- * `root` has no password. It keeps every commit it acknowledged when it is killed.
+ * A MariaDB with the empty database `test` and the user `pool`, who may do all in every database, see all connections
+ * and KILL their own. `root` has no password. It keeps every commit it acknowledged when it is killed.
  *
  * @throws where there is none: never a silent skip.
  */
-export async function startMariadb (t: Teardown, { args = [], own = args.length > 0 }: MariadbOptions = {}): Promise<Server> {
+export async function startMariadb (
+  t: Teardown, { args = [], own = args.length > 0 }: MariadbOptions = {}
+): Promise<Server> {
   const given = process.env.POOL_TEST_MARIADB_URL
   const found = findMariadb()
   if (given && (!own || (found === undefined && args.length === 0))) return await borrowMariadb(given)
@@ -381,7 +429,8 @@ export function mariadbRecipe (args: readonly string[] = []): Recipe {
     // Of its own: each one that starts removes the temporary tables of all that are in there.
     `--tmpdir=${folder}`,
     // As small as can be, since they are copied for each start.
-    '--innodb-log-file-size=4M', '--innodb-data-file-path=ibdata1:2M:autoextend', '--innodb-temp-data-file-path=ibtmp1:1M:autoextend', '--innodb-autoextend-increment=1',
+    '--innodb-log-file-size=4M', '--innodb-data-file-path=ibdata1:2M:autoextend',
+    '--innodb-temp-data-file-path=ibtmp1:1M:autoextend', '--innodb-autoextend-increment=1',
   ]
   const url = (port: number) => `mysql://pool:secret@${host}:${port}/test`
   return {
@@ -397,14 +446,16 @@ export function mariadbRecipe (args: readonly string[] = []): Recipe {
         `REVOKE SUPER, CONNECTION ADMIN, READ_ONLY ADMIN ON *.* FROM pool@'${host}'`,
       ].join(';\n') + ';\n')
       const install = which('mariadb-install-db')!
-      await run(install, ['--no-defaults', `--datadir=${data}`, ...asRoot, '--auth-root-authentication-method=normal', '--skip-test-db', '--skip-name-resolve', `--extra-file=${sql}`, ...files(folder)], { cwd: folder })
+      await run(install,
+        ['--no-defaults', `--datadir=${data}`, ...asRoot, '--auth-root-authentication-method=normal', '--skip-test-db', '--skip-name-resolve', `--extra-file=${sql}`, ...files(folder)], { cwd: folder })
     }),
     args: (port, dir) => [
       // First, or the machine's own files decide over the port.
       '--no-defaults', ...asRoot, `--datadir=${dir}`, `--port=${port}`, `--bind-address=${host}`,
       // In its folder: a whole path may be too long.
       '--socket=socket',
-      '--skip-name-resolve', '--performance-schema=off', '--skip-log-bin', '--innodb-buffer-pool-size=32M', '--innodb-use-native-aio=0', ...files(dirname(dir)),
+      '--skip-name-resolve', '--performance-schema=off', '--skip-log-bin', '--innodb-buffer-pool-size=32M',
+      '--innodb-use-native-aio=0', ...files(dirname(dir)),
       // Written at each commit, and synced once a second.
       '--innodb-flush-log-at-trx-commit=2',
       ...args,
@@ -433,13 +484,24 @@ async function askMariadb (url: string, sql: string, timeout = 2000): Promise<st
   }
 }
 
-// --- All of them ----------------------------------------------------------------------------------------------------------------------
+// --- All of them -----------------------------------------------------------------------------------------------------
 
 function notOurs (url: string, defaultPort: number): Server {
   // By hand, since `new URL` refuses several hosts.
   const [, name = 'localhost', port] = /^[^:]+:\/\/(?:[^/?]*@)?([^/?:,]+)(?::(\d+))?/.exec(url) ?? []
   const refuse = () => { throw new Error('this server is not ours: give the test needsOwn(server)') }
-  return { url, host: name, port: Number(port ?? defaultPort), pid: undefined, stop: async () => refuse(), kill: async () => refuse(), restart: async () => refuse(), pause: refuse, resume: refuse }
+  return {
+    url,
+    host: name,
+    port: Number(port ?? defaultPort),
+    pid: undefined,
+    stop: async () =>
+      refuse(),
+    kill: async () => refuse(),
+    restart: async () => refuse(),
+    pause: refuse,
+    resume: refuse
+  }
 }
 
 /** On a free port, with a data folder of its own, which `recipe.fill` gets empty. */
@@ -489,7 +551,9 @@ export async function start (t: Teardown, recipe: Recipe): Promise<Server> {
 }
 
 /** @returns undefined where the port was taken meanwhile, and `again` says that this is no failure */
-async function tryStart ({ found, user, args, listening, answers }: Recipe, port: number, dir: string, again: boolean): Promise<Child | undefined> {
+async function tryStart (
+  { found, user, args, listening, answers }: Recipe, port: number, dir: string, again: boolean
+): Promise<Child | undefined> {
   const child = new Child(found.file, args(port, dir), { ...user, cwd: dirname(dir) })
   let refused: unknown
   const isReady = async () => {
@@ -531,8 +595,13 @@ function openFolder (prefix: string): string {
 
 const made = new Map<string, Promise<string>>()
 
-/** A data folder takes 0.5 s to make and 0.05 s to copy: so it is made once in a run of all tests, or once in a file that is run alone. */
-async function copyTemplate ({ kind, version }: Found, dir: string, user: User | undefined, make: (data: string, folder: string) => Promise<void>): Promise<void> {
+/**
+ * A data folder takes 0.5 s to make and 0.05 s to copy: so it is made once in a run of all tests, or once in a file
+ * that is run alone.
+ */
+async function copyTemplate (
+  { kind, version }: Found, dir: string, user: User | undefined, make: (data: string, folder: string) => Promise<void>
+): Promise<void> {
   const name = `template-${kind.toLowerCase()}-${version}`
   let template = made.get(name)
   if (template === undefined) {
@@ -542,7 +611,9 @@ async function copyTemplate ({ kind, version }: Found, dir: string, user: User |
   await run('cp', ['-a', `${join(await template, 'data')}/.`, dir])
 }
 
-async function makeTemplate (name: string, user: User | undefined, make: (data: string, folder: string) => Promise<void>): Promise<string> {
+async function makeTemplate (
+  name: string, user: User | undefined, make: (data: string, folder: string) => Promise<void>
+): Promise<string> {
   const shared = inRun ? join(tmpdir(), name) : undefined
   if (shared !== undefined && existsSync(shared)) return shared
   const folder = openFolder(`${name}-`)
@@ -572,13 +643,17 @@ export async function freePort (): Promise<number> {
 
 export function childrenOf (pid: number): number[] {
   if (onLinux) return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean).map(Number)
-  const all = execFileSync('ps', ['-A', '-o', 'pid=,ppid='], { encoding: 'utf8' }).trim().split('\n').map((line) => line.trim().split(/\s+/).map(Number))
+  const all = execFileSync('ps', ['-A', '-o', 'pid=,ppid='], { encoding: 'utf8' }).trim().split('\n')
+    .map((line) => line.trim().split(/\s+/).map(Number))
   return all.filter(([, parent]) => parent === pid).map(([child]) => child!)
 }
 
 const onLinux = process.platform === 'linux'
 
-/** setpriv becomes the server, with the same pid, and asks the kernel to end it with us: nothing is left, even when we are killed with -9. */
+/**
+ * setpriv becomes the server, with the same pid, and asks the kernel to end it with us: nothing is left, even when we
+ * are killed with -9.
+ */
 const setpriv = onLinux ? which('setpriv') : undefined
 
 const children = new Set<Child>()
@@ -592,7 +667,9 @@ class Child {
   #gone = false
 
   constructor (file: string, args: string[], options: Partial<User> & { cwd: string }) {
-    const [command, ...rest] = setpriv === undefined ? [file, ...args] : [setpriv, '--pdeathsig', 'KILL', '--', file, ...args]
+    const [command, ...rest] = setpriv === undefined
+      ? [file, ...args]
+      : [setpriv, '--pdeathsig', 'KILL', '--', file, ...args]
     this.#process = spawn(command!, rest, { ...options, stdio: ['ignore', 'pipe', 'pipe'] })
     this.#process.on('error', (error) => { this.output += String(error) })
     if (this.#process.pid === undefined) throw new Error(`${command} can't be started`)
@@ -631,7 +708,8 @@ class Child {
   async #kill (): Promise<void> {
     this.signal('SIGSTOP')
     // Or it might start one more.
-    await until(() => this.#gone || !onLinux || /^State:\s+[TZX]/m.test(readFileSync(`/proc/${this.pid}/status`, 'utf8')))
+    await until(() => this.#gone || !onLinux ||
+      /^State:\s+[TZX]/m.test(readFileSync(`/proc/${this.pid}/status`, 'utf8')))
     const family = this.#gone ? [] : childrenOf(this.pid)
     this.signal('SIGKILL')
     for (const pid of family) {
@@ -642,6 +720,7 @@ class Child {
         if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
       }
     }
-    await until(() => this.#gone && !family.some(runs), { timeout: 20_000, what: `process ${this.pid} is gone, and ${family.join(' ')}` })
+    await until(() => this.#gone && !family.some(runs),
+      { timeout: 20_000, what: `process ${this.pid} is gone, and ${family.join(' ')}` })
   }
 }

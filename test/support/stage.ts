@@ -1,5 +1,7 @@
 import Fastify from 'fastify'
-import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions, RouteShorthandOptions } from 'fastify'
+import type {
+  FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions, RouteShorthandOptions,
+} from 'fastify'
 import type { AddressInfo } from 'node:net'
 import type { Test } from 'tap'
 import { fastifyPool } from '../../index.js'
@@ -42,7 +44,9 @@ export function gate (): Gate {
 }
 
 /** Fastify has it from 5.8 on. */
-export const needsHandlerTimeout = { skip: 'handlerTimeout' in Fastify().initialConfig ? false : 'this Fastify has no handlerTimeout' }
+export const needsHandlerTimeout = {
+  skip: 'handlerTimeout' in Fastify().initialConfig ? false : 'this Fastify has no handlerTimeout',
+}
 
 /** The option of a route, in ms: the types of an older Fastify don't know it. */
 export const handlerTimeout = (ms: number): RouteShorthandOptions => ({ handlerTimeout: ms }) as RouteShorthandOptions
@@ -77,7 +81,10 @@ export interface StageOptions {
   listen?: boolean
 }
 
-/** A real Fastify with the plugin, on a port of its own; its pools are of one connection each, unless the test says otherwise, and every connection is a witness. */
+/**
+ * A real Fastify with the plugin, on a port of its own; its pools are of one connection each, unless the test says
+ * otherwise, and every connection is a witness.
+ */
 export class Stage {
   readonly app: FastifyInstance
   readonly witnesses = new Map<string, Witness>()
@@ -89,7 +96,8 @@ export class Stage {
     this.#t = t
     this.app = Fastify({ requestIdHeader: 'x-id', ...server } as FastifyServerOptions) as unknown as FastifyInstance
     before?.(this.app, this)
-    const listeners = (emitter: { listeners? (name: string): unknown[] } | undefined) => emitter?.listeners?.('close') ?? []
+    const listeners = (emitter: { listeners? (name: string): unknown[] } | undefined) =>
+      emitter?.listeners?.('close') ?? []
     const earlier = new WeakMap<FastifyRequest, Seen['ours']>()
     this.app.addHook('onRequest', (request, reply, done) => {
       earlier.set(request, { raw: listeners(reply.raw), socket: listeners(request.raw.socket) })
@@ -107,7 +115,12 @@ export class Stage {
       // An instance-level hook after ours: what is new since the one before is ours.
       app.addHook('onRequest', (request, reply, next) => {
         const { raw, socket } = earlier.get(request)!
-        const ours = { raw: listeners(reply.raw).filter((one) => !raw.includes(one)), socket: listeners(request.raw.socket).filter((one) => !socket.includes(one)) }
+        const ours =
+          {
+            raw: listeners(reply.raw).filter((one) => !raw.includes(one)),
+            socket: listeners(request.raw.socket)
+              .filter((one) => !socket.includes(one))
+          }
         this.seen.set(request.id, { request, reply, ours })
         next()
       })
@@ -167,14 +180,17 @@ export class Stage {
   /** The server knows that the client of this request has gone. */
   async over (id: string): Promise<void> {
     const { reply } = await this.arrived(id)
-    const raw = reply.raw as unknown as { readonly closed?: boolean, readonly stream?: object, readonly socket: unknown }
+    const raw = reply.raw as unknown as {
+      readonly closed?: boolean, readonly stream?: object, readonly socket: unknown,
+    }
     // HTTP/2's response has no `closed`: its socket is undefined from then on.
     await until(() => raw.stream === undefined ? raw.closed : raw.socket === undefined, { what: `the end of ${id}` })
   }
 
   /** That was said. */
   async hears (statement: string): Promise<void> {
-    await until(() => this.witness.said.includes(statement), { what: `${statement} among ${this.witness.said.join(' | ')}` })
+    await until(() => this.witness.said.includes(statement),
+      { what: `${statement} among ${this.witness.said.join(' | ')}` })
   }
 
   /** So many wait for a connection. */
@@ -198,10 +214,12 @@ export class Stage {
     }
     for (const [id, { request, reply, ours }] of this.seen) {
       for (const listener of ours.raw) {
-        await until(() => !reply.raw.listeners('close').includes(listener as () => void), { what: `no listener on the response of ${id}` })
+        await until(() => !reply.raw.listeners('close').includes(listener as () => void),
+          { what: `no listener on the response of ${id}` })
       }
       for (const listener of ours.socket) {
-        await until(() => !request.raw.socket.listeners('close').includes(listener as () => void), { what: `no listener on the socket of ${id}` })
+        await until(() => !request.raw.socket.listeners('close').includes(listener as () => void),
+          { what: `no listener on the socket of ${id}` })
       }
     }
   }

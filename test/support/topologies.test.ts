@@ -8,7 +8,8 @@ import { findMongod, runs } from './find.mjs'
 import { childrenOf } from './services.js'
 import type { Server, Teardown } from './services.js'
 import {
-  needsGroup, startMariadbPair, startMongoReplicaSet, startPostgresPair, startRedisCluster, startRedisPair, startRedisSentinel,
+  needsGroup, startMariadbPair, startMongoReplicaSet, startPostgresPair, startRedisCluster, startRedisPair,
+  startRedisSentinel,
 } from './topologies.js'
 import type { MariadbPair, Pair, PairOptions } from './topologies.js'
 import { until } from './until.js'
@@ -40,11 +41,22 @@ async function settled<T> (ask: () => Promise<T>): Promise<T | undefined> {
 t.test('a group is skipped where only a URL was given, and fails where there is nothing at all', async (t) => {
   const names = ['REDIS', 'POSTGRES', 'MARIADB'].map((name) => `POOL_TEST_${name}_URL`)
   const before = names.map((name) => [name, process.env[name]] as const)
-  t.teardown(() => { for (const [name, url] of before) if (url === undefined) delete process.env[name]; else process.env[name] = url })
+  t.teardown(() => {
+    for (const [name, url] of before) {
+      if (url === undefined) delete process.env[name]
+      else process.env[name] = url
+    }
+  })
   const missing = () => undefined
-  const find = Object.fromEntries(['Redis', 'Postgres', 'Pgbouncer', 'Mariadb', 'Mongod', 'Ferretdb'].map((name) => [`find${name}`, missing]))
-  const services = await t.mockImport<object>('./services.js', { './find.mjs': { clearPostgres: missing, runs, which: missing, ...find } })
-  const nothing = await t.mockImport<typeof import('./topologies.js')>('./topologies.js', { './find.mjs': find, './services.js': services })
+  const find =
+    Object.fromEntries(['Redis', 'Postgres', 'Pgbouncer', 'Mariadb', 'Mongod',
+      'Ferretdb'].map((name) => [`find${name}`, missing]))
+  const services =
+    await t.mockImport<object>('./services.js',
+      { './find.mjs': { clearPostgres: missing, runs, which: missing, ...find } })
+  const nothing =
+    await t.mockImport<typeof import('./topologies.js')>('./topologies.js',
+      { './find.mjs': find, './services.js': services })
   for (const name of names) process.env[name] = 'redis://127.0.0.1'
   for (const kind of ['Redis', 'PostgreSQL', 'MariaDB'] as const) {
     t.type(nothing.needsGroup(kind).skip, 'string')
@@ -52,12 +64,13 @@ t.test('a group is skipped where only a URL was given, and fails where there is 
     t.same(nothing.needsGroup(kind), { skip: false })
   }
   const { startPostgresPair, startMariadbPair, startRedisPair, startRedisSentinel, startRedisCluster } = nothing
-  const starts: Array<(t: Test) => Promise<unknown>> = [startPostgresPair, startMariadbPair, startRedisPair, startRedisSentinel, startRedisCluster]
+  const starts: Array<(t: Test) =>
+  Promise<unknown>> = [startPostgresPair, startMariadbPair, startRedisPair, startRedisSentinel, startRedisCluster]
   for (const start of starts) await t.rejects(start(t), /npm run pretest/)
   t.equal(await nothing.startMongoReplicaSet(t), undefined)
 })
 
-// --- PostgreSQL and MariaDB -----------------------------------------------------------------------------------------------------------
+// --- PostgreSQL and MariaDB ------------------------------------------------------------------------------------------
 
 interface Session { ask (sql: string): Promise<unknown[][]> }
 
@@ -102,7 +115,8 @@ const kinds: Kind[] = [{
   open: mariadbSession,
   refusal: { code: 'ER_OPTION_PREVENTS_STATEMENT' },
   committed: async (session) => await value(session, 'SELECT @@gtid_binlog_pos'),
-  received: async (session) => String((await session.ask('SHOW SLAVE STATUS')).flat().find((field) => /^\d+-\d+-\d+$/.test(String(field)))),
+  received: async (session) =>
+    String((await session.ask('SHOW SLAVE STATUS')).flat().find((field) => /^\d+-\d+-\d+$/.test(String(field)))),
 }]
 
 for (const { name, start, open, refusal, committed, received } of kinds) {
@@ -129,7 +143,8 @@ for (const { name, start, open, refusal, committed, received } of kinds) {
     await pauseReplay(one)
     await write(main, 2)
     await caughtUp(two)
-    await until(async () => await received(reader) === await committed(main), { what: 'it has received what it does not show' })
+    await until(async () => await received(reader) === await committed(main),
+      { what: 'it has received what it does not show' })
     t.same(await rows(reader), [1], 'it does not show what it has')
     t.same(await rows(await open(t, two)), [1, 2], 'the other one does')
     await resumeReplay(one)
@@ -154,7 +169,8 @@ for (const { name, start, open, refusal, committed, received } of kinds) {
     await caughtUp(one)
     await pauseReplay(one)
     await write(restarted, 5)
-    await until(async () => await received(again) === await committed(restarted), { what: 'it has received what it does not show' })
+    await until(async () => await received(again) === await committed(restarted),
+      { what: 'it has received what it does not show' })
     const killed = performance.now()
     await primary.kill()
     await promote(one)
@@ -204,13 +220,15 @@ group('the lag of a MariaDB replica is unknown when it is stopped, and grows whe
   t.same(await (await mariadbSession(t, replica)).ask('SELECT n FROM things'), [[1]], 'a lock does not outlive a kill')
 })
 
-// --- Redis ----------------------------------------------------------------------------------------------------------------------------
+// --- Redis -----------------------------------------------------------------------------------------------------------
 
 const needsRedis = needsGroup('Redis')
 
 /** Each command is tried once. A sentinel cuts off the clients of whom it promotes: it connects again. */
 function redis (t: Teardown, { port }: Server): Redis {
-  const client = new Redis({ port, host: '127.0.0.1', lazyConnect: true, retryStrategy: () => 10, maxRetriesPerRequest: 0 })
+  const client = new Redis({
+    port, host: '127.0.0.1', lazyConnect: true, retryStrategy: () => 10, maxRetriesPerRequest: 0,
+  })
   client.on('error', () => {}) // Its server is killed, which is what these tests are about.
   t.teardown(() => client.disconnect())
   return client
@@ -267,7 +285,8 @@ group('a Redis with a sentinel: told to, it makes the replica the master', needs
   t.comment(`from SENTINEL FAILOVER to a write at the promoted replica: ${since(told)}`)
   await until(async () => await masterNow() === replica.port, { what: 'the sentinel announces it' })
   t.comment(`from SENTINEL FAILOVER to its announcement: ${since(told)}`)
-  await until(async () => await settled(() => main.set('key', '9')) === undefined, { what: 'the old master takes no writes any more' })
+  await until(async () => await settled(() => main.set('key', '9')) === undefined,
+    { what: 'the old master takes no writes any more' })
   const client = new Redis({ sentinels: sentinels.map(({ host, port }) => ({ host, port })), name })
   t.teardown(() => client.disconnect())
   t.equal(await client.get('key'), '2')
@@ -338,7 +357,8 @@ group('a Redis Cluster: each master has its keys, and the replica takes over whe
 
   // The other way round: who was the first master is the replica now.
   const back = redis(t, first)
-  const isReplica = async (client: Redis) => /role:slave\r[^]*master_link_status:up/.test(await client.info('replication'))
+  const isReplica = async (client: Redis) =>
+    /role:slave\r[^]*master_link_status:up/.test(await client.info('replication'))
   await until(async () => await isReplica(back), { what: 'the old master has become a replica' })
   await until(async () => await back.readonly() && await back.get(key) === 'moved', { what: 'it has caught up' })
   const killed = performance.now()
@@ -349,13 +369,14 @@ group('a Redis Cluster: each master has its keys, and the replica takes over whe
   await client.set(key, 'again')
   t.comment(`from kill -9 to a write of an ioredis.Cluster: ${since(killed)}`)
   t.equal(await back.get(key), 'again')
-  t.same(await Promise.all(keys.slice(1).map((other) => client.get(other))), [second, third].map(({ port }) => String(port)), 'the rest is as it was')
+  t.same(await Promise.all(keys.slice(1).map((other) => client.get(other))),
+    [second, third].map(({ port }) => String(port)), 'the rest is as it was')
   await replica.restart()
   const restarted = redis(t, replica)
   await until(async () => await settled(() => isReplica(restarted)), { what: 'the killed one comes back as a replica' })
 })
 
-// --- MongoDB --------------------------------------------------------------------------------------------------------------------------
+// --- MongoDB ---------------------------------------------------------------------------------------------------------
 
 const needsMongod = { skip: findMongod() === undefined && 'no mongod' }
 

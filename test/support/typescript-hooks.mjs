@@ -12,7 +12,8 @@ const require = createRequire(import.meta.url)
 const compiler = `${require('typescript/package.json').version} ${readFileSync(fileURLToPath(import.meta.url), 'utf8')}`
 
 /** tap's mocks add a query, so it is the path that tells. */
-const isOurs = ({ protocol, pathname }, extension) => protocol === 'file:' && pathname.endsWith(extension) && !pathname.includes('/node_modules/')
+const isOurs = ({ protocol, pathname }, extension) => protocol === 'file:' && pathname.endsWith(extension) &&
+  !pathname.includes('/node_modules/')
 
 export async function resolve (specifier, context, next) {
   // What tap would compile with takes a second in each process, for nothing.
@@ -58,7 +59,12 @@ function compile (path, text) {
   const { outputText } = ts.transpileModule(text, {
     fileName: path,
     compilerOptions: {
-      target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext, verbatimModuleSyntax: true, isolatedModules: true, inlineSourceMap: true, inlineSources: true,
+      target: ts.ScriptTarget.ES2022,
+      module: ts.ModuleKind.ESNext,
+      verbatimModuleSyntax: true,
+      isolatedModules: true,
+      inlineSourceMap: true,
+      inlineSources: true,
     },
   })
   return outputText

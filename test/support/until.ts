@@ -10,11 +10,14 @@ export interface UntilOptions {
 }
 
 /**
- * Resolves with the first truthy value of `condition`, which is asked again and again. The only place where tests wait on time.
+ * Resolves with the first truthy value of `condition`, which is asked again and again. The only place where tests wait
+ * on time.
  *
  * @throws what `condition` throws, at once; after `timeout` an error that names `what`.
  */
-export async function until<T> (condition: () => T | Promise<T>, { timeout = 30_000, what = condition.toString() }: UntilOptions = {}): Promise<Exclude<T, false | 0 | '' | null | undefined>> {
+export async function until<T> (
+  condition: () => T | Promise<T>, { timeout = 30_000, what = condition.toString() }: UntilOptions = {}
+): Promise<Exclude<T, false | 0 | '' | null | undefined>> {
   const deadline = performance.now() + timeout
   for (let round = 0; ; round++) {
     const value = await condition()
@@ -32,9 +35,14 @@ export interface EventOptions<E> extends UntilOptions {
 }
 
 /** Resolves with the next event (of an emitter: its first argument). Listens at once, and no longer than needed. */
-export async function event<E extends PoolEventName> (pool: { on (name: E, listener: PoolListener<E>): () => void }, name: E, options?: EventOptions<PoolEvents[E]>): Promise<PoolEvents[E]>
+export async function event<E extends PoolEventName> (pool: { on (name: E, listener: PoolListener<E>): () => void },
+  name: E, options?: EventOptions<PoolEvents[E]>): Promise<PoolEvents[E]>
 export async function event<E = unknown> (emitter: EventEmitter, name: string, options?: EventOptions<E>): Promise<E>
-export async function event (source: { on (name: never, listener: (event: unknown) => void): unknown }, name: string, options: EventOptions<unknown> = {}): Promise<unknown> {
+export async function event (
+  source: { on (name: never, listener: (event: unknown) => void): unknown },
+  name: string,
+  options: EventOptions<unknown> = {}
+): Promise<unknown> {
   const { where = () => true, ...rest } = options
   const seen: unknown[] = []
   const listener = (event: unknown) => { if (where(event)) seen.push(event) }

@@ -22,7 +22,8 @@ type Functions = 'url' | 'connection' | 'key'
 
 export function checkTypes (): void {
   expectTypeOf<Backend>().toEqualTypeOf<XStatic<typeof backendSchema>>()
-  expectTypeOf<Flat<EngineNumbers>>().toEqualTypeOf<Given<Omit<typeof engineProperties, keyof typeof addressProperties>>>()
+  expectTypeOf<Flat<EngineNumbers>>().toEqualTypeOf<Given<Omit<typeof engineProperties,
+    keyof typeof addressProperties>>>()
   expectTypeOf<Omit<Address, Functions>>().toEqualTypeOf<Given<Omit<typeof addressProperties, Functions>>>()
   expectTypeOf<keyof Address>().toEqualTypeOf<keyof typeof addressProperties>()
   expectTypeOf<keyof PoolHooks>().toEqualTypeOf<keyof typeof hookProperties>()
@@ -30,7 +31,8 @@ export function checkTypes (): void {
   expectTypeOf<Flat<BalanceOptions & Pick<RequestOptions, 'stickyFor'>>>()
     .toEqualTypeOf<Given<Omit<typeof balanceProperties, 'sticky'>>>()
   type StickySchema = (typeof balanceProperties)['sticky']['properties']
-  expectTypeOf<Omit<NonNullable<RequestOptions['sticky']>, Functions>>().toEqualTypeOf<Given<Omit<StickySchema, Functions>>>()
+  expectTypeOf<Omit<NonNullable<RequestOptions['sticky']>, Functions>>().toEqualTypeOf<Given<Omit<StickySchema,
+    Functions>>>()
   expectTypeOf<keyof NonNullable<RequestOptions['sticky']>>().toEqualTypeOf<keyof StickySchema>()
   type BulkheadSchema = (typeof poolProperties)['bulkhead']['properties']
   expectTypeOf<keyof NonNullable<RequestOptions['bulkhead']>>().toEqualTypeOf<keyof BulkheadSchema>()
@@ -39,7 +41,8 @@ export function checkTypes (): void {
   expectTypeOf<Flat<Omit<Target, Elsewhere>>>().toEqualTypeOf<Given<Omit<typeof targetProperties, Elsewhere>>>()
   expectTypeOf<keyof Target>().toEqualTypeOf<keyof typeof targetProperties | 'connector'>()
   expectTypeOf<CommonPluginOptions>().toEqualTypeOf<Given<typeof pluginProperties>>()
-  expectTypeOf<keyof CommonPoolOptions | 'backend' | 'connector' | 'targets'>().toEqualTypeOf<keyof typeof poolProperties>()
+  expectTypeOf<keyof CommonPoolOptions | 'backend' | 'connector' | 'targets'>()
+    .toEqualTypeOf<keyof typeof poolProperties>()
   expectTypeOf<keyof PoolOptions>().toEqualTypeOf<keyof typeof poolProperties>()
 }
 

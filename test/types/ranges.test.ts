@@ -12,7 +12,8 @@ const semver = createRequire(import.meta.url)('semver') as {
 const root = new URL('../../', import.meta.url)
 
 t.test('the README\'s table of versions is that of package.json', async (t) => {
-  const own = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as { dependencies: Record<string, string> }
+  const own =
+    JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as { dependencies: Record<string, string> }
   const readme = readFileSync(new URL('README.md', root), 'utf8')
   const [, table = ''] = /^\| package \| from \| to \|.*\n\| [-| ]+\|\n((?:\|.*\n)+)/m.exec(readme) ?? []
   const told = new Map<string, { from: string, to: string }>()

@@ -26,6 +26,8 @@ interface Held {
 export class RouteTransactions {
   readonly #site: Site
   #held: Held[] = []
+  /** Those that are committed or rolled back now. */
+  #ending: readonly Held[] = []
 
   constructor (site: Site) {
     this.#site = site
@@ -38,6 +40,11 @@ export class RouteTransactions {
 
   async begin (lease: Lease<unknown>, { commitOn = 'success', ...begin }: RouteTransaction): Promise<void> {
     this.#held.push({ lease, transaction: await hold(lease, begin), commitOn })
+  }
+
+  /** Whether a transaction on that lease is being committed or rolled back. */
+  isEnding (lease: Lease<unknown>): boolean {
+    return this.#ending.some((held) => held.lease === lease)
   }
 
   /** It was rolled back with its lease. */
@@ -104,7 +111,8 @@ export class RouteTransactions {
    */
   async #endAll (status: number, spent = 0): Promise<void> {
     let failure: unknown
-    for (const held of this.#held.splice(0)) {
+    this.#ending = this.#held.splice(0)
+    for (const held of this.#ending) {
       try {
         if (failure === undefined && this.#commits(held, status)) await held.transaction.commit(spent)
         else await held.transaction.rollback()
@@ -112,6 +120,7 @@ export class RouteTransactions {
         failure ??= errorOf(error)
       }
     }
+    this.#ending = []
     if (failure !== undefined) throw failure
     this.#site.committed()
   }

@@ -75,6 +75,20 @@ export function isOver (request: FastifyRequest, { raw }: FastifyReply): boolean
   return raw.writableEnded || (stream?.destroyed ?? raw.destroyed) || request.raw.socket?.destroyed === true
 }
 
+/**
+ * A CORS preflight, or a socket that Node has given up for an upgrade: it leases only what its route names. A header
+ * alone makes no upgrade: an app without a listener for upgrades is asked by Node as for any other request.
+ */
+export function isUnusual (request: FastifyRequest): boolean {
+  return request.method === 'OPTIONS' || isUpgrade(request)
+}
+
+export function isUpgrade (request: FastifyRequest): boolean {
+  const { upgrade } = request.raw as { upgrade?: boolean }
+  // @fastify/websocket makes the requests of injectWS() by hand, without Node's mark; it marks them with `ws`.
+  return upgrade === true || (request as { ws?: unknown }).ws === true
+}
+
 export function overError (): PoolError {
   return new PoolError('FST_POOL_ABORTED', 'the request is over: it gets no connection any more')
 }

@@ -2,7 +2,8 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { Lease } from '../../../types/pool.js'
 import { RouteTransactions, type Site as CommitSite } from './commit.js'
-import { Queue, hasTimedOut, isHandlerTimeout, isOver } from './ending.js'
+import { Queue, hasTimedOut, isHandlerTimeout, isOver, isUpgrade } from './ending.js'
+import { handOver, onHeaders, type Replied } from './handed.js'
 import { RequestHolder } from './holder.js'
 import { isStream } from './payload.js'
 import { Slots, type Site as SlotsSite } from './slots.js'
@@ -20,6 +21,12 @@ declare module 'fastify' {
     [kReply]: FastifyReply | null
     [kGiven]: Given | null
   }
+}
+
+/** How long a request's connections outlast its client, or its reply, in ms. */
+export interface Graces {
+  readonly abortGrace: number
+  readonly replyGrace: number
 }
 
 /** Whether the request goes on. It ends once, and its leases with it. */
@@ -66,22 +73,25 @@ export type OnSendDone = (error?: Error | null, payload?: unknown) => void
  * its handler still be running with a connection? Then that connection is for nobody else: it waits for the handler to
  * settle, `abortGrace` long, and is destroyed.
  */
-export class RequestScope implements SlotsSite, CommitSite {
+export class RequestScope implements SlotsSite, CommitSite, Replied {
   readonly reply: FastifyReply
   readonly slots: Slots
-  readonly #abortGrace: number
+  readonly #graces: Graces
   #life: Life = 'open'
   #handler: Handler = 'well'
   #reply: Reply
   #transactions: RouteTransactions | undefined
   readonly #end = () => { this.end() }
   #leaveQueue: (() => void) | undefined
+  #lingers = false
+  #lookTimer: NodeJS.Timeout | undefined
 
-  private constructor (request: FastifyRequest, reply: FastifyReply, route: string, abortGrace: number) {
+  private constructor (request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces) {
     this.reply = reply
     this.slots = new Slots(this, reply, new RequestHolder(route, request))
-    this.#abortGrace = abortGrace
+    this.#graces = graces
     this.#reply = request[kGiven] ?? none
+    if (this.#reply.is === 'given') handOver(this)
     reply.raw.on('close', this.#end)
     // A pipelined response that is still queued has no socket, and never emits 'close'.
     if (reply.raw.socket === null) this.#leaveQueue = Queue.join(request.raw.socket, this.#end)
@@ -92,12 +102,12 @@ export class RequestScope implements SlotsSite, CommitSite {
    * lease.
    */
   static of (
-    request: FastifyRequest, reply: FastifyReply, route: string, abortGrace: number
+    request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces
   ): RequestScope | undefined {
     const known = request[kScope]
     if (known !== null) return known.over ? undefined : known
     if (isOver(request, reply)) return undefined
-    return (request[kScope] = new RequestScope(request, reply, route, abortGrace))
+    return (request[kScope] = new RequestScope(request, reply, route, graces))
   }
 
   // --- What slots and transactions ask ------------------------------------------------------------------------------
@@ -118,6 +128,10 @@ export class RequestScope implements SlotsSite, CommitSite {
 
   forget (lease: Lease<unknown>): void {
     this.#transactions?.forget(lease)
+  }
+
+  isEnding (lease: Lease<unknown>): boolean {
+    return this.#transactions?.isEnding(lease) === true
   }
 
   committed (): void {
@@ -158,7 +172,10 @@ export class RequestScope implements SlotsSite, CommitSite {
    * |           | none, given | open | It waits until open transactions of the route have ended, and is sent.       |
    */
   replying (payload: unknown, done: OnSendDone): void {
-    if (this.#isTimedOut) return done()
+    if (this.#isTimedOut) {
+      handOver(this)
+      return done()
+    }
     if (this.#reply.is === 'ending') return this.#secondReply(this.#reply, done)
     this.#reply = isStream(payload) ? stream : whole
     if (this.over) this.#settle(true)
@@ -215,6 +232,32 @@ export class RequestScope implements SlotsSite, CommitSite {
     // Before the reply: the client's next request can't be sooner than the mark.
     this.slots.markWrites()
     if (!streams) this.slots.releaseOnSend()
+    handOver(this)
+  }
+
+  /**
+   * The reply is on its way, and its end does not depend on us: the client may read it slowly, or not at all, or another
+   * reply of the same socket comes first.
+   *
+   * Connections that nobody has read go back once the headers are out. The request is over `replyGrace` ms later where
+   * the whole reply is written by then; that of a stream is looked at again, since it may read from a connection until
+   * its end.
+   */
+  linger (): void {
+    if (this.#lingers) return
+    this.#lingers = true
+    onHeaders(this.reply.raw, () => {
+      if (this.over) return
+      this.slots.headersOut()
+      this.#lookIn(this.#graces.replyGrace)
+    })
+  }
+
+  #lookIn (ms: number): void {
+    this.#lookTimer = setTimeout(() => {
+      if (this.reply.raw.writableEnded) this.end()
+      else this.#lookIn(Math.max(ms, 100))
+    }, ms).unref()
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------
@@ -228,8 +271,9 @@ export class RequestScope implements SlotsSite, CommitSite {
    * | cut      | settled  | no                | They go back.                                                         |
    * | cut      | settled  | yes               | They are destroyed: the stream may be reading from them.              |
    * | cut      | may run  |                   | They wait for the handler; after `abortGrace` ms they are destroyed.  |
+   * | cut      | hijacked |                   | They are destroyed: nothing tells when it has settled.                |
    *
-   * A response that `handlerTimeout` wrote counts as cut.
+   * A response that `handlerTimeout` wrote counts as cut, and an upgraded socket as hijacked.
    */
   end (): void {
     if (this.over) return
@@ -238,6 +282,7 @@ export class RequestScope implements SlotsSite, CommitSite {
     const { raw } = this.reply
     raw.off('close', this.#end)
     this.#leaveQueue?.()
+    clearTimeout(this.#lookTimer)
     const timedOut = this.#isTimedOut
     // Where the client left before there was a reply, nobody expects a commit. A hijacked reply counts as sent.
     if (this.#transactions?.open === true && this.reply.sent && !timedOut) {
@@ -247,8 +292,14 @@ export class RequestScope implements SlotsSite, CommitSite {
           'end it commits was replaced')
     }
     if (!this.slots.end(raw.writableEnded && !timedOut)) return
-    if (this.#isSettled || this.#abortGrace === 0) this.#settle()
-    else setTimeout(() => { this.#settle() }, this.#abortGrace).unref()
+    const { abortGrace } = this.#graces
+    if (this.#isSettled || (!timedOut && this.#isHijacked) || abortGrace === 0) this.#settle()
+    else setTimeout(() => { this.#settle() }, abortGrace).unref()
+  }
+
+  /** Whether a response that was cut was not Fastify's: what used it may go on for as long as it likes. */
+  get #isHijacked (): boolean {
+    return this.#reply.is === 'none' && (this.reply.sent || isUpgrade(this.reply.request))
   }
 
   /**

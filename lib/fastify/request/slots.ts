@@ -1,9 +1,11 @@
 import type { FastifyReply } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
+import { PoolError } from '../../engine/errors.js'
 import { abandon, isBeside } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
+import { isBodyRead } from './body.js'
 import { Leave, either, errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
 
@@ -15,6 +17,8 @@ export interface Site {
   begin (lease: Lease<unknown>, transaction: RouteTransaction): Promise<void> | undefined
   /** A lease went back that nobody has used, and its transaction, which had done nothing, with it. */
   forget (lease: Lease<unknown>): void
+  /** Its transaction is being committed or rolled back. */
+  isEnding (lease: Lease<unknown>): boolean
 }
 
 /**
@@ -31,11 +35,13 @@ export interface Site {
  *                           not in use any more
  * ```
  *
- * A slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run. The handler or the
- * pool may end a lease while its slot is 'held': `isOut` sees that.
+ * A slot is 'parked' from the beginning where the handler reads the body and the connection is taken in `preHandler`. A
+ * slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run; and 'unused', which
+ * is 'done' by another name, when the headers of the reply are out and nobody has read its connection. The handler or
+ * the pool may end a lease while its slot is 'held': `isOut` sees that.
  */
 interface Slot {
-  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'done'
+  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'unused' | 'done'
   step: Step
   /** The last one that was lent; none while the slot is parked. */
   lease: Lease<unknown> | undefined
@@ -46,6 +52,9 @@ interface Slot {
   /** Where the pool is sticky: the acquire that the lease comes from. */
   visit: Visit | undefined
 }
+
+/** What is known of the request's body. */
+type Body = 'none' | 'awaited' | 'read' | 'left to the handler'
 
 /** Whether its connection can be used. */
 function isOut ({ is, lease }: Slot): boolean {
@@ -60,6 +69,7 @@ export class Slots {
   readonly #all: Slot[] = []
   /** Ends the acquires that wait. */
   #leave: Leave | undefined
+  #body: Body = 'none'
   #bodyTimer: NodeJS.Timeout | undefined
   /** Acquires that may write, where the pool is sticky. */
   #writes: Set<Visit> | undefined
@@ -200,7 +210,8 @@ export class Slots {
 
   /** The body has `grace` ms to come in, from now on. Then the connections that nobody has seen go back. */
   awaitBody (grace: number): void {
-    if (this.#bodyTimer !== undefined || this.#site.over) return
+    if (this.#body !== 'none' || this.#site.over) return
+    this.#body = 'awaited'
     this.#bodyTimer = setTimeout(() => {
       // If the body is in, it is another hook that takes so long, and it may want its connection.
       if (!this.#reply.request.raw.complete) this.#park()
@@ -209,28 +220,67 @@ export class Slots {
 
   #park (): void {
     for (const slot of this.#all) {
-      if (slot.touched || slot.is !== 'held') continue
-      const lease = slot.lease!
+      if (!isUnused(slot)) continue
+      this.#giveBack(slot, 'parked')
       slot.lease = undefined
-      slot.is = 'parked'
-      lease.release()
-      this.#site.forget(lease)
     }
   }
 
-  /** The body is in: takes the connections again that went back meanwhile. */
-  bodyIn (done: (error?: Error) => void): void {
-    if (this.#bodyTimer === undefined) return done()
+  /** Gives a connection back that nobody has used, and its transaction, which has done nothing. */
+  #giveBack (slot: Slot, as: 'parked' | 'unused'): void {
+    slot.is = as
+    slot.lease!.release()
+    this.#site.forget(slot.lease!)
+  }
+
+  get awaitsBody (): boolean {
+    return this.#body === 'awaited'
+  }
+
+  /** The content type parser is done. If the body has been read, takes the connections again that went back meanwhile. */
+  bodyParsed (done: (error?: Error) => void): void {
+    if (this.#body !== 'awaited' || !isBodyRead(this.#reply.request)) return done()
+    this.#body = 'read'
     clearTimeout(this.#bodyTimer)
     const parked = this.#all.filter(({ is }) => is === 'parked').map(({ step }) => step)
     if (parked.length === 0) return done()
     this.take(parked, done)
   }
 
+  /**
+   * As `bodyParsed`; but if nobody has read the body by now, the handler will, which may take as long as the client
+   * likes. Connections that nobody has seen go back, whether somebody waits for one or not: so a handler that misses
+   * `request.acquire` fails at its first try, and not under load.
+   */
+  handlerBegins (done: (error?: Error) => void): void {
+    if (isBodyRead(this.#reply.request)) return this.bodyParsed(done)
+    this.#park()
+    this.leaveToHandler([])
+    done()
+  }
+
+  /** The handler reads the body: it takes these connections by hand, when it has done so. */
+  leaveToHandler (steps: readonly Step[]): void {
+    this.#body = 'left to the handler'
+    clearTimeout(this.#bodyTimer)
+    for (const step of steps) {
+      const slot = this.#slotFor(step)
+      if (slot.is === 'empty') slot.is = 'parked'
+    }
+  }
+
   // --- What the request sees ----------------------------------------------------------------------------------------
 
-  isParked (name: string): boolean {
-    return this.#find(name)?.is === 'parked'
+  /** Why a connection is not there: it went back for the body's sake. Undefined: it did not. */
+  parkedFor (name: string): 'a slow body' | 'an upload' | undefined {
+    if (this.#find(name)?.is !== 'parked') return undefined
+    return this.#body === 'left to the handler' ? 'an upload' : 'a slow body'
+  }
+
+  /** Whether a connection is held that nobody has read. */
+  isUnused (name: string): boolean {
+    const slot = this.#find(name)
+    return slot !== undefined && isUnused(slot)
   }
 
   /**
@@ -241,6 +291,7 @@ export class Slots {
   connection (name: string): unknown {
     const slot = this.#find(name)
     if (slot === undefined || slot.lease === undefined) return undefined
+    if (slot.is === 'unused') throw unusedError(name)
     slot.touched = true
     const { connection } = slot.lease
     if (isBeside(slot.lease)) this.#warnOf(name)
@@ -273,6 +324,13 @@ export class Slots {
   /** The reply is about to be sent: gives back the connections that the route holds only until then. */
   releaseOnSend (): void {
     for (const slot of this.#all) if (slot.step.release === 'onSend') release(slot)
+  }
+
+  /** The headers of the reply are out: gives back the connections that nobody has seen. */
+  headersOut (): void {
+    for (const slot of this.#all) {
+      if (isUnused(slot) && !this.#site.isEnding(slot.lease!)) this.#giveBack(slot, 'unused')
+    }
   }
 
   /**
@@ -310,6 +368,16 @@ export class Slots {
       else abandon(slot.lease!)
     }
   }
+}
+
+/** Whether it has a connection that nobody has seen. */
+function isUnused ({ is, touched }: Slot): boolean {
+  return is === 'held' && !touched
+}
+
+function unusedError (name: string): PoolError {
+  return new PoolError('FST_POOL_LEASE_RELEASED', `the connection of pool '${name}' went back when the headers of the ` +
+    `reply were out, as nobody had read request.${name} until then: read it before, or await request.acquire('${name}')`)
 }
 
 function release (slot: Slot): void {

@@ -1,0 +1,24 @@
+import type { FastifyRequest } from 'fastify'
+import { isStream } from './payload.js'
+
+// The body of a request: whether it has one, and whether somebody has read it.
+
+/** Methods whose body Fastify never reads. A client may send one all the same: that must not change anything. */
+const bodiless: ReadonlySet<string> = new Set(['GET', 'HEAD', 'TRACE'])
+
+/** Whether the headers announce a body that will be read. */
+export function hasBody ({ method, raw }: FastifyRequest): boolean {
+  if (bodiless.has(method)) return false
+  const { stream } = raw as { stream?: { endAfterHeaders?: boolean } }
+  if (stream?.endAfterHeaders !== undefined) return !stream.endAfterHeaders
+  const length = raw.headers['content-length']
+  return (length !== undefined && length !== '0') || raw.headers['transfer-encoding'] !== undefined
+}
+
+/**
+ * Whether the body has been read. Where it has not when its content type parser is done, the handler reads it (uploads
+ * by @fastify/multipart, proxies): how much of it has come by then is chance, so it is not asked.
+ */
+export function isBodyRead ({ body, raw }: FastifyRequest): boolean {
+  return raw.readableEnded || (body !== undefined && !isStream(body))
+}

@@ -33,7 +33,8 @@ export function withoutStack<E extends Error> (make: () => E): E {
   }
 }
 
-interface Detail {
+/** What an error says besides its message. */
+export interface Detail {
   readonly cause?: Error | undefined
   /** In seconds. */
   readonly retryAfter: number

@@ -1,5 +1,5 @@
 import type { DestroyReason } from '../../types/connector.js'
-import type { AcquireOptions, AcquireSignal, Holder, HolderLabel, Lease } from '../../types/pool.js'
+import type { AcquireOptions, AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
 import { Pace } from './books.js'
 import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
@@ -52,7 +52,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** The event `overflow` was emitted for this line. */
   #overflowing = false
   /** The same in the errors of all callers whose deadline passes in one tick. */
-  #crowd: { readonly retryAfter: number, readonly holders: readonly Holder[] } | undefined
+  #crowd: faults.Detail | undefined
 
   get isAwaited (): boolean {
     return this.line.size + this.#preparing > 0
@@ -287,8 +287,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { report, supply } = this.site
     const { lastFailure: cause } = supply.creator
     if (cause !== undefined && this.entries.here === 0) return supply.connectError
-    this.#crowd ??= { retryAfter: this.#wait / 1000, holders: report.topHolders }
-    return faults.timedOut(report.situation, timeout, obstacle, { ...this.#crowd, cause })
+    this.#crowd ??= { cause, retryAfter: this.#wait / 1000, holders: report.topHolders }
+    return faults.timedOut(report.situation, timeout, obstacle, this.#crowd)
   }
 
   /** Rejects all that wait now, but not those that come back at once. */

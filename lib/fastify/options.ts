@@ -19,7 +19,6 @@ import {
 
 // --- Schemas ---------------------------------------------------------------------------------------------------------
 
-/** @internal */
 export const policyProperties = {
   acquire: { enum: ['onRequest', 'preHandler', 'manual'] },
   release: { enum: ['onResponse', 'onSend'] },
@@ -41,7 +40,7 @@ export const policyProperties = {
 const policySchema = { type: 'object', properties: policyProperties, additionalProperties: false } as const
 const policyOrFalse = { anyOf: [{ const: false }, policySchema] } as const
 
-/** @internal Of a pool over several servers. */
+/** Of a pool over several servers. */
 export const balanceProperties = {
   balance: { enum: balances },
   maxLag: deadlineOnly,
@@ -66,7 +65,6 @@ const driverProperties = {
   },
 } as const
 
-/** @internal */
 export const targetProperties = {
   name: nameSchema,
   ...addressProperties,
@@ -82,10 +80,8 @@ const targetSchema = {
   type: 'object', properties: { connector: connectorSchema, ...targetProperties }, additionalProperties: false,
 } as const
 
-/** @internal */
 export const backendSchema = { enum: Object.keys(catalogue) as unknown as readonly [Backend, ...Backend[]] }
 
-/** @internal */
 export const poolProperties = {
   backend: backendSchema,
   connector: connectorSchema,
@@ -106,7 +102,6 @@ export const poolProperties = {
 
 const level = { enum: ['fatal', 'error', 'warn', 'info', 'debug', 'trace', false] } as const
 
-/** @internal */
 export const pluginProperties = {
   lease: policyOrFalse,
   abortGrace: time(5000),

@@ -7,7 +7,6 @@ import {
 
 // --- Schemas ---------------------------------------------------------------------------------------------------------
 
-/** @internal */
 export const addressProperties = {
   // What the functions return has no word in a schema: `Address` says it.
   url: {
@@ -24,7 +23,7 @@ export const addressProperties = {
   },
 } as const
 
-/** @internal A member with the default `{}` gets the defaults of its own members. */
+/** A member with the default `{}` gets the defaults of its own members. */
 export const engineProperties = {
   ...addressProperties,
   min: { type: 'integer', minimum: 0, default: 0 },
@@ -73,7 +72,6 @@ export const engineProperties = {
   reset: { enum: ['session', 'transaction', 'none'], default: 'session' },
 } as const
 
-/** @internal */
 export const hookProperties = {
   onConnect: optionalFunction,
   onAcquire: optionalFunction,
@@ -82,7 +80,6 @@ export const hookProperties = {
   wrap: optionalFunction,
 } as const
 
-/** @internal */
 export const connectorSchema = {
   type: 'object',
   required: ['system', 'create', 'destroy'],

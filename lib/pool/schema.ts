@@ -38,17 +38,14 @@ export type Options = Readonly<Record<string, unknown>>
  */
 const longest = 2 ** 31 - 1
 
-/** @internal A time in ms that 0 does not turn off. */
+/** A time in ms that 0 does not turn off. */
 export const deadlineOnly = { type: 'number', minimum: 1, maximum: longest } as const
-/** @internal */
 export const deadline = (ms: number) => ({ ...deadlineOnly, default: ms }) as const
-/** @internal A time in ms that 0 turns off. */
+/** A time in ms that 0 turns off. */
 export const timeOnly = { type: 'number', minimum: 0, maximum: longest } as const
-/** @internal */
 export const time = (ms: number) => ({ ...timeOnly, default: ms }) as const
-/** @internal */
 export const optionalFunction = { type: 'function' } as const
-/** @internal The name of a pool or a target. */
+/** The name of a pool or a target. */
 export const nameSchema = {
   type: 'string',
   pattern: '^[A-Za-z_$][\\w$-]*$',

@@ -103,6 +103,16 @@ export interface ServerState {
   readonly offset?: number
 }
 
+/** What a connection is doing now. */
+export interface Activity {
+  /** What the server calls the connection: a process or thread id. */
+  readonly id?: string | number
+  /** 'query': a command was sent, and its answer is not complete. */
+  readonly doing: 'query' | 'idle in transaction' | 'idle'
+  /** Since when, in ms of `performance.now()`, where that is known. */
+  readonly since?: number
+}
+
 /**
  * All that the pool asks of a database. Only `create` and `destroy` are needed.
  *
@@ -165,6 +175,13 @@ export interface Connector<C = unknown> {
    * takes no writes any more.
    */
   isTransient? (error: unknown): boolean
+  /**
+   * Whether `create` would fail again with this error, however often it is tried: a refused login, a database that does
+   * not exist. Whoever opens the pool is told at once, and the next tries come slowly, up to 30 s apart.
+   */
+  isPermanent? (error: unknown): boolean
+  /** What the connection is doing now. No I/O, must not wait. */
+  describe? (connection: C): Activity
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
   /** Where the database has transactions. */

@@ -141,9 +141,10 @@ export interface Address {
   /**
    * Where the database is: `'redis://localhost:6379'`; for SQLite the file, or `':memory:'`. Not together with `host`
    * and `port`. A function is called at each create: for passwords that change. With a `connector` the pool only reads
-   * what is secret in it, so that no error or event shows it.
+   * what is secret in it, so that no error or event shows it. Unlike other options it may not be `undefined`: leave it
+   * out, or an environment variable that is not set would lead to a server on this machine.
    */
-  url?: string | (() => string | Promise<string>) | undefined
+  url?: string | (() => string | Promise<string>)
   /** Where the database is, instead of `url`. */
   host?: string | undefined
   /** Where the database is, instead of `url`. 1 to 65535. */

@@ -5,7 +5,7 @@ import { PoolError, badOption } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { Waiter, Waiters } from '../engine/line.js'
-import { Time, isDeadline } from '../engine/time.js'
+import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
 import type { Roles } from './roles.js'
 import { Moved, type Target } from './target.js'
@@ -92,7 +92,7 @@ export class Dispatch<C> {
     try {
       const role = readRole(options)
       if (options.timeout !== undefined && !isDeadline(options.timeout)) {
-        throw badOption('timeout', options.timeout, 'milliseconds, at least 1')
+        throw badOption('timeout', options.timeout, deadlineExpected)
       }
       const lease = options.signal?.aborted === true ? null : this.take(role, options)
       return lease === null ? this.#serve(role, options) : Promise.resolve(lease)
@@ -184,7 +184,7 @@ export class Dispatch<C> {
     const best = choice.next(eligible)
     const target = ready.length === 0 || ready.includes(best) ? best : choice.next(ready)
     this.#took(target, eligible, best)
-    const timeout = Math.max(1, request.deadline - this.time.read())
+    const timeout = leftOf(request.deadline, this.time.read())
     request.target = target.name
     return target.engine.acquire({ ...request.options, timeout }, request.since).catch((error: unknown) => {
       const isElsewhere = error instanceof Moved ||

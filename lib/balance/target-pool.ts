@@ -13,7 +13,7 @@ import { Openers } from '../engine/openers.js'
 import type { Owner } from '../engine/parts.js'
 import { secretsIn } from '../engine/secrets.js'
 import { limitOf } from '../engine/settings.js'
-import { isDeadline, systemClock } from '../engine/time.js'
+import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
@@ -84,7 +84,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       throw badOption('balance', balance, `one of ${balances.map((name) => `'${name}'`).join(', ')}`)
     }
     if (!(maxLag >= 1)) throw badOption('maxLag', maxLag, 'a number of at least 1')
-    if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, 'milliseconds, at least 1')
+    if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, deadlineExpected)
     this.#targets = targets.map((spec, index) => this.#join(spec, index, spec.options ?? common, clock))
     this.#parts = targets.every(({ fixed }) => fixed === true)
     this.replicas = targets.length > 1

@@ -19,7 +19,7 @@ import { Report } from './report.js'
 import { secretsIn } from './secrets.js'
 import { limitOf, type Settings } from './settings.js'
 import { Supply } from './supply.js'
-import { Time, isDeadline } from './time.js'
+import { Time, deadlineExpected, isDeadline } from './time.js'
 import { LeaseTransactions } from './transaction.js'
 import { TICK, Upkeep } from './upkeep.js'
 import { Waiting } from './waiting.js'
@@ -143,7 +143,7 @@ export class Engine<C> implements Parts<C> {
   /** @param since when the caller began to wait, where that was at another engine */
   acquire (options?: AcquireOptions, since?: number): Promise<Lease<C>> {
     if (options?.timeout !== undefined && !isDeadline(options.timeout)) {
-      return Promise.reject(badOption('timeout', options.timeout, 'milliseconds, at least 1'))
+      return Promise.reject(badOption('timeout', options.timeout, deadlineExpected))
     }
     if (options?.signal?.aborted !== true) {
       try {

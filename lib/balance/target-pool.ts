@@ -16,6 +16,7 @@ import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
+import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { Budget } from './budget.js'
 import { Choice, balances } from './choice.js'
@@ -39,6 +40,9 @@ const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
  */
 const wholes: ReadonlySet<PoolEventName> =
   new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'open', 'drain', 'close'])
+
+/** As `renamePool`. */
+export let renameTargetPool: (pool: object, name: string) => void
 
 /**
  * A pool over several targets: one that writes (the primary), and others that only read.
@@ -96,7 +100,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const { min = poolDefaults.min, max = poolDefaults.max, backoff } = options
     const acquireTimeout = options.acquireTimeout ?? poolDefaults.acquireTimeout
     this.#dispatch = new Dispatch({
-      name: this.name,
+      name: () => this.name,
       targets: this.#targets,
       roles: this.#roles,
       choice: new Choice(balance, () => clock.random()),
@@ -204,6 +208,14 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
         this.#review()
       },
     })
+  }
+
+  static {
+    renameTargetPool = (pool, name) => {
+      if (!(pool instanceof TargetPool)) return
+      for (const { engine } of pool.#targets) renameEngine(engine, name)
+      pool.#events.pool = name
+    }
   }
 
   get name (): string {

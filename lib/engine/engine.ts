@@ -68,7 +68,8 @@ const SAMPLES = 64
 /** One pool's machine. Its faces are `Pool` and `TargetPool`. */
 export class Engine<C> implements Parts<C> {
   // `declare`: see `Room`.
-  declare readonly name: string
+  /** `renameEngine` changes it. */
+  declare name: string
   declare readonly options: Settings<C>
   declare readonly backend: Connector<C>
   declare readonly owner: Owner | undefined

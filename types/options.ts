@@ -74,7 +74,8 @@ export interface EngineNumbers {
   /** A connection that was lent this many times is closed. 0: never. Default 0. */
   maxUses?: number | undefined
   /**
-   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every time. Default 1000.
+   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every one that was idle;
+   * one that is new, or goes straight from one caller to the next, is not. Default 1000.
    */
   validateAfter?: number | undefined
   /** An idle connection is validated this often, in ms, so that firewalls don't forget it. 0: never. Default 0. */

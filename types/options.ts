@@ -74,7 +74,8 @@ export interface EngineNumbers {
   /** A connection that was lent this many times is closed. 0: never. Default 0. */
   maxUses?: number | undefined
   /**
-   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every time. Default 1000.
+   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every one that was idle;
+   * one that is new, or goes straight from one caller to the next, is not. Default 1000.
    */
   validateAfter?: number | undefined
   /** An idle connection is validated this often, in ms, so that firewalls don't forget it. 0: never. Default 0. */
@@ -141,9 +142,10 @@ export interface Address {
   /**
    * Where the database is: `'redis://localhost:6379'`; for SQLite the file, or `':memory:'`. Not together with `host`
    * and `port`. A function is called at each create: for passwords that change. With a `connector` the pool only reads
-   * what is secret in it, so that no error or event shows it.
+   * what is secret in it, so that no error or event shows it. Unlike other options it may not be `undefined`: leave it
+   * out, or an environment variable that is not set would lead to a server on this machine.
    */
-  url?: string | (() => string | Promise<string>) | undefined
+  url?: string | (() => string | Promise<string>)
   /** Where the database is, instead of `url`. */
   host?: string | undefined
   /** Where the database is, instead of `url`. 1 to 65535. */

@@ -2,7 +2,7 @@ import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease } from '../../types/pool.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { bare } from '../engine/lease.js'
-import { Alarm, setRunningTimer } from '../engine/time.js'
+import { Alarm, LONGEST, setRunningTimer } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
 /** The holder of connections that the pool takes for itself. */
@@ -97,7 +97,7 @@ export class Watch<C> {
     let lease: Lease<C> | undefined
     try {
       // The timeout is longer than the signal's: a busy target has not failed, and must not count a timeout.
-      lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
+      lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: Math.min(LONGEST, 2 * timeout) })
       const connection = bare(lease)
       const at = this.#clock.now()
       const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))

@@ -19,7 +19,7 @@ import { Report } from './report.js'
 import { secretsIn } from './secrets.js'
 import { limitOf, type Settings } from './settings.js'
 import { Supply } from './supply.js'
-import { Time, isDeadline } from './time.js'
+import { Time, deadlineExpected, isDeadline } from './time.js'
 import { LeaseTransactions } from './transaction.js'
 import { Upkeep } from './upkeep.js'
 import { Waiting } from './waiting.js'
@@ -68,7 +68,8 @@ const SAMPLES = 64
 /** One pool's machine. Its faces are `Pool` and `TargetPool`. */
 export class Engine<C> implements Parts<C> {
   // `declare`: see `Room`.
-  declare readonly name: string
+  /** `renameEngine` changes it. */
+  declare name: string
   declare readonly options: Settings<C>
   declare readonly backend: Connector<C>
   declare readonly owner: Owner | undefined
@@ -143,7 +144,7 @@ export class Engine<C> implements Parts<C> {
   /** @param since when the caller began to wait, where that was at another engine */
   acquire (options?: AcquireOptions, since?: number): Promise<Lease<C>> {
     if (options?.timeout !== undefined && !isDeadline(options.timeout)) {
-      return Promise.reject(badOption('timeout', options.timeout, 'milliseconds, at least 1'))
+      return Promise.reject(badOption('timeout', options.timeout, deadlineExpected))
     }
     if (options?.signal?.aborted !== true) {
       try {

@@ -57,8 +57,8 @@ export class Creation {
   /** Why the connection will not be kept; undefined: it will. */
   unwanted: DestroyReason | undefined
 
-  /** @param failures how many rounds of creates had failed when it began */
-  constructor (readonly began: number, readonly failures: number) {}
+  /** @param round the number of its round: creates that begin before one of them fails */
+  constructor (readonly began: number, readonly round: number) {}
 }
 
 /** What is known of a lease where the pool looks for leaks. */

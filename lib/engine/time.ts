@@ -31,9 +31,26 @@ export const systemClock: Clock = {
   random: Math.random,
 }
 
-/** At most 2^31 - 1 ms: Node fires a longer timer at once (see its documentation of setTimeout). */
+/**
+ * The longest delay of Node's timers, in ms: a longer one fires after 1 ms
+ * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
+ */
+export const LONGEST = 2 ** 31 - 1
+
+export const deadlineExpected = `a number of milliseconds from 1 to ${LONGEST}`
+
 export function isDeadline (ms: unknown): ms is number {
-  return typeof ms === 'number' && ms >= 1 && ms <= 2 ** 31 - 1
+  return typeof ms === 'number' && ms >= 1 && ms <= LONGEST
+}
+
+/** What is left of a deadline, in ms, as `isDeadline` wants it: a rounding error may make it longer than it was. */
+export function leftOf (deadline: number, now: number): number {
+  return Math.min(LONGEST, Math.max(1, deadline - now))
+}
+
+/** The delay of a timer that is to fire at a time. A longer one than Node has fires sooner, and must be set again. */
+export function delayUntil (at: number, now: number): number {
+  return Math.min(LONGEST, Math.max(1, Math.ceil(at - now)))
 }
 
 /** A timer that is this late, in ms, shows that the event loop stood still. */
@@ -60,7 +77,8 @@ export class Alarm {
 
   /**
    * @param run sets the timer, and calls `ring`, in an async context that belongs to no caller
-   * @param ring called at the earliest time; later times must be set again
+   * @param ring called at the earliest time, or before it where that is further away than a timer of Node can be; all
+   * times must be set again
    * @param isAwaited whether somebody waits: then the process stays alive for the timer
    * @param stood called before `ring` where the event loop stood still, with how long
    */
@@ -82,7 +100,7 @@ export class Alarm {
     this.#at = at
     this.#ref = false
     const now = this.#clock.now(true)
-    const ms = Math.max(1, Math.ceil(at - now))
+    const ms = delayUntil(at, now)
     this.#timer = this.#run(() => this.#clock.setTimer(() => { this.#due(now + ms) }, ms))
     this.keepAlive()
   }

@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { HoldOptions, RunOptions } from '../../types/pool.js'
 import { PoolError, badOption, isCommitUnknown } from './errors.js'
+import { LONGEST } from './time.js'
 
 /** What the connector does to a transaction. */
 export type Phase = 'begin' | 'commit' | 'rollback'
@@ -415,7 +416,7 @@ export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, o
     throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected ${known}`)
   }
   if (commitTimeout !== undefined && !isTime(commitTimeout)) {
-    throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${longest}`)
+    throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${LONGEST}`)
   }
   if (isolation !== undefined && !transactions.isolation.includes(isolation)) {
     throw badOption('isolation', isolation, levels(transactions.isolation))
@@ -442,14 +443,8 @@ function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: 
   }
 }
 
-/**
- * The longest delay of Node's timers: a longer one fires after 1 ms
- * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
- */
-const longest = 2 ** 31 - 1
-
 function isTime (ms: unknown): boolean {
-  return typeof ms === 'number' && ms >= 0 && ms <= longest
+  return typeof ms === 'number' && ms >= 0 && ms <= LONGEST
 }
 
 function rolledBack (name: string): PoolError {

@@ -159,8 +159,8 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     leakAfter: fc.constantFrom(0, 350),
     backoff: fc.constantFrom({ min: 50, max: 1000 }, { min: 10, max: 80 }, { min: 20, max: 20 }),
     reset: fc.constantFrom<'session' | 'transaction' | 'none'>('session', 'session', 'transaction', 'none'),
-    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, openFor: 300 },
-      { failures: 2, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, openFor: 200 }),
+    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, after: 0, openFor: 300 },
+      { failures: 2, after: 150, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, after: 60, openFor: 200 }),
     overload: fc.boolean(),
   })),
   can: fc.record({
@@ -217,9 +217,9 @@ interface Call {
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
-  /** Of a create: the generation, and how many failures in a row there had been. */
+  /** Of a create: the generation, and the round. Creates that begin before one of them fails are a round. */
   readonly generation: number
-  readonly failures: number
+  readonly round: number
   /** It counted as a failure already, when its deadline passed. */
   failed: boolean
   /** A create that was not needed any more before its deadline. */
@@ -442,7 +442,12 @@ class World {
   #createsInBatch = 0
   readonly #destroyed: Partial<Record<DestroyReason, number>> = {}
   #closes = 0
+  #round = 0
+  /** How many rounds in a row have failed, and since when. */
   #failures = 0
+  #failingSince = Infinity
+  /** When the circuit opened, within this batch. */
+  #openedAt = Infinity
   #lastFailure = -Infinity
   #failedAt = -Infinity
   #expiredAt = -Infinity
@@ -555,7 +560,9 @@ class World {
       this.#connected.add(id)
       this.#connects++
       this.#failures = 0
+      this.#failingSince = Infinity
     })
+    this.#pool.on('circuit', ({ from, to }) => { if (from === 'closed' && to === 'open') this.#openedAt = this.#clock.now() })
     this.#pool.on('disconnect', ({ id }) => {
       // Of one that was there, but whose `onConnect` failed, it is the only event.
       if (this.#disconnected.has(id)) this.#violate(`two events disconnect of ${id}`)
@@ -1378,10 +1385,10 @@ class World {
     }
     this.#checkCreate(now)
     const outcome = this.#draw('create')
-    const failures = this.#failures
-    if (failures > 0) this.#lastFailure = now
+    const round = this.#round
+    if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
-      this.#createFailed(failures)
+      this.#createFailed(round)
       throw this.#failure('create')
     }
     let call!: Call
@@ -1391,7 +1398,7 @@ class World {
     })
     // Before the pool's own: its books and these change one right after the other.
     promise.catch(() => {
-      if (!call.unwanted && !call.failed) this.#createFailed(failures)
+      if (!call.unwanted && !call.failed) this.#createFailed(round)
     })
     return promise as Promise<Conn>
   }
@@ -1421,10 +1428,12 @@ class World {
   }
 
   /** Those that were under way together fail together: that is one failure. */
-  #createFailed (failures: number, at = this.#clock.now()): void {
+  #createFailed (round: number, at = this.#clock.now()): void {
     this.#createErrors++
     this.#failedAt = at
-    if (failures < this.#failures) return
+    this.#failingSince = Math.min(this.#failingSince, at)
+    if (round < this.#round) return
+    this.#round++
     this.#failures++
     this.#lastFailure = at
   }
@@ -1432,14 +1441,14 @@ class World {
   /** @param hops how many microtasks from now the pool learns of it */
   async #createWillFail (conn: Conn, hops: number): Promise<void> {
     for (let hop = 0; hop < hops; hop++) await undefined
-    if (!conn.create.unwanted) this.#createFailed(conn.create.failures)
+    if (!conn.create.unwanted) this.#createFailed(conn.create.round)
   }
 
   #noteOverdue (until: number): void {
     for (const call of this.#calls) {
       if (call.method !== 'create' || call.deadline > until || call.failed || call.unwanted) continue
       call.failed = true
-      this.#createFailed(call.failures, call.deadline)
+      this.#createFailed(call.round, call.deadline)
     }
   }
 
@@ -1509,7 +1518,7 @@ class World {
     conn.destroyedFor = reason
     // Its `onConnect` took too long. (Where the caller's deadline is in the same millisecond, it was given up before.)
     if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline &&
-      reason !== 'released') this.#createFailed(conn.create.failures)
+      reason !== 'released') this.#createFailed(conn.create.round)
     this.#destroyed[reason] = (this.#destroyed[reason] ?? 0) + 1
     if (conn.toldReason !== undefined && conn.toldReason !== reason) {
       this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
@@ -1783,7 +1792,7 @@ class World {
         outcome,
         holder,
         generation: this.#generation,
-        failures: this.#failures,
+        round: this.#round,
         failed: false,
         unwanted: false,
         answered: false,
@@ -1883,6 +1892,7 @@ class World {
     this.#failing = []
     const stats = this.#pool.stats()
     this.#noteOverdue(this.#clock.now())
+    this.#checkOpening()
     this.#checkCreateErrors(stats)
     this.#checkHeld(stats)
     this.#checkAsks(stats)
@@ -1893,6 +1903,16 @@ class World {
     this.#generationBefore = this.#generation
     if (strays.length > 0) this.#violate(`the process noticed ${inspect(strays.splice(0))}`)
     if (this.#violations.length > 0) throw new Error(`at ${this.#clock.now()} ms: ${this.#violations.join('; ')}`)
+  }
+
+  /** Creates have failed for so long as the circuit's `after` says, before it opens. */
+  #checkOpening (): void {
+    const { circuit } = this.#options
+    const failing = this.#openedAt - this.#failingSince
+    this.#openedAt = Infinity
+    // Infinity: a create has worked since.
+    if (circuit === undefined || circuit === false || !(failing >= 0 && failing < circuit.after!)) return
+    this.#violate(`the circuit opened when creates had failed for ${failing} ms`)
   }
 
   #checkCreateErrors ({ createErrors }: PoolStats): void {

@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import type { BulkheadOptions } from '../../../types/plugin.js'
 import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace } from '../../../types/pool.js'
-import { Alarm, systemClock } from '../../engine/time.js'
+import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../engine/time.js'
 import { PoolError, badOption } from '../../engine/errors.js'
 import { onEnd } from '../../engine/lease.js'
 import { Waiter, Waiters } from '../../engine/line.js'
@@ -97,7 +97,7 @@ export class Bulkhead implements Source {
     const share = this.#shareOf(key)
     let { timeout } = options
     if (share.used < this.#options.max) this.#enter(share)
-    else timeout = Math.max(1, await this.#wait(share, options) - this.#clock.now())
+    else timeout = leftOf(await this.#wait(share, options), this.#clock.now())
     try {
       const holder = RequestHolder.named(request, options.holder)
       const lease = await this.#pool.acquire({ ...options, timeout, holder })
@@ -144,7 +144,7 @@ export class Bulkhead implements Source {
 
   /** Resolves when somebody who left has handed a place in the share over to the caller, to the caller's deadline. */
   async #wait (share: Share, { timeout = this.#acquireTimeout, signal, holder }: AcquireOptions): Promise<number> {
-    if (!(timeout >= 1 && timeout <= 2 ** 31 - 1)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
+    if (!isDeadline(timeout)) throw badOption('timeout', timeout, deadlineExpected)
     if (signal?.aborted === true) throw this.#abortError(signal)
     if (this.#closed) throw this.#closedError()
     if (this.#pending >= this.#maxPending) throw this.#fullError(share)

@@ -127,7 +127,10 @@ export interface PoolStats {
   readonly closing: number
   /** Callers that wait for a connection. */
   readonly pending: number
-  /** Creates and destroys that are past their deadline and have not come back. */
+  /**
+   * Creates and destroys that are past their deadline and have not come back, and destroys of connections that were
+   * silent. A destroy counts for 60 s.
+   */
   readonly late: number
   /**
    * Of creates: 'open' while only one is tried now and then, 'half-open' while that is under way. Of several targets:

@@ -86,7 +86,10 @@ export class Closing<C> extends Room<C, Site<C>> {
     await this.#closeShared(Math.max(100, began + timeout - this.time.read()))
     deadline.cancel()
     // Creates and destroys that have not come back are late: their answers are still handled.
-    for (const entry of this.entries) if (entry.state !== LATE) this.entries.move(entry, LATE)
+    for (const entry of this.entries) {
+      if (entry.state !== LATE) this.entries.move(entry, LATE)
+      this.work.abort(entry, `pool '${this.name}' is closed`)
+    }
     const destroyed = this.books.destroyedTotal - this.#destroyedBefore
     this.end = { took: this.time.read(true) - began, destroyed, holders }
     if (this.events.heard.close) this.events.emit('close', this.end)

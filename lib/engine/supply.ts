@@ -27,6 +27,8 @@ export class Supply<C> extends Room<C, Site<C>> {
   readonly creator: Creator<C>
   readonly #openers = new Openers()
   readonly #maxConnecting: number
+  /** How many creates that have not ended callers get for validations that were given up. */
+  #owed = 0
   /** The pool was used or opened, so `min` is kept from now on. */
   #started = false
 
@@ -34,8 +36,14 @@ export class Supply<C> extends Room<C, Site<C>> {
     super(site)
     this.#maxConnecting = site.options.maxConnecting ?? Infinity
     this.creator = new Creator(site, {
-      made: () => { this.settleOpeners() },
-      failed: (cause, error) => { this.rejectOpeners(() => faults.cannotOpen(site.name, cause, error)) },
+      made: () => {
+        this.#paid()
+        this.settleOpeners()
+      },
+      failed: (cause, error) => {
+        this.#paid()
+        this.rejectOpeners(() => faults.cannotOpen(site.name, cause, error))
+      },
     })
   }
 
@@ -58,21 +66,53 @@ export class Supply<C> extends Room<C, Site<C>> {
     }
   }
 
+  /** Whether creates are allowed, but for their room and the pauses behind failures. */
+  get #isAllowed (): boolean {
+    const { creating, late, max } = this.entries
+    return late < max && creating < Math.min(this.#maxConnecting, max) && !this.site.isHalted
+  }
+
+  /** How many creates callers need, besides those that are under way. */
+  get #lacking (): number {
+    const { coming, idle } = this.entries
+    // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
+    const lacking = idle.length > 0 ? 0 : Math.max(0, this.line.size - this.work.awaited)
+    // Whose validation takes long, or was given up, gets a create beside it.
+    const inDoubt = this.site.checks.hasMet ? 0 : this.work.awaitedInDoubt + this.#owed
+    return Math.min(this.line.size, lacking + inDoubt) - coming
+  }
+
+  /** A validation that a caller waits for was given up for a create. */
+  owe (): void {
+    this.#owed++
+  }
+
+  /** A create has ended. */
+  #paid (): void {
+    this.#owed = this.line.size === 0 ? 0 : Math.max(0, this.#owed - 1)
+  }
+
+  /** Callers need a create that may begin now, and there is no room for it. */
+  get isCramped (): boolean {
+    const { max, total } = this.entries
+    const { circuit } = this.creator
+    if (this.#lacking <= 0 || !this.#isAllowed || circuit.state !== 'closed' || !this.#isTime()) return false
+    return total >= max || this.owner?.hasRoom() === false
+  }
+
   /** Whether one more create is needed, and there is room for it. */
   get #isNeeded (): boolean {
-    const { creating, coming, here, idle, late, max, total } = this.entries
-    const { closing: { phase }, isHalted } = this.site
+    const { creating, coming, here, max, total } = this.entries
+    const { closing: { phase } } = this.site
     const { circuit } = this.creator
-    if (total >= max || late >= max || creating >= Math.min(this.#maxConnecting, max) || isHalted) return false
+    if (total >= max || !this.#isAllowed) return false
     // Creates that began before the circuit opened do not stop its probe, which is one at a time; it needs nobody who
     // waits.
     if (circuit.state !== 'closed') {
       return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
     }
     const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
-    // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
-    const lacking = idle.length > 0 ? 0 : this.line.size - this.work.awaited - coming
-    return lacking > 0 || missing > 0
+    return this.#lacking > 0 || missing > 0
   }
 
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */

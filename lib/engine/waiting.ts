@@ -30,7 +30,7 @@ export interface Site<C> extends Parts<C> {
   readonly isSuspended: boolean
   readonly report: Report<C>
   /** The line has become empty, or is not empty any more. */
-  lineChanged (): void
+  gateChanged (): void
   /** Starts the periodic ticks. */
   wake (): void
   pump (): void
@@ -87,8 +87,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
     }
     this.line.add(waiter)
     this.#entered(waiter)
-    // Where all connections are used and there is no room for more, the pump could do nothing.
-    if (this.entries.idle.length > 0 || this.entries.total < this.entries.max) this.site.pump()
+    // Where all connections are used, none is in doubt and there is no room for more, the pump could do nothing.
+    const { idle, max, total } = this.entries
+    if (idle.length > 0 || total < max || this.work.doubted > 0) this.site.pump()
     if (waiter.inLine) this.#tell(holder)
   }
 
@@ -161,14 +162,14 @@ export class Waiting<C> extends Room<C, Site<C>> {
   #entered (waiter: Waiter<C>): void {
     this.time.arm(waiter.deadline)
     if (this.line.size > 1) return
-    this.site.lineChanged()
+    this.site.gateChanged()
     this.site.wake()
     this.time.keepAlive()
   }
 
   #remove (waiter: Waiter<C>): void {
     this.line.remove(waiter)
-    if (this.line.size === 0) this.site.lineChanged()
+    if (this.line.size === 0) this.site.gateChanged()
   }
 
   // --- Being served --------------------------------------------------------------------------------------------------
@@ -205,11 +206,14 @@ export class Waiting<C> extends Room<C, Site<C>> {
     this.work.finish(entry)
     // During a long `onAcquire` the periodic ticks may have stopped.
     this.site.wake()
-    if (!waiter.waiting || !this.site.checks.isDead(entry)) return this.#prepared(entry, waiter)
+    const { checks, cleaning } = this.site
+    const isDead = checks.isDead(entry)
+    if (!waiter.waiting || (!isDead && !checks.isSuspect(entry))) return this.#prepared(entry, waiter)
     this.#setPreparing(waiter, false)
     this.line.putBack(waiter)
     this.#entered(waiter)
-    this.site.destroy(entry, 'error', entry.broken)
+    if (isDead) this.site.destroy(entry, 'error', entry.broken)
+    else cleaning.again(entry)
   }
 
   #prepared (entry: Entry<C>, waiter: Waiter<C>): void {

@@ -212,8 +212,11 @@ interface Call {
   readonly method: Method
   readonly conn: Conn | undefined
   readonly signal: AbortSignal | undefined
-  readonly since: number
+  /** For a validation: since it began, or since the event loop last went on. */
+  since: number
   deadline: number
+  /** The event loop stood still meanwhile. */
+  stalled: boolean
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
@@ -241,6 +244,8 @@ class Conn {
   die: ((error?: Error) => void) | undefined
   /** A method or hook of it is under way. */
   busy: Call | undefined
+  /** A validation whose signal aborted before it was answered. */
+  unanswered: Call | undefined
   /** The deadline of a `create` that was answered after it. */
   late = false
   /** `onConnect` has run. */
@@ -254,6 +259,8 @@ class Conn {
   /** When it was last seen alive. */
   aliveAt = 0
   validated = false
+  /** Since that batch it must answer before it is lent, since another one was silent. */
+  suspectIn = Infinity
   idleSince: number | undefined
   surplusSince: number | undefined
   /** Whose traces are on it. */
@@ -520,6 +527,8 @@ class World {
 
   /** Counts the rests. What happened in an earlier batch, everybody knows. */
   #batch = 0
+  /** When the latest validation that ended in silence began. */
+  #silentSince = -Infinity
   /** Nothing was done since the last rest: what is known of idle connections is so. */
   #rested = true
   #generationBefore = 0
@@ -725,6 +734,8 @@ class World {
         ? conn!.create.since
         : conn?.cleaning ?? level?.run?.concludedAt ?? call.since
       call.deadline += granted(since)
+      call.stalled = true
+      if (method === 'validate') call.since = now
     }
     for (const conn of this.#conns) {
       if (!conn.made && !conn.create.failed) conn.create.deadline += granted(conn.create.since)
@@ -886,6 +897,7 @@ class World {
     }
     if (this.#close !== undefined && this.#close.resolved) this.#violate('a closed pool lent a connection')
     if (conn.open.length > 0) this.#violate(`connection ${conn.id} was lent to ${holder} with an open transaction`)
+    if (conn.suspectIn < this.#batch) this.#violate(`connection ${conn.id} was suspect, and then lent to ${holder}`)
     if (this.#plan.can.obstacle && conn.clearIn < this.#batch && ask?.prepared !== true) {
       this.#violate(`connection ${conn.id} was lent to ${holder}, and something is in the way, or was not asked for`)
     }
@@ -1359,7 +1371,7 @@ class World {
     return {
       system: 'simulation',
       create: (signal) => this.#create(signal),
-      destroy: (conn, reason) => this.#destroy(conn, reason),
+      destroy: (conn, reason, signal) => this.#destroy(conn, reason, signal!),
       ...(can.validate && { validate: (conn: Conn, signal: AbortSignal) => this.#validate(conn, signal) }),
       ...(can.isBroken && { isBroken: (conn: Conn) => this.#isBroken(conn) }),
       ...(can.obstacle && { obstacle: (conn: Conn) => this.#obstacle(conn) }),
@@ -1454,8 +1466,9 @@ class World {
 
   /** How many connections count against `max`. */
   #counting (now: number): number {
-    return [...this.#conns].filter(({ late, destroying }) => !late &&
-      (destroying === undefined || destroying.deadline > now)).length
+    // Whoever was silent counts no more, also before the connector is told.
+    return [...this.#conns].filter(({ late, destroying, unanswered }) => !late &&
+      (destroying === undefined ? unanswered === undefined : destroying.deadline > now)).length
   }
 
   #checkCreate (now: number): void {
@@ -1469,8 +1482,8 @@ class World {
     const live = creating.length + this.#counting(now)
     if (live >= this.#max) this.#violate(`a create, and there are ${live} of at most ${this.#max}`)
     const late = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline < now).length +
-      [...this.#conns].filter((conn) => conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now))
-        .length
+      [...this.#conns].filter((conn) => !this.#isForgotten(conn, now) &&
+        (conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now))).length
     if (late >=
       this.#max) this.#violate(`a create, and there are ${late} late ones, and at most ${this.#max} connections`)
     const { maxConnecting = Infinity, backoff } = this.#options
@@ -1510,7 +1523,7 @@ class World {
       : Math.max(most, Math.min(target, this.#max)), this.#min)
   }
 
-  #destroy (conn: Conn, reason: DestroyReason): Promise<void> | void {
+  #destroy (conn: Conn, reason: DestroyReason, signal: AbortSignal): Promise<void> | void {
     this.#foreign('destroy')
     const now = this.#clock.now()
     const { busy } = conn
@@ -1530,11 +1543,11 @@ class World {
     if (busy !== undefined) {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
-      const ended = isPhase(busy.method) &&
+      const ended = this.#isDoubted(busy) || (isPhase(busy.method) &&
         (conn.ending === 'release'
           ? broken
           : conn.ending !== undefined ||
-          conn.open.some((level) => this.#isOverdue(level)))
+          conn.open.some((level) => this.#isOverdue(level))))
       if (now < busy.deadline && !forced &&
         !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
       if (busy.signal?.aborted === false) {
@@ -1565,7 +1578,25 @@ class World {
       if (outcome === 'throw') throw this.#failure('destroy')
       return
     }
-    return this.#call('destroy', outcome, { conn, deadline: now + this.#options.destroyTimeout }, gone)
+    // Whoever was silent is not waited for.
+    const silent = reason === 'invalid' && conn.unanswered !== undefined
+    const isOverdue = silent && now >= conn.unanswered!.deadline && !conn.unanswered!.stalled
+    if (isOverdue && !conn.broken && !conn.isBrokenThrows) {
+      this.#silentSince = Math.max(this.#silentSince, conn.unanswered!.since)
+    }
+    if (signal.aborted !== silent && !conn.late) this.#violate(`a destroy whose signal has ${silent ? 'not ' : ''}aborted`)
+    const deadline = silent ? now : now + this.#options.destroyTimeout
+    return this.#call('destroy', outcome, { conn, signal, deadline }, gone)
+  }
+
+  /** Callers do not rely on a validation any more. */
+  #isDoubted ({ method, since }: Call): boolean {
+    return method === 'validate' && this.#clock.now() - since >= 100
+  }
+
+  /** A destroy that takes so long does not count as late any more. */
+  #isForgotten ({ destroying }: Conn, now: number): boolean {
+    return destroying !== undefined && now >= destroying.deadline + 60_000
   }
 
   #maySay (reason: DestroyReason, conn: Conn, now: number): boolean {
@@ -1575,7 +1606,8 @@ class World {
       case 'idle': return idleTimeout > 0 || this.#resized
       case 'lifetime': return maxLifetime > 0 && now - conn.madeAt >= 0.9 * maxLifetime - 1
       case 'uses': return maxUses > 0 && conn.loans >= maxUses
-      case 'invalid': return conn.invalid || (overdue && conn.busy?.method === 'validate')
+      case 'invalid':
+        return conn.invalid || (conn.busy?.method === 'validate' && (overdue || this.#isDoubted(conn.busy)))
       case 'stale': return conn.create.generation < this.#generation || this.#evictedIn === this.#batch
       case 'error': return conn.wronged || conn.lost || conn.broken || conn.isBrokenThrows || overdue ||
         now >= conn.preparedUntil
@@ -1600,6 +1632,7 @@ class World {
     return this.#call('validate', outcome, { conn, signal, deadline: this.#clock.now() + this.#options.validateTimeout }, (how) => {
       const valid = how === 'ok' && outcome !== 'no'
       if (valid) conn.aliveAt = this.#clock.now()
+      if (valid) conn.suspectIn = Infinity
       if (valid) conn.validated = true
       else conn.invalid = true
       return valid
@@ -1611,7 +1644,9 @@ class World {
     // At the end of a lease, also while its transaction begins or ends; and where a commit rejects that does not tell
     // whether it is in doubt.
     const refused = !this.#plan.can.inDoubt && conn.refusedIn === this.#batch
-    if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) {
+    // A validation past its deadline is only silence where the driver does not know of the connection's end.
+    const silent = conn.busy?.method === 'validate' && this.#clock.now() >= conn.busy.deadline
+    if (!refused && !silent && (conn.busy === undefined || !isPhase(conn.busy.method))) {
       this.#mustBeFree(conn,
         'asked whether it is broken')
     }
@@ -1668,6 +1703,10 @@ class World {
     }
     return this.#call('reset', outcome, { conn, signal, deadline: conn.cleaning + this.#options.resetTimeout }, (how) => {
       clean(how)
+      if (how === 'ok') {
+        conn.aliveAt = this.#clock.now()
+        conn.suspectIn = Infinity
+      }
       conn.bare = true
     })
   }
@@ -1789,6 +1828,7 @@ class World {
         signal,
         since: this.#clock.now(),
         deadline,
+        stalled: false,
         outcome,
         holder,
         generation: this.#generation,
@@ -1815,6 +1855,7 @@ class World {
       else if (conn !== undefined && method !== 'onDisconnect') conn.busy = call
       signal?.addEventListener('abort', () => {
         call.unwanted ||= this.#clock.now() < call.deadline
+        if (method === 'validate') conn!.unanswered = call
         if (outcome === 'slow' || outcome === 'hang') call.answer('error')
       })
       if (outcome === 'ok' || outcome === 'no') call.answer('ok')
@@ -1897,6 +1938,7 @@ class World {
     this.#checkHeld(stats)
     this.#checkAsks(stats)
     this.#checkBooks(stats)
+    this.#checkSuspects()
     this.#checkDeadlines()
     this.#checkOpeners(stats)
     this.#checkTimers()
@@ -2033,8 +2075,12 @@ class World {
     let closing = 0
     let late = 0
     let validating = 0
-    for (const { method, conn, deadline, unwanted } of this.#calls) {
+    let doubted = 0
+    for (const call of this.#calls) {
+      const { method, conn, deadline, unwanted } = call
       if (method === 'validate' && conn!.destroyedFor === undefined) validating++
+      // A tick later at the latest.
+      if (method === 'validate' && conn!.destroyedFor === undefined && now - call.since > 101) doubted++
       if (method !== 'create') continue
       if (closed || deadline <= now) late++
       else creating++
@@ -2043,6 +2089,7 @@ class World {
     const ids = new Set<number>()
     for (const conn of this.#conns) {
       if (conn.destroyedFor !== undefined) {
+        if (this.#isForgotten(conn, now) && !closed) continue
         if (conn.late || closed || conn.destroying!.deadline <= now) late++
         else closing++
         continue
@@ -2068,7 +2115,7 @@ class World {
     if (stats.wait.count !== stats.acquired || stats.create.count !== stats.created) {
       this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
     }
-    if (late > 8) this.#violate(`${late} are late`)
+    if (late > 12) this.#violate(`${late} are late`)
     for (const id of ids) {
       if (!closed &&
       !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
@@ -2079,7 +2126,26 @@ class World {
     const there = idle.length + used + wanted
     this.#checkIdle(idle, there)
     this.#checkSupply(stats,
-      { idle: idle.length, there, total: creating + idle.length + used + closing, creating, wanted, late, validating })
+      {
+        idle: idle.length,
+        there,
+        total: creating + idle.length + used + closing,
+        creating,
+        wanted,
+        late,
+        validating,
+        doubted,
+      })
+  }
+
+  /** After a silence, whoever was not seen alive since is suspect. */
+  #checkSuspects (): void {
+    for (const conn of this.#conns) {
+      if (!conn.made || conn.destroyedFor !== undefined || conn.aliveAt >= this.#silentSince) continue
+      // A reset that waits for the server is an answer, too.
+      if (conn.busy === undefined || conn.busy.method === 'onAcquire') conn.suspectIn = Math.min(conn.suspectIn, this.#batch)
+      if (conn.busy === undefined && conn.lease?.live !== true) this.#violate(`connection ${conn.id} is suspect, and idle`)
+    }
   }
 
   #checkIdle (idle: readonly Conn[], there: number): void {
@@ -2115,7 +2181,7 @@ class World {
   /** Whoever waits is brought whatever there is, and what there may be. */
   #checkSupply (
     { pending, createErrors, circuit }: PoolStats,
-    { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
+    { idle, there, total, creating, wanted, late, validating, doubted }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating' | 'doubted', number>>
   ): void {
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
     // By then the pool asks again.
@@ -2126,8 +2192,12 @@ class World {
     }
     const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
     if (pending > 0) this.#started = true
-    const missing = Math.max(hindered ? 0 : pending - validating - wanted, this.#started ? this.#target() - there : 0)
-    const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
+    // Beside a validation that takes long a create begins, and at `max` the connection is given up for it.
+    const given = idle === 0 ? doubted : 0
+    const lacking = hindered ? 0 : pending - (validating - given) - wanted
+    const missing = Math.max(lacking, this.#started ? this.#target() - there : 0)
+    const room = this.#max - total + (lacking > 0 ? given : 0)
+    const mayCreate = Math.min(missing, room, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
     const failing = createErrors > 0 &&
       this.#clock.now() <= this.#lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1

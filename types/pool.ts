@@ -342,8 +342,9 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * come.
    *
    * @param options.idle only the idle ones
+   * @param options.used the lent ones now, too: their leases end, and what runs on them fails. For a known failover
    */
-  evict (options?: { idle?: boolean }): void
+  evict (options?: { idle?: boolean, used?: boolean }): void
   /**
    * Changes `min` and `max` from now on. Idle connections above the new `max` are destroyed, lent ones when they are
    * given back.

@@ -5,7 +5,7 @@ import { Checks } from './checks.js'
 import { Cleaning } from './cleaning.js'
 import { Closing } from './closing.js'
 import {
-  CLOSING, CREATING, Entries, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch,
+  CLOSING, Entries, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch,
 } from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
@@ -196,13 +196,17 @@ export class Engine<C> implements Parts<C> {
       else if (this.#isHindered(entry)) {
         this.entries.rest(entry, entry.idleSince)
         return null
-      } else return this.options.onAcquire === undefined ? this.lend(entry, holder, 0) : this.#prepare(entry, holder)
+      } else {
+        const lease = this.options.onAcquire === undefined ? this.lend(entry, holder, 0) : this.#prepare(entry, holder)
+        if (lease !== undefined) return lease
+      }
     }
   }
 
-  #prepare (entry: Entry<C>, holder: HolderLabel | undefined): Lease<C> | null {
+  /** undefined: the hook refused the connection. */
+  #prepare (entry: Entry<C>, holder: HolderLabel | undefined): Lease<C> | null | undefined {
     const failed = (error: unknown) => this.events.report(error, 'onAcquire')
-    let preparation: Promise<unknown> | undefined
+    let preparation: Promise<unknown> | false | undefined
     this.entries.move(entry, PREPARING)
     try {
       preparation = this.hooks.prepare(entry, { holder })
@@ -211,9 +215,17 @@ export class Engine<C> implements Parts<C> {
       throw error
     }
     if (preparation === undefined) return this.lend(entry, holder, 0)
+    if (preparation === false) {
+      this.destroy(entry, 'invalid')
+      return undefined
+    }
     // The hook returned its first promise. This caller can't wait for it here: the connection is cleaned, and the
     // caller gets null.
-    this.cleaning.wait(entry, preparation.then(() => this.cleaning.reset(entry), failed))
+    this.cleaning.wait(entry, preparation.then((answer) => {
+      if (answer !== false) return this.cleaning.reset(entry)
+      if (entry.state === RESETTING) this.destroy(entry, 'invalid')
+      return undefined
+    }, failed))
     return null
   }
 
@@ -507,15 +519,17 @@ export class Engine<C> implements Parts<C> {
     await this.supply.open()
   }
 
-  evict ({ idle = false }: { idle?: boolean } = {}): void {
-    for (const entry of this.entries) {
-      if (idle && entry.state !== IDLE) continue
-      if (entry.state === CREATING && entry.creation!.unwanted === undefined) this.entries.unwant(entry, 'stale')
+  evict ({ idle = false, used = false }: { idle?: boolean, used?: boolean } = {}): void {
+    const isMeant = ({ state }: Entry<C>) => used || !idle || state === IDLE
+    const evicted = [...this.entries].filter(isMeant)
+    for (const entry of evicted) {
       entry.doomed = 'stale'
       entry.goodUntil = 0
     }
     // All were marked first, so that listeners that acquire get none of them.
-    for (const entry of [...this.#idle]) if (entry.state === IDLE) this.destroy(entry, 'stale')
+    if (used || !idle) this.supply.cancel(0, 'stale')
+    for (const entry of evicted) if (entry.state === IDLE) this.destroy(entry, 'stale')
+    if (used) this.closing.interrupt(evicted)
     this.pump()
   }
 
@@ -550,6 +564,7 @@ export class Engine<C> implements Parts<C> {
 
   suspend (): void {
     this.#setGate(SUSPENDED, true)
+    this.closing.suspended()
   }
 
   resume (): void {

@@ -117,8 +117,9 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
   #isTime (): boolean {
-    const { backoff, circuit } = this.creator
-    const retryAt = circuit.state !== 'closed' ? circuit.retryAt : backoff.failures > 0 ? backoff.retryAt : -Infinity
+    const { backoff, circuit, refusals } = this.creator
+    const failedAt = circuit.state !== 'closed' ? circuit.retryAt : backoff.failures > 0 ? backoff.retryAt : -Infinity
+    const retryAt = refusals.failures > 0 ? Math.max(failedAt, refusals.retryAt) : failedAt
     if (this.time.read() >= retryAt) return true
     this.time.arm(retryAt)
     return false

@@ -184,7 +184,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   }
 
   #prepare (entry: Entry<C>, waiter: Waiter<C>): void {
-    let preparation: Promise<unknown> | undefined
+    let preparation: Promise<unknown> | false | undefined
     try {
       this.entries.move(entry, PREPARING)
       preparation = this.site.hooks.prepare(entry, { holder: waiter.holder })
@@ -193,27 +193,43 @@ export class Waiting<C> extends Room<C, Site<C>> {
       return
     }
     if (preparation === undefined) return this.#prepared(entry, waiter)
+    if (preparation === false) return this.#unfit(entry, waiter)
     // The deadline stays the acquire's. While this connection lives, the caller gets no other one.
     this.work.begin(entry, waiter.deadline).prepared = waiter
     this.#setPreparing(waiter, true)
-    preparation.then(() => { this.#preparedLate(entry, waiter) }, (error: unknown) => {
+    preparation.then((answer) => { this.#preparedLate(entry, waiter, answer) }, (error: unknown) => {
       this.#unprepared(entry, waiter, error)
     })
   }
 
-  #preparedLate (entry: Entry<C>, waiter: Waiter<C>): void {
+  #preparedLate (entry: Entry<C>, waiter: Waiter<C>, answer: unknown): void {
     if (entry.state !== PREPARING) return
     this.work.finish(entry)
     // During a long `onAcquire` the periodic ticks may have stopped.
     this.site.wake()
     const { checks, cleaning } = this.site
+    if (answer === false) return this.#unfit(entry, waiter)
     const isDead = checks.isDead(entry)
     if (!waiter.waiting || (!isDead && !checks.isSuspect(entry))) return this.#prepared(entry, waiter)
+    this.putBack(waiter)
+    if (isDead) this.site.destroy(entry, 'error', entry.broken)
+    else cleaning.again(entry)
+  }
+
+  /** `onAcquire` refused the connection: its caller gets another one. */
+  #unfit (entry: Entry<C>, waiter: Waiter<C>): void {
+    this.putBack(waiter)
+    // A connection that nobody has used yet: the next one may be refused, too, so it does not come at once.
+    if (entry.uses === 0) this.site.supply.creator.refusals.failed(this.time.read())
+    this.site.destroy(entry, 'invalid')
+  }
+
+  /** A caller whose connection is prepared gets another one, before all others. */
+  putBack (waiter: Waiter<C>): void {
+    if (!waiter.waiting) return
     this.#setPreparing(waiter, false)
     this.line.putBack(waiter)
     this.#entered(waiter)
-    if (isDead) this.site.destroy(entry, 'error', entry.broken)
-    else cleaning.again(entry)
   }
 
   #prepared (entry: Entry<C>, waiter: Waiter<C>): void {
@@ -225,7 +241,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** `onAcquire` failed. */
   #unprepared (entry: Entry<C>, waiter: Waiter<C>, error: unknown): void {
     const reported = this.events.report(error, 'onAcquire')
-    if (entry.state === PREPARING) this.site.destroy(entry, 'error', reported)
+    // In another state, the caller does not wait for this connection any more.
+    if (entry.state !== PREPARING) return
+    this.site.destroy(entry, 'error', reported)
     if (this.leave(waiter)) waiter.reject(error as Error)
   }
 
@@ -234,6 +252,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const wait = now - waiter.since
     this.books.waits.record(wait)
     this.pace.turn(now, this.entries.max)
+    this.site.supply.creator.refusals.succeeded()
     const { resolve, holder } = waiter
     this.leave(waiter)
     resolve(this.site.lend(entry, holder, wait))

@@ -99,7 +99,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     await this.#engine.open()
   }
 
-  evict (options?: { idle?: boolean }): void {
+  evict (options?: { idle?: boolean, used?: boolean }): void {
     this.#engine.evict(options)
   }
 

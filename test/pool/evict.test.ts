@@ -44,6 +44,7 @@ t.test('what was evicted is never lent', async (t) => {
 t.test('a connection that was begun before evict is stale when it comes', async (t) => {
   const { pool, connector } = fakePool({ max: 1 })
   connector.outcomes.create = 'gate'
+  connector.honoursSignal = false
   const waiting = watch(pool.acquire())
   pool.evict()
   connector.pass('create')
@@ -58,6 +59,7 @@ t.test('a connection that was begun before evict is stale when it comes', async 
 t.test('whoever waits for a create that evict made stale has another begun at once, and nobody later has two', async (t) => {
   const { pool, connector } = fakePool({ max: 5 })
   connector.outcomes.create = 'gate'
+  connector.honoursSignal = false
   const waiting = watch(pool.acquire())
   pool.evict()
   t.equal(connector.creates, 2)

@@ -32,8 +32,10 @@ export type Outcome =
   | 'hang'
   /** Ignores its signal, and answers when its deadline has passed. */
   | 'late'
-  /** `validate`: not valid. `create`: delivers a connection that is broken already. */
+  /** `validate`: not valid. `create`: delivers a connection that is broken already. `onAcquire`: a promise of false. */
   | 'no'
+  /** `onAcquire`: false. */
+  | 'refuse'
 
 type HookName = 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 type Phase = 'begin' | 'savepoint' | 'commit' | 'rollback'
@@ -63,7 +65,7 @@ export type Action =
   | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
   /** Ends the function of an open one, or one that is held. */
   | { readonly do: 'conclude', readonly which: number, readonly how: 'ok' | 'error' }
-  | { readonly do: 'evict', readonly idle: boolean }
+  | { readonly do: 'evict', readonly idle: boolean, readonly used: boolean }
   | { readonly do: 'resize', readonly min: number | undefined, readonly max: number | undefined }
   | { readonly do: 'tryAcquire' | 'suspend' | 'resume' | 'open' | 'drain' | 'health' | 'driver' }
   | { readonly do: 'close', readonly timeout: number | undefined }
@@ -125,7 +127,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
   often(1, fc.record({ do: just('stall'), ms: fc.constantFrom(5, 30, 200, 1500, 4000) })),
-  often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
+  often(1, fc.record({ do: just('evict'), idle: fc.boolean(), used: fc.constantFrom(false, false, true) })),
   often(1, fc.record({
     do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4),
   })),
@@ -185,7 +187,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     commit: outcomesOf('error', 'throw', 'deaf', 'deaf', 'hang', 'late')('ok'),
     rollback: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
     onConnect: hookOutcomes,
-    onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw')('sync', 'ok'),
+    onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw', 'no', 'refuse')('sync', 'ok'),
     onRelease: hookOutcomes,
     onDisconnect: hookOutcomes,
   }),
@@ -270,6 +272,8 @@ class Conn {
   /** Since when it is being cleaned. */
   cleaning: number | undefined
   invalid = false
+  /** It was evicted, whoever had it. */
+  interrupted = false
   /** Something else on it failed. */
   wronged = false
   /** It was idle when those were evicted. */
@@ -527,6 +531,10 @@ class World {
 
   /** Counts the rests. What happened in an earlier batch, everybody knows. */
   #batch = 0
+  /** The batch in which leases were interrupted last. */
+  #interruptedIn = -1
+  /** When `onAcquire` refused a new connection last. */
+  #refusedAt = -Infinity
   /** When the latest validation that ended in silence began. */
   #silentSince = -Infinity
   /** Nothing was done since the last rest: what is known of idle connections is so. */
@@ -657,7 +665,10 @@ class World {
         return this.#pick([...this.#runs].filter(({ conclude }) => conclude !== undefined),
           action.which)?.conclude!(action.how)
       case 'evict':
-        if (!action.idle) {
+        if (action.used) this.#interruptedIn = this.#batch
+        if (action.used) for (const { conn } of this.#held) conn.lost = true
+        if (action.used) for (const conn of this.#conns) conn.interrupted = true
+        if (!action.idle || action.used) {
           this.#generation++
           // What is being created is stale too, and whether it fails says nothing about the next one.
           for (const { create, made } of this.#conns) create.unwanted ||= !made
@@ -670,7 +681,7 @@ class World {
           if (conn.idleSince !== undefined && conn.busy === undefined &&
           !conn.validated) conn.evicted = true
         }
-        return pool.evict({ idle: action.idle })
+        return pool.evict({ idle: action.idle, used: action.used })
       case 'resize':
         return this.#resize(action.min, action.max)
       case 'suspend':
@@ -874,7 +885,7 @@ class World {
     // Who had a connection prepared for it has had its turn before.
     if (ask?.awayAtRest !== true) this.#latestServed = Math.max(this.#latestServed, n)
     if (lease.ended) {
-      if (this.#close === undefined) this.#violate(`the lease of ${holder} had ended when it came`)
+      if (this.#close === undefined && this.#interruptedIn !== this.#batch) this.#violate(`the lease of ${holder} had ended when it came`)
       return
     }
     const conn = lease.connection
@@ -943,8 +954,9 @@ class World {
     if (this.#isOwn(error)) return
     if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
-    if (ask.kind === 'use' && error.code === 'FST_POOL_LEASE_RELEASED' && this.#close !== undefined) {
-      // It was served, and close() came to its deadline before the function could be called.
+    const isTaken = this.#close !== undefined || this.#interruptedIn === this.#batch
+    if (ask.kind === 'use' && error.code === 'FST_POOL_LEASE_RELEASED' && isTaken) {
+      // It was served, and close() came to its deadline, or evict() came, before the function could be called.
       this.#leases++
       return
     }
@@ -1543,7 +1555,7 @@ class World {
     if (busy !== undefined) {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
-      const ended = this.#isDoubted(busy) || (isPhase(busy.method) &&
+      const ended = conn.interrupted || this.#isDoubted(busy) || (isPhase(busy.method) &&
         (conn.ending === 'release'
           ? broken
           : conn.ending !== undefined ||
@@ -1759,7 +1771,7 @@ class World {
       // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection,
       // and its caller waits.
       const fast = holder === this.#mayBeFast && !this.#hookWaits
-      const waits = outcome !== 'sync' && outcome !== 'throw'
+      const waits = outcome !== 'sync' && outcome !== 'throw' && outcome !== 'refuse'
       this.#hookWaits ||= waits
       const ask = [...this.#asks].find((one) => one.holder === holder)
       if (!fast && ask === undefined) this.#violate(`onAcquire was told of ${String(holder)}, who does not wait`)
@@ -1773,7 +1785,13 @@ class World {
       conn.preparedUntil = fast ? Infinity : deadline
       conn.dirty = holder
     }
-    const done = (how: 'ok' | 'error') => {
+    const done = (how: 'ok' | 'error'): unknown => {
+      if (outcome === 'no' || outcome === 'refuse') {
+        conn.invalid = true
+        // Where it is new, the next create waits, as behind a failure.
+        if (conn.loans === 0) this.#refusedAt = now
+        return false
+      }
       if (how === 'error' && name !== 'onDisconnect') conn.wronged = true
       if (name !== 'onConnect') return
       conn.cameIn = this.#batch
@@ -1784,7 +1802,7 @@ class World {
       if (!conn.made) this.#make(conn, outcome === 'sync' ? 1 : 2)
       conn.bare = false
     }
-    if (outcome === 'sync') return done('ok')
+    if (outcome === 'sync' || outcome === 'refuse') return done('ok')
     if (outcome === 'throw') {
       done('error')
       throw this.#failure(name)
@@ -1905,7 +1923,7 @@ class World {
       case 'tryAcquire': return { do: 'tryAcquire' }
       case 'release': return { do: 'release', which: 0 }
       case 'destroy': return { do: 'destroy', which: 0 }
-      case 'evict': return { do: 'evict', idle: false }
+      case 'evict': return { do: 'evict', idle: false, used: false }
       case 'resize': return { do: 'resize', min: undefined, max: 1 + this.#budget % 4 }
       case 'stats': return { do: 'health' }
       case 'abort': return { do: 'abort', which: this.#budget }
@@ -2199,8 +2217,8 @@ class World {
     const room = this.#max - total + (lacking > 0 ? given : 0)
     const mayCreate = Math.min(missing, room, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
-    const failing = createErrors > 0 &&
-      this.#clock.now() <= this.#lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1
+    const lastTrouble = createErrors > 0 ? Math.max(this.#lastTrouble, this.#refusedAt) : this.#refusedAt
+    const failing = this.#clock.now() <= lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1
     const probing = circuit === 'half-open' && creating > 0
     if (!failing &&
       !probing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)

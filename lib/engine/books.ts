@@ -85,7 +85,17 @@ export class Pace {
 }
 
 const none: Readonly<Record<DestroyReason, number>> = {
-  idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0,
+  idle: 0,
+  lifetime: 0,
+  uses: 0,
+  invalid: 0,
+  stale: 0,
+  error: 0,
+  aborted: 0,
+  leaked: 0,
+  overdue: 0,
+  closed: 0,
+  released: 0,
 }
 
 type Counter =

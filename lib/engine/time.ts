@@ -31,9 +31,19 @@ export const systemClock: Clock = {
   random: Math.random,
 }
 
-/** At most 2^31 - 1 ms: Node fires a longer timer at once (see its documentation of setTimeout). */
+/**
+ * The longest delay of Node's timers: a longer one fires after 1 ms
+ * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
+ */
+export const longest = 2 ** 31 - 1
+
 export function isDeadline (ms: unknown): ms is number {
-  return typeof ms === 'number' && ms >= 1 && ms <= 2 ** 31 - 1
+  return isTime(ms) && ms >= 1
+}
+
+/** A time that 0 turns off. */
+export function isTime (ms: unknown): ms is number {
+  return typeof ms === 'number' && ms >= 0 && ms <= longest
 }
 
 /** One timer for many: it rings at the earliest time that it was set to. */

@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { HoldOptions, RunOptions } from '../../types/pool.js'
 import { PoolError, badOption, isCommitUnknown } from './errors.js'
+import { isTime, longest } from './time.js'
 
 /** What the connector does to a transaction. */
 export type Phase = 'begin' | 'commit' | 'rollback'
@@ -440,16 +441,6 @@ function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: 
     if (value === undefined || value === 0 || value === false) continue
     throw badOption(name, value, 'none for a transaction within another')
   }
-}
-
-/**
- * The longest delay of Node's timers: a longer one fires after 1 ms
- * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
- */
-const longest = 2 ** 31 - 1
-
-function isTime (ms: unknown): boolean {
-  return typeof ms === 'number' && ms >= 0 && ms <= longest
 }
 
 function rolledBack (name: string): PoolError {

@@ -28,6 +28,9 @@ export class Operation<C> {
   /** What the connector does to a transaction of the lease that is out. */
   phase: Phase | undefined
   deadline = Infinity
+  since = 0
+  /** The event loop stood still meanwhile, and that time was added to the deadline. */
+  stalled = false
   /** The connection is validated because somebody waits. */
   awaited = false
   /** The acquire that waits while `onAcquire` prepares this connection. */

@@ -1,6 +1,7 @@
 import type { DestroyReason } from '../../types/connector.js'
 import { Hold, type Borrower, type Entry } from './entry.js'
 import { label } from './events.js'
+import { TICK } from './operations.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
 
@@ -10,7 +11,10 @@ export interface Site<C> extends Parts<C> {
   revoke (entry: Entry<C>, reason: DestroyReason): void
 }
 
-/** While bytes move, the pool looks this many times within a `holdTimeout`, if it does not tick anyway. */
+/**
+ * The pool looks this many times within a `holdTimeout`, where it does not tick anyway: when bytes have moved, and that
+ * the event loop stood still, is seen by looks only.
+ */
 const LOOKS = 10
 
 /** Looks after leases that may not be out for as long as they like. */
@@ -19,8 +23,7 @@ export class Holds<C> extends Room<C, Site<C>> {
   look (entry: Entry<C>, borrower: Borrower, now: number): number {
     const { holdTimeout = this.options.holdTimeout, moved } = borrower
     if (holdTimeout === 0) return Infinity
-    // The coarse clock of the loan may be late, and no hold may end too early.
-    const hold = (entry.more.hold ??= new Hold(entry.timed ? entry.takenAt : now))
+    const hold = (entry.more.hold ??= new Hold(this.#beganAt(entry, now)))
     if (moved !== undefined && moved !== hold.moved) {
       hold.moved = moved
       hold.movedAt = now
@@ -40,8 +43,13 @@ export class Holds<C> extends Room<C, Site<C>> {
       hold.warned = true
       if (this.events.heard.hold) this.events.emit('hold', this.#told(entry, holdTimeout, now))
     }
-    const next = now < half ? half : hold.since + holdTimeout
-    return moved === undefined ? next : Math.min(next, now + holdTimeout / LOOKS)
+    return Math.min(now < half ? half : hold.since + holdTimeout, now + Math.max(TICK, holdTimeout / LOOKS))
+  }
+
+  /** At the first look, which is one tick behind the loan at most unless the event loop stood still meanwhile. */
+  #beganAt ({ takenAt, timed }: Entry<C>, now: number): number {
+    // A coarse clock may have been behind at the loan, and no hold may end too early.
+    return timed ? Math.max(takenAt, now - TICK) : now
   }
 
   #end (entry: Entry<C>, holdTimeout: number, now: number): void {

@@ -2,7 +2,7 @@ import type { DestroyReason } from '../../types/connector.js'
 import type { AcquireOptions, HolderLabel, HoldOptions, Lease, RunOptions } from '../../types/pool.js'
 import type { Borrower, Entry } from './entry.js'
 import { PoolError, badOption } from './errors.js'
-import { isTime, longest } from './time.js'
+import { isTime, timeExpected } from './time.js'
 import type { HeldTransaction, LeaseTransactions } from './transaction.js'
 
 /** What a lease asks of its engine. */
@@ -163,7 +163,7 @@ export function lendFor<C> (lease: Lease<C>, { holdTimeout }: Pick<AcquireOption
 /** @throws `FST_POOL_BAD_OPTIONS` */
 export function checkHoldTimeout ({ holdTimeout }: Pick<AcquireOptions, 'holdTimeout'>): void {
   if (holdTimeout === undefined || isTime(holdTimeout)) return
-  throw badOption('holdTimeout', holdTimeout, `a number of milliseconds from 0 to ${longest}`)
+  throw badOption('holdTimeout', holdTimeout, timeExpected)
 }
 
 /**

@@ -75,7 +75,7 @@ export class Watch {
   }
 }
 
-/** Who has a lease that may not be out for as long as it likes, as the pool asks them at its ticks. */
+/** Who has a lease, as the pool asks them: at its ticks, and where somebody waits in vain. */
 export interface Borrower {
   /** How long the lease may be out, in ms; 0: as long as it likes; undefined: as long as the pool's option says. */
   readonly holdTimeout: number | undefined
@@ -83,6 +83,8 @@ export interface Borrower {
   readonly moved: number | undefined
   /** How many times the hold may start again. */
   readonly restarts: number
+  /** Who it is that holds a connection and does not use it, and what to do about that. Undefined: it uses it. */
+  readonly inVain: string | undefined
 }
 
 /** The state of a hold, from the first look at it on. */

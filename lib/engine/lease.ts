@@ -151,12 +151,12 @@ export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
  */
 export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
 
-/** Names who is asked for how long the lease may be out. Another one takes the place of the first. */
+/** Names whom the pool asks about a lease. Another one takes the place of the first. */
 export const borrow: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.borrow
 
 /** The lease of a job, with what its call says of how long it may be out. */
 export function lendFor<C> (lease: Lease<C>, { holdTimeout }: Pick<AcquireOptions, 'holdTimeout'>): Lease<C> {
-  borrow(lease, { holdTimeout, moved: undefined, restarts: 0 })
+  borrow(lease, { holdTimeout, moved: undefined, restarts: 0, inVain: undefined })
   return lease
 }
 

@@ -128,7 +128,7 @@ t.test('time in which the event loop stood still does not count', async (t) => {
 
 t.test('a borrower is asked anew at each look', async (t) => {
   const { pool, clock } = fakePool({ holdTimeout: 300 })
-  const borrower = { holdTimeout: undefined as number | undefined, moved: undefined, restarts: 0 }
+  const borrower = { holdTimeout: undefined as number | undefined, moved: undefined, restarts: 0, inVain: undefined }
   const leases: Array<Lease<FakeConnection>> = []
   for (const holdTimeout of [undefined, 0, 700]) {
     const lease = await pool.acquire()
@@ -149,7 +149,7 @@ t.test('a borrower is asked anew at each look', async (t) => {
 t.test('bytes that move start a hold again, so many times', async (t) => {
   const { pool, clock, seen } = fakePool()
   const lease = await pool.acquire()
-  const borrower = { holdTimeout: 1000, moved: 0, restarts: 3 }
+  const borrower = { holdTimeout: 1000, moved: 0, restarts: 3, inVain: undefined }
   borrow(lease, borrower)
   let lived = 0
   for (; !lease.ended; lived += 50) {
@@ -164,7 +164,7 @@ t.test('a hold starts again from the last bytes that were seen to move', async (
   for (const restarts of [1, Infinity]) {
     const { pool, clock, seen } = fakePool({ idleTimeout: 0 })
     const lease = await pool.acquire()
-    const borrower = { holdTimeout: 10_000, moved: 0, restarts }
+    const borrower = { holdTimeout: 10_000, moved: 0, restarts, inVain: undefined }
     borrow(lease, borrower)
     await clock.advance(6000)
     borrower.moved = 7

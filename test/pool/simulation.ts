@@ -365,6 +365,7 @@ interface Held {
   /** How often its hold may start again, and how often its borrower has moved something. */
   readonly restarts: number
   moved: number
+  readonly inVain: undefined
   /** How long, in ms, the event loop is known to have stood still since. */
   stood: number
   /** Its hold is over by then, where the event loop never stood still. */
@@ -947,6 +948,7 @@ class World {
       leaked: false,
       holdTimeout,
       restarts: 2,
+      inVain: undefined,
       moved: 0,
       stood: 0,
       endsBy: holdTimeout === 0 ? Infinity : now + holdTimeout + 101,

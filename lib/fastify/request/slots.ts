@@ -79,7 +79,18 @@ class Slot implements Borrower {
   get restarts (): number {
     return this.#isOwn ? Infinity : RESTARTS
   }
+
+  get inVain (): string | undefined {
+    return isUnused(this) ? UNREAD : undefined
+  }
 }
+
+/**
+ * So it is in an app whose handlers take their connections from `app.pools`, and have one more each by default: where
+ * all wait for a second one, none comes.
+ */
+const UNREAD = 'requests that have never read theirs: where handlers take connections from app.pools, or need none, ' +
+  'set lease: false (of the plugin or of the pool) and name the pools of other routes in their config.pools.'
 
 /** How many times the hold of a request whose bytes move starts again, unless its route has a hold of its own. */
 const RESTARTS = 10
@@ -339,12 +350,6 @@ export class Slots {
   parkedFor (name: string): 'a slow body' | 'an upload' | undefined {
     if (this.#find(name)?.is !== 'parked') return undefined
     return this.#body === 'left to the handler' ? 'an upload' : 'a slow body'
-  }
-
-  /** Whether a connection is held that nobody has read. */
-  isUnused (name: string): boolean {
-    const slot = this.#find(name)
-    return slot !== undefined && isUnused(slot)
   }
 
   /**

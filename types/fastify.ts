@@ -37,8 +37,8 @@ export interface Pools {
   /** In the order in which a request takes its connections. */
   readonly names: readonly string[]
   /**
-   * Adds a pool that was made elsewhere; the manager closes it. Before the app listens, routes lease it as any other;
-   * later it is there for `request.acquire(name)`.
+   * Adds a pool that was made elsewhere, and gives it this name, whatever it was called before; the manager closes it.
+   * Before the app listens, routes lease it as any other; later it is there for `request.acquire(name)`.
    *
    * @throws `FST_POOL_DUPLICATE_NAME`, `FST_POOL_BAD_OPTIONS`
    */

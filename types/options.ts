@@ -15,14 +15,22 @@ export interface Backoff {
   max?: number | undefined
 }
 
-/** When the circuit breaker of creates opens, and for how long. */
+/**
+ * When the circuit breaker of creates opens, and for how long. Creates that were under way together and failed are one
+ * failure.
+ */
 export interface CircuitOptions {
-  /** So many failed creates in a row open it. Default 5. */
+  /** So many failures in a row open it. Default 5. */
   failures?: number | undefined
   /** It opens where more than this part of the last `sample` creates failed: above 0, below 1. Default 0.5. */
   rate?: number | undefined
   /** How many creates `rate` is a part of. Default 20. */
   sample?: number | undefined
+  /**
+   * It does not open before creates have failed for so long, in ms: since the first failure, with no create that worked
+   * between. 0: as soon as `failures` or `rate` says so. Default 1000.
+   */
+  after?: number | undefined
   /** How long it stays open before the next create, in ms, and up to a tenth longer. At least 1. Default 500. */
   openFor?: number | undefined
 }
@@ -74,7 +82,8 @@ export interface EngineNumbers {
   /** A connection that was lent this many times is closed. 0: never. Default 0. */
   maxUses?: number | undefined
   /**
-   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every time. Default 1000.
+   * A connection that was idle for longer than this is validated before it is lent, in ms. 0: every one that was idle;
+   * one that is new, or goes straight from one caller to the next, is not. Default 1000.
    */
   validateAfter?: number | undefined
   /** An idle connection is validated this often, in ms, so that firewalls don't forget it. 0: never. Default 0. */
@@ -141,9 +150,10 @@ export interface Address {
   /**
    * Where the database is: `'redis://localhost:6379'`; for SQLite the file, or `':memory:'`. Not together with `host`
    * and `port`. A function is called at each create: for passwords that change. With a `connector` the pool only reads
-   * what is secret in it, so that no error or event shows it.
+   * what is secret in it, so that no error or event shows it. Unlike other options it may not be `undefined`: leave it
+   * out, or an environment variable that is not set would lead to a server on this machine.
    */
-  url?: string | (() => string | Promise<string>) | undefined
+  url?: string | (() => string | Promise<string>)
   /** Where the database is, instead of `url`. */
   host?: string | undefined
   /** Where the database is, instead of `url`. 1 to 65535. */

@@ -5,7 +5,7 @@ import { PoolError, badOption } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { Waiter, Waiters } from '../engine/line.js'
-import { Time, isDeadline } from '../engine/time.js'
+import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
 import type { Roles } from './roles.js'
 import { Moved, type Target } from './target.js'
@@ -13,7 +13,7 @@ import { HOLDER } from './watch.js'
 
 /** What the dispatch asks of its pool. */
 export interface Site<C> {
-  readonly name: string
+  name (): string
   readonly targets: ReadonlyArray<Target<C>>
   readonly roles: Roles<C>
   readonly choice: Choice<Target<C>>
@@ -92,7 +92,7 @@ export class Dispatch<C> {
     try {
       const role = readRole(options)
       if (options.timeout !== undefined && !isDeadline(options.timeout)) {
-        throw badOption('timeout', options.timeout, 'milliseconds, at least 1')
+        throw badOption('timeout', options.timeout, deadlineExpected)
       }
       const lease = options.signal?.aborted === true ? null : this.take(role, options)
       return lease === null ? this.#serve(role, options) : Promise.resolve(lease)
@@ -147,7 +147,7 @@ export class Dispatch<C> {
 
   /** Acquires for a caller that was not served at once. */
   async #serve (role: Role, options: AcquireOptions): Promise<Lease<C>> {
-    const since = this.time.read()
+    const since = this.time.read(true)
     const request = { role, options, since, deadline: since + (options.timeout ?? this.#site.acquireTimeout) }
     this.#unsettled++
     try {
@@ -184,7 +184,7 @@ export class Dispatch<C> {
     const best = choice.next(eligible)
     const target = ready.length === 0 || ready.includes(best) ? best : choice.next(ready)
     this.#took(target, eligible, best)
-    const timeout = Math.max(1, request.deadline - this.time.read())
+    const timeout = leftOf(request.deadline, this.time.read())
     request.target = target.name
     return target.engine.acquire({ ...request.options, timeout }, request.since).catch((error: unknown) => {
       const isElsewhere = error instanceof Moved ||
@@ -204,7 +204,7 @@ export class Dispatch<C> {
     const served = new Promise<Lease<C>>((resolve) => {
       const claim = new Claim<C>(request, resolve)
       if (signal !== undefined) {
-        claim.leaveOn(signal, () => { this.#reject(claim, faults.aborted(this.#site.name, signal)) })
+        claim.leaveOn(signal, () => { this.#reject(claim, faults.aborted(this.#site.name(), signal)) })
       }
       this.#line.add(claim)
     })
@@ -220,7 +220,7 @@ export class Dispatch<C> {
     const { closedError, isClosed, maxPending, name, roles } = this.#site
     const { options: { signal }, deadline } = request
     if (isClosed()) return closedError()
-    if (signal?.aborted === true) return faults.aborted(name, signal)
+    if (signal?.aborted === true) return faults.aborted(name(), signal)
     if (!roles.mayGetPrimary) return this.#circuitError
     if (deadline <= this.time.read()) return this.#timeoutError(request)
     if (this.#line.size < maxPending) return undefined
@@ -272,7 +272,7 @@ export class Dispatch<C> {
   // --- Errors --------------------------------------------------------------------------------------------------------
 
   get noPrimary (): string {
-    return `pool '${this.#site.name}' has no primary among its ${this.#site.targets.length} targets`
+    return `pool '${this.#site.name()}' has no primary among its ${this.#site.targets.length} targets`
   }
 
   /** Why a target can't be connected to; undefined: none is known to fail. */
@@ -281,7 +281,7 @@ export class Dispatch<C> {
   }
 
   get #circuitError (): PoolError {
-    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.#site.name}' can't connect to any target that it ` +
+    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.#site.name()}' can't connect to any target that it ` +
       'could use. Are its servers up, and are their addresses and logins right?', { cause: this.cause })
   }
 

@@ -13,9 +13,10 @@ import { Openers } from '../engine/openers.js'
 import type { Owner } from '../engine/parts.js'
 import { secretsIn } from '../engine/secrets.js'
 import { limitOf } from '../engine/settings.js'
-import { isDeadline, systemClock } from '../engine/time.js'
+import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
+import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { Budget } from './budget.js'
 import { Choice, balances } from './choice.js'
@@ -39,6 +40,9 @@ const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
  */
 const wholes: ReadonlySet<PoolEventName> =
   new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'open', 'drain', 'close'])
+
+/** As `renamePool`. */
+export let renameTargetPool: (pool: object, name: string) => void
 
 /**
  * A pool over several targets: one that writes (the primary), and others that only read.
@@ -84,7 +88,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       throw badOption('balance', balance, `one of ${balances.map((name) => `'${name}'`).join(', ')}`)
     }
     if (!(maxLag >= 1)) throw badOption('maxLag', maxLag, 'a number of at least 1')
-    if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, 'milliseconds, at least 1')
+    if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, deadlineExpected)
     this.#targets = targets.map((spec, index) => this.#join(spec, index, spec.options ?? common, clock))
     this.#parts = targets.every(({ fixed }) => fixed === true)
     this.replicas = targets.length > 1
@@ -96,7 +100,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const { min = poolDefaults.min, max = poolDefaults.max, backoff } = options
     const acquireTimeout = options.acquireTimeout ?? poolDefaults.acquireTimeout
     this.#dispatch = new Dispatch({
-      name: this.name,
+      name: () => this.name,
       targets: this.#targets,
       roles: this.#roles,
       choice: new Choice(balance, () => clock.random()),
@@ -204,6 +208,14 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
         this.#review()
       },
     })
+  }
+
+  static {
+    renameTargetPool = (pool, name) => {
+      if (!(pool instanceof TargetPool)) return
+      for (const { engine } of pool.#targets) renameEngine(engine, name)
+      pool.#events.pool = name
+    }
   }
 
   get name (): string {

@@ -2,7 +2,7 @@ import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease } from '../../types/pool.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { bare } from '../engine/lease.js'
-import { Alarm } from '../engine/time.js'
+import { Alarm, LONGEST, setRunningTimer } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
 /** The holder of connections that the pool takes for itself. */
@@ -91,13 +91,13 @@ export class Watch<C> {
     const { timeout, said, done, isUrgent } = this.#watching
     const controller = (target.check = new AbortController())
     const { signal } = controller
-    const late = this.#clock.setTimer(() => {
+    const late = setRunningTimer(this.#clock, () => {
       controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`))
     }, timeout)
     let lease: Lease<C> | undefined
     try {
       // The timeout is longer than the signal's: a busy target has not failed, and must not count a timeout.
-      lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: 2 * timeout })
+      lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: Math.min(LONGEST, 2 * timeout) })
       const connection = bare(lease)
       const at = this.#clock.now()
       const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))

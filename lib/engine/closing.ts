@@ -6,7 +6,7 @@ import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
 import { Room } from './room.js'
 import type { Supply } from './supply.js'
-import { isDeadline } from './time.js'
+import { deadlineExpected, isDeadline } from './time.js'
 import type { Waiting } from './waiting.js'
 
 /** What closing asks of the engine. */
@@ -56,7 +56,7 @@ export class Closing<C> extends Room<C, Site<C>> {
 
   /** @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed) */
   close (timeout = this.options.closeTimeout): Promise<void> {
-    if (!isDeadline(timeout)) throw badOption('timeout', timeout, 'milliseconds, at least 1')
+    if (!isDeadline(timeout)) throw badOption('timeout', timeout, deadlineExpected)
     if (this.#closed !== undefined) return this.#closed
     let settle: (closed: Promise<void>) => void = () => {}
     // Set before anything else: whatever listeners do from now on, they do to a pool that closes.

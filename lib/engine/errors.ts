@@ -76,6 +76,18 @@ export function badOption (path: string, given: unknown, expected: string): Pool
 }
 
 /**
+ * `url` is the one option that is not as if absent where it holds undefined: without one, a driver connects to a server
+ * on this machine, and an environment variable that is not set would do so silently.
+ *
+ * @param path whose option it is: 'pools.db'
+ */
+export function undefinedUrl (path: string): PoolError {
+  const option = path === '' ? 'url' : `${path}.url`
+  return new PoolError('FST_POOL_BAD_OPTIONS', `option ${option} is undefined: expected a text that is not empty, or ` +
+    'no url at all (is an environment variable missing?)')
+}
+
+/**
  * A text as a message may show it: itself if it is short and plain, else 'a text'. A URL, or anything else that could
  * hold a password, is never shown.
  */

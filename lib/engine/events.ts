@@ -31,7 +31,8 @@ const newContext = () => new AsyncResource('FASTIFY_POOL')
 
 /** The events of a pool, and the async context in which foreign code runs: connector, hooks, listeners, timers. */
 export class Events {
-  readonly #pool: string
+  /** The field `pool` of all events. */
+  pool: string
   readonly #target: string | undefined
   readonly #secrets: () => readonly string[]
   readonly #changed: () => void
@@ -49,7 +50,7 @@ export class Events {
   constructor (
     pool: string, target: string | undefined, secrets: () => readonly string[], changed: () => void = () => {}
   ) {
-    this.#pool = pool
+    this.pool = pool
     this.#target = target
     this.#secrets = secrets
     this.#changed = changed
@@ -71,7 +72,7 @@ export class Events {
   emit<E extends PoolEventName> (name: E, details: Omit<PoolEvents[E], 'pool' | 'time'>): void {
     const target = this.#target
     const event = Object.freeze({
-      ...details, pool: this.#pool, ...(target !== undefined && { target }), time: Date.now(),
+      ...details, pool: this.pool, ...(target !== undefined && { target }), time: Date.now(),
     }) as unknown as never
     const failed = (error: unknown) => {
       // What a listener of `error` throws must not go to the listeners of `error`.

@@ -50,6 +50,6 @@ export class Hooks<C> {
   }
 
   #info ({ id, uses }: Entry<C>, more: Partial<HookInfo> = {}): HookInfo {
-    return { pool: this.#options.name, id, uses, ...more }
+    return { pool: this.#events.pool, id, uses, ...more }
   }
 }

@@ -7,7 +7,6 @@ import type { Parts } from './parts.js'
  * acquire that waits would take a fifth longer.
  */
 export abstract class Room<C, Site extends Parts<C>> implements Parts<C> {
-  declare readonly name: Parts<C>['name']
   declare readonly options: Parts<C>['options']
   declare readonly backend: Parts<C>['backend']
   declare readonly owner: Parts<C>['owner']
@@ -21,7 +20,6 @@ export abstract class Room<C, Site extends Parts<C>> implements Parts<C> {
 
   constructor (site: Site) {
     this.site = site
-    this.name = site.name
     this.options = site.options
     this.backend = site.backend
     this.owner = site.owner
@@ -31,5 +29,10 @@ export abstract class Room<C, Site extends Parts<C>> implements Parts<C> {
     this.time = site.time
     this.events = site.events
     this.books = site.books
+  }
+
+  /** Asked each time: a pool gets another name where an app adds it under one. */
+  get name (): string {
+    return this.site.name
   }
 }

@@ -2,13 +2,14 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { HoldOptions, RunOptions } from '../../types/pool.js'
 import { PoolError, badOption, isCommitUnknown } from './errors.js'
+import { LONGEST } from './time.js'
 
 /** What the connector does to a transaction. */
 export type Phase = 'begin' | 'commit' | 'rollback'
 
 /** A commit that is under way: what the pool needs to know when it gives the commit up. */
 export interface Commit {
-  /** On the pool's clock. Infinity: none. */
+  /** As `Host.now` tells time. Infinity: none. */
   readonly deadline: number
   /** How long the commit may take, in ms. */
   readonly timeout: number
@@ -42,7 +43,7 @@ export interface Host<C> {
   callLate (work: () => Promise<void>): Promise<void>
   /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
   fail (error: unknown, phase: Phase): void
-  /** In ms. */
+  /** In ms, without the time in which the event loop stood still. */
   now (): number
   /** Resolves to true when `done` has settled, to false after `ms`. */
   wait (ms: number, done?: Promise<unknown>): Promise<boolean>
@@ -415,7 +416,7 @@ export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, o
     throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected ${known}`)
   }
   if (commitTimeout !== undefined && !isTime(commitTimeout)) {
-    throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${longest}`)
+    throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${LONGEST}`)
   }
   if (isolation !== undefined && !transactions.isolation.includes(isolation)) {
     throw badOption('isolation', isolation, levels(transactions.isolation))
@@ -442,14 +443,8 @@ function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: 
   }
 }
 
-/**
- * The longest delay of Node's timers: a longer one fires after 1 ms
- * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
- */
-const longest = 2 ** 31 - 1
-
 function isTime (ms: unknown): boolean {
-  return typeof ms === 'number' && ms >= 0 && ms <= longest
+  return typeof ms === 'number' && ms >= 0 && ms <= LONGEST
 }
 
 function rolledBack (name: string): PoolError {

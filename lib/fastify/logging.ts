@@ -63,7 +63,7 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
  */
 export function logEvents (app: FastifyInstance, manager: PoolManager, levels: ResolvedPluginOptions['log']): void {
   if (levels === false) return
-  const log = logOf(app)
+  const { log, forget } = logOf(app)
   for (const event of Object.keys(defaultLevels) as PoolEventName[]) {
     const level = levels[event] ?? defaultLevels[event]
     if (level === false) continue
@@ -72,6 +72,8 @@ export function logEvents (app: FastifyInstance, manager: PoolManager, levels: R
     if (event === 'error') logErrors(manager, log, level)
     else manager.onOwn(event, (payload) => { log(event, payload, isOpening(payload) ? opens : level) })
   }
+  // Its last event. Pools may come and go while the app runs: nothing of them stays.
+  manager.onOwn('close', ({ pool }) => { forget(pool) })
 }
 
 function isOpening (payload: object): boolean {
@@ -80,16 +82,18 @@ function isOpening (payload: object): boolean {
 
 /** Of creates that fail one after the other only the first is logged: of each pool, or of each of its targets. */
 function logErrors (manager: PoolManager, log: Log, level: Level): void {
-  const failing = new Set<string>()
-  const placeOf = ({ pool, target = '' }: { readonly pool: string, readonly target?: string }) => `${pool} ${target}`
-  manager.onOwn('connect', (payload) => { failing.delete(placeOf(payload)) })
+  const failing = new Map<string, Set<string | undefined>>()
+  manager.onOwn('connect', ({ pool, target }) => { failing.get(pool)?.delete(target) })
+  manager.onOwn('close', ({ pool }) => { failing.delete(pool) })
   manager.onOwn('error', (payload) => {
-    if (payload.phase === 'create') {
-      if (failing.has(placeOf(payload))) return
-      failing.add(placeOf(payload))
+    const { pool, target, phase } = payload
+    if (phase === 'create') {
+      const targets = failing.get(pool) ?? new Set()
+      if (targets.has(target)) return
+      failing.set(pool, targets.add(target))
     }
     // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
-    log('error', payload, level === 'error' && payload.phase === 'reset' ? 'warn' : level)
+    log('error', payload, level === 'error' && phase === 'reset' ? 'warn' : level)
   })
 }
 
@@ -99,14 +103,14 @@ type Log = <E extends PoolEventName>(event: E, payload: PoolEvents[E], level: Le
 /** What a payload may have that is not logged as it is. */
 interface Special { readonly error?: Error, readonly holder?: HolderLabel, readonly holders?: readonly Holder[] }
 
-function logOf (app: FastifyInstance): Log {
+function logOf (app: FastifyInstance): { readonly log: Log, forget (pool: string): void } {
   const children = new Map<string, FastifyBaseLogger>()
   const childOf = (pool: string) => {
     const child = children.get(pool) ?? app.log.child({ pool })
     children.set(pool, child)
     return child
   }
-  return (event, payload, level) => {
+  const log: Log = (event, payload, level) => {
     const { time: _, pool, error, holder, holders, ...details } = payload as typeof payload & Special
     const request = RequestHolder.requestOf(holder)
     const fields: object = {
@@ -120,6 +124,7 @@ function logOf (app: FastifyInstance): Log {
     const logger = request === undefined ? childOf(pool) : request.log
     logger[level](fields, messages[event](payload))
   }
+  return { log, forget: (pool) => { children.delete(pool) } }
 }
 
 /** All numbers to the microsecond: they are durations in ms, or whole. */

@@ -304,11 +304,10 @@ function readTargets (targets: readonly Options[], pool: Options, path: string):
     }
     checkAddress(target, where)
     // An address is of one piece: a host of the target's own is not looked up at the pool's url.
-    const { url, host, port, ...rest } = pool
+    const { url: _url, host: _host, port: _port, ...rest } = pool
     const own = ['url', 'host', 'port'].some((key) => address[key] !== undefined)
     const made = connector === undefined ? {} : { connector }
-    const poolAddress = own ? {} : { url, host, port }
-    const options = seal<ResolvedPoolOptions>({ ...rest, ...poolAddress, ...address, ...made, max })
+    const options = seal<ResolvedPoolOptions>({ ...(own ? rest : pool), ...address, ...made, max })
     return Object.freeze({ name, role, weight, max, ...made, options }) as unknown as ResolvedTarget
   })
 }

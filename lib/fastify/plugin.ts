@@ -62,16 +62,20 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
   const { lease, log, abortGrace, bodyGrace, replyGrace } = options
   const outer = kSetting in app ? app[kSetting] : undefined
   let ready = false
+  const decorated = new Set<string>()
   const manager: PoolManager = new PoolManager(outer?.manager, (name, pool, own) => {
     checkRequestName(name)
     const policy = own ?? lease
     checkPolicy(policy, pool)
     // Fastify takes no decorators once it is ready: a later pool is there for `request.acquire(name)` only.
     if (ready) return policy === false ? false : { ...policy, acquire: 'manual' }
+    // A pool of that name was here before, and has been removed.
+    if (decorated.has(name)) return policy
     if (app.hasRequestDecorator(name)) {
       throw new PoolError('FST_POOL_DUPLICATE_NAME', `request.${name} exists already: give the pool another name`)
     }
     decorateConnection(app, name)
+    decorated.add(name)
     return policy
   })
   const plans = new Plans(manager, outer?.plans)

@@ -2,8 +2,9 @@ import type { Connector } from '../../types/connector.js'
 import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
 import type { Policy } from '../../types/plugin.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
-import { healthRank } from '../balance/target-pool.js'
+import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
+import { renamePool } from '../pool/pool.js'
 import type { Bulkhead } from './rules/bulkhead.js'
 import { Direct, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
@@ -25,6 +26,14 @@ interface Rules {
   readonly sticky?: Sticky | undefined
 }
 
+/** One listener on all pools of a manager. */
+interface Subscription {
+  /** A pool was added. */
+  begin (pool: PoolFace<unknown>): void
+  /** A pool was removed, and is closed: it emits no more. */
+  forget (pool: PoolFace<unknown>): void
+}
+
 /**
  * Lets a pool in, or throws: makes `request.<name>`, and says when routes lease the pool unless they say otherwise.
  *
@@ -40,7 +49,7 @@ export class PoolManager implements Pools {
   readonly #own = new Map<string, Managed>()
   readonly #outer: PoolManager | undefined
   /** What `on` and `onOwn` do to pools that are added later. */
-  readonly #subscriptions = new Set<(pool: PoolFace<unknown>) => void>()
+  readonly #subscriptions = new Set<Subscription>()
   readonly #admit: Admit
   /** Raised when a pool comes or goes: plans of an older version are made again. */
   version = 0
@@ -90,9 +99,11 @@ export class PoolManager implements Pools {
     const pool = added as unknown as PoolFace<unknown>
     this.checkNew(name)
     const policy = this.#admit(name, pool, rules.policy)
+    renamePool(pool, name)
+    renameTargetPool(pool, name)
     this.#own.set(name, { name, pool, policy, source: rules.bulkhead ?? new Direct(pool), sticky: rules.sticky })
     this.version++
-    for (const subscribe of this.#subscriptions) subscribe(pool)
+    for (const { begin } of this.#subscriptions) begin(pool)
   }
 
   async remove (name: string): Promise<void> {
@@ -101,6 +112,7 @@ export class PoolManager implements Pools {
     this.#own.delete(name)
     this.version++
     await close(own)
+    for (const { forget } of this.#subscriptions) forget(own.pool)
   }
 
   stats (): Record<string, PoolStats> {
@@ -119,13 +131,17 @@ export class PoolManager implements Pools {
 
   /** As `on`, without the pools of the scopes around. */
   onOwn<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
-    const undos: Array<() => void> = []
-    const subscribe = (pool: PoolFace<unknown>) => { undos.push(pool.on(event, listener)) }
-    for (const { pool } of this.#own.values()) subscribe(pool)
-    this.#subscriptions.add(subscribe)
+    const undos = new Map<PoolFace<unknown>, () => void>()
+    const subscription: Subscription = {
+      begin: (pool) => { undos.set(pool, pool.on(event, listener)) },
+      forget: (pool) => { undos.delete(pool) },
+    }
+    for (const { pool } of this.#own.values()) subscription.begin(pool)
+    this.#subscriptions.add(subscription)
     return () => {
-      this.#subscriptions.delete(subscribe)
-      for (const undo of undos.splice(0)) undo()
+      this.#subscriptions.delete(subscription)
+      for (const undo of undos.values()) undo()
+      undos.clear()
     }
   }
 

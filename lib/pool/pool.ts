@@ -12,6 +12,14 @@ import { useWithRetry } from './retry.js'
 
 export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 
+/** Gives a pool the name under which an app has it. Does nothing where the pool is of another kind. */
+export let renamePool: (pool: object, name: string) => void
+
+export function renameEngine (engine: Pick<Engine<unknown>, 'name' | 'events'>, name: string): void {
+  engine.name = name
+  engine.events.pool = name
+}
+
 /**
  * A pool of connections that a connector creates: the face over one engine.
  *
@@ -20,7 +28,6 @@ export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
  * a hook has a deadline.
  */
 export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
-  readonly name: string
   readonly backend: K
   readonly closeTimeout: number
   readonly replicas: boolean = false
@@ -32,10 +39,19 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
    */
   constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock) {
     const checked = checkEngineOptions<C>(connector, options)
-    this.name = checked.name
     this.backend = connector
     this.closeTimeout = checked.closeTimeout
     this.#engine = new Engine<C>(connector, checked, clock)
+  }
+
+  static {
+    renamePool = (pool, name) => {
+      if (pool instanceof Pool) renameEngine(pool.#engine, name)
+    }
+  }
+
+  get name (): string {
+    return this.#engine.name
   }
 
   acquire (options?: AcquireOptions): Promise<Lease<C>> {

@@ -1,5 +1,6 @@
 import type { AcquireOptions, Lease, UseOptions } from '../../types/pool.js'
 import { badOption, isCommitUnknown } from '../engine/errors.js'
+import { leftOf } from '../engine/time.js'
 
 /** What `useWithRetry` asks of a pool. */
 export interface Retrying<C> {
@@ -30,7 +31,7 @@ export async function useWithRetry<C, T> (
   for (let again = 0; ; again++) {
     if (again > 0) await pool.wait(pause)
     // `acquire` checks the timeout.
-    const lease = await pool.acquire(again === 0 ? rest : { ...rest, timeout: Math.max(1, deadline - pool.now()) })
+    const lease = await pool.acquire(again === 0 ? rest : { ...rest, timeout: leftOf(deadline, pool.now()) })
     try {
       return await fn(lease.connection, lease)
     } catch (error) {

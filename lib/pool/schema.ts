@@ -3,7 +3,8 @@
 // The schemas are plain JSON Schema with TypeBox's `type: 'function'`, checked by `typebox/schema`. TypeBox's builder
 // (`Type.Object(...)`, package root) describes the same schemas, but importing it costs twice as long.
 import { Check } from 'typebox/schema'
-import { PoolError, badOption, show } from '../engine/errors.js'
+import { PoolError, badOption, show, undefinedUrl } from '../engine/errors.js'
+import { LONGEST } from '../engine/time.js'
 
 /** The part of JSON Schema that options need. */
 export interface Schema {
@@ -32,17 +33,11 @@ export interface ObjectSchema extends Schema { readonly type: 'object', readonly
 /** Options by name, before or after the check. */
 export type Options = Readonly<Record<string, unknown>>
 
-/**
- * The longest delay of Node's timers: a longer one fires after 1 ms
- * (https://nodejs.org/api/timers.html#settimeoutcallback-delay-args).
- */
-const longest = 2 ** 31 - 1
-
 /** A time in ms that 0 does not turn off. */
-export const deadlineOnly = { type: 'number', minimum: 1, maximum: longest } as const
+export const deadlineOnly = { type: 'number', minimum: 1, maximum: LONGEST } as const
 export const deadline = (ms: number) => ({ ...deadlineOnly, default: ms }) as const
 /** A time in ms that 0 turns off. */
-export const timeOnly = { type: 'number', minimum: 0, maximum: longest } as const
+export const timeOnly = { type: 'number', minimum: 0, maximum: LONGEST } as const
 export const time = (ms: number) => ({ ...timeOnly, default: ms }) as const
 export const optionalFunction = { type: 'function' } as const
 /** The name of a pool or a target. */
@@ -57,13 +52,20 @@ export function isValid (schema: Schema, value: unknown): boolean {
   return Check(schema, value)
 }
 
-/** What is given and not `undefined`. @throws where it is no object, or has names that are not in the schema */
+/**
+ * What is given and not `undefined`.
+ *
+ * @throws where it is no object, has names that are not in the schema, or a `url` that is undefined
+ */
 export function readObject (properties: Properties, value: unknown, path: string): Options {
   if (!isObject(value)) throw badOption(path, value, 'an object')
   const given: Record<string, unknown> = {}
   // With what it inherits: whoever would read `value.max` finds that too.
   for (const key in value) {
-    if (value[key] === undefined) continue
+    if (value[key] === undefined) {
+      if (key === 'url') throw undefinedUrl(path)
+      continue
+    }
     if (!Object.hasOwn(properties, key)) throw unknownOption(key, Object.keys(properties), path)
     given[key] = value[key]
   }
@@ -130,7 +132,7 @@ function unknownOption (key: string, known: readonly string[], path: string): Po
   const near = nearest(key, known)
   const hint = near !== undefined
     ? `: did you mean ${near}?`
-    : known.length <= 4
+    : known.length <= 5
       ? `: expected ${either(known)}`
       : known.includes('backend') ? ": the driver's own go into connection" : ''
   return new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${join(path, show(key))}${hint}`)

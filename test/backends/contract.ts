@@ -598,7 +598,6 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     pool.on('error', (event) => told.push(event))
     await proxy.refuse()
     const error = await failureOf(take(pool))
-    // Five failed creates open the circuit, and then nobody waits.
     t.match(error, { code: refused, statusCode: 503 })
     t.match(inspect((error as Error).cause), /ECONNREFUSED/)
     t.notMatch(inspect([error, told], { depth: 10, showHidden: true }), secret)

@@ -72,9 +72,9 @@ async function poolOf (
 }
 
 async function backendOf (
-  t: Teardown, options: MysqlOptions = {}
+  t: Teardown, options: MysqlOptions = {}, address: MysqlOptions = { url: server.url }
 ): Promise<{ backend: MysqlConnector, make: () => Promise<Connection> }> {
-  const backend = await mysql({ url: server.url, ...options })
+  const backend = await mysql({ ...address, ...options })
   const made: Connection[] = []
   t.teardown(async () => { for (const connection of made) await backend.destroy(connection, 'error') })
   return {
@@ -1513,8 +1513,8 @@ t.test('all the ways to say where the server is lead there, and the options are 
   ]
   for (const options of ways) {
     const before = structuredClone(options)
-    const { make } = await backendOf(t, { url: undefined, ...options })
-    t.strictSame(await row(await make(), 'select database(), user()'), ['test', 'pool@127.0.0.1'])
+    const made = await backendOf(t, options, {})
+    t.strictSame(await row(await made.make(), 'select database(), user()'), ['test', 'pool@127.0.0.1'])
     t.strictSame(options, before)
   }
   const secure = await mysql({

@@ -105,6 +105,49 @@ t.test('keepalive asks an idle connection again and again, and its idle time goe
   t.match(pool.stats(), { idle: 0, destroyed: { idle: 1 } })
 })
 
+t.test('validateAfter 0 asks every idle connection, and none that is new or goes from hand to hand', async (t) => {
+  const { pool, connector, clock } = fakePool({ max: 1, validateAfter: 0 })
+  let asked = 0
+  const { validate } = connector
+  connector.validate = (...given) => {
+    asked++
+    return validate.apply(connector, given)
+  }
+  const first = await pool.acquire()
+  t.equal(asked, 0, 'new')
+  const next = watch(pool.acquire())
+  first.release()
+  await clock.advance(0)
+  t.equal(asked, 0, 'from hand to hand')
+  next.value!.release()
+  for (const pause of [0, 0, 0.5, 1, 100]) {
+    asked = 0
+    await clock.advance(pause)
+    t.equal(pool.tryAcquire(), null, 'it has to be asked first')
+    const lease = await pool.acquire()
+    lease.release()
+    t.equal(asked, 1, `idle for ${pause} ms`)
+  }
+  // Asked for a caller that leaves: that is no reason not to ask for the next one.
+  asked = 0
+  connector.outcomes.validate = 'gate'
+  const left = watch(pool.acquire({ timeout: 1 }))
+  await clock.advance(1)
+  t.equal(left.done, true)
+  connector.pass('validate')
+  connector.outcomes.validate = 'ok'
+  await clock.advance(0)
+  await pool.acquire()
+  t.equal(asked, 2)
+  // A spare one that nobody has waited for is idle.
+  const { pool: spare, connector: other, clock: time } = fakePool({ min: 1, validateAfter: 0 })
+  other.outcomes.validate = 'gate'
+  await spare.open()
+  watch(spare.acquire())
+  await time.advance(0)
+  t.doesNotThrow(() => { other.pass('validate') }, 'it is asked')
+})
+
 t.test('a connection that was kept alive need not be validated again', async (t) => {
   const { pool, clock } = fakePool({ keepalive: 300, validateAfter: 500 })
   await warm(pool)

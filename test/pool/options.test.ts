@@ -1,6 +1,11 @@
 import t, { type Test } from 'tap'
 import Fastify from 'fastify'
 import { PoolError } from '../../lib/engine/errors.js'
+import { mongodb } from '../../lib/backends/mongodb/connector.js'
+import { mysql } from '../../lib/backends/mysql/connector.js'
+import { postgresql } from '../../lib/backends/postgresql/connector.js'
+import { redis as redisBackend } from '../../lib/backends/redis/connector.js'
+import { TargetPool } from '../../lib/balance/target-pool.js'
 import { isMemoryUrl } from '../../lib/backends/sqlite/options.js'
 import {
   checkPluginOptions, checkPoolOptions, pluginOptionsSchema, poolOptionsSchema, readRoutePools, requestProperties,
@@ -191,7 +196,7 @@ const defaults = {
   maxPending: 1000,
   leakAfter: 0,
   backoff: { min: 50, max: 1000 },
-  circuit: { failures: 5, rate: 0.5, sample: 20, openFor: 500 },
+  circuit: { failures: 5, rate: 0.5, sample: 20, after: 1000, openFor: 500 },
   overload: true,
   reset: 'session',
 }
@@ -213,8 +218,9 @@ t.test('maxConnecting follows max, now and after a resize: it has no value unles
   t.equal(checkPoolOptions({ ...redis, max: 3, maxConnecting: 2 }, '').maxConnecting, 2)
 })
 
-t.test('undefined is as if absent, for every option, known or not', async (t) => {
-  const nothing = Object.fromEntries([...Object.keys(table), 'maxx'].map((name) => [name, undefined]))
+t.test('undefined is as if absent, for every option but url, known or not', async (t) => {
+  const { url: _, ...others } = table
+  const nothing = Object.fromEntries([...Object.keys(others), 'maxx'].map((name) => [name, undefined]))
   t.strictSame(checkPoolOptions({ ...nothing, ...redis }, ''), checkPoolOptions(redis, ''))
   t.strictSame(checkEngineOptions(connector, nothing), checkEngineOptions(connector, {}))
   t.strictSame(checkPoolOptions({ ...redis, backoff: { min: undefined, max: 60 } }, '').backoff, { min: 50, max: 60 })
@@ -222,6 +228,31 @@ t.test('undefined is as if absent, for every option, known or not', async (t) =>
     ...nothing, ...redis, pools: undefined, name: undefined, log: undefined,
   }).pools], [...checkPluginOptions(redis).pools])
   t.strictSame([...checkPluginOptions({ ...nothing, pools: { a: redis, b: undefined } }).pools.keys()], ['a'])
+})
+
+t.test('a url that is there and undefined is refused: it would silently be a server on this machine', async (t) => {
+  const url = undefined
+  const message = (path: string) => `option ${path} is undefined: expected a text that is not empty, or no url at all ` +
+    '(is an environment variable missing?)'
+  for (const kind of [redis, { connector }, { backend: 'sqlite' }]) {
+    refuses(t, () => checkPluginOptions({ ...kind, url }), message('url'))
+    refuses(t, () => checkPluginOptions({ pools: { db: { ...kind, url } } }), message('pools.db.url'))
+    refuses(t, () => checkPluginOptions({ pools: { db: kind }, url }), message('url'))
+  }
+  refuses(t, () => checkPluginOptions({ ...redis, targets: [{ url: 'redis://a' }, { url }] }),
+    message('targets.1.url'))
+  refuses(t, () => checkPluginOptions({ pools: { db: { ...redis, targets: [{ host: 'a', url }] } } }),
+    message('pools.db.targets.0.url'))
+  refuses(t, () => checkPluginOptions({ ...redis, url, targets: [{ host: 'a' }] }), message('url'))
+  refuses(t, () => checkEngineOptions(connector, { url }), message('url'))
+  refuses(t, () => checkPoolOptions(Object.create({ ...redis, url }), ''), message('url'))
+  t.throws(() => new TargetPool([{ connector: connector as never }], { url } as never), { message: message('url') })
+  t.doesNotThrow(() => checkPluginOptions({ ...redis, host: undefined, port: undefined, connection: { url } }))
+  // Without Fastify.
+  const makers: ReadonlyArray<(options: never) => Promise<unknown>> = [mongodb, mysql, postgresql, redisBackend]
+  for (const make of makers) {
+    await t.rejects(() => make({ url } as never), { code: 'FST_POOL_BAD_OPTIONS', message: message('url') })
+  }
 })
 
 t.test('what is inherited is given too, as for everyone who reads a property', async (t) => {
@@ -326,7 +357,7 @@ t.test('circuit: what is given of it, and the defaults for the rest; false turns
     `option pools.db.circuit.openFor is ${openFor}: expected a number of milliseconds from 1 to 2147483647`)
   }
   refused({ openfor: 5 }, 'unknown option pools.db.circuit.openfor: did you mean openFor?')
-  refused({ threshold: 5 }, 'unknown option pools.db.circuit.threshold: expected failures, rate, sample or openFor')
+  refused({ threshold: 5 }, 'unknown option pools.db.circuit.threshold: expected failures, rate, sample, after or openFor')
 })
 
 t.test('url and connection may be functions, which the check does not call', async (t) => {
@@ -391,7 +422,7 @@ t.test('targets: each has a name, a role, a weight, a max and an address, and th
       weight: 2.5,
       max: 3,
       options: {
-        host: 'b', port: 1, url: undefined, database: '2', connection: { family: 6 }, max: 3,
+        host: 'b', port: 1, database: '2', connection: { family: 6 }, max: 3,
       }
     },
     { name: 'third', role: 'replica', weight: 1, max: 8, options: { url: options.targets[2]!.url } },
@@ -863,7 +894,7 @@ t.test('the schemas are JSON, but for the functions that they describe', async (
 
 t.test('the types say what the check says', async (t) => {
   const good: PoolOptions[] = [
-    { backend: 'redis', max: 3, backoff: { min: 1 }, lease: { acquire: 'manual' }, url: undefined },
+    { backend: 'redis', max: 3, backoff: { min: 1 }, lease: { acquire: 'manual' }, host: undefined },
     { connector, onConnect (connection) { return connection } },
     {
       backend: 'redis', url: async () => 'redis://a', connection: () => ({ tls: {} }), circuit: false, overload: false,

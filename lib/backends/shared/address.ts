@@ -1,4 +1,4 @@
-import { badOption } from '../../engine/errors.js'
+import { badOption, undefinedUrl } from '../../engine/errors.js'
 import { secretsOf } from '../../engine/secrets.js'
 import type { Address } from '../../../types/options.js'
 import { unlessAborted } from './signal.js'
@@ -21,8 +21,13 @@ export class Addresses {
   readonly #answers: AddressNow[] = []
   #secrets: readonly string[]
 
-  /** @param environment what the driver takes from elsewhere: there may be secrets in it, too */
-  constructor ({ url, connection }: Pick<Address, 'url' | 'connection'>, environment: object = {}) {
+  /**
+   * @param environment what the driver takes from elsewhere: there may be secrets in it, too
+   * @throws `FST_POOL_BAD_OPTIONS` where there is a `url` that is undefined
+   */
+  constructor (options: Pick<Address, 'url' | 'connection'>, environment: object = {}) {
+    const { url, connection } = options
+    if (url === undefined && 'url' in options) throw undefinedUrl('')
     this.#options = { url, connection }
     this.#environment = environment
     this.change = typeof url === 'function' || typeof connection === 'function'

@@ -751,7 +751,10 @@ class World {
       if (!conn.made && !conn.create.failed) conn.create.deadline += granted(conn.create.since)
       if (conn.cleaning !== undefined) conn.cleaning += granted(conn.cleaning)
     }
-    for (const run of this.#runs) if (run.concludedAt < Infinity) run.concludedAt += granted(run.concludedAt)
+    const open = [...this.#conns].flatMap((conn) => conn.open.flatMap(({ run }) => run ?? []))
+    for (const run of new Set([...this.#runs, ...open])) {
+      if (run.concludedAt < Infinity) run.concludedAt += granted(run.concludedAt)
+    }
     for (const health of this.#healths) health.by += late
     for (const held of this.#held) held.stood += granted(held.since)
   }
@@ -999,7 +1002,7 @@ class World {
     }[code]
     // What listeners did first may have ended it.
     const named = error.message.includes('in the way is')
-    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch &&
+    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch && !this.#stood &&
       (named ? now > this.#metAt + 25 : this.#hinderedIn === this.#batch)) {
       this.#violate(`something was ${named ? 'not ' : ''}in the way of ${ask.holder}, and it is told: ${error.message}`)
     }

@@ -82,9 +82,9 @@ export function circuitOpen (name: string, openFor: number, cause: Error | undef
 }
 
 export function queueFull (situation: Situation, { holding, ...detail }: Detail): PoolError {
-  return new PoolError('FST_POOL_QUEUE_FULL', `pool '${situation.name}' is full, and ${situation.pending} wait ` +
-    `already (${numbers(situation)}). Look for slow queries or leaks, or raise max or maxPending.${heldInVain(holding)}`,
-  { ...detail, holders: holding.holders })
+  const message = `pool '${situation.name}' is full, and ${situation.pending} wait already (${numbers(situation)}). ` +
+    `Look for slow queries or leaks, or raise max or maxPending.${heldInVain(holding)}`
+  return new PoolError('FST_POOL_QUEUE_FULL', message, { ...detail, holders: holding.holders })
 }
 
 /** @param predicted how long the acquire would wait, in ms */

@@ -180,8 +180,8 @@ export interface Connector<C = unknown> {
    * not exist. Whoever opens the pool is told at once, and the next tries come slowly, up to 30 s apart.
    */
   isPermanent? (error: unknown): boolean
-  /** What the connection is doing now. No I/O, must not wait. */
-  describe? (connection: C): Activity
+  /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
+  describe? (connection: C): Activity | undefined
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
   /** Where the database has transactions. */

@@ -15,14 +15,22 @@ export interface Backoff {
   max?: number | undefined
 }
 
-/** When the circuit breaker of creates opens, and for how long. */
+/**
+ * When the circuit breaker of creates opens, and for how long. Creates that were under way together and failed are one
+ * failure.
+ */
 export interface CircuitOptions {
-  /** So many failed creates in a row open it. Default 5. */
+  /** So many failures in a row open it. Default 5. */
   failures?: number | undefined
   /** It opens where more than this part of the last `sample` creates failed: above 0, below 1. Default 0.5. */
   rate?: number | undefined
   /** How many creates `rate` is a part of. Default 20. */
   sample?: number | undefined
+  /**
+   * It does not open before creates have failed for so long, in ms: since the first failure, with no create that worked
+   * between. 0: as soon as `failures` or `rate` says so. Default 1000.
+   */
+  after?: number | undefined
   /** How long it stays open before the next create, in ms, and up to a tenth longer. At least 1. Default 500. */
   openFor?: number | undefined
 }

@@ -147,7 +147,7 @@ export class Dispatch<C> {
 
   /** Acquires for a caller that was not served at once. */
   async #serve (role: Role, options: AcquireOptions): Promise<Lease<C>> {
-    const since = this.time.read()
+    const since = this.time.read(true)
     const request = { role, options, since, deadline: since + (options.timeout ?? this.#site.acquireTimeout) }
     this.#unsettled++
     try {

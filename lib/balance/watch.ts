@@ -2,7 +2,7 @@ import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease } from '../../types/pool.js'
 import { badOption, isPoolError } from '../engine/errors.js'
 import { bare } from '../engine/lease.js'
-import { Alarm, LONGEST } from '../engine/time.js'
+import { Alarm, LONGEST, setRunningTimer } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
 /** The holder of connections that the pool takes for itself. */
@@ -91,7 +91,7 @@ export class Watch<C> {
     const { timeout, said, done, isUrgent } = this.#watching
     const controller = (target.check = new AbortController())
     const { signal } = controller
-    const late = this.#clock.setTimer(() => {
+    const late = setRunningTimer(this.#clock, () => {
       controller.abort(new Error(`no answer within ${timeout} ms (validateTimeout)`))
     }, timeout)
     let lease: Lease<C> | undefined

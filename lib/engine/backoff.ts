@@ -4,6 +4,8 @@ export class Backoff {
   readonly #random: () => number
   /** How many rounds of creates in a row have failed. Creates that are under way together are one round. */
   failures = 0
+  /** When the first of them failed. */
+  since = 0
   /** When the next create may begin, while there are failures. */
   retryAt = 0
 
@@ -12,9 +14,9 @@ export class Backoff {
     this.#random = random
   }
 
-  /** @param known the failures when the create began: a create of a round that failed already is no new failure */
-  failed (known: number, now: number): void {
-    if (known < this.failures) return
+  /** A round of creates failed. */
+  failed (now: number): void {
+    if (this.failures === 0) this.since = now
     this.failures++
     this.pause(now)
   }

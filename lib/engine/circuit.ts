@@ -6,12 +6,16 @@ export interface CircuitOptions {
   readonly failures: number
   readonly rate: number
   readonly sample: number
+  readonly after: number
   readonly openFor: number
 }
 
 /**
- * The circuit breaker of creates. When too many creates have failed it opens: from then on there is one create at a
- * time, each `openFor` after the last one failed, until one succeeds.
+ * The circuit breaker of creates. When too many creates have failed, for long enough, it opens: from then on there is
+ * one create at a time, each `openFor` after the last one failed, until one succeeds.
+ *
+ * Creates that are under way together are a round, and the failures of a round count once: whatever hit one of them
+ * most likely hit all.
  *
  * cockatiel's breakers decide when it opens. Its circuit breaker policy is not used: it reads the system's clock, and
  * tries again with a caller's call, while this pool creates by itself.
@@ -46,14 +50,16 @@ export class Circuit {
   }
 
   /**
+   * @param isFirst no other create of its round has failed
+   * @param since when the first of the creates that failed in a row did so
    * @param random in [0, 1): lengthens `openFor` by up to a tenth, so that many processes do not try at the same time
    */
-  failed (now: number, random: number): void {
+  failed (now: number, isFirst: boolean, since: number, random: number): void {
     if (this.#options === false) return
     const state = this.state === 'closed' ? CircuitState.Closed : CircuitState.HalfOpen
     // All breakers must be told, so this is no `some`.
-    const open = this.#breakers.map((breaker) => breaker.failure(state)).includes(true)
-    if (this.state === 'closed' && !open) return
+    const isEnough = isFirst && this.#breakers.map((breaker) => breaker.failure(state)).includes(true)
+    if (this.state === 'closed' && !(isEnough && now - since >= this.#options.after)) return
     this.state = 'open'
     this.retryAt = now + this.#options.openFor * (1 + 0.1 * random)
   }

@@ -37,6 +37,8 @@ export class Creator<C> extends Room<C, Site<C>> {
   /** The state of the circuit that listeners know. */
   #circuitTold: CircuitState = 'closed'
   readonly backoff: Backoff
+  /** Creates that begin before one of them fails are a round: its number. */
+  #round = 0
   /** Why the last create failed; undefined: it did not. */
   lastFailure: Error | undefined
   #lastId = 0
@@ -51,7 +53,7 @@ export class Creator<C> extends Room<C, Site<C>> {
   begin (): void {
     const now = this.time.read(true)
     const entry = new Entry<C>(this.owner?.nextId() ?? ++this.#lastId, Math.floor(now))
-    const creation = new Creation(now, this.backoff.failures)
+    const creation = new Creation(now, this.#round)
     this.entries.add(entry)
     const operation = this.work.begin(entry, now + this.options.connectTimeout)
     operation.creation = creation
@@ -161,10 +163,16 @@ export class Creator<C> extends Room<C, Site<C>> {
     queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
   }
 
-  #count ({ failures }: Creation): void {
-    this.books.createErrors++
-    this.circuit.failed(this.time.read(), this.time.random())
-    this.backoff.failed(failures, this.time.read())
+  #count ({ round }: Creation): void {
+    const { backoff, books, circuit, time } = this
+    const now = time.read()
+    const isFirst = round === this.#round
+    books.createErrors++
+    if (isFirst) {
+      this.#round++
+      backoff.failed(now)
+    }
+    circuit.failed(now, isFirst, backoff.since, time.random())
   }
 
   /** Called after `#count`: listeners that acquire must not begin another create at once. */

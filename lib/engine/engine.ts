@@ -13,7 +13,7 @@ import { Hooks } from './hooks.js'
 import { LeaseHost, type Failed } from './host.js'
 import { PoolLease } from './lease.js'
 import { Waiters } from './line.js'
-import { Operations } from './operations.js'
+import { Operations, TICK } from './operations.js'
 import type { Owner, Parts } from './parts.js'
 import { Report } from './report.js'
 import { secretsIn } from './secrets.js'
@@ -21,7 +21,7 @@ import { limitOf, type Settings } from './settings.js'
 import { Supply } from './supply.js'
 import { Time, deadlineExpected, isDeadline } from './time.js'
 import { LeaseTransactions } from './transaction.js'
-import { TICK, Upkeep } from './upkeep.js'
+import { Upkeep } from './upkeep.js'
 import { Waiting } from './waiting.js'
 
 // One pool's machine. The states of a connection, and what moves it:
@@ -112,7 +112,7 @@ export class Engine<C> implements Parts<C> {
       this.#setGate(HEARD, this.events.heard.acquire || this.events.heard.release)
     })
     this.time = new Time(clock, (fn) => this.events.run(fn), () => { this.upkeep.tick() },
-      () => this.waiting.isAwaited || this.supply.isAwaited)
+      () => this.waiting.isAwaited || this.supply.isAwaited, (ms) => { this.upkeep.stood(ms) })
     this.work = new Operations(this.time, this.events)
     this.hooks = new Hooks(options, this.events)
     this.checks = new Checks(this)
@@ -185,6 +185,8 @@ export class Engine<C> implements Parts<C> {
       if ((this.#gate & (WAITED | SUSPENDED | CLOSED)) !== 0 || this.#idle.length === 0 || this.hooks.waits) return null
       const entry = this.#idle.at(-1)!
       this.wake()
+      // Where the event loop stood still, the coarse clock is behind, perhaps by more than a connection lives.
+      this.time.read(true)
       if (this.#isStale(entry)) return null
       this.entries.move(entry, VALIDATING)
       const reason = this.#unfit(entry)

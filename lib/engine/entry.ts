@@ -28,6 +28,9 @@ export class Operation<C> {
   /** What the connector does to a transaction of the lease that is out. */
   phase: Phase | undefined
   deadline = Infinity
+  since = 0
+  /** The event loop stood still meanwhile, and that time was added to the deadline. */
+  stalled = false
   /** The connection is validated because somebody waits. */
   awaited = false
   /** The acquire that waits while `onAcquire` prepares this connection. */
@@ -54,8 +57,8 @@ export class Creation {
   /** Why the connection will not be kept; undefined: it will. */
   unwanted: DestroyReason | undefined
 
-  /** @param failures how many rounds of creates had failed when it began */
-  constructor (readonly began: number, readonly failures: number) {}
+  /** @param round the number of its round: creates that begin before one of them fails */
+  constructor (readonly began: number, readonly round: number) {}
 }
 
 /** What is known of a lease where the pool looks for leaks. */

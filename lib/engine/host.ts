@@ -78,8 +78,12 @@ export class LeaseHost<C> implements Host<C> {
   async call<T> (phase: Phase, call: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T> {
     const { events, name, options: { acquireTimeout, resetTimeout }, time, work } = this.#site
     const timeout = phase === 'begin' ? acquireTimeout : resetTimeout
-    const operation = work.begin(this.#entry, commit?.deadline ?? time.read() + timeout, phase)
+    const now = time.read()
+    const deadline = commit === undefined ? now + timeout : commit.deadline + time.stalled
+    const operation = work.begin(this.#entry, deadline, phase)
     operation.commit = commit
+    // The deadline of a commit counts from before the operation, and so does time in which the event loop stood still.
+    if (commit !== undefined) operation.since = Math.min(now, deadline - commit.timeout)
     const { signal } = operation
     const cut = new Promise<never>((_resolve, reject) => {
       signal.addEventListener('abort', () => {
@@ -124,11 +128,11 @@ export class LeaseHost<C> implements Host<C> {
   }
 
   now (): number {
-    return this.#site.time.read()
+    return this.#site.time.running
   }
 
   async wait (ms: number, done?: Promise<unknown>): Promise<boolean> {
-    const sleep = this.#site.time.sleep(ms)
+    const sleep = this.#site.time.sleep(ms, true)
     const awake = done === undefined ? [] : [done.then(() => true)]
     try {
       return await Promise.race([sleep.over.then(() => false), ...awake])

@@ -3,6 +3,9 @@ import type { Events } from './events.js'
 import type { Time } from './time.js'
 import type { Phase } from './transaction.js'
 
+/** The period of the ticks, which is how coarse the clock of the fast path is, in ms. */
+export const TICK = 100
+
 /** Begins and ends what is under way on connections. */
 export class Operations<C> {
   readonly #time: Time
@@ -19,13 +22,29 @@ export class Operations<C> {
     return (entry.operation ??= new Operation())
   }
 
-  /** Begins an operation; one that is under way goes on as the new one. */
+  /**
+   * Begins an operation; one that is under way goes on as the new one. While there are any, there are ticks: a late one
+   * shows that the event loop stood still, and that time is added to `deadline` (see `grant`).
+   */
   begin (entry: Entry<C>, deadline: number, phase?: Phase): Operation<C> {
     const operation = this.own(entry)
+    const { now } = this.#time
     operation.phase = phase
     operation.deadline = deadline
-    this.#time.arm(deadline)
+    operation.since = now
+    operation.stalled = false
+    this.#time.arm(Math.min(deadline, now + TICK))
     return operation
+  }
+
+  /**
+   * The event loop stood still for `ms`: the deadline is that much later. Not the one of `onAcquire`, which is its
+   * caller's own.
+   */
+  grant ({ operation }: Entry<C>, ms: number): void {
+    if (operation === undefined || operation.prepared !== undefined) return
+    operation.deadline += Math.max(0, Math.min(ms, this.#time.now - operation.since))
+    operation.stalled = true
   }
 
   /** As `begin`, for a validation that somebody waits for. */

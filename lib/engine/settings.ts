@@ -1,5 +1,6 @@
 import type { Connector } from '../../types/connector.js'
 import type { HookInfo, WrapInfo } from '../../types/pool.js'
+import type { CircuitOptions } from './circuit.js'
 
 type Hook<C> = (connection: C, info: HookInfo) => unknown
 
@@ -28,9 +29,7 @@ export interface Settings<C> {
   readonly maxConnecting?: number | undefined
   readonly leakAfter: number
   readonly backoff: { readonly min: number, readonly max: number }
-  readonly circuit: false | {
-    readonly failures: number, readonly rate: number, readonly sample: number, readonly openFor: number
-  }
+  readonly circuit: false | CircuitOptions
   readonly overload: boolean
   readonly reset: 'session' | 'transaction' | 'none'
   readonly onConnect?: Hook<C> | undefined

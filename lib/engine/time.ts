@@ -53,28 +53,44 @@ export function delayUntil (at: number, now: number): number {
   return Math.min(LONGEST, Math.max(1, Math.ceil(at - now)))
 }
 
-/** One timer for many: it rings at the earliest time that it was set to. */
+/** A timer that is this late, in ms, shows that the event loop stood still. */
+const STALL = 20
+
+/**
+ * One timer for many: it rings at the earliest time that it was set to.
+ *
+ * Where the event loop stood still, timers come before the sockets are read. Then the alarm tells of the stall, and
+ * rings one turn later: whatever was answered meanwhile is known by then.
+ */
 export class Alarm {
   readonly #clock: Clock
   readonly #run: <T>(fn: () => T) => T
   readonly #ring: () => void
   readonly #isAwaited: () => boolean
+  readonly #stood: (ms: number) => void
   #timer: Timer | undefined
   #at = Infinity
   /** The timer keeps the process alive. */
   #ref = false
+  /** The last timer was late, and nothing was judged. The next one rings, however late it is. */
+  #putOff = false
 
   /**
    * @param run sets the timer, and calls `ring`, in an async context that belongs to no caller
    * @param ring called at the earliest time, or before it where that is further away than a timer of Node can be; all
    * times must be set again
    * @param isAwaited whether somebody waits: then the process stays alive for the timer
+   * @param stood called before `ring` where the event loop stood still, with how long
    */
-  constructor (clock: Clock, run: <T>(fn: () => T) => T, ring: () => void, isAwaited: () => boolean) {
+  constructor (
+    clock: Clock, run: <T>(fn: () => T) => T, ring: () => void, isAwaited: () => boolean,
+    stood: (ms: number) => void = () => {}
+  ) {
     this.#clock = clock
     this.#run = run
     this.#ring = ring
     this.#isAwaited = isAwaited
+    this.#stood = stood
   }
 
   /** @param at Infinity: never */
@@ -83,12 +99,20 @@ export class Alarm {
     this.#timer?.cancel()
     this.#at = at
     this.#ref = false
-    const ms = delayUntil(at, this.#clock.now())
-    this.#timer = this.#run(() => this.#clock.setTimer(() => {
-      this.cancel()
-      this.#run(this.#ring)
-    }, ms))
+    const now = this.#clock.now(true)
+    const ms = delayUntil(at, now)
+    this.#timer = this.#run(() => this.#clock.setTimer(() => { this.#due(now + ms) }, ms))
     this.keepAlive()
+  }
+
+  #due (at: number): void {
+    this.cancel()
+    const now = this.#clock.now(true)
+    const isLate = now - at >= STALL
+    if (isLate) this.#stood(now - at)
+    this.#putOff = isLate && !this.#putOff
+    if (this.#putOff) this.set(now + 1)
+    else this.#run(this.#ring)
   }
 
   cancel (): void {
@@ -108,7 +132,24 @@ export class Alarm {
   }
 }
 
-interface Sleeper { readonly at: number, readonly wake: () => void }
+/**
+ * Calls `fn` after `ms` in which the event loop ran: time in which it stood still does not count. For deadlines of what
+ * others do; a timer of its own for each.
+ */
+export function setRunningTimer (clock: Clock, fn: () => void, ms: number): Timer {
+  const set = (ms: number): Timer => {
+    const due = clock.now(true) + ms
+    return clock.setTimer(() => {
+      const late = clock.now(true) - due
+      if (late < STALL) return fn()
+      timer = set(late)
+    }, ms)
+  }
+  let timer = set(ms)
+  return { ref: () => { timer.ref() }, unref: () => { timer.unref() }, cancel: () => { timer.cancel() } }
+}
+
+interface Sleeper { at: number, readonly isGranted: boolean, readonly since: number, readonly wake: () => void }
 
 /** The time of one engine. */
 export class Time {
@@ -116,17 +157,39 @@ export class Time {
   declare readonly clock: Clock
   /** The time of the last read: the coarse clock of the fast path. */
   declare now: number
+  /**
+   * For how long, in ms, the event loop is known to have stood still, in all. Seen by late ticks, so a stall is known
+   * one turn later, and up to a period of the ticks is missing.
+   */
+  stalled = 0
   readonly #alarm: Alarm
   readonly #sleepers = new Set<Sleeper>()
 
   /**
    * @param tick called at the earliest time that was asked for by `arm`
    * @param isAwaited whether somebody waits, besides those who sleep
+   * @param stood called, a turn before the tick, where the event loop stood still: with how long
    */
-  constructor (clock: Clock, run: <T>(fn: () => T) => T, tick: () => void, isAwaited: () => boolean) {
+  constructor (
+    clock: Clock, run: <T>(fn: () => T) => T, tick: () => void, isAwaited: () => boolean,
+    stood: (ms: number) => void = () => {}
+  ) {
     this.clock = clock
     this.now = clock.now()
-    this.#alarm = new Alarm(clock, run, tick, () => this.#sleepers.size > 0 || isAwaited())
+    this.#alarm = new Alarm(clock, run, tick, () => this.#sleepers.size > 0 || isAwaited(), (ms) => {
+      const now = this.read()
+      this.stalled += ms
+      for (const sleeper of this.#sleepers) if (sleeper.isGranted) sleeper.at += Math.min(ms, now - sleeper.since)
+      stood(ms)
+    })
+  }
+
+  /**
+   * The time in which the event loop ran, in ms: the clock's, without what it is known to have stood still. A deadline
+   * on it is not met by a stall.
+   */
+  get running (): number {
+    return this.read() - this.stalled
   }
 
   /** @param exactly even where it was read before in this turn of the event loop */
@@ -147,11 +210,16 @@ export class Time {
     this.#alarm.keepAlive()
   }
 
-  /** Resolves after `ms`, or at `end`. The process stays alive until then, or until `cancel`. */
-  sleep (ms: number): { readonly over: Promise<void>, cancel: () => void } {
+  /**
+   * Resolves after `ms`, or at `end`. The process stays alive until then, or until `cancel`.
+   *
+   * @param isGranted time in which the event loop stood still does not count
+   */
+  sleep (ms: number, isGranted = false): { readonly over: Promise<void>, cancel: () => void } {
     let cancel = () => {}
     const over = new Promise<void>((resolve) => {
-      const sleeper = { at: this.read() + ms, wake: resolve }
+      const since = this.read()
+      const sleeper = { at: since + ms, isGranted, since, wake: resolve }
       cancel = () => {
         this.#sleepers.delete(sleeper)
         this.keepAlive()

@@ -9,7 +9,7 @@ export type Phase = 'begin' | 'commit' | 'rollback'
 
 /** A commit that is under way: what the pool needs to know when it gives the commit up. */
 export interface Commit {
-  /** On the pool's clock. Infinity: none. */
+  /** As `Host.now` tells time. Infinity: none. */
   readonly deadline: number
   /** How long the commit may take, in ms. */
   readonly timeout: number
@@ -45,7 +45,7 @@ export interface Host<C> {
   fail (error: unknown, phase: Phase): void
   /** Whether a transaction that failed with this error can be run again. */
   isTransient (error: unknown): boolean
-  /** In ms. */
+  /** In ms, without the time in which the event loop stood still. */
   now (): number
   /** Resolves to true when `done` has settled, to false after `ms`. */
   wait (ms: number, done?: Promise<unknown>): Promise<boolean>

@@ -6,6 +6,7 @@ import { CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, 
 import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Failed } from './host.js'
+import { TICK } from './operations.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
 import type { Supply } from './supply.js'
@@ -29,9 +30,6 @@ export interface Site<C> extends Parts<C> {
   pump (): void
 }
 
-/** The period of the ticks, which is how coarse the clock of the fast path is, in ms. */
-export const TICK = 100
-
 /** Housekeeping at each tick: deadlines, idle connections, leaks. */
 export class Upkeep<C> extends Room<C, Site<C>> {
   readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
@@ -45,8 +43,14 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     })
   }
 
+  /** The event loop stood still: what is under way gets that time back. Callers' own deadlines stand. */
+  stood (ms: number): void {
+    for (const entry of this.entries) this.work.grant(entry, ms)
+  }
+
   tick (): void {
     const now = this.time.read()
+    let works = false
     this.site.sample()
     this.time.arm(this.line.sweep(now, (waiter) => { this.site.waiting.expire(waiter) }))
     this.time.wakeSleepers(now)
@@ -55,7 +59,10 @@ export class Upkeep<C> extends Room<C, Site<C>> {
       if (deadline <= now) this.#overdue(entry)
       else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
       else if (entry.state === LENT && this.#registry !== undefined) this.time.arm(this.#watch(entry, now))
-      if (entry.operation !== undefined) this.time.arm(entry.operation.deadline)
+      if (entry.operation !== undefined) {
+        works = true
+        this.time.arm(entry.operation.deadline)
+      }
     }
     this.site.waiting.endTick()
     this.site.pump()
@@ -63,7 +70,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     const quiet = this.books.acquired === this.#acquiredAtTick && this.line.size === 0
     this.#acquiredAtTick = this.books.acquired
     if (quiet) this.site.fallAsleep()
-    else this.time.arm(now + TICK)
+    if (!quiet || works) this.time.arm(now + TICK)
     this.time.keepAlive()
   }
 

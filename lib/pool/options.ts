@@ -62,6 +62,7 @@ export const engineProperties = {
           type: 'number', exclusiveMinimum: 0, exclusiveMaximum: 1, default: 0.5, title: 'a number between 0 and 1',
         },
         sample: { type: 'integer', minimum: 1, default: 20 },
+        after: time(1000),
         openFor: deadline(500),
       },
       additionalProperties: false,

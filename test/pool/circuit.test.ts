@@ -9,9 +9,11 @@ import {
 /** So that creates follow each other without a pause of their own. */
 const quick = { backoff: { min: 1, max: 1 } }
 
-/** A pool with a circuit breaker as it is by default. */
-function circuitPool (options: EngineOptions<FakeConnection> = {}, more?: Parameters<typeof fakePool>[1]): FakePool {
-  return fakePool({ circuit: {}, ...quick, ...options }, more)
+/** A pool with a circuit breaker as it is by default, but that it opens without a delay (`after`). */
+function circuitPool (
+  { circuit, ...options }: EngineOptions<FakeConnection> = {}, more?: Parameters<typeof fakePool>[1]
+): FakePool {
+  return fakePool({ circuit: { after: 0, ...circuit }, ...quick, ...options }, more)
 }
 
 /** Makes creates end one after the other, as '+' and '-' say, for callers that destroy what they get. */
@@ -110,23 +112,98 @@ t.test('after it has closed, what was before does not count any more', async (t)
   t.equal(fake.pool.stats().circuit, 'open', 'three of four')
 })
 
-t.test('each failed create counts, where the pauses between them count those under way together once', async (t) => {
+t.test('creates that were under way together and failed are one failure, for the circuit and for the pauses', async (t) => {
   const clock = new VirtualClock()
   // Always the longest pause.
   clock.random = () => 0.999
-  const { pool, connector } = fakePool({
-    max: 5, circuit: { failures: 6 }, backoff: { min: 100, max: 100_000 }, acquireTimeout: 50_000,
-  }, { clock })
+  for (const circuit of [{ failures: 3, after: 0 }, { failures: 100, rate: 0.5, sample: 3, after: 0 }]) {
+    const { pool, connector } =
+      fakePool({ max: 5, circuit, backoff: { min: 100, max: 100_000 }, acquireTimeout: 50_000 }, { clock })
+    connector.outcomes.create = 'gate'
+    for (let i = 0; i < 5; i++) watch(pool.acquire())
+    for (let i = 0; i < 4; i++) connector.fail('create')
+    await settle()
+    t.equal(connector.creates, 5)
+    await clock.advance(101)
+    t.equal(connector.creates, 6, '100 ms after them, not 1600')
+    connector.fail('create')
+    await settle()
+    t.match(pool.stats(), { createErrors: 5, creating: 1, circuit: 'closed' }, 'the fifth of the first round is late')
+    connector.fail('create')
+    await settle()
+    t.equal(pool.stats().circuit, 'closed', 'two failures')
+    await clock.advance(201)
+    connector.fail('create')
+    await settle()
+    t.match(pool.stats(), { createErrors: 7, circuit: 'open' })
+    connector.outcomes.create = 'ok'
+    await clock.advance(1000)
+  }
+})
+
+t.test('a create that began before another one worked, and fails, is not one more failure', async (t) => {
+  const { pool, connector, clock } = circuitPool({ max: 3, circuit: { failures: 2 }, acquireTimeout: 60_000 })
   connector.outcomes.create = 'gate'
-  for (let i = 0; i < 5; i++) watch(pool.acquire())
-  for (let i = 0; i < 5; i++) connector.fail('create')
-  await settle()
-  t.equal(pool.stats().circuit, 'closed')
-  await clock.advance(101)
-  t.equal(connector.creates, 6, '100 ms after them, not 1600')
+  for (let i = 0; i < 3; i++) watch(pool.acquire())
   connector.fail('create')
   await settle()
-  t.equal(pool.stats().circuit, 'open', 'the sixth')
+  connector.pass('create')
+  await settle()
+  connector.fail('create')
+  await settle()
+  t.match(pool.stats(), { createErrors: 2, circuit: 'closed' })
+  await clock.advance(2)
+  connector.fail('create')
+  await settle()
+  t.equal(pool.stats().circuit, 'closed', 'one since the one that worked')
+  connector.fail('create')
+  await clock.advance(2)
+  t.equal(pool.stats().circuit, 'closed', 'it was under way together with that one')
+  connector.fail('create')
+  await settle()
+  t.equal(pool.stats().circuit, 'open')
+})
+
+for (const [name, circuit] of Object.entries({
+  failures: {}, rate: { failures: 1000, rate: 0.5, sample: 4 }, 'after: 300': { after: 300 },
+})) {
+  t.test(`it does not open before creates have failed for so long as after says (${name})`, async (t) => {
+    const { pool, connector, clock, seen } = fakePool({ circuit, ...quick })
+    connector.outcomes.create = 'error'
+    const waiting = watch(pool.acquire())
+    const { after = 1000 } = circuit as { after?: number }
+    await clock.advance(after - 1)
+    t.match(pool.stats(), { circuit: 'closed', pending: 1 })
+    t.ok(pool.stats().createErrors > after / 3)
+    connector.outcomes.create = 'ok'
+    await clock.advance(2)
+    t.equal(waiting.value?.ended, false, 'whoever waits through a shorter outage is served')
+    t.same(seen('circuit'), [])
+    // The time begins anew.
+    connector.outcomes.create = 'error'
+    waiting.value?.destroy()
+    const again = watch(pool.acquire())
+    await clock.advance(after - 1)
+    t.equal(pool.stats().circuit, 'closed')
+    await clock.advance(5)
+    t.equal(pool.stats().circuit, 'open')
+    t.equal(again.error?.code, 'FST_POOL_CIRCUIT_OPEN')
+  })
+}
+
+t.test('a short outage refuses nobody, however many come at once', async (t) => {
+  for (const callers of [1, 4, 5, 10, 50]) {
+    for (const lasts of [30, 900]) {
+      const { pool, connector, clock } = fakePool({ circuit: undefined, max: 10 })
+      connector.outcomes.create = 'error'
+      const waiting = Array.from({ length: callers }, () => pool.use(() => {}).then(() => true, () => false))
+      await clock.advance(lasts)
+      connector.outcomes.create = 'ok'
+      await clock.advance(4000)
+      t.same(new Set(await Promise.all(waiting)), new Set([true]), `${callers} callers, ${lasts} ms`)
+      t.match(pool.stats(), { refused: 0, timeouts: 0, circuit: 'closed' })
+    }
+  }
 })
 
 t.test('creates that the pool itself gave up do not count', async (t) => {
@@ -374,13 +451,15 @@ t.test('probing creates that hang for ever are no more than max', async (t) => {
 })
 
 t.test('creates from before it opened that fail later put the next one off, and are never a reason for two at a time', async (t) => {
-  const fake = circuitPool({ max: 10, connectTimeout: 2000, circuit: { openFor: 500 } })
+  const fake = circuitPool({ max: 11, connectTimeout: 2000, circuit: { failures: 1, openFor: 500 } })
   const { pool, connector, clock } = fake
+  // While it is out, nobody is refused.
+  await pool.acquire()
   connector.outcomes.create = 'hang'
   for (let i = 0; i < 10; i++) watch(pool.acquire())
   for (let i = 0; i < 5; i++) connector.fail('create')
   await settle()
-  t.match(pool.stats(), { circuit: 'open', creating: 5, pending: 0 })
+  t.match(pool.stats(), { circuit: 'open', creating: 5, pending: 10 })
   await clock.advance(551)
   t.match(pool.stats(), { circuit: 'half-open', creating: 6 }, 'those that hang do not hold it up')
   connector.calls.at(-1)!.fail()
@@ -436,8 +515,9 @@ t.test('when it closes, min is filled', async (t) => {
 })
 
 t.test('a create from before it opened that works closes it', async (t) => {
-  const fake = circuitPool({ max: 6 })
+  const fake = circuitPool({ max: 7, circuit: { failures: 1 } })
   const { pool, connector } = fake
+  await pool.acquire()
   connector.outcomes.create = 'gate'
   for (let i = 0; i < 6; i++) watch(pool.acquire())
   for (let i = 0; i < 5; i++) connector.fail('create')
@@ -445,7 +525,7 @@ t.test('a create from before it opened that works closes it', async (t) => {
   t.equal(pool.stats().circuit, 'open')
   connector.pass('create')
   await settle()
-  t.match(pool.stats(), { circuit: 'closed', idle: 1 })
+  t.match(pool.stats(), { circuit: 'closed', used: 2 })
   t.same(changes(fake), ['closed > open', 'open > closed'])
 })
 
@@ -541,7 +621,7 @@ t.test('a suspended pool fails nobody before the deadline, and tries nothing, wh
 })
 
 t.test('a pool that is suspended while its creates fail refuses nobody when the circuit opens', async (t) => {
-  const { pool, connector, clock } = circuitPool({ max: 5, acquireTimeout: 3000 })
+  const { pool, connector, clock } = circuitPool({ max: 5, acquireTimeout: 3000, circuit: { failures: 1 } })
   connector.outcomes.create = 'gate'
   const waiting = [1, 2, 3, 4, 5].map(() => watch(pool.acquire()))
   pool.suspend()
@@ -775,21 +855,19 @@ for (const failures of [5, 2]) {
   t.test(`a server that is up and down for 200 ms each, for 30 s: never more creates than the pauses and openFor allow (open after ${failures} failures)`, async (t) => {
     // With the longest pauses, what is allowed is told exactly.
     const { creates, fake } =
-      await flap({ backoff: { min: 50, max: 1000 }, circuit: { failures, openFor: 500 } }, 1, true)
+      await flap({ backoff: { min: 50, max: 1000 }, circuit: { failures, after: 0, openFor: 500 } }, 1, true)
     const times = [...new Set(creates.map(({ at }) => at))]
     const tooSoon: string[] = []
     let failed = 0
-    let together = 0
     let allowedAt = 0
     for (const time of times) {
       const begun = creates.filter(({ at }) => at === time)
       if (time < Math.floor(allowedAt)) tooSoon.push(`at ${time}, allowed at ${allowedAt}`)
       if (failed > 0 && begun.length > 1 && !begun[0]!.worked) tooSoon.push(`${begun.length} at ${time}`)
-      if (begun[0]!.worked) failed = together = allowedAt = 0
+      if (begun[0]!.worked) failed = allowedAt = 0
       else {
         failed++
-        together += begun.length
-        allowedAt = time + (together >= failures ? 550 : Math.min(1000, 50 * 2 ** (failed - 1))) * 0.999 - 1
+        allowedAt = time + (failed >= failures ? 550 : Math.min(1000, 50 * 2 ** (failed - 1))) * 0.999 - 1
       }
     }
     t.same(tooSoon, [])
@@ -825,7 +903,8 @@ for (const seed of [1, 2, 3]) {
 }
 
 t.test('with a breaker that opens at the second failure the same server gets fewer failing creates than without one', async (t) => {
-  const [without, within] = await Promise.all([flap({ circuit: false }, 5), flap({ circuit: { failures: 2 } }, 5)])
+  const [without, within] =
+    await Promise.all([flap({ circuit: false }, 5), flap({ circuit: { failures: 2, after: 0 } }, 5)])
   const failures = ({ creates }: typeof within) => creates.filter(({ worked }) => !worked).length
   t.ok(failures(within) < failures(without), `${failures(within)} failed with one, ${failures(without)} without`)
   t.ok(within.ends.FST_POOL_CIRCUIT_OPEN! > 0)

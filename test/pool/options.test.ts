@@ -196,7 +196,7 @@ const defaults = {
   maxPending: 1000,
   leakAfter: 0,
   backoff: { min: 50, max: 1000 },
-  circuit: { failures: 5, rate: 0.5, sample: 20, openFor: 500 },
+  circuit: { failures: 5, rate: 0.5, sample: 20, after: 1000, openFor: 500 },
   overload: true,
   reset: 'session',
 }
@@ -357,7 +357,7 @@ t.test('circuit: what is given of it, and the defaults for the rest; false turns
     `option pools.db.circuit.openFor is ${openFor}: expected a number of milliseconds from 1 to 2147483647`)
   }
   refused({ openfor: 5 }, 'unknown option pools.db.circuit.openfor: did you mean openFor?')
-  refused({ threshold: 5 }, 'unknown option pools.db.circuit.threshold: expected failures, rate, sample or openFor')
+  refused({ threshold: 5 }, 'unknown option pools.db.circuit.threshold: expected failures, rate, sample, after or openFor')
 })
 
 t.test('url and connection may be functions, which the check does not call', async (t) => {

@@ -3,7 +3,7 @@ import { inspect } from 'node:util'
 import fc from 'fast-check'
 import type { Connector, DestroyReason, Transaction, Transactions } from '../../types/connector.js'
 import type { PoolErrorCode } from '../../types/errors.js'
-import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats } from '../../types/pool.js'
+import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats, Timer } from '../../types/pool.js'
 import { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
@@ -71,6 +71,8 @@ export type Action =
   | { readonly do: 'obstruct', readonly ms: number, readonly throws: boolean }
   | { readonly do: 'answer', readonly which: number, readonly how: 'ok' | 'error' }
   | { readonly do: 'advance', readonly ms: number }
+  /** The event loop stands still: timers come late. */
+  | { readonly do: 'stall', readonly ms: number }
 
 export interface Plan {
   readonly options: EngineOptions<Conn>
@@ -122,6 +124,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(6, fc.record({ do: just('conclude'), which, how: just('ok', 'ok', 'error') })),
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
+  often(1, fc.record({ do: just('stall'), ms: fc.constantFrom(5, 30, 200, 1500, 4000) })),
   often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
   often(1, fc.record({
     do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4),
@@ -156,8 +159,8 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     leakAfter: fc.constantFrom(0, 350),
     backoff: fc.constantFrom({ min: 50, max: 1000 }, { min: 10, max: 80 }, { min: 20, max: 20 }),
     reset: fc.constantFrom<'session' | 'transaction' | 'none'>('session', 'session', 'transaction', 'none'),
-    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, openFor: 300 },
-      { failures: 2, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, openFor: 200 }),
+    circuit: fc.constantFrom<EngineOptions['circuit']>(false, { failures: 1, after: 0, openFor: 300 },
+      { failures: 2, after: 150, openFor: 100 }, { failures: 50, rate: 0.3, sample: 4, after: 60, openFor: 200 }),
     overload: fc.boolean(),
   })),
   can: fc.record({
@@ -214,9 +217,9 @@ interface Call {
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
-  /** Of a create: the generation, and how many failures in a row there had been. */
+  /** Of a create: the generation, and the round. Creates that begin before one of them fails are a round. */
   readonly generation: number
-  readonly failures: number
+  readonly round: number
   /** It counted as a failure already, when its deadline passed. */
   failed: boolean
   /** A create that was not needed any more before its deadline. */
@@ -355,6 +358,19 @@ class SimulationClock extends VirtualClock {
   override random (): number {
     return 0.5 + super.random() / 2
   }
+
+  /** When the next timer is due. There is one at most. */
+  dueAt = Infinity
+
+  override setTimer (fn: () => void, ms: number): Timer {
+    const at = this.now() + ms
+    const timer = super.setTimer(() => {
+      this.dueAt = Infinity
+      fn()
+    }, ms)
+    this.dueAt = at
+    return { ...timer, cancel: () => { if (this.dueAt === at) this.dueAt = Infinity; timer.cancel() } }
+  }
 }
 
 const store = new AsyncLocalStorage<string>()
@@ -426,7 +442,12 @@ class World {
   #createsInBatch = 0
   readonly #destroyed: Partial<Record<DestroyReason, number>> = {}
   #closes = 0
+  #round = 0
+  /** How many rounds in a row have failed, and since when. */
   #failures = 0
+  #failingSince = Infinity
+  /** When the circuit opened, within this batch. */
+  #openedAt = Infinity
   #lastFailure = -Infinity
   #failedAt = -Infinity
   #expiredAt = -Infinity
@@ -474,7 +495,7 @@ class World {
   readonly #own = new WeakSet<object>()
   readonly #openers: Array<{ readonly target: number, settled: boolean }> = []
   #drains: Array<{ settled: boolean, readonly leases: readonly Held[] }> = []
-  #healths: Array<{ readonly by: number, settled: boolean }> = []
+  #healths: Array<{ by: number, settled: boolean }> = []
   readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
   readonly #connected = new Set<number>()
   #connects = 0
@@ -511,6 +532,12 @@ class World {
   #evictedIn = -1
   #reactedIn = -1
   #askedBefore = 0
+  /** The event loop stood still, and no timer has run since. */
+  #stood = false
+  /** Until then nothing is judged, since the event loop stood still. */
+  #judgedAt = -Infinity
+  /** How long the event loop stood still in all. */
+  #stalls = 0
 
   constructor (plan: Plan) {
     this.#plan = plan
@@ -533,7 +560,9 @@ class World {
       this.#connected.add(id)
       this.#connects++
       this.#failures = 0
+      this.#failingSince = Infinity
     })
+    this.#pool.on('circuit', ({ from, to }) => { if (from === 'closed' && to === 'open') this.#openedAt = this.#clock.now() })
     this.#pool.on('disconnect', ({ id }) => {
       // Of one that was there, but whose `onConnect` failed, it is the only event.
       if (this.#disconnected.has(id)) this.#violate(`two events disconnect of ${id}`)
@@ -549,11 +578,20 @@ class World {
         this.#note(action, rest ? '' : ' (no rest)')
         if (action.do === 'advance') {
           await this.#advance(action.ms)
+        } else if (action.do === 'stall') {
+          await settle()
+          this.#rest()
+          this.#stall(action.ms)
+          if (rest) await this.#advance(1)
         } else {
           // Each caller has an async context of its own: nobody else's code may ever see it.
           store.run(`step ${this.#history.length}`, () => { this.#act(action) })
-          this.#rested = rest
+          this.#rested = rest && !this.#stood
           if (!rest) continue
+          if (this.#stood) {
+            await this.#advance(1)
+            continue
+          }
           await settle()
           this.#rest()
         }
@@ -659,6 +697,44 @@ class World {
       case 'driver':
         return this.#driver?.({ name: 'it' })
     }
+  }
+
+  /**
+   * What is under way gets the time back for which the next timer will be late, where that is much. Callers' own
+   * deadlines stand, and are judged a turn later.
+   */
+  #stall (ms: number): void {
+    // Of two stalls in one turn the pool sees one.
+    if (this.#stood) return
+    this.#stood = true
+    this.#rested = false
+    this.#stalls += ms
+    this.#clock.stall(ms)
+    // The pool looked no more meanwhile.
+    this.#metAt += ms
+    const now = this.#clock.now()
+    const late = now - this.#clock.dueAt
+    this.#judgedAt = now + 1
+    if (late < 20) return
+    const granted = (since: number) => Math.max(0, Math.min(late, now - since))
+    for (const call of this.#calls) {
+      const { method, conn } = call
+      if (method === 'onAcquire' && conn!.cleaning === undefined) continue
+      const level = method === 'commit' ? conn!.open[0] : undefined
+      const since = method === 'onConnect' && !conn!.made
+        ? conn!.create.since
+        : conn?.cleaning ?? level?.run?.concludedAt ?? call.since
+      call.deadline += granted(since)
+    }
+    for (const conn of this.#conns) {
+      if (!conn.made && !conn.create.failed) conn.create.deadline += granted(conn.create.since)
+      if (conn.cleaning !== undefined) conn.cleaning += granted(conn.cleaning)
+    }
+    const open = [...this.#conns].flatMap((conn) => conn.open.flatMap(({ run }) => run ?? []))
+    for (const run of new Set([...this.#runs, ...open])) {
+      if (run.concludedAt < Infinity) run.concludedAt += granted(run.concludedAt)
+    }
+    for (const health of this.#healths) health.by += late
   }
 
   /** One who waits, if there is one; else one for whom it comes too late. */
@@ -777,7 +853,7 @@ class World {
     if (ask.settled) return this.#violate(`${ask.holder} settled twice`)
     this.#asks.delete(ask)
     ask.settled = true
-    if (this.#clock.now() > ask.deadline +
+    if (this.#clock.now() > Math.max(ask.deadline, this.#judgedAt) +
       1) this.#violate(`${ask.holder} was served ${this.#clock.now() - ask.deadline} ms after its deadline`)
     this.#lent(ask.n, ask.holder, lease, finish, ask)
   }
@@ -851,7 +927,7 @@ class World {
     this.#asks.delete(ask)
     ask.settled = true
     const now = this.#clock.now()
-    if (now > ask.deadline + 1) this.#violate(`${ask.holder} was refused ${now - ask.deadline} ms after its deadline`)
+    if (now > Math.max(ask.deadline, this.#judgedAt) + 1) this.#violate(`${ask.holder} was refused ${now - ask.deadline} ms after its deadline`)
     if (this.#isOwn(error)) return
     if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
@@ -876,7 +952,7 @@ class World {
     }[code]
     // What listeners did first may have ended it.
     const named = error.message.includes('in the way is')
-    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch &&
+    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch && !this.#stood &&
       (named ? now > this.#metAt + 25 : this.#hinderedIn === this.#batch)) {
       this.#violate(`something was ${named ? 'not ' : ''}in the way of ${ask.holder}, and it is told: ${error.message}`)
     }
@@ -1208,7 +1284,7 @@ class World {
     promise.then(() => {
       close.resolved = true
       const took = this.#clock.now() - close.at
-      if (took > Math.ceil(close.timeout) +
+      if (took > Math.ceil(close.timeout) + this.#stalls +
         101) this.#violate(`close() took ${took} ms, its timeout was ${close.timeout}`)
     })
   }
@@ -1309,10 +1385,10 @@ class World {
     }
     this.#checkCreate(now)
     const outcome = this.#draw('create')
-    const failures = this.#failures
-    if (failures > 0) this.#lastFailure = now
+    const round = this.#round
+    if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
-      this.#createFailed(failures)
+      this.#createFailed(round)
       throw this.#failure('create')
     }
     let call!: Call
@@ -1322,7 +1398,7 @@ class World {
     })
     // Before the pool's own: its books and these change one right after the other.
     promise.catch(() => {
-      if (!call.unwanted && !call.failed) this.#createFailed(failures)
+      if (!call.unwanted && !call.failed) this.#createFailed(round)
     })
     return promise as Promise<Conn>
   }
@@ -1352,10 +1428,12 @@ class World {
   }
 
   /** Those that were under way together fail together: that is one failure. */
-  #createFailed (failures: number, at = this.#clock.now()): void {
+  #createFailed (round: number, at = this.#clock.now()): void {
     this.#createErrors++
     this.#failedAt = at
-    if (failures < this.#failures) return
+    this.#failingSince = Math.min(this.#failingSince, at)
+    if (round < this.#round) return
+    this.#round++
     this.#failures++
     this.#lastFailure = at
   }
@@ -1363,14 +1441,14 @@ class World {
   /** @param hops how many microtasks from now the pool learns of it */
   async #createWillFail (conn: Conn, hops: number): Promise<void> {
     for (let hop = 0; hop < hops; hop++) await undefined
-    if (!conn.create.unwanted) this.#createFailed(conn.create.failures)
+    if (!conn.create.unwanted) this.#createFailed(conn.create.round)
   }
 
   #noteOverdue (until: number): void {
     for (const call of this.#calls) {
       if (call.method !== 'create' || call.deadline > until || call.failed || call.unwanted) continue
       call.failed = true
-      this.#createFailed(call.failures, call.deadline)
+      this.#createFailed(call.round, call.deadline)
     }
   }
 
@@ -1440,7 +1518,7 @@ class World {
     conn.destroyedFor = reason
     // Its `onConnect` took too long. (Where the caller's deadline is in the same millisecond, it was given up before.)
     if (!conn.made && !conn.late && !conn.create.unwanted && now >= conn.create.deadline &&
-      reason !== 'released') this.#createFailed(conn.create.failures)
+      reason !== 'released') this.#createFailed(conn.create.round)
     this.#destroyed[reason] = (this.#destroyed[reason] ?? 0) + 1
     if (conn.toldReason !== undefined && conn.toldReason !== reason) {
       this.#violate(`onDisconnect was told '${conn.toldReason}', the connector '${reason}'`)
@@ -1714,7 +1792,7 @@ class World {
         outcome,
         holder,
         generation: this.#generation,
-        failures: this.#failures,
+        round: this.#round,
         failed: false,
         unwanted: false,
         answered: false,
@@ -1736,7 +1814,7 @@ class World {
       if (method === 'destroy') conn!.destroying = call
       else if (conn !== undefined && method !== 'onDisconnect') conn.busy = call
       signal?.addEventListener('abort', () => {
-        call.unwanted ||= this.#clock.now() < deadline
+        call.unwanted ||= this.#clock.now() < call.deadline
         if (outcome === 'slow' || outcome === 'hang') call.answer('error')
       })
       if (outcome === 'ok' || outcome === 'no') call.answer('ok')
@@ -1805,12 +1883,16 @@ class World {
 
   /** With nothing under way but what waits for somebody: every promise of the engine holds, as seen from outside. */
   #rest (): void {
+    // The pool waits for the next turn, in which the sockets have been read.
+    if (this.#clock.now() < this.#judgedAt) return
+    this.#stood = false
     this.#batch++
     this.#createsInBatch = 0
     this.#askedBefore = this.#asked
     this.#failing = []
     const stats = this.#pool.stats()
     this.#noteOverdue(this.#clock.now())
+    this.#checkOpening()
     this.#checkCreateErrors(stats)
     this.#checkHeld(stats)
     this.#checkAsks(stats)
@@ -1821,6 +1903,16 @@ class World {
     this.#generationBefore = this.#generation
     if (strays.length > 0) this.#violate(`the process noticed ${inspect(strays.splice(0))}`)
     if (this.#violations.length > 0) throw new Error(`at ${this.#clock.now()} ms: ${this.#violations.join('; ')}`)
+  }
+
+  /** Creates have failed for so long as the circuit's `after` says, before it opens. */
+  #checkOpening (): void {
+    const { circuit } = this.#options
+    const failing = this.#openedAt - this.#failingSince
+    this.#openedAt = Infinity
+    // Infinity: a create has worked since.
+    if (circuit === undefined || circuit === false || !(failing >= 0 && failing < circuit.after!)) return
+    this.#violate(`the circuit opened when creates had failed for ${failing} ms`)
   }
 
   #checkCreateErrors ({ createErrors }: PoolStats): void {
@@ -1882,7 +1974,7 @@ class World {
     const now = this.#clock.now()
     let inLine = 0
     for (const ask of this.#asks) {
-      if (now > ask.deadline + 1) this.#violate(`${ask.holder} waits ${now - ask.deadline} ms behind its deadline`)
+      if (now > Math.max(ask.deadline, this.#judgedAt) + 1) this.#violate(`${ask.holder} waits ${now - ask.deadline} ms behind its deadline`)
       if (ask.controller?.signal.aborted === true) this.#violate(`${ask.holder} was aborted, and waits`)
       if (this.#close?.resolved === true) this.#violate(`${ask.holder} waits at a closed pool`)
       if (ask.mustBeRefused && !ask.interrupted) this.#violate(`${ask.holder} waits, and maxPending did so before`)

@@ -35,6 +35,11 @@ export class VirtualClock implements Clock {
     }
   }
 
+  /** The event loop stands still for `ms`: time passes, and timers that fall due meanwhile come late. */
+  stall (ms: number): void {
+    this.#now += ms
+  }
+
   /** Timers that are set; `ref` counts those that keep the process alive. */
   get timers (): { readonly set: number, readonly ref: number } {
     return { set: this.#due.size, ref: [...this.#due].filter(({ ref }) => ref).length }
@@ -52,12 +57,13 @@ export class VirtualClock implements Clock {
       const next = [...this.#due].filter(({ at }) => at <= end).sort((a, b) => a.at - b.at || a.order - b.order)[0]
       if (next === undefined) break
       this.#due.delete(next)
-      this.#now = next.at
+      // Behind a stall a timer is late.
+      this.#now = Math.max(this.#now, next.at)
       next.fn()
       await settle()
       rested()
     }
-    this.#now = end
+    this.#now = Math.max(this.#now, end)
     await settle()
   }
 }

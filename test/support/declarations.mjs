@@ -8,7 +8,7 @@ import { dts } from 'rollup-plugin-dts'
 import { root } from './find.mjs'
 
 const dist = join(root, 'dist')
-const entries = ['index', 'lib/wrap/kysely', 'lib/wrap/drizzle', 'lib/wrap/knex', 'lib/wrap/mongoose']
+const entries = ['index', 'lib/fastify/env', 'lib/wrap/kysely', 'lib/wrap/drizzle', 'lib/wrap/knex', 'lib/wrap/mongoose']
 /** The packages that types/drivers.ts names: a user has some of them, and no error for the others. */
 const drivers = ['mongodb', 'ioredis', 'pg', 'mysql2/promise']
 const unknownTypes = new RegExp(`^import \\* as \\S+ from '(?:${drivers.join('|')})';$`, 'gm')

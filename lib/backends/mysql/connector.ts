@@ -3,7 +3,7 @@ import type { Connection } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
-import { isConflict, isPassing } from './errors.js'
+import { isConflict, isPassing, isPermanent } from './errors.js'
 import { configsOf, type Config, type MysqlOptions } from './options.js'
 import { MysqlSession } from './session.js'
 import { cut, mysqlDriver, within, type Core, type Driver } from './wire.js'
@@ -52,6 +52,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   // For MariaDB too: before the first connection nothing tells which of the two it is.
   readonly system = 'mysql'
   readonly isTransient = isPassing
+  readonly isPermanent = isPermanent
   readonly transactions: Transactions<Connection> = {
     isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
     readOnly: true,

@@ -1,4 +1,4 @@
-import type { ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
+import type { Activity, ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
 import type { Failure } from '../shared/failures.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
@@ -124,6 +124,12 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     }
     this.#forgetStatements()
     return this.broken || this.#spoilt
+  }
+
+  override describe (): Activity {
+    const { core, commands, answer } = this
+    const within = this.open !== undefined || answer.isWithin
+    return { id: core.threadId, doing: commands.busy ? 'query' : within ? 'idle in transaction' : 'idle' }
   }
 
   override async ping (): Promise<boolean> {

@@ -1,6 +1,6 @@
 import type { ClientConfig } from 'pg'
 import type { Socket } from 'node:net'
-import type { ServerState } from '../../../types/connector.js'
+import type { Activity, ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { end } from './ending.js'
@@ -115,6 +115,14 @@ export class PostgresSession extends ServerSession<Client> {
   /** Nothing is queued or running. */
   get idle (): boolean {
     return this.#inside.readyForQuery === true
+  }
+
+  override describe (): Activity {
+    const { processID } = this.#inside
+    return {
+      ...(processID !== null && { id: processID }),
+      doing: !this.idle ? 'query' : this.status === 'I' ? 'idle' : 'idle in transaction',
+    }
   }
 
   /** Sends the empty statement, which is answered within a failed transaction too. */

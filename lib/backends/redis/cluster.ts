@@ -8,7 +8,7 @@ import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { checkClient, clusterOptions, type Given, type RedisClusterOptions } from './cluster-options.js'
 import { leavesState } from './commands.js'
-import { codeOf, isTransient } from './errors.js'
+import { codeOf, isPermanent, isTransient } from './errors.js'
 import { healScripts } from './scripts.js'
 import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace, type Driver } from './wire.js'
 
@@ -58,6 +58,7 @@ class ClusterBackend implements RedisClusterConnector {
   readonly system = 'redis'
   readonly secrets: readonly string[]
   readonly isTransient = isTransient
+  readonly isPermanent = isPermanent
   readonly #driver: Driver
   readonly #given: Given | undefined
   readonly #connectTimeout: number

@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import type { BulkheadOptions } from '../../../types/plugin.js'
-import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace, Timer } from '../../../types/pool.js'
-import { deadlineExpected, delayUntil, isDeadline, leftOf, systemClock } from '../../engine/time.js'
+import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace } from '../../../types/pool.js'
+import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../engine/time.js'
 import { PoolError, badOption } from '../../engine/errors.js'
 import { onEnd } from '../../engine/lease.js'
 import { Waiter, Waiters } from '../../engine/line.js'
@@ -43,9 +43,8 @@ export class Bulkhead implements Source {
   /** How many wait, of all keys together. */
   #pending = 0
   #closed = false
-  /** One timer for all who wait, set to the earliest deadline. There is one only while somebody waits. */
-  #timer: Timer | undefined
-  #timerAt = Infinity
+  /** Set to the earliest deadline of all who wait, and only while somebody waits. */
+  readonly #alarm: Alarm
 
   constructor (pool: PoolFace<unknown>, options: Options, clock: Clock = systemClock) {
     this.#pool = pool
@@ -53,6 +52,7 @@ export class Bulkhead implements Source {
     this.#acquireTimeout = options.acquireTimeout
     this.#maxPending = options.maxPending
     this.#clock = clock
+    this.#alarm = new Alarm(clock, (fn) => fn(), () => { this.#sweep() }, () => true)
   }
 
   /** How many requests wait for their share. */
@@ -148,7 +148,7 @@ export class Bulkhead implements Source {
     if (signal?.aborted === true) throw this.#abortError(signal)
     if (this.#closed) throw this.#closedError()
     if (this.#pending >= this.#maxPending) throw this.#fullError(share)
-    const now = this.#clock.now()
+    const now = this.#clock.now(true)
     const deadline = now + timeout
     await new Promise<unknown>((resolve) => {
       const waiter = new Waiter<never>(holder, now, deadline, resolve)
@@ -162,7 +162,7 @@ export class Bulkhead implements Source {
       }
       share.add(waiter)
       this.#pending++
-      this.#arm(deadline)
+      this.#alarm.set(deadline)
     })
     return deadline
   }
@@ -173,7 +173,7 @@ export class Bulkhead implements Source {
     waiter.unlisten?.()
     waiter.end()
     this.#pending--
-    if (this.#pending === 0) this.#disarm()
+    if (this.#pending === 0) this.#alarm.cancel()
   }
 
   /** A place in the share is free. It goes to the first who waits, from hand to hand: nobody can come between. */
@@ -188,23 +188,7 @@ export class Bulkhead implements Source {
     if (share.used === 0) this.#shares.delete(share.key)
   }
 
-  #arm (at: number): void {
-    if (at >= this.#timerAt) return
-    this.#disarm()
-    this.#timerAt = at
-    this.#timer = this.#clock.setTimer(() => { this.#sweep() }, delayUntil(at, this.#clock.now()))
-    // Somebody waits: the process must live until then.
-    this.#timer.ref()
-  }
-
-  #disarm (): void {
-    this.#timer?.cancel()
-    this.#timer = undefined
-    this.#timerAt = Infinity
-  }
-
   #sweep (): void {
-    this.#disarm()
     const now = this.#clock.now()
     let next = Infinity
     for (const share of this.#shares.values()) {
@@ -214,7 +198,7 @@ export class Bulkhead implements Source {
         waiter.reject(error)
       }))
     }
-    if (next < Infinity) this.#arm(next)
+    this.#alarm.set(next)
   }
 
   // --- Errors: they go to clients, so they never show the key --------------------------------------------------------

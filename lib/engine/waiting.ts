@@ -1,6 +1,5 @@
 import type { DestroyReason } from '../../types/connector.js'
 import type { AcquireOptions, AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
-import { Pace } from './books.js'
 import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import { LENT, PREPARING, type Entry } from './entry.js'
@@ -9,6 +8,7 @@ import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Hooks } from './hooks.js'
 import { Waiter } from './line.js'
+import { Pace } from './pace.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
 import { Room } from './room.js'
@@ -319,7 +319,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
    * waits.
    */
   get #isPaced (): boolean {
-    return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown(this.entries.max)
+    return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown
   }
 
   /** How long a new caller would wait by the pace of the line, in ms. */

@@ -1,7 +1,7 @@
 import type { Role } from '../../types/connector.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import type { AcquireOptions, Clock, Lease } from '../../types/pool.js'
-import { PoolError, badOption } from '../engine/errors.js'
+import { PoolError, badOption, isPoolError } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { Waiter, Waiters } from '../engine/line.js'
@@ -153,7 +153,7 @@ export class Dispatch<C> {
     try {
       return await this.#attempt(request)
     } catch (error) {
-      if (error instanceof PoolError) this.#tell(error, request)
+      if (isPoolError(error)) this.#tell(error, request)
       throw error
     } finally {
       if (--this.#unsettled === 0) for (const resolve of this.#quiet.splice(0)) resolve()
@@ -187,8 +187,8 @@ export class Dispatch<C> {
     const timeout = leftOf(request.deadline, this.time.read())
     request.target = target.name
     return target.engine.acquire({ ...request.options, timeout }, request.since).catch((error: unknown) => {
-      const isElsewhere = error instanceof Moved ||
-        (error instanceof PoolError && error.code === 'FST_POOL_CIRCUIT_OPEN' && !target.usable)
+      const isElsewhere = isPoolError(error) &&
+        (error instanceof Moved || (error.code === 'FST_POOL_CIRCUIT_OPEN' && !target.usable))
       if (!isElsewhere) throw error
       return this.#attempt(request)
     })

@@ -53,7 +53,17 @@ function middle (bucket: number): number {
 }
 
 const none: Readonly<Record<DestroyReason, number>> = {
-  idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0,
+  idle: 0,
+  lifetime: 0,
+  uses: 0,
+  invalid: 0,
+  stale: 0,
+  error: 0,
+  aborted: 0,
+  leaked: 0,
+  overdue: 0,
+  closed: 0,
+  released: 0,
 }
 
 type Counter =

@@ -113,14 +113,14 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { report, supply } = this.site
     if (this.site.closing.isClosed) return this.closedError
     if (this.#isFull) {
-      return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holders: report.topHolders })
+      return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holding: report.holding })
     }
     if (supply.isHopeless) return supply.circuitError
     if (this.options.overload && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
-      return faults.overloaded(report.situation, this.#nextTurn, timeout, report.topHolders)
+      return faults.overloaded(report.situation, this.#nextTurn, timeout, report.holding)
     }
     if (holder === undefined || !this.#isDeadlock(holder)) return undefined
-    return faults.deadlocked(report.situation, report.topHolders)
+    return faults.deadlocked(report.situation, report.holding)
   }
 
   /**
@@ -288,7 +288,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { report, supply } = this.site
     const { lastFailure: cause } = supply.creator
     if (cause !== undefined && this.entries.here === 0) return supply.connectError
-    this.#crowd ??= { cause, retryAfter: this.#wait / 1000, holders: report.topHolders }
+    this.#crowd ??= { cause, retryAfter: this.#wait / 1000, holding: report.holding }
     return faults.timedOut(report.situation, timeout, obstacle, this.#crowd)
   }
 

@@ -6,7 +6,7 @@ type Face = PoolFace<unknown>
 type Options<Call extends 'acquire' | 'evict' | 'resize' | 'close'> = NonNullable<Parameters<Face[Call]>[0]>
 type Names<O> = { readonly [K in keyof O]-?: object }
 
-const acquire: Names<Options<'acquire'>> = { signal: {}, timeout: {}, holder: {}, role: {}, holdTimeout: {} }
+const acquire: Names<Options<'acquire'>> = { signal: {}, timeout: {}, holder: {}, holdTimeout: {}, role: {} }
 const use: Names<UseOptions> = { ...acquire, retry: {} }
 const evict: Names<Options<'evict'>> = { idle: {} }
 const resize: Names<Options<'resize'>> = { min: {}, max: {} }

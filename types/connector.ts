@@ -22,6 +22,8 @@ export type DestroyReason =
   | 'aborted'
   /** Its lease was reported as leaked, and nobody can release it any more. */
   | 'leaked'
+  /** Its lease was out for longer than `holdTimeout`. */
+  | 'overdue'
   /** The pool closes. */
   | 'closed'
   /** The borrower destroyed it without an error, or the pool no longer wanted it when it came. */

@@ -70,6 +70,14 @@ export interface EngineNumbers {
    * `FST_POOL_COMMIT_UNKNOWN` where it was. 0: none. Default 5000.
    */
   commitTimeout?: number | undefined
+  /**
+   * How long a request may hold a connection, in ms. Past it its lease is revoked and the connection destroyed, so that
+   * the driver's call ends. Routes may have another one, and upgraded and hijacked requests have none unless their
+   * route has; for streamed replies and uploads it starts again when bytes have moved, ten times at most unless the
+   * route has its own. Jobs (`acquire` and `use` of the pool itself) have none but their call's. 0: none. Default
+   * 60000.
+   */
+  holdTimeout?: number | undefined
   /** How long `close()` waits for used connections before it destroys them, in ms. At least 1. Default 8000. */
   closeTimeout?: number | undefined
   /** A connection that was idle for so long is closed, in ms, but never below `min`. 0: never. Default 60000. */

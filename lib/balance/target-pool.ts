@@ -9,6 +9,7 @@ import { Engine } from '../engine/engine.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
+import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { Openers } from '../engine/openers.js'
 import type { Owner } from '../engine/parts.js'
 import { secretsIn } from '../engine/secrets.js'
@@ -242,11 +243,18 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * can be had
    */
   acquire (options: AcquireOptions = {}): Promise<Lease<C>> {
-    return this.#dispatch.acquire(options)
+    return options.holdTimeout === undefined ? this.#dispatch.acquire(options) : this.#acquireFor(options)
   }
 
-  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role'> = {}): Lease<C> | null {
-    return this.#dispatch.take(readRole(options), options)
+  async #acquireFor (options: AcquireOptions): Promise<Lease<C>> {
+    checkHoldTimeout(options)
+    return lendFor(await this.#dispatch.acquire(options), options)
+  }
+
+  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'> = {}): Lease<C> | null {
+    checkHoldTimeout(options)
+    const lease = this.#dispatch.take(readRole(options), options)
+    return lease === null || options.holdTimeout === undefined ? lease : lendFor(lease, options)
   }
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
@@ -262,7 +270,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   async transaction<T> (
     fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    const { signal, timeout, holder, role: _, ...run } = options
+    const { signal, timeout, holder, role: _, holdTimeout, ...run } = options
     const role = readRole(options)
     const isFor = ({ transactions, target }: Around<C>) => (this.#begunFor.get(transactions) ?? target.role) === role
     const around = this.#around().find(isFor)?.transactions
@@ -273,7 +281,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
         if (!this.#begunFor.has(transactions)) this.#begunFor.set(transactions, role)
       }
       return fn(connection)
-    }, run), { signal, timeout, holder, role })
+    }, run), { signal, timeout, holder, role, holdTimeout })
   }
 
   /** The transactions which the calling code is within. */

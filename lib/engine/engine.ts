@@ -255,6 +255,7 @@ export class Engine<C> implements Parts<C> {
     // Before the report, since a listener may end the lease, too.
     this.#endLease(entry)
     entry.more.held = held
+    entry.more.revoked = reason
     this.destroy(entry, reason, failed && this.events.report(failed.error, failed.phase))
   }
 

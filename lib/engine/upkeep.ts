@@ -2,9 +2,12 @@ import type { DestroyReason } from '../../types/connector.js'
 import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import type { Closing } from './closing.js'
-import { CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Entry } from './entry.js'
+import {
+  CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Borrower, type Entry,
+} from './entry.js'
 import { label } from './events.js'
 import * as faults from './faults.js'
+import { Holds } from './holds.js'
 import type { Failed } from './host.js'
 import { TICK } from './operations.js'
 import type { Parts } from './parts.js'
@@ -20,6 +23,8 @@ export interface Site<C> extends Parts<C> {
   readonly checks: Checks<C>
   readonly cleaning: Cleaning<C>
   readonly closing: Closing<C>
+  /** Starts the periodic ticks. */
+  wake (): void
   /** A tick begins: the next leases are timed exactly. */
   sample (): void
   /** No tick is due while nothing happens. */
@@ -30,13 +35,15 @@ export interface Site<C> extends Parts<C> {
   pump (): void
 }
 
-/** Housekeeping at each tick: deadlines, idle connections, leaks. */
+/** Housekeeping at each tick: deadlines, idle connections, leases that are out for long. */
 export class Upkeep<C> extends Room<C, Site<C>> {
   readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
+  readonly #holds: Holds<C>
   #acquiredAtTick = 0
 
   constructor (site: Site<C>) {
     super(site)
+    this.#holds = new Holds(site)
     if (site.options.leakAfter === 0) return
     this.#registry = new FinalizationRegistry(({ entry, turn }) => {
       if (entry.turn === turn) this.#lose(entry)
@@ -45,7 +52,10 @@ export class Upkeep<C> extends Room<C, Site<C>> {
 
   /** The event loop stood still: what is under way gets that time back. Callers' own deadlines stand. */
   stood (ms: number): void {
-    for (const entry of this.entries) this.work.grant(entry, ms)
+    for (const entry of this.entries) {
+      this.work.grant(entry, ms)
+      entry.extras?.hold?.grant(ms, this.time.now)
+    }
   }
 
   tick (): void {
@@ -58,7 +68,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
       const deadline = entry.operation?.deadline ?? Infinity
       if (deadline <= now) this.#overdue(entry)
       else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
-      else if (entry.state === LENT && this.#registry !== undefined) this.time.arm(this.#watch(entry, now))
+      else if (entry.state === LENT) this.time.arm(this.#look(entry, now))
       if (entry.operation !== undefined) {
         works = true
         this.time.arm(entry.operation.deadline)
@@ -124,6 +134,23 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     if (pingAt > now) return Math.min(expiresAt, idleAt, pingAt)
     checks.ping(entry)
     return Math.min(expiresAt, idleAt, now + keepalive)
+  }
+
+  borrowed (entry: Entry<C>, borrower: Borrower): void {
+    entry.more.borrower = borrower
+    const { holdTimeout = this.options.holdTimeout } = borrower
+    if (holdTimeout === 0) return
+    // The next tick looks at it; a short hold is over before that.
+    this.site.wake()
+    if (holdTimeout < 2 * TICK) this.time.arm(this.time.now + holdTimeout / 2)
+  }
+
+  /** Looks after a lease. Returns when to look again. */
+  #look (entry: Entry<C>, now: number): number {
+    const lookAt = this.#registry === undefined ? Infinity : this.#watch(entry, now)
+    const borrower = entry.extras?.borrower
+    // The listeners of a leak may have ended the lease.
+    return borrower === undefined ? lookAt : Math.min(lookAt, this.#holds.look(entry, borrower, now))
   }
 
   // --- Leaks ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import type {
   UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
+import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { checkEngineOptions } from './options.js'
@@ -55,18 +56,26 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
-    return this.#engine.acquire(options)
+    return options?.holdTimeout === undefined ? this.#engine.acquire(options) : this.#acquireFor(options)
   }
 
-  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role'>): Lease<C> | null {
-    return this.#engine.take(options?.holder)
+  async #acquireFor (options: AcquireOptions): Promise<Lease<C>> {
+    checkHoldTimeout(options)
+    return lendFor(await this.#engine.acquire(options), options)
+  }
+
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>): Lease<C> | null {
+    if (options?.holdTimeout === undefined) return this.#engine.take(options?.holder)
+    checkHoldTimeout(options)
+    const lease = this.#engine.take(options.holder)
+    return lease && lendFor(lease, options)
   }
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
     const engine = this.#engine
     const { acquireTimeout, backoff } = engine.options
     return await useWithRetry({
-      acquire: (acquire) => engine.acquire(acquire),
+      acquire: (acquire) => this.acquire(acquire),
       isTransient: (error) => {
         try {
           return this.backend.isTransient?.(error) === true
@@ -87,12 +96,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   async transaction<T> (
     fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    const { signal, timeout, holder, role, ...run } = options
+    const { signal, timeout, holder, role, holdTimeout, ...run } = options
     const around = LeaseTransactions.current(this.#engine) as LeaseTransactions<C> | undefined
     if (around !== undefined) return await around.run(fn, run)
     // Checked before the caller waits for a connection.
     checkRunOptions({ name: this.name, transactions: this.backend.transactions }, run)
-    return await this.use((_, lease) => lease.transaction(fn, run), { signal, timeout, holder, role })
+    return await this.use((_, lease) => lease.transaction(fn, run), { signal, timeout, holder, role, holdTimeout })
   }
 
   async open (): Promise<void> {

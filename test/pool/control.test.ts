@@ -231,7 +231,8 @@ t.test('stats are a frozen copy of the books', async (t) => {
     created: 1,
     createErrors: 0,
     destroyed: {
-      idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0,
+      idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, overdue: 0, closed: 0,
+      released: 0,
     },
     timeouts: 0,
     refused: 0,

@@ -6,6 +6,7 @@ import type { PoolErrorCode } from '../../types/errors.js'
 import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats, Timer } from '../../types/pool.js'
 import { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
+import { borrow } from '../../lib/engine/lease.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 
@@ -43,7 +44,8 @@ const isPhase = (method: Method) => method === 'begin' || method === 'savepoint'
   method === 'rollback'
 
 const eventNames = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'hold',
+  'overdue', 'error',
   'circuit', 'driver',
   'open', 'drain', 'close',
 ] as const satisfies readonly PoolEventName[]
@@ -56,9 +58,12 @@ const behaviours = [
 
 export type Action =
   | {
-    readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined,
+    readonly do: 'acquire' | 'use',
+    readonly signal: 'none' | 'live' | 'aborted',
+    readonly timeout: number | undefined,
+    readonly holdTimeout: number | undefined,
   }
-  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows', readonly which: number }
+  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows' | 'move', readonly which: number }
   /** `nest`: called from within the function of an open one. */
   | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
   /** Ends the function of an open one, or one that is held. */
@@ -106,8 +111,10 @@ const action: fc.Arbitrary<Action> = fc.oneof(
     do: just('acquire', 'acquire', 'acquire', 'use'),
     signal: just('none', 'none', 'live', 'live', 'aborted'),
     timeout: fc.constantFrom(undefined, undefined, 1, 40, 300, 3000),
+    holdTimeout: fc.constantFrom(undefined, undefined, undefined, 0, 60, 450),
   })),
   often(2, fc.record({ do: just('tryAcquire') })),
+  often(1, fc.record({ do: just('move'), which })),
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
   often(5, fc.record({
@@ -330,6 +337,8 @@ interface Ask {
   /** Counting also those who wait for no capacity, it was one too many. */
   readonly mustBeRefused: boolean
   readonly findsIdle: boolean
+  /** 0: none. */
+  readonly holdTimeout: number
   settled: boolean
   /** It has left the line with a connection, for which `onAcquire` runs. */
   prepared: boolean
@@ -351,6 +360,16 @@ interface Held {
   live: boolean
   /** It was out for longer than `leakAfter`. */
   leaked: boolean
+  /** 0: none. */
+  readonly holdTimeout: number
+  /** How often its hold may start again, and how often its borrower has moved something. */
+  readonly restarts: number
+  moved: number
+  readonly inVain: undefined
+  /** How long, in ms, the event loop is known to have stood still since. */
+  stood: number
+  /** Its hold is over by then, where the event loop never stood still. */
+  endsBy: number
 }
 
 class SimulationClock extends VirtualClock {
@@ -616,9 +635,11 @@ class World {
     switch (action.do) {
       case 'acquire':
       case 'use':
-        return this.#ask(action.do, action.signal, action.timeout)
+        return this.#ask(action.do, action.signal, action.timeout, action.holdTimeout)
       case 'tryAcquire':
         return this.#try()
+      case 'move':
+        return this.#move(this.#pick(this.#held, action.which))
       case 'abort':
         return this.#abort(action.which)
       case 'release':
@@ -730,8 +751,12 @@ class World {
       if (!conn.made && !conn.create.failed) conn.create.deadline += granted(conn.create.since)
       if (conn.cleaning !== undefined) conn.cleaning += granted(conn.cleaning)
     }
-    for (const run of this.#runs) if (run.concludedAt < Infinity) run.concludedAt += granted(run.concludedAt)
+    const open = [...this.#conns].flatMap((conn) => conn.open.flatMap(({ run }) => run ?? []))
+    for (const run of new Set([...this.#runs, ...open])) {
+      if (run.concludedAt < Infinity) run.concludedAt += granted(run.concludedAt)
+    }
     for (const health of this.#healths) health.by += late
+    for (const held of this.#held) held.stood += granted(held.since)
   }
 
   /** One who waits, if there is one; else one for whom it comes too late. */
@@ -744,7 +769,17 @@ class World {
     return from[which % Math.max(1, from.length)]
   }
 
-  #ask (kind: Ask['kind'], how: 'none' | 'live' | 'aborted', timeout: number | undefined): void {
+  /** Its borrower tells of its progress from now on, and has just made some. */
+  #move (held: Held | undefined): void {
+    if (held === undefined || held.holdTimeout === 0) return
+    held.moved++
+    if (held.moved === 1) borrow(held.lease, held)
+    held.endsBy = this.#clock.now() + (held.restarts + 1) * (held.holdTimeout + 201)
+  }
+
+  #ask (
+    kind: Ask['kind'], how: 'none' | 'live' | 'aborted', timeout: number | undefined, holdTimeout?: number | undefined
+  ): void {
     const n = ++this.#n
     const holder = `caller ${n}`
     const now = this.#clock.now()
@@ -769,6 +804,7 @@ class World {
       isFull: pending >= maxPending,
       mustBeRefused: pending >= maxPending + served,
       findsIdle: this.#rested && idle > 0 && pending === 0 && this.#suspendedIn === undefined && !this.#isObstructed,
+      holdTimeout: holdTimeout ?? 0,
       settled: false,
       prepared: false,
       interrupted: false,
@@ -782,6 +818,7 @@ class World {
       ...(label !== undefined && { holder: label }),
       ...(controller && { signal: controller.signal }),
       ...(timeout !== undefined && { timeout }),
+      ...(holdTimeout !== undefined && { holdTimeout }),
     }
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
@@ -902,7 +939,23 @@ class World {
     conn.ending = undefined
     conn.preparedUntil = Infinity
     conn.evicted = false
-    const held: Held = { lease, conn, n, holder, since: now, finish, live: true, leaked: false }
+    const { holdTimeout = 0 } = ask ?? {}
+    const held: Held = {
+      lease,
+      conn,
+      n,
+      holder,
+      since: now,
+      finish,
+      live: true,
+      leaked: false,
+      holdTimeout,
+      restarts: 2,
+      inVain: undefined,
+      moved: 0,
+      stood: 0,
+      endsBy: holdTimeout === 0 ? Infinity : now + holdTimeout + 101,
+    }
     conn.lease = held
     this.#held.push(held)
   }
@@ -949,7 +1002,7 @@ class World {
     }[code]
     // What listeners did first may have ended it.
     const named = error.message.includes('in the way is')
-    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch &&
+    if (code === 'FST_POOL_ACQUIRE_TIMEOUT' && !ask.prepared && this.#reactedIn !== this.#batch && !this.#stood &&
       (named ? now > this.#metAt + 25 : this.#hinderedIn === this.#batch)) {
       this.#violate(`something was ${named ? 'not ' : ''}in the way of ${ask.holder}, and it is told: ${error.message}`)
     }
@@ -1528,9 +1581,9 @@ class World {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
       const ended = isPhase(busy.method) &&
-        (conn.ending === 'release'
+        (conn.ending === 'release' && reason !== 'overdue'
           ? broken
-          : conn.ending !== undefined ||
+          : conn.ending !== undefined || reason === 'overdue' ||
           conn.open.some((level) => this.#isOverdue(level)))
       if (now < busy.deadline && !forced &&
         !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
@@ -1578,6 +1631,10 @@ class World {
         now >= conn.preparedUntil
       case 'aborted': return conn.ending === 'abandon'
       case 'leaked': return false
+      case 'overdue': {
+        const { lease } = conn
+        return lease !== undefined && lease.holdTimeout > 0 && this.#heldFor(lease) >= lease.holdTimeout
+      }
       case 'closed': return this.#draining
       // Given up, and made all the same: nobody waits for it any more.
       case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted ||
@@ -1857,7 +1914,7 @@ class World {
 
   #reaction (behaviour: typeof behaviours[number]): Action | undefined {
     switch (behaviour) {
-      case 'acquire': return { do: 'acquire', signal: 'none', timeout: undefined }
+      case 'acquire': return { do: 'acquire', signal: 'none', timeout: undefined, holdTimeout: undefined }
       case 'tryAcquire': return { do: 'tryAcquire' }
       case 'release': return { do: 'release', which: 0 }
       case 'destroy': return { do: 'destroy', which: 0 }
@@ -1936,9 +1993,11 @@ class World {
         if (lease.connection !== conn) this.#violate('a lease has changed its connection')
         if (Math.abs(lease.heldFor - (now - held.since)) > 100) this.#violate(`a lease held for ${now - held.since} ms says ${lease.heldFor}`)
         if (leakAfter > 0 && now - held.since > leakAfter + 101) held.leaked = true
+        if (now > held.endsBy + this.#stalls) this.#violate(`a lease with a holdTimeout of ${held.holdTimeout} is out for ${now - held.since} ms`)
         continue
       }
-      if (this.#close === undefined && !conn.lost) this.#violate('a lease ended by itself')
+      const isOverdue = held.holdTimeout > 0 && this.#heldFor(held) >= held.holdTimeout
+      if (this.#close === undefined && !conn.lost && !isOverdue) this.#violate('a lease ended by itself')
       if (conn.destroyedFor === undefined) this.#violate(`connection ${conn.id} lost its lease, and was not destroyed`)
       held.live = false
       this.#held.splice(this.#held.indexOf(held), 1)
@@ -1965,6 +2024,12 @@ class World {
     if (this.#clock.now() - held.since >= leakAfter - 100) this.#mayHaveLeaked++
     this.#ended.push(held)
     if (this.#ended.length > 8) this.#ended.shift()
+  }
+
+  /** For how long, in ms, without what the pool knows that the event loop stood still: not in a hold's first tick. */
+  #heldFor ({ since, stood }: Held): number {
+    const heldFor = this.#clock.now() - since
+    return Math.min(heldFor, heldFor - stood + 100)
   }
 
   #checkAsks (stats: PoolStats): void {

@@ -231,7 +231,8 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   #sending ({ streams }: Given): void {
     // Before the reply: the client's next request can't be sooner than the mark.
     this.slots.markWrites()
-    if (!streams) this.slots.releaseOnSend()
+    if (streams) this.slots.streams()
+    else this.slots.releaseOnSend()
     handOver(this)
   }
 
@@ -293,12 +294,12 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     }
     if (!this.slots.end(raw.writableEnded && !timedOut)) return
     const { abortGrace } = this.#graces
-    if (this.#isSettled || (!timedOut && this.#isHijacked) || abortGrace === 0) this.#settle()
+    if (this.#isSettled || (!timedOut && this.isHijacked) || abortGrace === 0) this.#settle()
     else setTimeout(() => { this.#settle() }, abortGrace).unref()
   }
 
   /** Whether a response that was cut was not Fastify's: what used it may go on for as long as it likes. */
-  get #isHijacked (): boolean {
+  get isHijacked (): boolean {
     return this.#reply.is === 'none' && (this.reply.sent || isUpgrade(this.reply.request))
   }
 

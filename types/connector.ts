@@ -22,6 +22,8 @@ export type DestroyReason =
   | 'aborted'
   /** Its lease was reported as leaked, and nobody can release it any more. */
   | 'leaked'
+  /** Its lease was out for longer than `holdTimeout`. */
+  | 'overdue'
   /** The pool closes. */
   | 'closed'
   /** The borrower destroyed it without an error, or the pool no longer wanted it when it came. */
@@ -184,8 +186,8 @@ export interface Connector<C = unknown> {
    * not exist. Whoever opens the pool is told at once, and the next tries come slowly, up to 30 s apart.
    */
   isPermanent? (error: unknown): boolean
-  /** What the connection is doing now. No I/O, must not wait. */
-  describe? (connection: C): Activity
+  /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
+  describe? (connection: C): Activity | undefined
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
   /** Where the database has transactions. */

@@ -70,6 +70,14 @@ export interface EngineNumbers {
    * `FST_POOL_COMMIT_UNKNOWN` where it was. 0: none. Default 5000.
    */
   commitTimeout?: number | undefined
+  /**
+   * How long a request may hold a connection, in ms. Past it its lease is revoked and the connection destroyed, so that
+   * the driver's call ends. Routes may have another one, and upgraded and hijacked requests have none unless their
+   * route has; for streamed replies and uploads it starts again when bytes have moved, ten times at most unless the
+   * route has its own. Jobs (`acquire` and `use` of the pool itself) have none but their call's. 0: none. Default
+   * 60000.
+   */
+  holdTimeout?: number | undefined
   /** How long `close()` waits for used connections before it destroys them, in ms. At least 1. Default 8000. */
   closeTimeout?: number | undefined
   /** A connection that was idle for so long is closed, in ms, but never below `min`. 0: never. Default 60000. */
@@ -93,7 +101,11 @@ export interface EngineNumbers {
    * Default 1000.
    */
   maxPending?: number | undefined
-  /** The most creates under way at a time. At least 1. Default `max`. */
+  /**
+   * The most creates under way at a time. At least 1. Default `max`. A create is begun where it pays: for a caller that
+   * would wait as long as a connect takes, by how long connects took and leases were held within the last minute (each
+   * caller that waits, where that is not known), and for one that has waited so long.
+   */
   maxConnecting?: number | undefined
   /** A lease that is held for longer than this is reported by a `leak` event, in ms. 0: never. Default 0. */
   leakAfter?: number | undefined

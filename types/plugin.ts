@@ -45,6 +45,12 @@ export interface Policy {
    * transactions that may write, get the `'primary'`.
    */
   role?: Role | undefined
+  /**
+   * How long a request may hold the connection, in ms, before its lease is revoked and the connection destroyed; 0: as
+   * long as it likes. In a route's `config.pools` it holds for upgraded and hijacked requests too, and bytes that move
+   * start it again as often as they like. Default: the pool's `holdTimeout`.
+   */
+  holdTimeout?: number | undefined
 }
 
 /** A policy as a pool or the plugin states it: what it leaves out has its default. */

@@ -30,6 +30,11 @@ export interface AcquireOptions {
   /** Instead of the pool's `acquireTimeout`, in ms. At least 1. */
   timeout?: number
   holder?: HolderLabel
+  /**
+   * How long the lease may be out, in ms; 0: as long as it likes. Past it the lease is revoked and its connection
+   * destroyed. Default: of a request what its route or its pool says, else 0.
+   */
+  holdTimeout?: number
   /** Which kind of connection, where there are two: 'replica' for one that only reads. Default 'primary'. */
   role?: Role
 }
@@ -195,6 +200,13 @@ export type ErrorPhase =
   'begin' | 'commit' | 'rollback' | 'close' | 'listener' |
   'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
+interface HoldEvent extends Event {
+  readonly id: number
+  readonly held: number
+  readonly holdTimeout: number
+  readonly holder?: HolderLabel
+}
+
 /** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
 export interface PoolEvents {
   connect: Event & { readonly id: number, readonly took: number }
@@ -215,6 +227,10 @@ export interface PoolEvents {
   refuse: Event & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
   leak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
   unleak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
+  /** Half of a lease's `holdTimeout` has passed. Once per lease, but again where the hold has started again. */
+  hold: HoldEvent
+  /** A lease was out for longer than its `holdTimeout`: it was revoked, and its connection destroyed. */
+  overdue: HoldEvent
   /** Something failed that no caller was told of. Without a listener it is silent: it never throws. */
   error: Event & { readonly error: Error, readonly phase: ErrorPhase }
   /** The circuit of creates. `error`: why it opened. */
@@ -316,7 +332,7 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    *
    * @throws what a synchronous `onAcquire` throws
    */
-  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role'>): Lease<C> | null
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>): Lease<C> | null
   /**
    * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where
    * the connector calls the error transient.
@@ -343,6 +359,7 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    *
    * @param options.idle only the idle ones
    * @param options.used the lent ones now, too: their leases end, and what runs on them fails. For a known failover
+   * @throws `FST_POOL_BAD_OPTIONS` for an unknown option
    */
   evict (options?: { idle?: boolean, used?: boolean }): void
   /**

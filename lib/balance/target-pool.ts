@@ -9,12 +9,14 @@ import { Engine } from '../engine/engine.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
+import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { Openers } from '../engine/openers.js'
 import type { Owner } from '../engine/parts.js'
 import { secretsIn } from '../engine/secrets.js'
 import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { checkNames } from '../pool/calls.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
 import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
@@ -242,11 +244,23 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * can be had
    */
   acquire (options: AcquireOptions = {}): Promise<Lease<C>> {
-    return this.#dispatch.acquire(options)
+    try {
+      checkNames('acquire', options)
+    } catch (error) {
+      return Promise.reject(error)
+    }
+    return options.holdTimeout === undefined ? this.#dispatch.acquire(options) : this.#acquireFor(options)
   }
 
-  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role'> = {}): Lease<C> | null {
-    return this.#dispatch.take(readRole(options), options)
+  async #acquireFor (options: AcquireOptions): Promise<Lease<C>> {
+    checkHoldTimeout(options)
+    return lendFor(await this.#dispatch.acquire(options), options)
+  }
+
+  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'> = {}): Lease<C> | null {
+    checkHoldTimeout(options)
+    const lease = this.#dispatch.take(readRole(options), options)
+    return lease === null || options.holdTimeout === undefined ? lease : lendFor(lease, options)
   }
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
@@ -262,7 +276,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   async transaction<T> (
     fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    const { signal, timeout, holder, role: _, ...run } = options
+    const { signal, timeout, holder, role: _, holdTimeout, ...run } = options
     const role = readRole(options)
     const isFor = ({ transactions, target }: Around<C>) => (this.#begunFor.get(transactions) ?? target.role) === role
     const around = this.#around().find(isFor)?.transactions
@@ -273,7 +287,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
         if (!this.#begunFor.has(transactions)) this.#begunFor.set(transactions, role)
       }
       return fn(connection)
-    }, run), { signal, timeout, holder, role })
+    }, run), { signal, timeout, holder, role, holdTimeout })
   }
 
   /** The transactions which the calling code is within. */
@@ -326,7 +340,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // While the pool is suspended, targets are not asked.
     const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
     if (this.#openers.size === 0 || !isKnown) return
-    for (const resolve of this.#openers.take(0, 0)) resolve()
+    for (const { resolve } of this.#openers.take(0, 0)) resolve()
     this.#watch.keepAlive()
   }
 
@@ -358,10 +372,13 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   evict (options?: { idle?: boolean, used?: boolean }): void {
+    checkNames('evict', options)
     for (const { engine } of this.#targets) engine.evict(options)
   }
 
-  resize ({ min = this.#min, max = this.#budget.max }: { min?: number, max?: number }): void {
+  resize (options: { min?: number, max?: number }): void {
+    checkNames('resize', options)
+    const { min = this.#min, max = this.#budget.max } = options
     const [least, limit] = [this.#targets.length, this.#limit]
     const each = this.#parts ? 'one that writes and one that reads' : 'one for each target'
     if (!Number.isSafeInteger(max) || max < least || max > limit) {
@@ -435,6 +452,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
    */
   close (options?: { timeout?: number }): Promise<void> {
+    checkNames('close', options)
     // At a second call the engines check the option, and return their first promise.
     const all = this.#targets.map(({ engine }) => engine.closing.close(options?.timeout))
     this.#closed ??= this.#shut(all)

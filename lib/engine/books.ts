@@ -52,40 +52,18 @@ function middle (bucket: number): number {
   return (perPower + (bucket % perPower) + 0.5) * 2 ** (power - 3)
 }
 
-/**
- * The line's pace is a mean over this many turns of each connection. With fewer, connections that come back together
- * would make it jump.
- */
-const PACED = 8
-
-/** How fast a line moves. */
-export class Pace {
-  /** How many callers in the line got a connection, since the line began or was resumed. */
-  #turns = 0
-  #lastTurn = 0
-  /** The mean time between two turns, in ms. */
-  mean = 0
-
-  /** A line that was empty or suspended begins anew: earlier turns tell nothing about it. */
-  begin (now: number): void {
-    this.#turns = this.mean = 0
-    this.#lastTurn = now
-  }
-
-  /** @param max how many connections serve the line */
-  turn (now: number, max: number): void {
-    this.mean += (now - this.#lastTurn - this.mean) / Math.min(++this.#turns, PACED * max)
-    this.#lastTurn = now
-  }
-
-  /** Whether the line has moved often enough to tell how fast it does. */
-  isKnown (max: number): boolean {
-    return this.#turns > 2 * max
-  }
-}
-
 const none: Readonly<Record<DestroyReason, number>> = {
-  idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, closed: 0, released: 0,
+  idle: 0,
+  lifetime: 0,
+  uses: 0,
+  invalid: 0,
+  stale: 0,
+  error: 0,
+  aborted: 0,
+  leaked: 0,
+  overdue: 0,
+  closed: 0,
+  released: 0,
 }
 
 type Counter =

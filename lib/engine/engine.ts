@@ -269,6 +269,7 @@ export class Engine<C> implements Parts<C> {
     // Before the report, since a listener may end the lease, too.
     this.#endLease(entry)
     entry.more.held = held
+    entry.more.revoked = reason
     this.destroy(entry, reason, failed && this.events.report(failed.error, failed.phase))
   }
 
@@ -289,7 +290,10 @@ export class Engine<C> implements Parts<C> {
     const { events } = this
     const { id, takenAt, timed } = entry
     const held = Math.max(0, this.time.read(true) - takenAt)
-    if (timed) this.books.holds.record(held)
+    if (timed) {
+      this.books.holds.record(held)
+      this.supply.holds.record(held, this.time.now)
+    }
     if (events.heard.release) events.emit('release', { id, held, ...label(holder) })
     if (watch?.reported === true && events.heard.unleak) {
       events.emit('unleak', { id, held, ...label(holder), ...watch.told })
@@ -527,7 +531,7 @@ export class Engine<C> implements Parts<C> {
       entry.goodUntil = 0
     }
     // All were marked first, so that listeners that acquire get none of them.
-    if (used || !idle) this.supply.cancel(0, 'stale')
+    if (used || !idle) this.supply.cancel(0, 'stale', this.supply.creator.circuit.state !== 'closed')
     for (const entry of evicted) if (entry.state === IDLE) this.destroy(entry, 'stale')
     if (used) this.closing.interrupt(evicted)
     this.pump()

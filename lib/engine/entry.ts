@@ -81,6 +81,39 @@ export class Watch {
   }
 }
 
+/** Who has a lease, as the pool asks them: at its ticks, and where somebody waits in vain. */
+export interface Borrower {
+  /** How long the lease may be out, in ms; 0: as long as it likes; undefined: as long as the pool's option says. */
+  readonly holdTimeout: number | undefined
+  /** How many bytes it has sent or received; undefined: that does not matter. Then the hold may start again. */
+  readonly moved: number | undefined
+  /** How many times the hold may start again. */
+  readonly restarts: number
+  /** Who it is that holds a connection and does not use it, and what to do about that. Undefined: it uses it. */
+  readonly inVain: string | undefined
+}
+
+/** The state of a hold, from the first look at it on. */
+export class Hold {
+  /** When bytes were last seen to have moved. */
+  movedAt: number
+  moved = 0
+  restarts = 0
+  warned = false
+
+  /** @param since when it began, or started again */
+  constructor (public since: number) {
+    this.movedAt = since
+  }
+
+  /** The event loop stood still for `ms`: that time does not count. */
+  grant (ms: number, now: number): void {
+    const granted = Math.max(0, Math.min(ms, now - this.since))
+    this.since += granted
+    this.movedAt += granted
+  }
+}
+
 /** What only some leases need. */
 export class LeaseExtras<C> {
   /** The transactions of the lease, from the first one on. */
@@ -89,8 +122,14 @@ export class LeaseExtras<C> {
   watch: Watch | undefined
   /** Called when the lease ends: set by `onEnd`. */
   onEnd: (() => void) | undefined
+  /** Who has the lease, where it may not be out for as long as it likes: set by `borrow`. */
+  borrower: Borrower | undefined
+  /** Set at the first look at it. */
+  hold: Hold | undefined
   /** How long the lease was held, in ms, where the pool itself ended it. */
   held = 0
+  /** Why the pool itself ended the lease. */
+  revoked: DestroyReason | undefined
 }
 
 /**

@@ -14,6 +14,8 @@ const silent: Readonly<Record<PoolEventName, boolean>> = {
   refuse: false,
   leak: false,
   unleak: false,
+  hold: false,
+  overdue: false,
   error: false,
   circuit: false,
   failover: false,

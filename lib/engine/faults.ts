@@ -1,5 +1,5 @@
 import type { AcquireSignal, Holder } from '../../types/pool.js'
-import { PoolError } from './errors.js'
+import { PoolError, isPoolError } from './errors.js'
 
 // Pure functions from a situation to the error that describes it. Whoever throws the error also counts it.
 
@@ -42,22 +42,41 @@ export function withoutStack<E extends Error> (make: () => E): E {
   }
 }
 
+/** Who holds the connections that somebody waits for. */
+export interface Holding {
+  /** The longest held first. */
+  readonly holders: readonly Holder[]
+  /** What is to be said of those among them who do not use theirs. */
+  readonly inVain: readonly string[]
+}
+
+/** Some hold in vain only since they have only just been lent theirs: said where half of all do. */
+function heldInVain ({ holders, inVain }: Holding): string {
+  const [count, [what]] = [inVain.length, inVain]
+  if (what === undefined || count * 2 < holders.length) return ''
+  const which = holders.length === 1 ? 'one connection' : `${holders.length} connections`
+  return ` Of the ${which} held longest, ${count} ${count === 1 ? 'is' : 'are'} held by ${what}`
+}
+
 /** What an error says besides its message. */
 export interface Detail {
   readonly cause?: Error | undefined
   /** In seconds. */
   readonly retryAfter: number
-  readonly holders: readonly Holder[]
+  readonly holding: Holding
 }
 
 /** An acquire's deadline passed. @param obstacle what hinders all loans */
 export function timedOut (
-  situation: Situation, timeout: number, obstacle: string | undefined, detail: Detail
+  situation: Situation, timeout: number, obstacle: string | undefined, { holding, ...detail }: Detail
 ): PoolError {
   const inTheWay = obstacle === undefined ? tooLate(situation) : `in the way is ${obstacle}`
-  const why = inTheWay === undefined ? '. Look for slow queries or leaks, or raise max.' : `: ${inTheWay}`
-  return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `no connection from pool '${situation.name}' within ` +
-    `${Math.round(timeout)} ms (${numbers(situation)})${why}`, detail)
+  const why = inTheWay === undefined
+    ? `. Look for slow queries or leaks, or raise max.${heldInVain(holding)}`
+    : `: ${inTheWay}`
+  const message = `no connection from pool '${situation.name}' within ${Math.round(timeout)} ms ` +
+    `(${numbers(situation)})${why}`
+  return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, { ...detail, holders: holding.holders })
 }
 
 /** There is no connection, and none can be made. @param retryAfter in seconds */
@@ -73,24 +92,26 @@ export function circuitOpen (name: string, openFor: number, cause: Error | undef
     `tried every ${openFor} ms (circuit). ${CHECK_SERVER}`, { cause, retryAfter })
 }
 
-export function queueFull (situation: Situation, detail: Detail): PoolError {
-  return new PoolError('FST_POOL_QUEUE_FULL', `pool '${situation.name}' is full, and ${situation.pending} wait ` +
-    `already (${numbers(situation)}). Look for slow queries or leaks, or raise max or maxPending.`, detail)
+export function queueFull (situation: Situation, { holding, ...detail }: Detail): PoolError {
+  const message = `pool '${situation.name}' is full, and ${situation.pending} wait already (${numbers(situation)}). ` +
+    `Look for slow queries or leaks, or raise max or maxPending.${heldInVain(holding)}`
+  return new PoolError('FST_POOL_QUEUE_FULL', message, { ...detail, holders: holding.holders })
 }
 
 /** @param predicted how long the acquire would wait, in ms */
 export function overloaded (
-  situation: Situation, predicted: number, timeout: number, holders: readonly Holder[]
+  situation: Situation, predicted: number, timeout: number, holding: Holding
 ): PoolError {
   return new PoolError('FST_POOL_OVERLOADED', `pool '${situation.name}' is overloaded: a connection would take about ` +
     `${Math.round(predicted)} ms, and the deadline is in ${Math.round(timeout)} ms (${numbers(situation)}). ` +
-    'Look for slow queries, or raise max.', { retryAfter: predicted / 1000, holders })
+    `Look for slow queries, or raise max.${heldInVain(holding)}`,
+  { retryAfter: predicted / 1000, holders: holding.holders })
 }
 
-export function deadlocked ({ name, max }: Situation, holders: readonly Holder[]): PoolError {
+export function deadlocked ({ name, max }: Situation, holding: Holding): PoolError {
   return new PoolError('FST_POOL_DEADLOCK', `all ${max} connections of pool '${name}' are held by callers that wait ` +
-    'for another one of it, this one included: use the connection that you have (request.lease), or raise max.',
-  { holders })
+    'for another one of it, this one included: use the connection that you have (request.lease), or raise max.' +
+    heldInVain(holding), { holders: holding.holders })
 }
 
 /** @param closeTimeout in ms */
@@ -109,7 +130,7 @@ export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>
  */
 export function cannotOpen (name: string, cause: unknown, error: Error): PoolError {
   // Some options show only with a connection that they are wrong (what `wrap` or `url()` returns): that is no outage.
-  const code = cause instanceof PoolError ? cause.code : undefined
+  const code = isPoolError(cause) ? cause.code : undefined
   if (code === 'FST_POOL_BAD_OPTIONS' || code === 'FST_POOL_MISSING_DRIVER') {
     return new PoolError(code, `pool '${name}': ${error.message}`, { cause: error })
   }

@@ -1,7 +1,8 @@
 import type { DestroyReason } from '../../types/connector.js'
-import type { HolderLabel, HoldOptions, Lease, RunOptions } from '../../types/pool.js'
-import type { Entry } from './entry.js'
-import { PoolError } from './errors.js'
+import type { AcquireOptions, HolderLabel, HoldOptions, Lease, RunOptions } from '../../types/pool.js'
+import type { Borrower, Entry } from './entry.js'
+import { PoolError, badOption } from './errors.js'
+import { isTime, timeExpected } from './time.js'
 import type { HeldTransaction, LeaseTransactions } from './transaction.js'
 
 /** What a lease asks of its engine. */
@@ -15,6 +16,10 @@ export interface Lender<C> {
   /** How long the lease has been out, in ms. */
   heldSince (entry: Entry<C>): number
   transactionsOf (entry: Entry<C>): LeaseTransactions<C>
+  readonly upkeep: {
+    /** Somebody is to be asked for how long the lease may be out. */
+    borrowed (entry: Entry<C>, borrower: Borrower): void
+  }
 }
 
 export class PoolLease<C> implements Lease<C> {
@@ -82,8 +87,10 @@ export class PoolLease<C> implements Lease<C> {
 
   #mustBeOut (): void {
     if (this.#entry.turn === this.#turn) return
-    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#lender.name}' has ended: acquire ` +
-      'again, and do not keep the connection beyond the request')
+    const why = this.#entry.extras?.revoked === 'overdue'
+      ? 'was out for longer than its holdTimeout, and was revoked: look for what it waited for, or allow more'
+      : 'has ended: acquire again, and do not keep the connection beyond the request'
+    throw new PoolError('FST_POOL_LEASE_RELEASED', `the lease on pool '${this.#lender.name}' ${why}`)
   }
 
   /** For the request scope: see `hold`. */
@@ -121,6 +128,11 @@ export class PoolLease<C> implements Lease<C> {
     else (lease as PoolLease<C>).#entry.more.onEnd = listener
   }
 
+  /** See `borrow`. */
+  static borrow<C> (lease: Lease<C>, borrower: Borrower): void {
+    if (lease instanceof PoolLease && !lease.ended) lease.#lender.upkeep.borrowed(lease.#entry, borrower)
+  }
+
   /** For the request scope: see `abandon`. */
   static abandon<C> (lease: Lease<C>): void {
     if (lease instanceof PoolLease) lease.#destroy('aborted')
@@ -138,6 +150,21 @@ export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
  * once where the lease has ended. A lease has one such listener, which must not throw.
  */
 export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
+
+/** Names whom the pool asks about a lease. Another one takes the place of the first. */
+export const borrow: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.borrow
+
+/** The lease of a job, with what its call says of how long it may be out. */
+export function lendFor<C> (lease: Lease<C>, { holdTimeout }: Pick<AcquireOptions, 'holdTimeout'>): Lease<C> {
+  borrow(lease, { holdTimeout, moved: undefined, restarts: 0, inVain: undefined })
+  return lease
+}
+
+/** @throws `FST_POOL_BAD_OPTIONS` */
+export function checkHoldTimeout ({ holdTimeout }: Pick<AcquireOptions, 'holdTimeout'>): void {
+  if (holdTimeout === undefined || isTime(holdTimeout)) return
+  throw badOption('holdTimeout', holdTimeout, timeExpected)
+}
 
 /**
  * Begins a transaction over all that the lease does until it is committed or rolled back; when the lease ends first, it

@@ -1,7 +1,7 @@
 import type { Holder, PoolHealth, PoolStats } from '../../types/pool.js'
 import { Books } from './books.js'
 import type { Checks } from './checks.js'
-import { LENT } from './entry.js'
+import { LENT, type Entry } from './entry.js'
 import * as faults from './faults.js'
 import type { Parts, Phase } from './parts.js'
 import { Room } from './room.js'
@@ -42,16 +42,23 @@ export class Report<C> extends Room<C, Site<C>> {
 
   /** The leases that are out now, the longest held first. */
   get holders (): Holder[] {
-    const now = this.time.read()
-    return [...this.entries]
-      .filter(({ state }) => state === LENT)
-      .map(({ id, holder, takenAt }) => ({ pool: this.name, holder, id, heldFor: Math.max(0, now - takenAt) }))
-      .sort((a, b) => b.heldFor - a.heldFor)
+    return this.#tell(this.#held)
   }
 
-  /** The field `holders` of errors. */
-  get topHolders (): readonly Holder[] {
-    return this.holders.slice(0, 10)
+  get #held (): Array<Entry<C>> {
+    return [...this.entries].filter(({ state }) => state === LENT).sort((a, b) => a.takenAt - b.takenAt)
+  }
+
+  #tell (held: ReadonlyArray<Entry<C>>): Holder[] {
+    const now = this.time.read()
+    return held.map(({ id, holder, takenAt }) => ({ pool: this.name, holder, id, heldFor: Math.max(0, now - takenAt) }))
+  }
+
+  /** Who holds connections, for errors. */
+  get holding (): faults.Holding {
+    const held = this.#held.slice(0, 10)
+    const inVain = held.map(({ extras }) => extras?.borrower?.inVain).filter((why) => why !== undefined)
+    return { holders: this.#tell(held), inVain }
   }
 
   /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */

@@ -19,6 +19,7 @@ export interface Settings<C> {
   readonly resetTimeout: number
   readonly destroyTimeout: number
   readonly commitTimeout: number
+  readonly holdTimeout: number
   readonly closeTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number

@@ -4,6 +4,7 @@ import { CREATING, type Entry } from './entry.js'
 import type { PoolError } from './errors.js'
 import * as faults from './faults.js'
 import { Openers } from './openers.js'
+import { paying, Recent } from './pace.js'
 import type { Phase } from './parts.js'
 import { Room } from './room.js'
 
@@ -29,15 +30,23 @@ export class Supply<C> extends Room<C, Site<C>> {
   readonly #maxConnecting: number
   /** How many creates that have not ended callers get for validations that were given up. */
   #owed = 0
+  /** How long connects took, and how long leases were held, lately. */
+  readonly #connects = new Recent(8)
+  readonly holds = new Recent(64)
   /** The pool was used or opened, so `min` is kept from now on. */
   #started = false
+  /** When the last tick was. Behind a stall of the event loop ticks come last, when the line has been served. */
+  #tickedAt = -Infinity
+  /** When the event loop stood still last. */
+  #stoodUntil = -Infinity
 
   constructor (site: Site<C>) {
     super(site)
     this.#maxConnecting = site.options.maxConnecting ?? Infinity
     this.creator = new Creator(site, {
-      made: () => {
+      made: (took) => {
         this.#paid()
+        this.#connects.record(took, this.time.now)
         this.settleOpeners()
       },
       failed: (cause, error) => {
@@ -56,6 +65,20 @@ export class Supply<C> extends Room<C, Site<C>> {
     this.#started = true
   }
 
+  /** A tick begins. */
+  tick (now: number): void {
+    this.#tickedAt = now
+    this.#connects.keep()
+    this.holds.keep()
+  }
+
+  /** The event loop stood still until now: nobody was served meanwhile, and no create would have been done. */
+  stood (now: number): void {
+    this.#stoodUntil = now
+    this.#connects.stood(now)
+    this.holds.stood(now)
+  }
+
   /** Starts the creates that are needed. */
   feed (): void {
     while (this.#isNeeded && this.#isTime()) {
@@ -72,16 +95,6 @@ export class Supply<C> extends Room<C, Site<C>> {
     return late < max && creating < Math.min(this.#maxConnecting, max) && !this.site.isHalted
   }
 
-  /** How many creates callers need, besides those that are under way. */
-  get #lacking (): number {
-    const { coming, idle } = this.entries
-    // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
-    const lacking = idle.length > 0 ? 0 : Math.max(0, this.line.size - this.work.awaited)
-    // Whose validation takes long, or was given up, gets a create beside it.
-    const inDoubt = this.site.checks.hasMet ? 0 : this.work.awaitedInDoubt + this.#owed
-    return Math.min(this.line.size, lacking + inDoubt) - coming
-  }
-
   /** A validation that a caller waits for was given up for a create. */
   owe (): void {
     this.#owed++
@@ -96,7 +109,7 @@ export class Supply<C> extends Room<C, Site<C>> {
   get isCramped (): boolean {
     const { max, total } = this.entries
     const { circuit } = this.creator
-    if (this.#lacking <= 0 || !this.#isAllowed || circuit.state !== 'closed' || !this.#isTime()) return false
+    if (this.lacking <= 0 || !this.#isAllowed || circuit.state !== 'closed' || !this.#isTime()) return false
     return total >= max || this.owner?.hasRoom() === false
   }
 
@@ -112,7 +125,34 @@ export class Supply<C> extends Room<C, Site<C>> {
       return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
     }
     const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
-    return this.#lacking > 0 || missing > 0
+    return missing > 0 || this.lacking > 0
+  }
+
+  /** How many creates those who wait need, besides those under way. */
+  get lacking (): number {
+    // Whose validation takes long, or was given up, gets a create beside it.
+    const inDoubt = this.site.checks.hasMet ? 0 : this.work.awaitedInDoubt + this.#owed
+    return Math.max(Math.min(this.line.size, inDoubt) - this.entries.coming, this.#paying)
+  }
+
+  /**
+   * How many creates pay, besides those under way, and for whoever has waited as long as a connect takes, since a pace
+   * goes stale. A tick sees the latter, and comes when it is so.
+   */
+  get #paying (): number {
+    const { coming, here, idle } = this.entries
+    const served = this.work.awaited - this.work.awaitedInDoubt + coming
+    const waiting = this.line.size - served
+    // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
+    if (waiting <= 0 || idle.length > 0) return 0
+    const now = this.time.read()
+    const connect = this.#connects.mean(now)
+    const pays = paying(waiting, here, connect, this.holds.mean(now))
+    if (pays > 0 || connect === undefined) return pays
+    const overdueAt = Math.max(this.line.at(served).since, this.#stoodUntil) + connect
+    if (overdueAt <= this.#tickedAt) return 1
+    this.time.arm(overdueAt)
+    return 0
   }
 
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
@@ -149,33 +189,46 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (this.entries.coming > needed) this.cancel(needed, 'released')
   }
 
-  /** Cancels all creates but the first `kept`; connections that they still deliver are destroyed. */
-  cancel (kept: number, reason: DestroyReason): void {
+  /**
+   * Cancels all creates but the first `kept`; connections that they still deliver are destroyed.
+   *
+   * @param goesOn what is under way is not aborted: while the circuit is open there is one create at a time
+   */
+  cancel (kept: number, reason: DestroyReason, goesOn = false): void {
     const isWanted = ({ state, creation }: Entry<C>) => state === CREATING && creation!.unwanted === undefined
     for (const entry of [...this.entries].filter(isWanted).slice(kept)) {
       this.entries.unwant(entry, reason)
-      this.work.abort(entry, `pool '${this.name}' no longer needs this connection`)
+      if (!goesOn) this.work.abort(entry, `pool '${this.name}' no longer needs this connection`)
     }
   }
 
   /** Resolves when `max(1, min)` connections are there. */
-  async open (): Promise<void> {
+  open (): Promise<void> {
+    return this.#grow(Math.max(1, this.entries.min), true)
+  }
+
+  /** Makes one more connection, though nobody may need it. Resolves when it is there. */
+  grow (): Promise<void> {
+    return this.#grow(this.entries.here + this.entries.coming + 1, false)
+  }
+
+  async #grow (target: number, isTold: boolean): Promise<void> {
     this.start()
-    const opened = this.#openers.join(Math.max(1, this.entries.min))
+    const grown = this.#openers.join(target, isTold)
     this.settleOpeners()
     this.site.pump()
     this.time.keepAlive()
-    await opened
+    await grown
   }
 
   settleOpeners (): void {
     if (this.#openers.size === 0) return
     const { backend: { driver } } = this.site
     const ready = this.#openers.take(this.entries.here, this.entries.max)
-    if (ready.length > 0 && this.events.heard.open) {
+    if (this.events.heard.open && ready.some(({ isTold }) => isTold)) {
       this.events.emit('open', { ...(driver !== undefined && { driver }) })
     }
-    for (const resolve of ready) resolve()
+    for (const { resolve } of ready) resolve()
     // Where as many as `max` are late, nothing is created until one of them comes back, which may be never.
     if (this.entries.late >= this.entries.max) this.rejectOpeners(() => this.connectError)
     else this.time.keepAlive()

@@ -40,7 +40,14 @@ export const LONGEST = 2 ** 31 - 1
 export const deadlineExpected = `a number of milliseconds from 1 to ${LONGEST}`
 
 export function isDeadline (ms: unknown): ms is number {
-  return typeof ms === 'number' && ms >= 1 && ms <= LONGEST
+  return isTime(ms) && ms >= 1
+}
+
+export const timeExpected = `a number of milliseconds from 0 to ${LONGEST}`
+
+/** A time that 0 turns off. */
+export function isTime (ms: unknown): ms is number {
+  return typeof ms === 'number' && ms >= 0 && ms <= LONGEST
 }
 
 /** What is left of a deadline, in ms, as `isDeadline` wants it: a rounding error may make it longer than it was. */

@@ -2,7 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { HoldOptions, RunOptions } from '../../types/pool.js'
 import { PoolError, badOption, isCommitUnknown } from './errors.js'
-import { LONGEST } from './time.js'
+import { isTime, timeExpected } from './time.js'
 
 /** What the connector does to a transaction. */
 export type Phase = 'begin' | 'commit' | 'rollback'
@@ -43,6 +43,8 @@ export interface Host<C> {
   callLate (work: () => Promise<void>): Promise<void>
   /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
   fail (error: unknown, phase: Phase): void
+  /** Whether a transaction that failed with this error can be run again. */
+  isTransient (error: unknown): boolean
   /** In ms, without the time in which the event loop stood still. */
   now (): number
   /** Resolves to true when `done` has settled, to false after `ms`. */
@@ -171,7 +173,7 @@ export class LeaseTransactions<C> {
         try {
           return await this.#once(fn, parent, begin, commitTimeout)
         } catch (error) {
-          if (this.#host.ended || !this.#host.transactions!.isTransient(error)) throw error
+          if (this.#host.ended || !this.#host.isTransient(error)) throw error
           await this.#host.wait(this.#host.random() * Math.min(longestPause, pause * 2 ** tries))
           if (this.#host.ended) throw error
         }
@@ -416,7 +418,7 @@ export function checkTransactionOptions<C> ({ name, transactions }: Source<C>, o
     throw new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${unknown} of a transaction: expected ${known}`)
   }
   if (commitTimeout !== undefined && !isTime(commitTimeout)) {
-    throw badOption('commitTimeout', commitTimeout, `a number of milliseconds from 0 to ${LONGEST}`)
+    throw badOption('commitTimeout', commitTimeout, timeExpected)
   }
   if (isolation !== undefined && !transactions.isolation.includes(isolation)) {
     throw badOption('isolation', isolation, levels(transactions.isolation))
@@ -441,10 +443,6 @@ function checkNested<C> (host: Host<C>, { savepoint }: Transaction<C>, options: 
     if (value === undefined || value === 0 || value === false) continue
     throw badOption(name, value, 'none for a transaction within another')
   }
-}
-
-function isTime (ms: unknown): boolean {
-  return typeof ms === 'number' && ms >= 0 && ms <= LONGEST
 }
 
 function rolledBack (name: string): PoolError {

@@ -3,10 +3,11 @@ import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import type { Closing } from './closing.js'
 import {
-  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Entry,
+  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Borrower, type Entry,
 } from './entry.js'
 import { label } from './events.js'
 import * as faults from './faults.js'
+import { Holds } from './holds.js'
 import type { Failed } from './host.js'
 import { TICK } from './operations.js'
 import type { Parts } from './parts.js'
@@ -22,6 +23,8 @@ export interface Site<C> extends Parts<C> {
   readonly checks: Checks<C>
   readonly cleaning: Cleaning<C>
   readonly closing: Closing<C>
+  /** Starts the periodic ticks. */
+  wake (): void
   /** A tick begins: the next leases are timed exactly. */
   sample (): void
   /** No tick is due while nothing happens. */
@@ -35,13 +38,15 @@ export interface Site<C> extends Parts<C> {
 /** How long a late destroy counts as late, in ms. Then its connection is not waited for any more. */
 export const FORGET = 60_000
 
-/** Housekeeping at each tick: deadlines, idle connections, leaks. */
+/** Housekeeping at each tick: deadlines, idle connections, leases that are out for long. */
 export class Upkeep<C> extends Room<C, Site<C>> {
   readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
+  readonly #holds: Holds<C>
   #acquiredAtTick = 0
 
   constructor (site: Site<C>) {
     super(site)
+    this.#holds = new Holds(site)
     if (site.options.leakAfter === 0) return
     this.#registry = new FinalizationRegistry(({ entry, turn }) => {
       if (entry.turn === turn) this.#lose(entry)
@@ -50,20 +55,27 @@ export class Upkeep<C> extends Room<C, Site<C>> {
 
   /** The event loop stood still: what is under way gets that time back. Callers' own deadlines stand. */
   stood (ms: number): void {
-    for (const entry of this.entries) this.work.grant(entry, ms)
+    const { supply, waiting } = this.site
+    supply.stood(this.time.now)
+    waiting.pace.stood(this.time.now, ms, this.entries.max)
+    for (const entry of this.entries) {
+      this.work.grant(entry, ms)
+      entry.extras?.hold?.grant(ms, this.time.now)
+    }
   }
 
   tick (): void {
     const now = this.time.read()
     let works = false
     this.site.sample()
+    this.site.supply.tick(now)
     this.time.arm(this.line.sweep(now, (waiter) => { this.site.waiting.expire(waiter) }))
     this.time.wakeSleepers(now)
     for (const entry of this.entries) {
       const deadline = entry.operation?.deadline ?? Infinity
       if (deadline <= now) this.#overdue(entry)
       else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
-      else if (entry.state === LENT && this.#registry !== undefined) this.time.arm(this.#watch(entry, now))
+      else if (entry.state === LENT) this.time.arm(this.#look(entry, now))
       if (entry.operation !== undefined) {
         works ||= entry.state !== LATE
         if (entry.state === VALIDATING) this.site.checks.watch(entry.operation, now)
@@ -146,6 +158,23 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     if (pingAt > now) return Math.min(expiresAt, idleAt, pingAt)
     checks.ping(entry)
     return Math.min(expiresAt, idleAt, now + keepalive)
+  }
+
+  borrowed (entry: Entry<C>, borrower: Borrower): void {
+    entry.more.borrower = borrower
+    const { holdTimeout = this.options.holdTimeout } = borrower
+    if (holdTimeout === 0) return
+    // The next tick looks at it; a short hold is over before that.
+    this.site.wake()
+    if (holdTimeout < 2 * TICK) this.time.arm(this.time.now + holdTimeout / 2)
+  }
+
+  /** Looks after a lease. Returns when to look again. */
+  #look (entry: Entry<C>, now: number): number {
+    const lookAt = this.#registry === undefined ? Infinity : this.#watch(entry, now)
+    const borrower = entry.extras?.borrower
+    // The listeners of a leak may have ended the lease.
+    return borrower === undefined ? lookAt : Math.min(lookAt, this.#holds.look(entry, borrower, now))
   }
 
   // --- Leaks ---------------------------------------------------------------------------------------------------------

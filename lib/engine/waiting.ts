@@ -1,6 +1,5 @@
 import type { DestroyReason } from '../../types/connector.js'
 import type { AcquireOptions, AcquireSignal, HolderLabel, Lease } from '../../types/pool.js'
-import { Pace } from './books.js'
 import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import { LENT, PREPARING, type Entry } from './entry.js'
@@ -9,6 +8,7 @@ import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Hooks } from './hooks.js'
 import { Waiter } from './line.js'
+import { Pace } from './pace.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
 import { Room } from './room.js'
@@ -114,14 +114,14 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { report, supply } = this.site
     if (this.site.closing.isClosed) return this.closedError
     if (this.#isFull) {
-      return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holders: report.topHolders })
+      return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holding: report.holding })
     }
     if (supply.isHopeless) return supply.circuitError
     if (this.options.overload && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
-      return faults.overloaded(report.situation, this.#nextTurn, timeout, report.topHolders)
+      return faults.overloaded(report.situation, this.#nextTurn, timeout, report.holding)
     }
     if (holder === undefined || !this.#isDeadlock(holder)) return undefined
-    return faults.deadlocked(report.situation, report.topHolders)
+    return faults.deadlocked(report.situation, report.holding)
   }
 
   /**
@@ -311,7 +311,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { report, supply } = this.site
     const { lastFailure: cause } = supply.creator
     if (cause !== undefined && this.entries.here === 0) return supply.connectError
-    this.#crowd ??= { cause, retryAfter: this.#wait / 1000, holders: report.topHolders }
+    this.#crowd ??= { cause, retryAfter: this.#wait / 1000, holding: report.holding }
     return faults.timedOut(report.situation, timeout, obstacle, this.#crowd)
   }
 
@@ -342,7 +342,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
    * waits.
    */
   get #isPaced (): boolean {
-    return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown(this.entries.max)
+    return this.line.size > 0 && !this.site.isSuspended && this.pace.isKnown
   }
 
   /** How long a new caller would wait by the pace of the line, in ms. */

@@ -19,6 +19,8 @@ const defaultLevels: Readonly<Record<PoolEventName, Level>> = {
   leak: 'warn',
   error: 'error',
   unleak: 'info',
+  hold: 'warn',
+  overdue: 'warn',
   failover: 'warn',
   // One that opens is logged as an error, unless the user has set a level.
   circuit: 'info',
@@ -39,6 +41,9 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
   refuse: ({ error }) => error.message,
   leak: ({ held }) => `a lease is out for ${duration(held)}: is it ever released?`,
   unleak: ({ held }) => `the lease that was reported came back after ${duration(held)}`,
+  hold: (event) => `${held(event)}: that is half of its holdTimeout (${duration(event.holdTimeout)})`,
+  overdue: (event) => `${held(event)}, longer than its holdTimeout (${duration(event.holdTimeout)}): ` +
+    'the lease was revoked and the connection destroyed',
   error: ({ error, phase }) => `${phase} failed: ${error.message}`,
   circuit: ({ to, error }) => ({
     closed: 'circuit closed: connections can be made again',
@@ -142,6 +147,12 @@ function longestHeld (error: Error | undefined): { longestHeld?: string } {
 function tell (holders: readonly Holder[]): string {
   const one = ({ holder, heldFor, id }: Holder) => `${duration(heldFor)} by ${nameOf(holder) ?? `connection ${id}`}`
   return holders.map(one).join(', ')
+}
+
+/** Who has held a connection for how long, and since when. */
+function held ({ holder, id, held, time }: PoolEvents['hold']): string {
+  const since = new Date(time - held).toISOString()
+  return `${nameOf(holder) ?? 'a job'} has held connection ${id} for ${duration(held)}, since ${since}`
 }
 
 function nameOf (holder: HolderLabel | undefined): string | undefined {

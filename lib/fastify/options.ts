@@ -35,6 +35,7 @@ export const policyProperties = {
     }],
   },
   role: { enum: ['primary', 'replica'] },
+  holdTimeout: timeOnly,
 } as const
 
 const policySchema = { type: 'object', properties: policyProperties, additionalProperties: false } as const
@@ -121,6 +122,8 @@ export const pluginProperties = {
         refuse: level,
         leak: level,
         unleak: level,
+        hold: level,
+        overdue: level,
         error: level,
         circuit: level,
         failover: level,

@@ -16,6 +16,10 @@ export interface Step {
   readonly release: Policy['release']
   readonly role: Role
   readonly transaction: RouteTransaction | undefined
+  /** How long a request may hold it, in ms; undefined: as the pool says. */
+  readonly holdTimeout: number | undefined
+  /** It is the route that says so. */
+  readonly ownHold: boolean
   /** Whether requests may write with it. */
   readonly writes: boolean
   readonly sticky: Sticky | undefined
@@ -88,7 +92,8 @@ export class Plans {
       const own = named?.get(managed.name)
       if (named === undefined ? managed.policy === false : own === undefined) return []
       const policy = { ...defaultPolicy, ...managed.policy || undefined, ...own }
-      return [{ acquire: policy.acquire, step: stepOf(method, managed, policy) }]
+      const ownHold = own?.holdTimeout !== undefined
+      return [{ acquire: policy.acquire, step: stepOf(method, managed, policy, ownHold) }]
     })
     const phase = (when: Policy['acquire']): Step[] =>
       wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
@@ -106,7 +111,10 @@ export class Plans {
   }
 }
 
-function stepOf (method: string, { name, pool, source, sticky }: Managed, policy: Policy = defaultPolicy): Step {
+function stepOf (
+  method: string, { name, pool, source, sticky, policy: usual }: Managed, policy: Policy = defaultPolicy,
+  ownHold = false
+): Step {
   const transaction = policy.transaction === true ? {} : policy.transaction || undefined
   const reads = transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
   const role = policy.role ?? (pool.replicas && reads ? 'replica' : 'primary')
@@ -116,6 +124,8 @@ function stepOf (method: string, { name, pool, source, sticky }: Managed, policy
     release: policy.release,
     role,
     transaction,
+    holdTimeout: policy.holdTimeout ?? (usual === false ? undefined : usual.holdTimeout),
+    ownHold,
     writes: role === 'primary' && !reads,
     // Where there is one kind of connection, everybody has the same one.
     sticky: pool.replicas ? sticky : undefined,

@@ -17,7 +17,6 @@ import { kReply } from './request/scope.js'
 import { Bulkhead } from './rules/bulkhead.js'
 import { Sticky } from './rules/sticky.js'
 import { kSetting, type Setting } from './setting.js'
-import { adviseOnUnused } from './unused.js'
 
 async function register (app: FastifyInstance, options: PluginOptions): Promise<void> {
   const checked = checkPluginOptions(options)
@@ -82,7 +81,6 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
   const setting: Setting = { manager, plans, abortGrace, bodyGrace, replyGrace }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
-  adviseOnUnused(manager)
   // Before any pool opens: what happens then is logged, too.
   logEvents(app, manager, log)
   if (outer === undefined) decorateRequests(app)

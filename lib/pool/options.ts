@@ -35,6 +35,7 @@ export const engineProperties = {
   resetTimeout: deadline(1000),
   destroyTimeout: deadline(2000),
   commitTimeout: time(5000),
+  holdTimeout: time(60_000),
   closeTimeout: deadline(8000),
   idleTimeout: time(60_000),
   maxLifetime: time(1_800_000),

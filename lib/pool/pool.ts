@@ -5,8 +5,10 @@ import type {
   UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
+import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { checkNames } from './calls.js'
 import { checkEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
 
@@ -55,18 +57,31 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
-    return this.#engine.acquire(options)
+    try {
+      checkNames('acquire', options)
+    } catch (error) {
+      return Promise.reject(error)
+    }
+    return options?.holdTimeout === undefined ? this.#engine.acquire(options) : this.#acquireFor(options)
   }
 
-  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role'>): Lease<C> | null {
-    return this.#engine.take(options?.holder)
+  async #acquireFor (options: AcquireOptions): Promise<Lease<C>> {
+    checkHoldTimeout(options)
+    return lendFor(await this.#engine.acquire(options), options)
+  }
+
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>): Lease<C> | null {
+    if (options?.holdTimeout === undefined) return this.#engine.take(options?.holder)
+    checkHoldTimeout(options)
+    const lease = this.#engine.take(options.holder)
+    return lease && lendFor(lease, options)
   }
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
     const engine = this.#engine
     const { acquireTimeout, backoff } = engine.options
     return await useWithRetry({
-      acquire: (acquire) => engine.acquire(acquire),
+      acquire: (acquire) => this.acquire(acquire),
       isTransient: (error) => {
         try {
           return this.backend.isTransient?.(error) === true
@@ -87,12 +102,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   async transaction<T> (
     fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    const { signal, timeout, holder, role, ...run } = options
+    const { signal, timeout, holder, role, holdTimeout, ...run } = options
     const around = LeaseTransactions.current(this.#engine) as LeaseTransactions<C> | undefined
     if (around !== undefined) return await around.run(fn, run)
     // Checked before the caller waits for a connection.
     checkRunOptions({ name: this.name, transactions: this.backend.transactions }, run)
-    return await this.use((_, lease) => lease.transaction(fn, run), { signal, timeout, holder, role })
+    return await this.use((_, lease) => lease.transaction(fn, run), { signal, timeout, holder, role, holdTimeout })
   }
 
   async open (): Promise<void> {
@@ -100,10 +115,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   evict (options?: { idle?: boolean, used?: boolean }): void {
+    checkNames('evict', options)
     this.#engine.evict(options)
   }
 
   resize (options: { min?: number, max?: number }): void {
+    checkNames('resize', options)
     this.#engine.resize(options)
   }
 
@@ -120,6 +137,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   close (options?: { timeout?: number }): Promise<void> {
+    checkNames('close', options)
     return this.#engine.closing.close(options?.timeout)
   }
 

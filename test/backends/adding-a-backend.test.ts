@@ -64,6 +64,8 @@ await contract<ShelfClient>(t, {
   dies: true,
   renewed: true,
   password: true,
+  failures: 'a shelf lets everybody in',
+  describes: 'nameless',
   setting: {
     set: (client) => client.ask('USE app'),
     change: (client) => client.ask('USE attic'),

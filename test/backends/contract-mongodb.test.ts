@@ -5,7 +5,7 @@ import { startMongoDouble } from '../doubles/mongo-wire.js'
 import type { CommandEntry } from '../doubles/mongo-wire.js'
 import { startMongo } from '../support/services.js'
 import { collide, contract } from './contract.js'
-import type { Address, Or, Rows, Subject } from './contract.js'
+import type { Address, Failing, Or, Rows, Subject } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 
 interface Line { line: string }
@@ -39,7 +39,9 @@ function rowsOf (log: Or<readonly CommandEntry[]>): Rows<Db> {
   }
 }
 
-function subjectOf (server: Address & { readonly url: string }, rows: Or<Rows<Db>>): Subject<Db> {
+function subjectOf (
+  server: Address & { readonly url: string }, rows: Or<Rows<Db>>, failures?: Array<Failing<Db>>
+): Subject<Db> {
   const ids = new WeakMap<Db, number>()
   let last = 0
   const sockets = 'a connection is the right to use one client, whose sockets are the driver\'s to keep and to replace'
@@ -66,6 +68,8 @@ function subjectOf (server: Address & { readonly url: string }, rows: Or<Rows<Db
     written: sockets,
     dies: sockets,
     renewed: true,
+    failures: failures ?? 'it asks for no login',
+    describes: 'the driver does not say which operations are of which Db',
     password: 'what is said of a refused login is tested on the double, in mongodb.test.ts',
     setting: nothing,
     traces: nothing,
@@ -91,5 +95,10 @@ t.test(real?.kind ?? 'a real server', { skip: real === undefined && 'no server a
 t.test('the double', async (t) => {
   const double = await startMongoDouble(t)
   const { host, port } = double.members[0]!
-  await contract(t, subjectOf({ host, port, url: double.url }, rowsOf(double.log)))
+  const locked = await startMongoDouble(t, { user: 'somebody', password: 'right' })
+  const failing = (name: string, permanent: boolean, url: string): Failing<Db> =>
+    ({ name, permanent, connector: () => mongodb({ url }) })
+  await contract(t, subjectOf({ host, port, url: double.url }, rowsOf(double.log), [
+    failing('a wrong password (18)', true, locked.url.replace('right', 'wrong')),
+  ]))
 })

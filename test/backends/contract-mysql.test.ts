@@ -5,7 +5,7 @@ import { mysql } from '../../lib/backends/mysql/connector.js'
 import { startMariadb } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'
-import type { Ending, Subject, Trace } from './contract.js'
+import type { Ending, Failing, Subject, Trace } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 
 const server = await startMariadb(t, { own: true })
@@ -199,6 +199,35 @@ const endings: Array<Ending<Connection>> = [
   refusedEnd('nonsense'), refusedEnd("XA START 'x'"), refusedEnd('ROLLBACK TO nowhere'),
 ]
 
+const failing = (name: string, permanent: boolean, parts: { [part: string]: string }): Failing<Connection> => ({
+  name,
+  permanent,
+  connector: () => mysql({ url: Object.assign(new URL(server.url), parts).href }),
+})
+for (const login of ["IDENTIFIED BY 'right'", 'IDENTIFIED VIA unix_socket', "IDENTIFIED BY '' WITH MAX_USER_CONNECTIONS 1", 'ACCOUNT LOCK']) {
+  const name = `${ours}_${login.split(' ').at(-1)!.toLowerCase().replaceAll("'", '')}`
+  await admin.query(`CREATE USER ${name} ${login}`)
+  t.teardown(() => admin.query(`DROP USER ${name}`))
+}
+const failures: Array<Failing<Connection>> = [
+  failing('a wrong password (1045)', true, { username: `${ours}_right`, password: 'wrong' }),
+  failing('a user who logs in by no password (1698)', true, { username: `${ours}_unix_socket` }),
+  failing('no such database (1049)', true, { pathname: '/nowhere' }),
+  failing('a database that the user may not use (1044)', true, { username: `${ours}_1`, password: '', pathname: `/${ours}` }),
+  failing('a locked user (4151)', true, { username: `${ours}_lock` }),
+  failing('TLS, which the server has not', true, { search: '?ssl={"rejectUnauthorized":false}' }),
+  {
+    name: 'too many connections (1226)',
+    permanent: false,
+    connector: async (t) => {
+      const url = Object.assign(new URL(server.url), { username: `${ours}_1`, password: '', pathname: '/' })
+      const first = await createConnection(url.href)
+      t.teardown(() => first.end())
+      return await mysql({ url: url.href })
+    },
+  },
+]
+
 const subject: Subject<Connection> = {
   address: server,
   max: 4,
@@ -221,13 +250,15 @@ const subject: Subject<Connection> = {
   },
   ask: (connection) => connection.execute('SELECT ? + 1', [1]),
   block: (connection) => connection.query('SELECT SLEEP(60)'),
-  blockEnds: 'a statement whose connection is gone goes on in the server, for nobody',
+  blockEnds: true,
   linger: (connection) => connection.query('SELECT SLEEP(0.03)'),
   written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } })
     .connection.stream.bytesWritten,
   dies: true,
   renewed: true,
   password: true,
+  failures,
+  describes: 'named',
   setting: {
     set: (connection) => connection.query('SET @app = 1'),
     change: (connection) => connection.query('SET @app = 2'),

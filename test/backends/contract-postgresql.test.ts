@@ -9,7 +9,7 @@ import { postgresql } from '../../lib/backends/postgresql/connector.js'
 import { startPostgres } from '../support/services.js'
 import { until } from '../support/until.js'
 import { collide, contract } from './contract.js'
-import type { Ending, Subject, Trace } from './contract.js'
+import type { Ending, Failing, Subject, Trace } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 
 const server = await startPostgres(t, { own: true, args: ['-c', 'max_prepared_transactions=5'] })
@@ -256,6 +256,29 @@ const endings: Array<Ending<Client>> = [
   refusedEnd('SELECT 1 / 0'),
 ]
 
+const secure = await startPostgres(t, { scram: true })
+await admin.query(`CREATE ROLE ${ours}_none LOGIN CONNECTION LIMIT 0`)
+await admin.query(`CREATE ROLE ${ours}_other LOGIN`)
+await admin.query(`CREATE DATABASE ${ours}_closed`)
+await admin.query(`REVOKE CONNECT ON DATABASE ${ours}_closed FROM PUBLIC`)
+t.teardown(() => admin.query(`DROP DATABASE ${ours}_closed`))
+t.teardown(() => admin.query(`DROP ROLE ${ours}_none, ${ours}_other`))
+
+const failing = (name: string, permanent: boolean, parts: { [part: string]: string }, at = server) => ({
+  name,
+  permanent,
+  connector: () => postgresql({ url: Object.assign(new URL(at.url), parts).href }),
+})
+const failures: Array<Failing<Client>> = [
+  failing('a wrong password (28P01)', true, { password: 'wrong' }, secure),
+  failing('no password', true, { password: '' }, secure),
+  failing('no such user (28000)', true, { username: 'nobody' }),
+  failing('no such database (3D000)', true, { pathname: '/nowhere' }),
+  failing('a database that the user may not use (42501)', true, { username: `${ours}_other`, pathname: `/${ours}_closed` }),
+  failing('TLS, which the server has not', true, { search: '?sslmode=require' }),
+  failing('too many connections (53300)', false, { username: `${ours}_none` }),
+]
+
 const subject: Subject<Client> = {
   address: server,
   max: 4,
@@ -285,6 +308,8 @@ const subject: Subject<Client> = {
   dies: true,
   renewed: true,
   password: true,
+  failures,
+  describes: 'named',
   setting: {
     set: (connection) => connection.query('SET search_path = app'),
     change: (connection) => connection.query('SET search_path = other'),

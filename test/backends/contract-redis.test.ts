@@ -4,7 +4,7 @@ import { redis } from '../../lib/backends/redis/connector.js'
 import { idOf, infoOf, isDeaf, speaksResp3 } from '../support/redis.js'
 import { startRedis } from '../support/services.js'
 import { contract } from './contract.js'
-import type { Subject, Trace } from './contract.js'
+import type { Failing, Subject, Trace } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 
 const server = await startRedis(t)
@@ -104,6 +104,31 @@ if (resp3) {
 await admin.acl('SETUSER', `${process.pid}`, 'on', '>word', 'allkeys', 'allchannels', '+@all')
 t.teardown(() => admin.acl('DELUSER', `${process.pid}`))
 
+const secure = await startRedis(t, { args: ['--requirepass', 'right'] })
+type Options = Parameters<typeof redis>[0]
+const failing = (name: string, permanent: boolean, options: Options, at = server): Failing<Redis> => ({
+  name,
+  permanent,
+  connector: () => redis({ host: at.host, port: at.port, ...options }),
+})
+const failures: Array<Failing<Redis>> = [
+  failing('a wrong password', true, { connection: { password: 'wrong' } }, secure),
+  failing('a wrong password, in RESP2', true, { connection: { password: 'wrong', protocol: 2 } }, secure),
+  failing('no password', true, {}, secure),
+  failing('no such database', true, { database: 99 }),
+  {
+    name: 'too many connections',
+    permanent: false,
+    connector: async (t) => {
+      const full = await startRedis(t, { args: ['--maxclients', '1'] })
+      const first = new Redis(full.url)
+      t.teardown(() => first.disconnect())
+      await first.ping()
+      return await redis({ url: full.url })
+    },
+  },
+]
+
 const subject: Subject<Redis> = {
   address: server,
   max: 4,
@@ -123,6 +148,8 @@ const subject: Subject<Redis> = {
   dies: true,
   renewed: true,
   password: true,
+  failures,
+  describes: 'named',
   setting: {
     set: (connection) => connection.select(5),
     change: (connection) => connection.select(6),

@@ -1,4 +1,5 @@
-import { join } from 'node:path'
+import { writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import t from 'tap'
 import type { Test } from 'tap'
 import { TargetPool } from '../../lib/balance/target-pool.js'
@@ -7,7 +8,7 @@ import type { SqliteDatabase, SqliteDriver } from '../../lib/backends/sqlite/han
 import type { Connector } from '../../types/connector.js'
 import { findBetterSqlite } from '../support/find.mjs'
 import { contract } from './contract.js'
-import type { Rows, Subject, Trace } from './contract.js'
+import type { Failing, Or, Rows, Subject, Trace } from './contract.js'
 import { startNeighbour } from './neighbour.js'
 import { eachDriver, inTransaction, isOpen } from './sqlite-drivers.js'
 import type { DriverName } from './sqlite-drivers.js'
@@ -135,6 +136,33 @@ function rowsOf ({ Driver, side }: Place): Rows<SqliteDatabase> {
   }
 }
 
+function failuresOf ({ Driver, kind, path, side }: Place): Or<Array<Failing<SqliteDatabase>>> {
+  if (kind === 'memory') return 'a database in memory can always be opened'
+  const failing = (name: string, permanent: boolean, url: string, prepare?: (t: Test) => unknown) => ({
+    name,
+    permanent,
+    connector: async (t: Test) => {
+      await prepare?.(t)
+      const connector = await sqlite({ url, driver: Driver })
+      return kind === 'reader among roles' ? connector.replica! : connector
+    },
+  })
+  const folder = dirname(path)
+  return [
+    failing('its directory is missing', true, join(folder, 'missing', 'app.db')),
+    failing('it is a directory', true, folder),
+    failing('it is no database', true, join(folder, 'text.db'),
+      () => writeFileSync(join(folder, 'text.db'), 'no database, but a text that is long enough for the header of one\n'.repeat(20))),
+    // A file that is not in WAL mode yet is put into it, which needs the lock.
+    failing('another one has the lock', false, `${side}.locked`, (t) => {
+      const other = new Driver(`${side}.locked`, { timeout: 0 })
+      t.teardown(() => { if (isOpen(other)) other.close() })
+      other.exec('CREATE TABLE IF NOT EXISTS things (x)')
+      other.exec('BEGIN EXCLUSIVE')
+    }),
+  ]
+}
+
 function subjectOf (place: Place, driver: DriverName): Subject<SqliteDatabase> {
   const { Driver, kind, path } = place
   const alone = kind === 'memory' ? ':memory: is one handle, which nobody else sees' : 'readers only read'
@@ -180,6 +208,8 @@ function subjectOf (place: Place, driver: DriverName): Subject<SqliteDatabase> {
     dies: noServer,
     renewed: kind === 'memory' ? 'the one handle of :memory: is its data, and is kept' : true,
     password: noServer,
+    failures: failuresOf(place),
+    describes: 'nameless',
     setting: {
       set: (db) => db.exec('PRAGMA cache_size = -500'),
       change: (db) => db.exec('PRAGMA cache_size = -600'),

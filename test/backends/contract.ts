@@ -110,6 +110,10 @@ export interface Subject<C> {
   readonly renewed: Or<true>
   /** A password can be given, and is told to nobody. */
   readonly password: Or<true>
+  /** Why a create fails, and whether it does so for good. */
+  readonly failures: Or<ReadonlyArray<Failing<C>>>
+  /** Outside of transactions, too, it is known what a connection is doing; and what the server calls it. */
+  readonly describes: Or<'named' | 'nameless'>
   /** What an app's `onConnect` would set, and a request changes. */
   readonly setting: Or<{
     set (connection: C): unknown, change (connection: C): unknown, isSet (connection: C): boolean | Promise<boolean>,
@@ -120,6 +124,13 @@ export interface Subject<C> {
   readonly shared: Or<true>
   /** Another process that has the same data. */
   readonly neighbour: Or<Beside<C>>
+}
+
+/** A connector whose creates fail. */
+export interface Failing<C> {
+  readonly name: string
+  readonly permanent: boolean
+  connector (t: Test): Promise<Connector<C>> | Connector<C>
 }
 
 export interface Beside<C> {
@@ -229,7 +240,7 @@ const nowhere: Address = { host: '', port: 0 }
 /** What every backend promises. Each case is a pool of its own on the subject's server. */
 export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> {
   const cases = new Cases(t)
-  const { max, role } = subject
+  const { max, role, describes } = subject
   const traces = typeof subject.traces === 'string' ? [] : subject.traces
 
   async function open (t: Test, options: OpenOptions<C> = {}): Promise<Opened<C>> {
@@ -443,6 +454,28 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     await use(pool, async (connection) => t.ok(await isSet(connection)))
   })
 
+  // --- What a connection is doing ------------------------------------------------------------------------------------
+
+  await cases.test('it says what a connection is doing, without asking it', [describes === 'named' || describes === 'nameless' ? undefined : describes], async (t) => {
+    const { pool, connector } = await open(t, { max: 1 })
+    const maker = role === 'replica' ? connector.replica! : connector
+    const lease = await take(pool)
+    const { connection } = lease
+    const now = () => maker.describe!(connection)!
+    t.equal(now().doing, 'idle')
+    const id = describes === 'named' ? String(await subject.id(connection)) : 'undefined'
+    t.equal(String(now().id), id, 'by the server\'s own name')
+    if (typeof subject.linger !== 'string') {
+      const lingers = subject.linger(connection)
+      t.equal(now().doing, 'query')
+      await lingers
+    }
+    t.equal(now().doing, 'idle')
+    lease.release()
+    await until(() => pool.stats().idle === 1)
+    t.equal(now().doing, 'idle')
+  })
+
   // --- Validates -----------------------------------------------------------------------------------------------------
 
   await cases.test('a connection that is alive is validated and lent', [], async (t) => {
@@ -590,6 +623,29 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
     await worksAgain(pool)
     t.ok(total(pool) >= 1)
   })
+
+  await cases.test('a server that refuses connections is no permanent failure', [subject.address], async (t) => {
+    const proxy = await proxied(t)
+    await proxy.refuse()
+    const connector = await subject.connector(proxy, { reset: 'session', name: `contract_${process.pid}_${++names}` })
+    const error = await failureOf(connector.create(AbortSignal.timeout(5000)))
+    t.match(inspect(error), /ECONNREFUSED/)
+    t.equal(connector.isPermanent?.(error) ?? false, false)
+    await connector.close?.()
+  })
+
+  for (const { name, permanent, connector: make } of typeof subject.failures === 'string' ? [] : subject.failures) {
+    await cases.test(`a create that fails, ${permanent ? 'for good' : 'for now'}: ${name}`, [], async (t) => {
+      const connector = await make(t)
+      const error = await failureOf(connector.create(AbortSignal.timeout(5000)))
+      t.ok(error instanceof Error && error.name !== 'TimeoutError', inspect(error))
+      t.equal(connector.isPermanent!(error), permanent, inspect(error))
+      const wrapped = new Error('wrapped', { cause: error })
+      t.equal(connector.isPermanent!(wrapped), permanent, 'as the cause of another error')
+      await connector.close?.()
+    })
+  }
+  if (typeof subject.failures === 'string') await cases.test('a create that fails for good', [subject.failures], async () => {})
 
   await cases.test('a slow server works, and what is left is undone there too', [subject.address], async (t) => {
     // What has no settings is slow all the same.
@@ -802,6 +858,22 @@ async function transactions<C> (
     })
     t.equal(given, 42)
     t.ok(await there(other, row))
+  })
+
+  await cases.test('it says that a transaction is open, and no longer when it has ended', [], async (t) => {
+    const { pool, connector } = await open(t)
+    await pool.use(async (connection, lease) => {
+      const doing = () => connector.describe!(connection)?.doing
+      await lease.transaction(async (within) => {
+        await rows.add(within, fresh())
+        t.equal(doing(), 'idle in transaction')
+        const adding = rows.add(within, fresh())
+        if (typeof subject.linger !== 'string') t.equal(doing(), 'query')
+        await adding
+        t.equal(doing(), 'idle in transaction')
+      })
+      t.ok([undefined, 'idle'].includes(doing()), String(doing()))
+    })
   })
 
   await cases.test('what throws is rolled back and thrown', [], async (t) => {

@@ -209,6 +209,7 @@ t.test('a short outage refuses nobody, however many come at once', async (t) => 
 t.test('creates that the pool itself gave up do not count', async (t) => {
   const { pool, connector, seen } = circuitPool({ max: 8, circuit: { failures: 1 } })
   connector.outcomes.create = 'gate'
+  connector.honoursSignal = false
   const controller = new AbortController()
   for (let i = 0; i < 8; i++) watch(pool.acquire({ signal: controller.signal }))
   pool.resize({ max: 4 })

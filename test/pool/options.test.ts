@@ -100,6 +100,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   destroyTimeout: deadline,
   closeTimeout: deadline,
   commitTimeout: time,
+  holdTimeout: time,
   idleTimeout: time,
   maxLifetime: time,
   maxUses: count,
@@ -188,6 +189,7 @@ const defaults = {
   destroyTimeout: 2000,
   closeTimeout: 8000,
   commitTimeout: 5000,
+  holdTimeout: 60_000,
   idleTimeout: 60000,
   maxLifetime: 1800000,
   maxUses: 0,
@@ -599,7 +601,7 @@ t.test('an unknown name is refused within options too', async (t) => {
   refuses(t, () => checkPoolOptions({ ...redis, lease: { aquire: 'manual' } }, 'pools.db'),
     'unknown option pools.db.lease.aquire: did you mean acquire?')
   refuses(t, () => checkPoolOptions({ ...redis, lease: { bulkhead: 1 } }, ''),
-    'unknown option lease.bulkhead: expected acquire, release, transaction or role')
+    'unknown option lease.bulkhead: expected acquire, release, transaction, role or holdTimeout')
   refuses(t, () => checkPluginOptions({ ...redis, log: { conect: 'info' } }),
     'unknown option log.conect: did you mean connect?')
   refuses(t, () => checkEngineOptions(connector, { backend: 'redis' }), 'unknown option backend')

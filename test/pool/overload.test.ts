@@ -195,6 +195,43 @@ t.test('what a pool was suspended for is not taken for the pace of its line', as
   t.equal(waiting.value?.ended, false)
 })
 
+t.test('one long pause is no pace: nobody is refused for it, in whichever round of the line it was', async (t) => {
+  for (const pausedIn of [1, 2, 3, 6]) {
+    for (const max of [1, 20]) {
+      const fake = await served({ max, maxPending: 1e6 }, 2)
+      const { pool, clock, come } = fake
+      for (let i = 0; i < 300 * max; i++) come(30_000)
+      // Nothing comes back for 4 s.
+      await clock.advance(2 * (pausedIn - 1) + 1)
+      fake.service = 4000
+      await clock.advance(2)
+      fake.service = 2
+      await clock.advance(4000)
+      for (let round = 0; round < 12; round++) {
+        come(30_000)
+        await clock.advance(2)
+      }
+      t.equal(pool.stats().refused, 0, `max ${max}, a pause in round ${pausedIn}`)
+      t.ok(pool.stats().pending > 250 * max)
+    }
+  }
+})
+
+t.test('time in which the event loop stood still is no pace, also where it did so again and again', async (t) => {
+  for (const max of [1, 20]) {
+    const { pool, clock, come } = await served({ max, maxPending: 1e6 }, 20)
+    for (let i = 0; i < 300 * max; i++) come(60_000)
+    for (let round = 0; round < 12; round++) {
+      await clock.advance(40)
+      clock.stall(3000)
+      await clock.advance(5)
+      come(60_000)
+    }
+    t.equal(pool.stats().refused, 0, `max ${max}`)
+    t.ok(pool.stats().pending > 150 * max)
+  }
+})
+
 // --- For a long time -------------------------------------------------------------------------------------------------
 
 /** 20 s of three times as many callers as can be served, then nobody. */

@@ -206,7 +206,7 @@ t.test('an acquire that fails is not tried again, and its error is the caller\'s
 })
 
 t.test('where the circuit opens meanwhile, the next run is refused', async (t) => {
-  const { pool, connector, clock } = retryPool({ circuit: { failures: 1 } })
+  const { pool, connector, clock } = retryPool({ circuit: { failures: 1, after: 0 } })
   const { fn } = failing(gone())
   await warm(pool)
   connector.outcomes.create = 'error'

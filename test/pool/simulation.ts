@@ -6,6 +6,7 @@ import type { PoolErrorCode } from '../../types/errors.js'
 import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats, Timer } from '../../types/pool.js'
 import { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
+import { borrow } from '../../lib/engine/lease.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 
@@ -45,7 +46,8 @@ const isPhase = (method: Method) => method === 'begin' || method === 'savepoint'
   method === 'rollback'
 
 const eventNames = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'hold',
+  'overdue', 'error',
   'circuit', 'driver',
   'open', 'drain', 'close',
 ] as const satisfies readonly PoolEventName[]
@@ -58,9 +60,12 @@ const behaviours = [
 
 export type Action =
   | {
-    readonly do: 'acquire' | 'use', readonly signal: 'none' | 'live' | 'aborted', readonly timeout: number | undefined,
+    readonly do: 'acquire' | 'use',
+    readonly signal: 'none' | 'live' | 'aborted',
+    readonly timeout: number | undefined,
+    readonly holdTimeout: number | undefined,
   }
-  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows', readonly which: number }
+  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows' | 'move', readonly which: number }
   /** `nest`: called from within the function of an open one. */
   | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
   /** Ends the function of an open one, or one that is held. */
@@ -108,8 +113,10 @@ const action: fc.Arbitrary<Action> = fc.oneof(
     do: just('acquire', 'acquire', 'acquire', 'use'),
     signal: just('none', 'none', 'live', 'live', 'aborted'),
     timeout: fc.constantFrom(undefined, undefined, 1, 40, 300, 3000),
+    holdTimeout: fc.constantFrom(undefined, undefined, undefined, 0, 60, 450),
   })),
   often(2, fc.record({ do: just('tryAcquire') })),
+  often(1, fc.record({ do: just('move'), which })),
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
   often(5, fc.record({
@@ -341,6 +348,8 @@ interface Ask {
   /** Counting also those who wait for no capacity, it was one too many. */
   readonly mustBeRefused: boolean
   readonly findsIdle: boolean
+  /** 0: none. */
+  readonly holdTimeout: number
   settled: boolean
   /** It has left the line with a connection, for which `onAcquire` runs. */
   prepared: boolean
@@ -362,6 +371,16 @@ interface Held {
   live: boolean
   /** It was out for longer than `leakAfter`. */
   leaked: boolean
+  /** 0: none. */
+  readonly holdTimeout: number
+  /** How often its hold may start again, and how often its borrower has moved something. */
+  readonly restarts: number
+  moved: number
+  readonly inVain: undefined
+  /** How long, in ms, the event loop is known to have stood still since. */
+  stood: number
+  /** Its hold is over by then, where the event loop never stood still. */
+  endsBy: number
 }
 
 class SimulationClock extends VirtualClock {
@@ -510,6 +529,8 @@ class World {
   readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
   readonly #connected = new Set<number>()
   #connects = 0
+  /** The longest that a connect took. */
+  #slowest = -Infinity
   readonly #disconnected = new Set<number>()
   /** Calls of the pool from within its own listeners: each one may set off others. */
   #budget = 12
@@ -555,6 +576,7 @@ class World {
   #judgedAt = -Infinity
   /** How long the event loop stood still in all. */
   #stalls = 0
+  #stoodUntil = -Infinity
 
   constructor (plan: Plan) {
     this.#plan = plan
@@ -572,7 +594,8 @@ class World {
       url: `fake://user:${secrets.url}@host/`,
       connection: { password: secrets.password },
     }, this.#clock)
-    this.#pool.on('connect', ({ id }) => {
+    this.#pool.on('connect', ({ id, took }) => {
+      this.#slowest = Math.max(this.#slowest, took)
       if (this.#connected.has(id) || this.#disconnected.has(id)) this.#violate(`an event connect of ${id} too many`)
       this.#connected.add(id)
       this.#connects++
@@ -633,9 +656,11 @@ class World {
     switch (action.do) {
       case 'acquire':
       case 'use':
-        return this.#ask(action.do, action.signal, action.timeout)
+        return this.#ask(action.do, action.signal, action.timeout, action.holdTimeout)
       case 'tryAcquire':
         return this.#try()
+      case 'move':
+        return this.#move(this.#pick(this.#held, action.which))
       case 'abort':
         return this.#abort(action.which)
       case 'release':
@@ -730,6 +755,7 @@ class World {
     this.#rested = false
     this.#stalls += ms
     this.#clock.stall(ms)
+    this.#stoodUntil = this.#clock.now()
     // The pool looked no more meanwhile.
     this.#metAt += ms
     const now = this.#clock.now()
@@ -757,6 +783,7 @@ class World {
       if (run.concludedAt < Infinity) run.concludedAt += granted(run.concludedAt)
     }
     for (const health of this.#healths) health.by += late
+    for (const held of this.#held) held.stood += granted(held.since)
   }
 
   /** One who waits, if there is one; else one for whom it comes too late. */
@@ -769,7 +796,17 @@ class World {
     return from[which % Math.max(1, from.length)]
   }
 
-  #ask (kind: Ask['kind'], how: 'none' | 'live' | 'aborted', timeout: number | undefined): void {
+  /** Its borrower tells of its progress from now on, and has just made some. */
+  #move (held: Held | undefined): void {
+    if (held === undefined || held.holdTimeout === 0) return
+    held.moved++
+    if (held.moved === 1) borrow(held.lease, held)
+    held.endsBy = this.#clock.now() + (held.restarts + 1) * (held.holdTimeout + 201)
+  }
+
+  #ask (
+    kind: Ask['kind'], how: 'none' | 'live' | 'aborted', timeout: number | undefined, holdTimeout?: number | undefined
+  ): void {
     const n = ++this.#n
     const holder = `caller ${n}`
     const now = this.#clock.now()
@@ -794,6 +831,7 @@ class World {
       isFull: pending >= maxPending,
       mustBeRefused: pending >= maxPending + served,
       findsIdle: this.#rested && idle > 0 && pending === 0 && this.#suspendedIn === undefined && !this.#isObstructed,
+      holdTimeout: holdTimeout ?? 0,
       settled: false,
       prepared: false,
       interrupted: false,
@@ -807,6 +845,7 @@ class World {
       ...(label !== undefined && { holder: label }),
       ...(controller && { signal: controller.signal }),
       ...(timeout !== undefined && { timeout }),
+      ...(holdTimeout !== undefined && { holdTimeout }),
     }
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
@@ -928,7 +967,23 @@ class World {
     conn.ending = undefined
     conn.preparedUntil = Infinity
     conn.evicted = false
-    const held: Held = { lease, conn, n, holder, since: now, finish, live: true, leaked: false }
+    const { holdTimeout = 0 } = ask ?? {}
+    const held: Held = {
+      lease,
+      conn,
+      n,
+      holder,
+      since: now,
+      finish,
+      live: true,
+      leaked: false,
+      holdTimeout,
+      restarts: 2,
+      inVain: undefined,
+      moved: 0,
+      stood: 0,
+      endsBy: holdTimeout === 0 ? Infinity : now + holdTimeout + 101,
+    }
     conn.lease = held
     this.#held.push(held)
   }
@@ -1556,9 +1611,9 @@ class World {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
       const ended = conn.interrupted || this.#isDoubted(busy) || (isPhase(busy.method) &&
-        (conn.ending === 'release'
+        (conn.ending === 'release' && reason !== 'overdue'
           ? broken
-          : conn.ending !== undefined ||
+          : conn.ending !== undefined || reason === 'overdue' ||
           conn.open.some((level) => this.#isOverdue(level))))
       if (now < busy.deadline && !forced &&
         !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
@@ -1619,12 +1674,16 @@ class World {
       case 'lifetime': return maxLifetime > 0 && now - conn.madeAt >= 0.9 * maxLifetime - 1
       case 'uses': return maxUses > 0 && conn.loans >= maxUses
       case 'invalid':
-        return conn.invalid || (conn.busy?.method === 'validate' && (overdue || this.#isDoubted(conn.busy)))
+        return conn.invalid || conn.unanswered !== undefined || (conn.busy?.method === 'validate' && (overdue || this.#isDoubted(conn.busy)))
       case 'stale': return conn.create.generation < this.#generation || this.#evictedIn === this.#batch
       case 'error': return conn.wronged || conn.lost || conn.broken || conn.isBrokenThrows || overdue ||
         now >= conn.preparedUntil
       case 'aborted': return conn.ending === 'abandon'
       case 'leaked': return false
+      case 'overdue': {
+        const { lease } = conn
+        return lease !== undefined && lease.holdTimeout > 0 && this.#heldFor(lease) >= lease.holdTimeout
+      }
       case 'closed': return this.#draining
       // Given up, and made all the same: nobody waits for it any more.
       case 'released': return conn.late || conn.ending === 'destroy' || conn.create.unwanted ||
@@ -1919,7 +1978,7 @@ class World {
 
   #reaction (behaviour: typeof behaviours[number]): Action | undefined {
     switch (behaviour) {
-      case 'acquire': return { do: 'acquire', signal: 'none', timeout: undefined }
+      case 'acquire': return { do: 'acquire', signal: 'none', timeout: undefined, holdTimeout: undefined }
       case 'tryAcquire': return { do: 'tryAcquire' }
       case 'release': return { do: 'release', which: 0 }
       case 'destroy': return { do: 'destroy', which: 0 }
@@ -1999,9 +2058,11 @@ class World {
         if (lease.connection !== conn) this.#violate('a lease has changed its connection')
         if (Math.abs(lease.heldFor - (now - held.since)) > 100) this.#violate(`a lease held for ${now - held.since} ms says ${lease.heldFor}`)
         if (leakAfter > 0 && now - held.since > leakAfter + 101) held.leaked = true
+        if (now > held.endsBy + this.#stalls) this.#violate(`a lease with a holdTimeout of ${held.holdTimeout} is out for ${now - held.since} ms`)
         continue
       }
-      if (this.#close === undefined && !conn.lost) this.#violate('a lease ended by itself')
+      const isOverdue = held.holdTimeout > 0 && this.#heldFor(held) >= held.holdTimeout
+      if (this.#close === undefined && !conn.lost && !isOverdue) this.#violate('a lease ended by itself')
       if (conn.destroyedFor === undefined) this.#violate(`connection ${conn.id} lost its lease, and was not destroyed`)
       held.live = false
       this.#held.splice(this.#held.indexOf(held), 1)
@@ -2028,6 +2089,12 @@ class World {
     if (this.#clock.now() - held.since >= leakAfter - 100) this.#mayHaveLeaked++
     this.#ended.push(held)
     if (this.#ended.length > 8) this.#ended.shift()
+  }
+
+  /** For how long, in ms, without what the pool knows that the event loop stood still: not in a hold's first tick. */
+  #heldFor ({ since, stood }: Held): number {
+    const heldFor = this.#clock.now() - since
+    return Math.min(heldFor, heldFor - stood + 100)
   }
 
   #checkAsks (stats: PoolStats): void {
@@ -2196,7 +2263,7 @@ class World {
     }
   }
 
-  /** Whoever waits is brought whatever there is, and what there may be. */
+  /** Whoever waits is brought whatever there is, and what there may be, where it pays. */
   #checkSupply (
     { pending, createErrors, circuit }: PoolStats,
     { idle, there, total, creating, wanted, late, validating, doubted }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating' | 'doubted', number>>
@@ -2210,9 +2277,15 @@ class World {
     }
     const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
     if (pending > 0) this.#started = true
+    // Where nothing is known of connects, or no connection is here, each one who waits gets a create. Else it may not
+    // pay; but whoever has waited longer than any connect took gets one. Time in which the event loop stood still does
+    // not count.
+    const overdue = [...this.#asks].filter(({ since, awayAtRest }) =>
+      !awayAtRest && this.#clock.now() > Math.max(since, this.#stoodUntil) + this.#slowest + 2).length
+    const claiming = there === wanted ? pending : overdue
     // Beside a validation that takes long a create begins, and at `max` the connection is given up for it.
     const given = idle === 0 ? doubted : 0
-    const lacking = hindered ? 0 : pending - (validating - given) - wanted
+    const lacking = hindered ? 0 : claiming - (validating - given) - wanted
     const missing = Math.max(lacking, this.#started ? this.#target() - there : 0)
     const room = this.#max - total + (lacking > 0 ? given : 0)
     const mayCreate = Math.min(missing, room, maxConnecting - creating)

@@ -286,7 +286,8 @@ export interface FakePool {
 }
 
 const everyEvent: readonly PoolEventName[] = [
-  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'error',
+  'connect', 'disconnect', 'acquire', 'release', 'wait', 'overflow', 'timeout', 'refuse', 'leak', 'unleak', 'hold',
+  'overdue', 'error',
   'circuit', 'driver', 'open', 'drain', 'close',
 ]
 

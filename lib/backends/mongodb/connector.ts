@@ -7,7 +7,7 @@ import { Addresses, refuseNextTo, type AddressNow } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { SessionConnector, sessionOf } from '../shared/session.js'
 import { Shared } from './client.js'
-import { isRefusedLogin, isTransient } from './errors.js'
+import { isPermanent, isRefusedLogin, isTransient } from './errors.js'
 import { makeClient, mongoDriver, type MongoOptions } from './options.js'
 import { MongoSession } from './session.js'
 import { mayRunAgain } from './transaction.js'
@@ -82,6 +82,7 @@ const maxOthers = 3
  */
 class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoConnector {
   readonly system = 'mongodb'
+  readonly isPermanent = isPermanent
   readonly transactions: Transactions<Db> = {
     isolation: ['snapshot'],
     readOnly: false,

@@ -1,3 +1,4 @@
+import { isHopeless } from '../shared/failures.js'
 import { labelsOf } from './transaction.js'
 
 /** Labels of the driver or the server: the operation may be tried again, elsewhere or later. */
@@ -53,4 +54,21 @@ export function isTransient (error: unknown): boolean {
 /** The server refused the login. */
 export function isRefusedLogin (error: unknown): boolean {
   return error instanceof Error && error.name === 'MongoServerError' && labelsOf(error).has('HandshakeError')
+}
+
+/** UserNotFound, Unauthorized, AuthenticationFailed, AtlasError ("bad auth"). */
+const refusals: ReadonlySet<unknown> = new Set([11, 13, 18, 8000])
+
+/** The driver's own: what was asked of it can't be, or the server's version is too old or too new for it. */
+const unready: ReadonlySet<unknown> = new Set([
+  'MongoCompatibilityError', 'MongoInvalidArgumentError', 'MongoMissingCredentialsError', 'MongoMissingDependencyError',
+  'MongoParseError',
+])
+
+/** Whether a login is refused, now and later, or the driver can't use the server. */
+export function isPermanent (error: unknown): boolean {
+  return isHopeless(error, (failure) => {
+    const { code, name } = failure as { readonly code: unknown, readonly name?: unknown }
+    return (name === 'MongoServerError' && refusals.has(code)) || unready.has(name)
+  })
 }

@@ -1,4 +1,4 @@
-import type { TransactionOptions } from '../../../types/connector.js'
+import type { Activity, TransactionOptions } from '../../../types/connector.js'
 import type { Db } from '../../../types/drivers.js'
 import { Session } from '../shared/session.js'
 import { unlessAborted } from '../shared/signal.js'
@@ -23,6 +23,11 @@ export class MongoSession extends Session<Db> {
 
   override get broken (): boolean {
     return !this.#shared.up
+  }
+
+  /** Only of a transaction: the driver does not say which of its operations are this `Db`'s. */
+  override describe (): Activity | undefined {
+    return this.#transaction?.activity
   }
 
   override async ping (signal: AbortSignal): Promise<boolean> {

@@ -4,7 +4,7 @@ import type {
 } from 'mongodb'
 import { setImmediate as turn } from 'node:timers/promises'
 import { PoolError } from '../../engine/errors.js'
-import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+import type { Activity, Transaction, TransactionOptions } from '../../../types/connector.js'
 import { somewhere } from '../shared/failures.js'
 
 /** Internals of the driver. */
@@ -54,6 +54,8 @@ export class MongoTransaction implements Transaction<Db> {
   readonly #others = new WeakSet<ClientSession>()
   /** Resolves when all commands that have come so far are done. Never rejects. */
   #last: Promise<void> = Promise.resolve()
+  /** How many commands wait for their turn, or for the server. */
+  #pending = 0
   /** Operations that failed without an answer that ended the transaction, with their last errors. */
   readonly #failed = new Map<Operation, unknown>()
   /** The view takes no more commands. */
@@ -90,6 +92,13 @@ export class MongoTransaction implements Transaction<Db> {
     // Other options are as the client has them.
     const snapshot = isolation === 'snapshot' && { readConcern: { level: 'snapshot' } as const }
     this.session.startTransaction({ readPreference: 'primary', ...snapshot })
+  }
+
+  /** undefined: it has ended. */
+  get activity (): Activity | undefined {
+    if (this.session.hasEnded) return undefined
+    // Closed: the commit, or the abort, is under way.
+    return { doing: this.#pending > 0 || this.#closed ? 'query' : 'idle in transaction' }
   }
 
   /**
@@ -183,7 +192,13 @@ export class MongoTransaction implements Transaction<Db> {
     }
     const before = this.#last
     let done!: () => void
-    this.#last = new Promise((resolve) => { done = resolve })
+    this.#pending++
+    this.#last = new Promise((resolve) => {
+      done = () => {
+        this.#pending--
+        resolve()
+      }
+    })
     await before
     try {
       if (this.#closed) throw ended()

@@ -11,7 +11,11 @@ export class LastAnswer {
   /** It is the answer to a `prepare`, which has no status. */
   #prepared = false
 
+  /** Whether a transaction was open before the last error. */
+  #before = false
+
   take ({ buffer, offset }: Packet, command: Command): void {
+    if (buffer[offset] === 0xff) this.#before = this.isWithin
     this.#buffer = buffer
     this.#offset = offset
     this.#prepared = command.parameterCount !== undefined
@@ -33,6 +37,11 @@ export class LastAnswer {
   get inTransaction (): boolean | undefined {
     const { status } = this
     return status === undefined ? undefined : (status & inTransaction) !== 0
+  }
+
+  /** Whether a transaction seems to be open: where the last answer does not say, what the one before it said. */
+  get isWithin (): boolean {
+    return this.inTransaction ?? this.#before
   }
 
   /** False also where it does not say. */

@@ -1,4 +1,4 @@
-import { socketCodes, somewhere, type Failure } from '../shared/failures.js'
+import { isHopeless, socketCodes, somewhere, type Failure } from '../shared/failures.js'
 
 /**
  * Whether the error is the server's answer to a statement. An error by which the server ends the connection is none.
@@ -78,4 +78,25 @@ export function isPassing (error: unknown): boolean {
 
 export function isConflict (error: unknown): boolean {
   return somewhere(error, ({ errno }) => conflicts.has(errno))
+}
+
+/**
+ * The server refuses the user: 1044 (not for this database), 1045 (the password), 1129 (his host is blocked), 1130 (his
+ * host is not allowed), 1251 and 1524 (how he logs in is not known), 1698 (he may not log in by a password), 1862 (the
+ * password has expired), 3118 and 4151 (he is locked), 3159 (he must use TLS). Or it has no such database: 1049. Not
+ * 1040, 1203 and 1226 (too many connections), which pass.
+ */
+const refusals: ReadonlySet<unknown> = new Set([
+  1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 4151,
+])
+
+/** mysql2's own codes: TLS is wanted and refused; it does not know how the server wants the user to log in. */
+const unready: ReadonlySet<unknown> = new Set([
+  'HANDSHAKE_NO_SSL_SUPPORT', 'AUTH_SWITCH_PLUGIN_ERROR', 'MYSQL_CLEAR_PASSWORD_NOT_ENABLED',
+])
+
+export function isPermanent (error: unknown): boolean {
+  return isHopeless(error, ({ code, errno, message }) => refusals.has(errno) || unready.has(code) ||
+    // mysql2 replaces the code of a certificate that is not trusted.
+    (code === 'HANDSHAKE_SSL_ERROR' && /certificate/i.test(String(message))))
 }

@@ -54,6 +54,8 @@ export interface Core extends EventEmitter {
   }
   readonly config: Record<string, unknown> & { readonly clientFlags: number }
   readonly stream: Socket
+  /** The server's id of it. Another server may have the same. */
+  readonly threadId: number
   /** From 3.16 on. */
   readonly state?: string
   readonly authorized: boolean

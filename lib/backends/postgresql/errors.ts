@@ -1,4 +1,4 @@
-import { socketCodes, somewhere } from '../shared/failures.js'
+import { isHopeless, socketCodes, somewhere } from '../shared/failures.js'
 
 export const readOnly = '25006'
 
@@ -28,6 +28,21 @@ export function isPassing (error: unknown): boolean {
     // pg's own errors have no code.
     return code === undefined && typeof message === 'string' && ofTheDriver.test(message)
   })
+}
+
+/**
+ * The server refuses the user (28000, 28P01), or has no such database (3D000). Not 53300 (too many connections) nor
+ * 57P03 (it is not up yet), which pass. 42501 too, where it ends the connection: the user may not use the database.
+ */
+const refusals: ReadonlySet<unknown> = new Set(['28000', '28P01', '3D000'])
+
+/** pg's own errors, which have no code: a password is asked for and none was given; TLS is wanted and refused. */
+const unready =
+  /^SASL: SCRAM-SERVER-FIRST-MESSAGE: client password must be|^The server does not support SSL connections$/
+
+export function isPermanent (error: unknown): boolean {
+  return isHopeless(error, ({ code, severity, message }) => refusals.has(code) ||
+    (code === '42501' && severity === 'FATAL') || (code === undefined && unready.test(String(message))))
 }
 
 /**

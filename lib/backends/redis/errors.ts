@@ -1,4 +1,4 @@
-import { codeOf as sharedCodeOf, socketCodes } from '../shared/failures.js'
+import { codeOf as sharedCodeOf, isHopeless, socketCodes } from '../shared/failures.js'
 
 /** The server is a replica. It says so also from within a script, and for the EXEC of a transaction that has writes. */
 export function takesNoWrites ({ message }: Error): boolean {
@@ -45,6 +45,21 @@ export function isTransient (error: unknown): boolean {
   // The reason is in EXEC's message, or in the error of the command that was refused in MULTI.
   const [, reason] = /^EXECABORT Transaction discarded because of: ([A-Z]+)/.exec(message) ?? []
   return passing.has(reason ?? '') || (Array.isArray(previousErrors) && previousErrors.some(isTransient))
+}
+
+/**
+ * What the server answers where it refuses the user, the database or the protocol, whoever asks and how often. Not "ERR
+ * max number of clients reached" nor LOADING, which pass. DENIED: it takes no connections from other hosts.
+ */
+const refused =
+  /^(?:(?:WRONGPASS|NOAUTH|NOPERM|DENIED|NOPROTO) |ERR (?:invalid password|DB index is out of range|invalid DB index))/
+
+export function isPermanent (error: unknown): boolean {
+  return isHopeless(error, (failure) => {
+    // A cluster's client says of its nodes no more than that none answers, and has the last one's error.
+    const { message } = (failure as { lastNodeError?: Partial<Error> | null }).lastNodeError ?? failure
+    return refused.test(String(message))
+  })
 }
 
 /** As `codeOf` of all backends. Where the server answered with an error, its first word: WRONGPASS, ... */

@@ -1,4 +1,4 @@
-import type { ServerState } from '../../../types/connector.js'
+import type { Activity, ServerState } from '../../../types/connector.js'
 import type { Command, Redis } from '../../../types/drivers.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { unlessAborted } from '../shared/signal.js'
@@ -35,6 +35,8 @@ export class RedisSession extends ServerSession<Redis> {
   readonly #names = new Map<string, Set<Command['args'][number]>>()
   /** `open` was called. */
   #open = false
+  /** The server's id of the connection, where it told. */
+  #id: number | undefined
 
   constructor (connection: Redis, site: Site) {
     super(connection)
@@ -73,6 +75,13 @@ export class RedisSession extends ServerSession<Redis> {
     return this.dead || this.connection.status !== 'ready' || !this.connection.stream.writable
   }
 
+  override describe (): Activity {
+    const { connection } = this
+    // A watched key is no transaction: nothing waits for it.
+    const doing = isBusy(connection) ? 'query' : (this.#left & multi) !== 0 ? 'idle in transaction' : 'idle'
+    return { ...(this.#id !== undefined && { id: this.#id }), doing }
+  }
+
   override async ping (): Promise<boolean> {
     const answer = await unlessDenied(this.#command('ping'))
     // Where a mode leaves an open MULTI or a subscription, the answer differs.
@@ -84,7 +93,10 @@ export class RedisSession extends ServerSession<Redis> {
    * behind while the server loads; here the pool retries.
    */
   async check (role: string | undefined): Promise<void> {
+    // In one write with the PING. A server that does not know it, or refuses it, serves all the same.
+    const id = this.#command('client', ['ID']).catch(() => undefined)
     await this.ping()
+    this.#id = await id as number | undefined
     if (role === undefined) return
     const answer = await unlessDenied(this.#command('role'))
     if (Array.isArray(answer) && answer[0] !== role) {

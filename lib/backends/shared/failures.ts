@@ -17,6 +17,22 @@ export function somewhere (error: unknown, is: (failure: Failure) => boolean): b
   return false
 }
 
+/** Codes of Node and OpenSSL: the server's certificate is not trusted, or is another host's. */
+const distrust: ReadonlySet<unknown> = new Set([
+  'CERT_HAS_EXPIRED', 'CERT_REVOKED', 'CERT_UNTRUSTED', 'DEPTH_ZERO_SELF_SIGNED_CERT', 'ERR_TLS_CERT_ALTNAME_INVALID',
+  'SELF_SIGNED_CERT_IN_CHAIN', 'UNABLE_TO_GET_ISSUER_CERT', 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
+  'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
+])
+
+/**
+ * Whether a create fails with this error until somebody changes something: `is` says so, the server's certificate is
+ * not trusted, or a function for `url` or `connection` answers what can't be one.
+ */
+export function isHopeless (error: unknown, is: (failure: Failure) => boolean): boolean {
+  return somewhere(error, (failure) =>
+    is(failure) || distrust.has(failure.code) || failure.code === 'FST_POOL_BAD_OPTIONS')
+}
+
 /** ECONNREFUSED, 57P01, ...: what events show of an error. Never its message, which may hold anything. */
 export function codeOf (error: unknown): string {
   const { code, name = 'Error' } = (error ?? {}) as { code?: unknown, name?: string }

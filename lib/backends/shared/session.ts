@@ -1,4 +1,4 @@
-import type { Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
+import type { Activity, Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
 import { Listeners } from './listeners.js'
 import { cutAtAbort, unlessAborted } from './signal.js'
 
@@ -27,6 +27,9 @@ export abstract class Session<C extends object> {
 
   /** Whether it is dead, or about to be. No I/O. */
   abstract get broken (): boolean
+
+  /** What it is doing now, as far as the driver knows. No I/O. */
+  abstract describe (): Activity | undefined
 
   /** A round trip: whether it answers as it should. Not called where it is broken. */
   abstract ping (signal: AbortSignal): Promise<boolean>
@@ -114,6 +117,10 @@ export abstract class SessionConnector<C extends object, S extends Session<C>> i
 
   onDeath (connection: C, listener: (error?: Error) => void): void {
     sessionOf<S>(connection).onDeath(listener)
+  }
+
+  describe (connection: C): Activity | undefined {
+    return sessionOf<S>(connection).describe()
   }
 }
 

@@ -1,9 +1,9 @@
-import { existsSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { badOption } from '../../engine/errors.js'
 import type { Connector, Transactions } from '../../../types/connector.js'
 import { SessionConnector, sessionOf, type ResetMode } from '../shared/session.js'
-import { dialectOf, isBusy, type Dialect, type DriverName, type Handle } from './dialect.js'
+import { dialectOf, isBusy, isPermanent, Unopenable, type Dialect, type DriverName, type Handle } from './dialect.js'
 import { driverOf } from './driver.js'
 import type { SqliteDatabase, SqliteDriver } from './handle.js'
 import { patiently } from './lock.js'
@@ -66,6 +66,7 @@ export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promi
 class Handles extends SessionConnector<Handle, SqliteSession> {
   readonly system = 'sqlite'
   readonly driver: DriverName
+  readonly isPermanent = isPermanent
   readonly transactions: Transactions<Handle> = {
     // All that SQLite has.
     isolation: ['serializable'],
@@ -141,8 +142,15 @@ class Handles extends SessionConnector<Handle, SqliteSession> {
     try {
       return new this.#Database(this.#path, this.#options) as Handle
     } catch (cause) {
-      if (this.#duty.memory || existsSync(dirname(this.#path))) throw cause
-      throw new Error(`the database file's directory does not exist: ${dirname(this.#path)}`, { cause })
+      if (this.#duty.memory) throw cause
+      const folder = dirname(this.#path)
+      if (!existsSync(folder)) {
+        throw new Unopenable(`the database file's directory does not exist: ${folder}`, { cause })
+      }
+      if (statSync(this.#path, { throwIfNoEntry: false })?.isDirectory() === true) {
+        throw new Unopenable(`the database file is a directory: ${this.#path}`, { cause })
+      }
+      throw cause
     }
   }
 

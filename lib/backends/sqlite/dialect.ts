@@ -1,3 +1,4 @@
+import { somewhere } from '../shared/failures.js'
 import type { SqliteDriver } from './handle.js'
 
 /** What every driver's prepared statements have. */
@@ -90,7 +91,18 @@ export function codeOf (error: unknown): string {
   return typeof code === 'string' ? code : ''
 }
 
-const nodeCodes: Readonly<Record<number, string>> = { 5: 'SQLITE_BUSY', 8: 'SQLITE_READONLY' }
+const nodeCodes: Readonly<Record<number, string>> = {
+  5: 'SQLITE_BUSY', 8: 'SQLITE_READONLY', 11: 'SQLITE_CORRUPT', 26: 'SQLITE_NOTADB',
+}
+
+/** The path of the file can't be opened by anybody: its directory is missing, or it is a directory. */
+export class Unopenable extends Error {}
+
+/** The file can't be opened, is no database, or is damaged. Not SQLITE_CANTOPEN: too many files may be open. */
+export function isPermanent (error: unknown): boolean {
+  return somewhere(error, (failure) =>
+    failure instanceof Unopenable || /^SQLITE_(?:NOTADB|CORRUPT)(?:_|$)/.test(codeOf(failure)))
+}
 
 /** Also SQLITE_BUSY_SNAPSHOT: a transaction wants to write after others have written to what it read. */
 export function isBusy (error: unknown): boolean {

@@ -1,5 +1,5 @@
 import { PoolError } from '../../engine/errors.js'
-import type { Transaction, TransactionOptions } from '../../../types/connector.js'
+import type { Activity, Transaction, TransactionOptions } from '../../../types/connector.js'
 import { Session, type ResetMode } from '../shared/session.js'
 import { codeOf, first, isBusy, type Dialect, type Handle, type Statement } from './dialect.js'
 import { Iterators, type IteratorSite } from './iterators.js'
@@ -95,6 +95,13 @@ export class SqliteSession extends Session<Handle> implements Host, IteratorSite
 
   override get broken (): boolean {
     return this.#stuck || !this.isOpen
+  }
+
+  override describe (): Activity {
+    // Asking a closed handle of libsql whether it is in a transaction aborts the process.
+    if (!this.isOpen) return { doing: 'idle' }
+    // All but an iterator is done when it returns.
+    return { doing: this.iterators.size > 0 ? 'query' : this.inTransaction ? 'idle in transaction' : 'idle' }
   }
 
   override async ping (): Promise<boolean> {

@@ -231,7 +231,8 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   #sending ({ streams }: Given): void {
     // Before the reply: the client's next request can't be sooner than the mark.
     this.slots.markWrites()
-    if (!streams) this.slots.releaseOnSend()
+    if (streams) this.slots.streams()
+    else this.slots.releaseOnSend()
     handOver(this)
   }
 
@@ -255,9 +256,17 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
 
   #lookIn (ms: number): void {
     this.#lookTimer = setTimeout(() => {
-      if (this.reply.raw.writableEnded) this.end()
+      if (this.reply.raw.writableEnded || this.#isWhole) this.end()
       else this.#lookIn(Math.max(ms, 100))
     }, ms).unref()
+  }
+
+  /**
+   * The reply was given as a whole, though it may not be written yet: a later hook made a stream of it (compression).
+   * Nothing but trailers can need a connection behind it.
+   */
+  get #isWhole (): boolean {
+    return this.#reply.is === 'given' && !this.#reply.streams && !this.reply.hasHeader('trailer')
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------
@@ -293,12 +302,12 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     }
     if (!this.slots.end(raw.writableEnded && !timedOut)) return
     const { abortGrace } = this.#graces
-    if (this.#isSettled || (!timedOut && this.#isHijacked) || abortGrace === 0) this.#settle()
+    if (this.#isSettled || (!timedOut && this.isHijacked) || abortGrace === 0) this.#settle()
     else setTimeout(() => { this.#settle() }, abortGrace).unref()
   }
 
   /** Whether a response that was cut was not Fastify's: what used it may go on for as long as it likes. */
-  get #isHijacked (): boolean {
+  get isHijacked (): boolean {
     return this.#reply.is === 'none' && (this.reply.sent || isUpgrade(this.reply.request))
   }
 

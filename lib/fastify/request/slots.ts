@@ -2,12 +2,14 @@ import type { FastifyReply } from 'fastify'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
 import { PoolError } from '../../engine/errors.js'
-import { abandon, isBeside } from '../../engine/lease.js'
+import type { Borrower } from '../../engine/entry.js'
+import { abandon, borrow, checkHoldTimeout, isBeside } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { isBodyRead } from './body.js'
 import { Leave, either, errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
+import { Traffic } from './traffic.js'
 
 /** What the connections of a request ask of its scope. */
 export interface Site {
@@ -19,6 +21,8 @@ export interface Site {
   forget (lease: Lease<unknown>): void
   /** Its transaction is being committed or rolled back. */
   isEnding (lease: Lease<unknown>): boolean
+  /** Nothing tells when whoever uses a connection has ended: the socket was upgraded, or the reply hijacked. */
+  readonly isHijacked: boolean
 }
 
 /**
@@ -40,18 +44,56 @@ export interface Site {
  * is 'done' by another name, when the headers of the reply are out and nobody has read its connection. The handler or
  * the pool may end a lease while its slot is 'held': `isOut` sees that.
  */
-interface Slot {
-  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'unused' | 'done'
+class Slot implements Borrower {
+  readonly #all: Slots
   step: Step
+  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'unused' | 'done' = 'empty'
   /** The last one that was lent; none while the slot is parked. */
-  lease: Lease<unknown> | undefined
+  lease: Lease<unknown> | undefined = undefined
   /** The next lease, while it is waited for: whoever else wants the connection waits for the same one. */
-  taking: Promise<Lease<unknown>> | undefined
+  taking: Promise<Lease<unknown>> | undefined = undefined
   /** Somebody has seen the connection, or asked for it, and may use it until the request ends. */
-  touched: boolean
+  touched = false
   /** Where the pool is sticky: the acquire that the lease comes from. */
-  visit: Visit | undefined
+  visit: Visit | undefined = undefined
+  /** The `holdTimeout` of a call of `request.acquire`. */
+  asked: number | undefined = undefined
+
+  constructor (all: Slots, step: Step) {
+    this.#all = all
+    this.step = step
+  }
+
+  get #isOwn (): boolean {
+    return this.asked !== undefined || this.step.ownHold
+  }
+
+  get holdTimeout (): number | undefined {
+    return this.#all.isHijacked && !this.#isOwn ? 0 : this.asked ?? this.step.holdTimeout
+  }
+
+  get moved (): number | undefined {
+    return this.#all.moved
+  }
+
+  get restarts (): number {
+    return this.#isOwn ? Infinity : RESTARTS
+  }
+
+  get inVain (): string | undefined {
+    return isUnused(this) ? UNREAD : undefined
+  }
 }
+
+/**
+ * So it is in an app whose handlers take their connections from `app.pools`, and have one more each by default: where
+ * all wait for a second one, none comes.
+ */
+const UNREAD = 'requests that have never read theirs: where handlers take connections from app.pools, or need none, ' +
+  'set lease: false (of the plugin or of the pool) and name the pools of other routes in their config.pools.'
+
+/** How many times the hold of a request whose bytes move starts again, unless its route has a hold of its own. */
+const RESTARTS = 10
 
 /** What is known of the request's body. */
 type Body = 'none' | 'awaited' | 'read' | 'left to the handler'
@@ -69,6 +111,8 @@ export class Slots {
   readonly #all: Slot[] = []
   /** Ends the acquires that wait. */
   #leave: Leave | undefined
+  /** Made where a hold is looked at. */
+  #traffic: Traffic | undefined
   #body: Body = 'none'
   #bodyTimer: NodeJS.Timeout | undefined
   /** Acquires that may write, where the pool is sticky. */
@@ -119,6 +163,7 @@ export class Slots {
   acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
     const slot = this.#find(step.name) ?? this.#slotFor(step)
     slot.touched = true
+    if (options?.holdTimeout !== undefined) this.#bound(slot, options)
     const lease = this.#leaseOf(slot, options)
     // Also where the lease is out already, and was taken for reading.
     if (options?.role === 'primary' && slot.visit?.role === 'primary') {
@@ -126,6 +171,13 @@ export class Slots {
       if (slot.taking === undefined) this.#wrote(slot.visit)
     }
     return lease
+  }
+
+  /** A call says how long its connection may be held, one that is out already included. */
+  #bound (slot: Slot, options: AcquireOptions): void {
+    checkHoldTimeout(options)
+    slot.asked = options.holdTimeout
+    if (isOut(slot)) borrow(slot.lease!, slot)
   }
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
@@ -161,12 +213,13 @@ export class Slots {
     const asked = options?.role
     const may = asked === undefined ? writes : asked === 'primary'
     slot.visit = sticky?.visit(this.#reply.request, asked ?? role, may)
-    return { ...this.#holder, ...options, role: slot.visit?.role ?? asked ?? role }
+    return { ...this.#holder, ...options, role: slot.visit?.role ?? asked ?? role, holdTimeout: undefined }
   }
 
   #lent (slot: Slot, lease: Lease<unknown>): void {
     slot.is = 'held'
     slot.lease = lease
+    borrow(lease, slot)
     if (slot.visit?.writes === true) this.#wrote(slot.visit)
   }
 
@@ -182,7 +235,7 @@ export class Slots {
   #slotFor (step: Step): Slot {
     let slot = this.#find(step.name)
     if (slot === undefined) {
-      slot = { is: 'empty', step, lease: undefined, taking: undefined, touched: false, visit: undefined }
+      slot = new Slot(this, step)
       this.#all.push(slot)
     }
     slot.step = step
@@ -192,6 +245,26 @@ export class Slots {
   #find (name: string): Slot | undefined {
     for (const slot of this.#all) if (slot.step.name === name) return slot
     return undefined
+  }
+
+  // --- How long they may be held ------------------------------------------------------------------------------------
+
+  get isHijacked (): boolean {
+    return this.#site.isHijacked
+  }
+
+  /** How many bytes have moved, of a body that comes in or a reply that is a stream; undefined: there is neither. */
+  get moved (): number | undefined {
+    return this.#site.over ? undefined : this.#trafficNow.moved
+  }
+
+  /** The reply is a stream. */
+  streams (): void {
+    this.#trafficNow.streams = true
+  }
+
+  get #trafficNow (): Traffic {
+    return (this.#traffic ??= new Traffic(this.#reply.request))
   }
 
   // --- Read your writes ---------------------------------------------------------------------------------------------
@@ -277,12 +350,6 @@ export class Slots {
   parkedFor (name: string): 'a slow body' | 'an upload' | undefined {
     if (this.#find(name)?.is !== 'parked') return undefined
     return this.#body === 'left to the handler' ? 'an upload' : 'a slow body'
-  }
-
-  /** Whether a connection is held that nobody has read. */
-  isUnused (name: string): boolean {
-    const slot = this.#find(name)
-    return slot !== undefined && isUnused(slot)
   }
 
   /**

@@ -1,5 +1,6 @@
 import { Listeners } from '../../../lib/backends/shared/listeners.js'
 import { Session, type ResetMode } from '../../../lib/backends/shared/session.js'
+import type { Activity } from '../../../types/connector.js'
 import type { ShelfClient } from './driver.js'
 
 /** Commands that leave nothing on their connection. Any other may change what later ones do. */
@@ -54,6 +55,10 @@ export class ShelfSession extends Session<ShelfClient> {
     if (!this.#settled) this.#dirty = false
     this.#settled = true
     return this.broken
+  }
+
+  override describe (): Activity {
+    return { doing: this.#pending > 0 ? 'query' : 'idle' }
   }
 
   override async ping (): Promise<boolean> {

@@ -35,7 +35,7 @@ export class Operation<C> {
   since = 0
   /** A validation has taken so long that callers do not rely on it (see `Checks`). */
   doubted = false
-  /** The event loop stood still meanwhile, and that time was added to the deadline. */
+  /** The event loop stood still for long meanwhile; that time was added to the deadline. */
   stalled = false
   /** The connection is validated because somebody waits. */
   awaited = false

@@ -48,9 +48,11 @@ export class Operations<C> {
   grant ({ operation }: Entry<C>, ms: number): void {
     if (operation === undefined || operation.prepared !== undefined) return
     const { now } = this.#time
-    operation.deadline += Math.max(0, Math.min(ms, now - operation.since))
-    operation.since = now
-    operation.stalled = true
+    const granted = Math.max(0, Math.min(ms, now - operation.since))
+    operation.deadline += granted
+    // Up to a tick of a stall is not seen, so behind a long one what callers rely on begins anew.
+    operation.since = ms < TICK ? operation.since + granted : now
+    operation.stalled ||= ms >= TICK
   }
 
   /** The validation takes long. */

@@ -771,8 +771,8 @@ class World {
         ? conn!.create.since
         : conn?.cleaning ?? level?.run?.concludedAt ?? call.since
       call.deadline += granted(since)
-      call.stalled = true
-      if (method === 'validate') call.since = now
+      call.stalled ||= late >= 100
+      if (method === 'validate') call.since = late < 100 ? call.since + granted(call.since) : now
     }
     for (const conn of this.#conns) {
       if (!conn.made && !conn.create.failed) conn.create.deadline += granted(conn.create.since)

@@ -16,6 +16,9 @@ export interface Lender<C> {
   /** How long the lease has been out, in ms. */
   heldSince (entry: Entry<C>): number
   transactionsOf (entry: Entry<C>): LeaseTransactions<C>
+  readonly waiting: {
+    lend (recall: () => boolean): () => void
+  }
   readonly upkeep: {
     /** Somebody is to be asked for how long the lease may be out. */
     borrowed (entry: Entry<C>, borrower: Borrower): void
@@ -128,6 +131,11 @@ export class PoolLease<C> implements Lease<C> {
     else (lease as PoolLease<C>).#entry.more.onEnd = listener
   }
 
+  /** For the request scope: see `lendable`. */
+  static lendable<C> (lease: Lease<C>, recall: () => boolean): () => void {
+    return lease instanceof PoolLease ? lease.#lender.waiting.lend(recall) : () => {}
+  }
+
   /** See `borrow`. */
   static borrow<C> (lease: Lease<C>, borrower: Borrower): void {
     if (lease instanceof PoolLease && !lease.ended) lease.#lender.upkeep.borrowed(lease.#entry, borrower)
@@ -150,6 +158,14 @@ export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
  * once where the lease has ended. A lease has one such listener, which must not throw.
  */
 export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
+
+/**
+ * A lease is given back as soon as somebody waits for one: `recall` does that, at once, and returns true; or it returns
+ * false where that can't be (any more). It may be asked again then.
+ *
+ * @returns its own undo, to be called when the lease is not to be given back any more
+ */
+export const lendable: <C>(lease: Lease<C>, recall: () => boolean) => () => void = PoolLease.lendable
 
 /** Names whom the pool asks about a lease. Another one takes the place of the first. */
 export const borrow: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.borrow

@@ -355,6 +355,7 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * come.
    *
    * @param options.idle only the idle ones
+   * @throws `FST_POOL_BAD_OPTIONS` for an unknown option
    */
   evict (options?: { idle?: boolean }): void
   /**

@@ -2,6 +2,7 @@ import { PoolError } from '../../engine/errors.js'
 import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent } from '../../../types/connector.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
+import { keepAliveAfter } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { Subscriptions } from '../shared/listeners.js'
@@ -56,10 +57,11 @@ interface Waiting { resolve (): void, reject (error: unknown): void }
 
 class ClusterBackend implements RedisClusterConnector {
   readonly system = 'redis'
-  readonly secrets: readonly string[]
   readonly isTransient = isTransient
   readonly isPermanent = isPermanent
   readonly #driver: Driver
+  /** Not a plain field: whoever shows the connector would show them. */
+  readonly #secrets: readonly string[]
   readonly #given: Given | undefined
   readonly #connectTimeout: number
   readonly #waiting = new Set<Waiting>()
@@ -82,8 +84,12 @@ class ClusterBackend implements RedisClusterConnector {
     this.#given = given
     this.#connectTimeout = connectTimeout
     const theirs = client && [client.options, Reflect.get(client, 'startupNodes')]
-    this.secrets = secretsOf({ connection: theirs ?? connection })
+    this.#secrets = secretsOf({ connection: theirs ?? connection })
     if (client !== undefined) this.#adopt(client)
+  }
+
+  get secrets (): readonly string[] {
+    return this.#secrets
   }
 
   get client (): Cluster {
@@ -100,7 +106,7 @@ class ClusterBackend implements RedisClusterConnector {
       ...rest,
       lazyConnect: true,
       clusterRetryStrategy: (times: number) => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random()),
-      redisOptions: { ...redisOptions, connectTimeout: share, disconnectTimeout },
+      redisOptions: { keepAlive: keepAliveAfter, ...redisOptions, connectTimeout: share, disconnectTimeout },
     })
     this.#adopt(client)
     refuseWhatIsShared(client)

@@ -256,9 +256,17 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
 
   #lookIn (ms: number): void {
     this.#lookTimer = setTimeout(() => {
-      if (this.reply.raw.writableEnded) this.end()
+      if (this.reply.raw.writableEnded || this.#isWhole) this.end()
       else this.#lookIn(Math.max(ms, 100))
     }, ms).unref()
+  }
+
+  /**
+   * The reply was given as a whole, though it may not be written yet: a later hook made a stream of it (compression).
+   * Nothing but trailers can need a connection behind it.
+   */
+  get #isWhole (): boolean {
+    return this.#reply.is === 'given' && !this.#reply.streams && !this.reply.hasHeader('trailer')
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import type { AcquireOptions, Lease } from '../../../types/pool.js'
 import { PoolError } from '../../engine/errors.js'
 import type { Borrower } from '../../engine/entry.js'
 import { kPlace } from '../../engine/line.js'
-import { abandon, borrow, checkHoldTimeout, isBeside } from '../../engine/lease.js'
+import { abandon, borrow, checkHoldTimeout, isBeside, isBusy } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { expectBody, isBodyRead, type Awaiting } from './body.js'
@@ -446,6 +446,15 @@ export class Slots implements Awaiting {
   headersOut (): void {
     for (const slot of this.#all) {
       if (isUnused(slot) && !this.#site.isEnding(slot.lease!)) this.#giveBack(slot, 'unused')
+    }
+  }
+
+  /** The request has had its time: destroys the connections on which commands of it still run. */
+  abandonBusy (): void {
+    for (const slot of this.#all) {
+      if (!isOut(slot) || !isBusy(slot.lease!)) continue
+      slot.is = 'done'
+      abandon(slot.lease!)
     }
   }
 

@@ -123,10 +123,10 @@ export class Budget<C> {
   /** The claims, those of members with the fewest connections first. */
   get #claims (): Array<Claim<C>> {
     return [...this.#refused].map((member) => {
-      const { entries: { total, coming }, line, supply } = member.engine
+      const { entries: { total, coming }, supply } = member.engine
       // While the circuit is not closed, the engine makes one probe, also where nobody waits.
       const isClosed = supply.creator.circuit.state === 'closed'
-      return { member, total, wants: isClosed ? Math.min(line.size - coming, member.max - total) : 1 - coming }
+      return { member, total, wants: isClosed ? Math.min(supply.lacking, member.max - total) : 1 - coming }
     }).filter(({ wants }) => wants > 0).sort((a, b) => a.total - b.total)
   }
 

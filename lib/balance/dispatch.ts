@@ -9,7 +9,6 @@ import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
 import type { Roles } from './roles.js'
 import { Moved, type Target } from './target.js'
-import { HOLDER } from './watch.js'
 
 /** What the dispatch asks of its pool. */
 export interface Site<C> {
@@ -137,12 +136,9 @@ export class Dispatch<C> {
     if (target.growing || coming > 0 || supply.creator.circuit.state !== 'closed') return
     if (total >= target.max || !this.#site.hasRoom()) return
     target.growing = true
-    const grown = (lease?: Lease<C>) => {
-      target.growing = false
-      lease?.release()
-    }
+    const grown = () => { target.growing = false }
     // A failure was reported by the engine; the next turn of the target tries again.
-    this.#site.events.run(() => target.engine.acquire({ holder: HOLDER })).then(grown, () => { grown() })
+    supply.grow().then(grown, grown)
   }
 
   /** Acquires for a caller that was not served at once. */

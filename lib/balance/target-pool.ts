@@ -340,7 +340,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // While the pool is suspended, targets are not asked.
     const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
     if (this.#openers.size === 0 || !isKnown) return
-    for (const resolve of this.#openers.take(0, 0)) resolve()
+    for (const { resolve } of this.#openers.take(0, 0)) resolve()
     this.#watch.keepAlive()
   }
 

@@ -6,7 +6,7 @@ import { Alarm, LONGEST, setRunningTimer } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
 /** The holder of connections that the pool takes for itself. */
-export const HOLDER = 'fastify-pool'
+const HOLDER = 'fastify-pool'
 /** The shortest pause between two rounds of checks, in ms. Where it is urgent, the pause is one to two times this. */
 const PAUSE = 100
 

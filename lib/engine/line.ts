@@ -115,6 +115,13 @@ export class Waiters<C> {
     return this.#first
   }
 
+  /** @param index from 0 on, less than `size`: walks so far */
+  at (index: number): Waiter<C> {
+    let waiter = this.#first!
+    while (index-- > 0) waiter = waiter.next!
+    return waiter
+  }
+
   * [Symbol.iterator] (): Generator<Waiter<C>, void> {
     for (let waiter = this.#first; waiter !== undefined; waiter = waiter.next) yield waiter
   }

@@ -250,7 +250,7 @@ const subject: Subject<Connection> = {
   },
   ask: (connection) => connection.execute('SELECT ? + 1', [1]),
   block: (connection) => connection.query('SELECT SLEEP(60)'),
-  blockEnds: 'a statement whose connection is gone goes on in the server, for nobody',
+  blockEnds: true,
   linger: (connection) => connection.query('SELECT SLEEP(0.03)'),
   written: (connection) => (connection as unknown as { connection: { stream: { bytesWritten: number } } })
     .connection.stream.bytesWritten,

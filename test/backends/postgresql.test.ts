@@ -518,6 +518,27 @@ t.test('destroy cuts off what does not answer, busy or idle', async (t) => {
   await backend.close!()
 })
 
+t.test('what a borrower has cut off himself while it ran is cancelled', async (t) => {
+  const cuts: Array<[how: string, cut: (client: Client) => unknown]> = [
+    ['end()', (client) => { Promise.allSettled([client.end()]) }],
+    ['the socket', (client) => (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy()],
+  ]
+  for (const [how, cut] of cuts) {
+    const { pool } = await open(t)
+    const lease = await pool.acquire()
+    const { connection } = lease
+    const { rows: [row] } = await connection.query('SELECT pg_backend_pid() AS pid')
+    Promise.allSettled([connection.query('SELECT pg_sleep(600)')])
+    const running = async () =>
+      (await admin.query("SELECT FROM pg_stat_activity WHERE pid = $1 AND query LIKE '%pg_sleep%'", [row.pid])).rowCount
+    await until(async () => await running() === 1)
+    cut(connection)
+    lease.release()
+    await until(async () => await running() === 0, { what: `it is cancelled: ${how}` })
+    t.equal((await pool.use((client) => client.query('SELECT 1'))).rowCount, 1)
+  }
+})
+
 t.test('where the cancel can\'t be sent the connection is cut off all the same', async (t) => {
   const proxy = await startProxy(t, server)
   const backend = await postgresql({ host: proxy.host, port: proxy.port, connection: { user: 'postgres' } })

@@ -518,6 +518,8 @@ class World {
   readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
   readonly #connected = new Set<number>()
   #connects = 0
+  /** The longest that a connect took. */
+  #slowest = -Infinity
   readonly #disconnected = new Set<number>()
   /** Calls of the pool from within its own listeners: each one may set off others. */
   #budget = 12
@@ -557,6 +559,7 @@ class World {
   #judgedAt = -Infinity
   /** How long the event loop stood still in all. */
   #stalls = 0
+  #stoodUntil = -Infinity
 
   constructor (plan: Plan) {
     this.#plan = plan
@@ -574,7 +577,8 @@ class World {
       url: `fake://user:${secrets.url}@host/`,
       connection: { password: secrets.password },
     }, this.#clock)
-    this.#pool.on('connect', ({ id }) => {
+    this.#pool.on('connect', ({ id, took }) => {
+      this.#slowest = Math.max(this.#slowest, took)
       if (this.#connected.has(id) || this.#disconnected.has(id)) this.#violate(`an event connect of ${id} too many`)
       this.#connected.add(id)
       this.#connects++
@@ -731,6 +735,7 @@ class World {
     this.#rested = false
     this.#stalls += ms
     this.#clock.stall(ms)
+    this.#stoodUntil = this.#clock.now()
     // The pool looked no more meanwhile.
     this.#metAt += ms
     const now = this.#clock.now()
@@ -2174,7 +2179,7 @@ class World {
     }
   }
 
-  /** Whoever waits is brought whatever there is, and what there may be. */
+  /** Whoever waits is brought whatever there is, and what there may be, where it pays. */
   #checkSupply (
     { pending, createErrors, circuit }: PoolStats,
     { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
@@ -2188,7 +2193,13 @@ class World {
     }
     const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
     if (pending > 0) this.#started = true
-    const missing = Math.max(hindered ? 0 : pending - validating - wanted, this.#started ? this.#target() - there : 0)
+    // Where nothing is known of connects, or no connection is here, each one who waits gets a create. Else it may not
+    // pay; but whoever has waited longer than any connect took gets one. Time in which the event loop stood still does
+    // not count.
+    const overdue = [...this.#asks].filter(({ since, awayAtRest }) =>
+      !awayAtRest && this.#clock.now() > Math.max(since, this.#stoodUntil) + this.#slowest + 2).length
+    const claiming = there === wanted ? pending : overdue
+    const missing = Math.max(hindered ? 0 : claiming - validating - wanted, this.#started ? this.#target() - there : 0)
     const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
     const failing = createErrors > 0 &&

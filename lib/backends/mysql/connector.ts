@@ -1,9 +1,13 @@
-import type { Connector, ServerState, Transactions } from '../../../types/connector.js'
+import type { ConnectionOptions } from 'mysql2'
+import { scrub } from '../../engine/errors.js'
+import type { Connector, DriverEvent, ServerState, Transactions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
+import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
 import { isConflict, isPassing, isPermanent } from './errors.js'
+import { Killer } from './killer.js'
 import { configsOf, type Config, type MysqlOptions } from './options.js'
 import { MysqlSession } from './session.js'
 import { cut, mysqlDriver, within, type Core, type Driver } from './wire.js'
@@ -23,8 +27,11 @@ export interface MysqlConnector extends Connector<Connection> {
  * server's `init_connect` set (except for the character set, which is kept).
  *
  * A reset does not undo properties set on the object, nor a role (SET ROLE) that a stored function or trigger sets. A
- * statement from `prepare()` that is kept over a reset fails. A statement that runs when its connection is destroyed
- * goes on in the server, for nobody.
+ * statement from `prepare()` that is kept over a reset fails.
+ *
+ * A statement that runs when its connection is destroyed is killed, and the connection counts until the server has let
+ * go of it. Not over a Unix socket, behind NAT or behind a balancer: there it goes on, for nobody, and a warning of the
+ * process says so, once.
  *
  * A connection on which the server refused a write because it is read only (1290, 1836; 1792, unless the borrower asked
  * for a transaction that only reads) is broken, since another connection may reach a server that takes it. It is not
@@ -38,8 +45,7 @@ export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
 
 /**
  * `destroy` sends COM_QUIT, and waits up to 1 s until the server has closed. A dead or busy connection is cut off at
- * once: a running statement goes on in the server, which frees its locks when it notices (MariaDB asks every 5 s where
- * the statement sleeps, else at its end). `validate` sends COM_PING.
+ * once, and what it ran is killed. `validate` sends COM_PING.
  *
  * `inspect`: 'replica' where the server is read only for all (`read_only`, `innodb_read_only`), or follows another
  * server, even where it would take writes. So of servers that follow each other in a ring none is a primary. The lag is
@@ -64,6 +70,20 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   readonly #config: Config
   readonly #addresses: Addresses
   readonly #mode: ResetMode
+  readonly #events = new DriverEvents()
+  /** All that are open. */
+  readonly #sessions = new Set<MysqlSession>()
+  readonly #killer = new Killer({
+    // Without the database, which may be gone.
+    open: (signal) => this.#connect(signal, { database: undefined }),
+    idle: () => [...this.#sessions].find((session) => session.rests),
+    tell: ({ message }) => {
+      const reason = scrub(new Error(message), this.secrets).message
+      this.#events.tell('not-killed', { reason })
+      const what = 'a statement whose connection was destroyed may go on in the MySQL server, and count there'
+      process.emitWarning(`${what}: ${reason}`, 'PoolWarning')
+    },
+  })
 
   constructor (options: MysqlOptions) {
     super()
@@ -78,10 +98,25 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   }
 
   protected override async open (signal: AbortSignal): Promise<MysqlSession> {
-    const config = await this.#config(signal)
+    const core = await this.#connect(signal)
+    try {
+      const session = new MysqlSession(core.promise(), core, this.#mode, this.#killer)
+      await within(core, signal, session.prepare())
+      this.#sessions.add(session)
+      session.onEnd = () => { this.#sessions.delete(session) }
+      return session
+    } catch (error) {
+      await cut(core)
+      throw error
+    }
+  }
+
+  /** Logs in. Leaves nothing open where it rejects. */
+  async #connect (signal: AbortSignal, more: Partial<ConnectionOptions> = {}): Promise<Core> {
+    const config = { ...await this.#config(signal), ...more }
     // Not mysql2/promise, which gives nothing that could be ended before it is connected. A copy of the configuration,
     // since the driver changes the object that it is given.
-    const core = this.#driver.createConnection({ ...config }) as unknown as Core
+    const core = this.#driver.createConnection(config) as unknown as Core
     // Stays for the connection's life: an `error` without a listener ends the process. Until the session listens,
     // `connect` reports the first one.
     core.on('error', () => {})
@@ -90,9 +125,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
     }
     try {
       await within(core, signal, new Promise<void>(connected))
-      const session = new MysqlSession(core.promise(), core, this.#mode)
-      await within(core, signal, session.prepare())
-      return session
+      return core
     } catch (error) {
       await cut(core)
       throw error
@@ -108,5 +141,15 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
    */
   reset (connection: Connection): Promise<void> | undefined {
     return sessionOf<MysqlSession>(connection).undo()
+  }
+
+  /** `not-killed` {reason}, once: the statement of a destroyed connection may go on in the server. */
+  onDriverEvent (listener: (event: DriverEvent) => void): void {
+    this.#events.listen(listener)
+  }
+
+  /** Waits up to 500 ms for statements that are being killed. */
+  close (): Promise<void> {
+    return this.#killer.close()
   }
 }

@@ -2,7 +2,8 @@ import type { ConnectionOptions } from 'mysql2'
 import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
-  assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,
+  assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo,
+  type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
 
 export interface MysqlOptions {
@@ -95,7 +96,7 @@ function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions):
       'a function that makes a stream: each connection needs its own')
   }
   if (connection.socketPath !== undefined) refuseNextTo('connection.socketPath', { url: options.url, host, port })
-  const base: Record<string, unknown> = { maxPreparedStatements: 100 }
+  const base: Record<string, unknown> = { maxPreparedStatements: 100, keepAliveInitialDelay: keepAliveAfter }
   if (url !== undefined) assignGiven(base, parseUrl(url))
   assignGiven(base, connection, { host, port, database })
   // The driver writes into this object, and tells TLS sessions apart by it: one copy for all connections, not the

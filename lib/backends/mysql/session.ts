@@ -7,6 +7,7 @@ import { LastAnswer } from './answer.js'
 import { Commands, textOf } from './commands.js'
 import { errors, isReadOnly } from './errors.js'
 import { Inspection } from './inspect.js'
+import { victimOf, type Killer, type Victim } from './killer.js'
 import { begin, rollback, setMark, type Open, type TransactionSite } from './transaction.js'
 import { cut, isOpen, type Command, type Core, type Packet } from './wire.js'
 
@@ -70,8 +71,17 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
    * connection's own.
    */
   #first = { database: null as string | null, role: null as string | null, names: '' }
+  /** By what the server knows it. */
+  readonly #victim: Victim
+  readonly #killer: Killer
+  /** The server has let go of it. */
+  #let = false
+  /** It was cut off, and not by the server, while a command was under way. */
+  #left = false
+  /** Called when it is closed. */
+  onEnd: () => void = () => {}
 
-  constructor (connection: Connection, core: Core, mode: ResetMode) {
+  constructor (connection: Connection, core: Core, mode: ResetMode, killer: Killer) {
     super(connection, [connection, core])
     this.core = core
     this.commands = new Commands(core)
@@ -81,6 +91,11 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     this.#config = core.config
     this.#before = { ...core.config }
     this.#encoding = core.clientEncoding
+    this.#victim = victimOf(core)
+    this.#killer = killer
+    // Before the driver's own listeners, which take the commands away.
+    core.stream.prependListener('end', () => { this.#let = true })
+    core.stream.prependListener('close', () => { this.#left = this.#runs })
     const ended = () => {
       // The socket closes before the driver reports it, under this code.
       this.error ??= Object.assign(new Error('the server closed the connection'), { code: 'PROTOCOL_CONNECTION_LOST' })
@@ -132,6 +147,17 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     return { id: core.threadId, doing: commands.busy ? 'query' : within ? 'idle in transaction' : 'idle' }
   }
 
+  /** The server is at work on a command. */
+  get #runs (): boolean {
+    return !this.#let && this.commands.busy
+  }
+
+  /** Nothing is under way on it, and its borrower, if there is one, has sent nothing yet. */
+  get rests (): boolean {
+    const isClean = this.#mode === 'none' || this.#sent === this.#clean
+    return isClean && this.#settled && !this.broken && !this.commands.busy && !this.answer.isWithin
+  }
+
   override async ping (): Promise<boolean> {
     await this.commands.ping()
     return true
@@ -147,7 +173,13 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
 
   protected override async close (): Promise<void> {
     const { core } = this
-    if (this.broken || this.commands.busy) return await cut(core)
+    this.onEnd()
+    if (this.broken || this.commands.busy) {
+      const left = this.#left || this.#runs
+      await cut(core)
+      if (left) await this.#killer.end(this.#victim)
+      return
+    }
     const timer = setTimeout(() => core.stream.destroy(), quitGrace)
     try {
       await new Promise<void>((resolve) => {

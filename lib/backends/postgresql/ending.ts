@@ -43,7 +43,7 @@ export function end (of: Ending): Promise<void> {
     }
     // Not `client.end()`, which cuts: the server would go on with the statement, and its end would not be seen.
     const { processID } = inside
-    if (of.broken || of.idle || processID === null) {
+    if (of.idle || processID === null) {
       stream.end(terminate)
       return
     }
@@ -59,6 +59,20 @@ export function end (of: Ending): Promise<void> {
       })
     }
     ask()
+  })
+}
+
+/** Where the socket is gone and the server may not know: asks it to cancel what ran. Its end can't be seen. */
+export function cancelLeft ({ connection, base }: Pick<Ending, 'connection' | 'base'>): Promise<void> {
+  const inside = connection as unknown as Inside
+  if (inside.processID === null) return Promise.resolve()
+  return new Promise((resolve) => {
+    const wire = cancel(inside, base)
+    const timer = setTimeout(() => wire.stream.destroy(), grace)
+    wire.on('end', () => {
+      clearTimeout(timer)
+      resolve()
+    })
   })
 }
 

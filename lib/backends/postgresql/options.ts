@@ -2,7 +2,8 @@ import type { ClientConfig } from 'pg'
 import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
-  assignGiven, refuseBeside, refuseKeys, refuseNextTo, type Addresses, type AddressNow, type RefusedKeys,
+  assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo,
+  type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
 import { postgresDriver, type Inside } from './wire.js'
@@ -100,8 +101,8 @@ function driverOptions (address: AddressNow, options: PostgresOptions, parse: Pa
   if (database !== undefined && connection.database !== undefined) {
     throw badOption('connection.database', connection.database, 'nothing here next to the option database')
   }
-  const base = url === undefined ? {} : parseUrl(url, parse!)
-  assignGiven(base, { host, port, database }, connection)
+  const base: ClientConfig = { keepAlive: true, keepAliveInitialDelayMillis: keepAliveAfter }
+  assignGiven(base, url === undefined ? {} : { ...parseUrl(url, parse!) }, { host, port, database }, connection)
   const { ssl } = base
   // A pg that was given the same object before has made its key invisible to a copy.
   if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }

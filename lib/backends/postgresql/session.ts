@@ -3,7 +3,7 @@ import type { Socket } from 'node:net'
 import type { Activity, ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
-import { end } from './ending.js'
+import { cancelLeft, end } from './ending.js'
 import { outdated, readOnly, type Failed } from './errors.js'
 import type { Inspection } from './inspect.js'
 import { PreparedNames } from './prepared.js'
@@ -36,6 +36,8 @@ export class PostgresSession extends ServerSession<Client> {
   readonly base: ClientConfig
   /** The server has let go of the connection. */
   ended = false
+  /** The server has closed its side. */
+  #finished = false
   readonly #inside: Inside
   readonly #common: Common
   /** The TCP socket. With TLS, `#stream` is the TLS socket above it. */
@@ -67,6 +69,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.base = base
     const { connection: wire } = this.#inside
     this.#stream = this.#raw = wire.stream
+    this.#raw.on('end', () => { this.#finished = true })
     this.#undo = new common.own.Undo(this)
     this.#prepared = new PreparedNames(this.#inside)
     this.listeners.keep(client, 'error', (error: Error) => {
@@ -255,7 +258,9 @@ export class PostgresSession extends ServerSession<Client> {
   // --- End -----------------------------------------------------------------------------------------------------------
 
   protected override async close (): Promise<void> {
+    const cut = this.ended || this.#inside.connection.stream.destroyed
     if (!this.ended) await end(this)
+    if (cut && !this.idle && !this.#finished) await cancelLeft(this)
   }
 
   onEnd (told: () => void): void {

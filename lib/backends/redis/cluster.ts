@@ -2,6 +2,7 @@ import { PoolError } from '../../engine/errors.js'
 import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent } from '../../../types/connector.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
+import { keepAliveAfter } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { Subscriptions } from '../shared/listeners.js'
@@ -105,7 +106,7 @@ class ClusterBackend implements RedisClusterConnector {
       ...rest,
       lazyConnect: true,
       clusterRetryStrategy: (times: number) => Math.min(500, 50 * 2 ** (times - 1)) * (0.9 + 0.1 * Math.random()),
-      redisOptions: { ...redisOptions, connectTimeout: share, disconnectTimeout },
+      redisOptions: { keepAlive: keepAliveAfter, ...redisOptions, connectTimeout: share, disconnectTimeout },
     })
     this.#adopt(client)
     refuseWhatIsShared(client)

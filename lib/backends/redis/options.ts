@@ -3,7 +3,8 @@ import { badOption } from '../../engine/errors.js'
 import type { Redis } from '../../../types/drivers.js'
 import type { Address } from '../../../types/options.js'
 import {
-  Addresses, assignGiven, readUrl, refuseBeside, refuseKeys, refuseNextTo, type AddressNow, type RefusedKeys,
+  Addresses, assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo,
+  type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
 import type { DriverEvents } from '../shared/events.js'
 import { takesNoWrites } from './errors.js'
@@ -194,7 +195,7 @@ function driverOptions (options: RedisOptions, { url, connection }: AddressNow):
   if (fromUrl.tls !== undefined && connection.tls !== undefined && !connection.tls) {
     throw badOption('connection.tls', connection.tls, 'an object, since the url says rediss://')
   }
-  const base: IORedisOptions = { ...client?.options, ...fromUrl }
+  const base: IORedisOptions = { keepAlive: keepAliveAfter, ...client?.options, ...fromUrl }
   return assignGiven(base, { host, port, db: numberOf(database) }, connection)
 }
 

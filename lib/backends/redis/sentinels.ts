@@ -1,5 +1,6 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import type { Redis } from '../../../types/drivers.js'
+import { keepAliveAfter } from '../shared/address.js'
 import type { Site } from './options.js'
 import { cut, disconnected, disconnectTimeout, type Inside, type Newer, type Timed } from './wire.js'
 
@@ -40,6 +41,7 @@ export class SentinelWatch {
       password: sentinelPassword,
       tls: sentinelTLS,
       protocol,
+      keepAlive: keepAliveAfter,
       retryStrategy: null,
       lazyConnect: true,
       enableReadyCheck: false,

@@ -89,6 +89,12 @@ export class Addresses {
   }
 }
 
+/**
+ * After how long a silence TCP asks whether the other side is still there, in ms, where `connection` does not say
+ * otherwise. The system's own default of two hours would find nothing out.
+ */
+export const keepAliveAfter = 30_000
+
 /** A driver's option names that are not accepted, and what to use instead. */
 export type RefusedKeys = ReadonlyMap<string, string>
 

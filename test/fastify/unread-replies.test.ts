@@ -124,25 +124,58 @@ t.test('a large reply that nobody reads keeps its connection no longer than repl
   t.same(stage.witness.destroyed, [], 'the handler was done')
 })
 
-t.test('a reply that a later hook makes a stream of (compression) keeps its connection no longer either', async (t) => {
-  const stage = await Stage.set(t, {
-    plugin: { replyGrace: 30 },
-    routes: (app) => {
-      app.addHook('onSend', async (_request, reply, payload) => {
-        reply.header('content-encoding', 'gzip')
-        return Readable.from([payload]).pipe(createGzip({ level: 0 }))
+for (const when of ['before', 'routes'] as const) {
+  for (const sent of ['returned', 'sent', 'thrown']) {
+    const how = `${sent}, in a hook ${when === 'before' ? 'before' : 'behind'} ours`
+
+    t.test(`a reply that a hook makes a stream of (compression) keeps its connection no longer either: ${how}`, async (t) => {
+      const compress = (app: FastifyInstance) => {
+        app.addHook('onSend', async (_request, reply, payload) => {
+          reply.header('content-encoding', 'gzip')
+          return Readable.from([payload]).pipe(createGzip({ level: 0 }))
+        })
+      }
+      const stage = await Stage.set(t, {
+        plugin: { replyGrace: 30 },
+        before: (app) => { if (when === 'before') compress(app) },
+        routes: (app) => {
+          if (when === 'routes') compress(app)
+          app.setErrorHandler(() => 'x'.repeat(30e6))
+          app.get('/', async (request, reply) => {
+            say(request, 'read')
+            if (sent === 'thrown') throw new Error('no')
+            if (sent === 'returned') return 'x'.repeat(30e6)
+            reply.send('x'.repeat(30e6))
+            return reply
+          })
+        },
       })
-      app.get('/', async (request) => { say(request, 'read'); return 'x'.repeat(30e6) })
-    },
+      const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
+      await event(stage.pool, 'release')
+      const { reply } = await stage.arrived('A')
+      t.equal(reply.raw.writableEnded, false)
+      slow.leave()
+      await stage.over('A')
+      await stage.settled(t)
+      t.same(stage.witness.destroyed, [], 'the handler was done')
+    })
+  }
+}
+
+t.test('a transaction is committed before a reply that an earlier hook has made a stream of', async (t) => {
+  const connector = new FakeConnector()
+  connector.outcomes.commit = 'error'
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.addHook('onSend', async (_request, _reply, payload) => Readable.from([payload]))
+  await app.register(fastifyPool, { connector, lease: { transaction: true } })
+  app.get('/', async (request) => {
+    t.ok((request as unknown as { db: unknown }).db)
+    return 'well'
   })
-  const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
-  await event(stage.pool, 'release')
-  const { reply } = await stage.arrived('A')
-  t.equal(reply.raw.writableEnded, false)
-  slow.leave()
-  await stage.over('A')
-  await stage.settled(t)
-  t.same(stage.witness.destroyed, [], 'the handler was done')
+  const { statusCode } = await app.inject('/')
+  t.equal(statusCode, 500, 'the commit has failed')
+  t.strictSame(connector.asked, ['begin #1', 'commit #1', 'rollback #1'])
 })
 
 t.test('until then it keeps it, and gives it back when the client has left', async (t) => {

@@ -84,6 +84,13 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   readonly #end = () => { this.end() }
   #leaveQueue: (() => void) | undefined
   #lingers = false
+  /** `reply.send` tells what it is given. */
+  #watches = false
+  /**
+   * The handler replied with something that is no stream. An `onSend` hook that comes before ours may have made one of
+   * it since (compression); it reads from no connection.
+   */
+  #sentWhole = false
   #lookTimer: NodeJS.Timeout | undefined
 
   private constructor (request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces) {
@@ -138,6 +145,17 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     this.slots.markWrites()
   }
 
+  touched (): void {
+    if (this.#watches) return
+    this.#watches = true
+    const { reply } = this
+    const { send } = reply
+    reply.send = (payload?: unknown) => {
+      this.#sentWhole = !isStream(payload)
+      return send.call(reply, payload)
+    }
+  }
+
   // --- The reply ----------------------------------------------------------------------------------------------------
 
   /** The handler failed, or timed out: an error is about to be answered. */
@@ -177,7 +195,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
       return done()
     }
     if (this.#reply.is === 'ending') return this.#secondReply(this.#reply, done)
-    this.#reply = isStream(payload) ? stream : whole
+    this.#reply = isStream(payload) && !this.#sentWhole ? stream : whole
     if (this.over) this.#settle(true)
     else if (this.#transactions?.open === true) return this.#ending(this.#transactions, payload, this.#reply, done)
     else this.#sending(this.#reply)

@@ -21,6 +21,8 @@ export interface Site {
   forget (lease: Lease<unknown>): void
   /** Its transaction is being committed or rolled back. */
   isEnding (lease: Lease<unknown>): boolean
+  /** Somebody has seen a connection, or asked for it. */
+  touched (): void
   /** Nothing tells when whoever uses a connection has ended: the socket was upgraded, or the reply hijacked. */
   readonly isHijacked: boolean
 }
@@ -179,7 +181,7 @@ export class Slots {
    */
   acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
     const slot = this.#find(step.name) ?? this.#slotFor(step)
-    slot.touched = true
+    this.#touch(slot)
     if (options?.holdTimeout !== undefined) this.#bound(slot, options)
     if (options?.role === 'primary') slot.writes = true
     // Also where the lease is out already, and was taken for reading.
@@ -418,7 +420,7 @@ export class Slots {
     const slot = this.#find(name)
     if (slot === undefined || slot.lease === undefined) return undefined
     if (slot.is === 'unused') throw unusedError(name)
-    slot.touched = true
+    this.#touch(slot)
     const { connection } = slot.lease
     if (isBeside(slot.lease)) this.#warnOf(name)
     return connection
@@ -427,8 +429,14 @@ export class Slots {
   lease (name: string): Lease<unknown> | undefined {
     const slot = this.#find(name)
     if (slot === undefined) return undefined
-    slot.touched = true
+    this.#touch(slot)
     return slot.lease
+  }
+
+  #touch (slot: Slot): void {
+    if (slot.touched) return
+    slot.touched = true
+    this.#site.touched()
   }
 
   /** Warns once for each route and pool. */

@@ -178,6 +178,40 @@ t.test('a transaction is committed before a reply that an earlier hook has made 
   t.strictSame(connector.asked, ['begin #1', 'commit #1', 'rollback #1'])
 })
 
+for (const server of [{}, http2]) {
+  for (const used of [false, true]) {
+    const how = `${server === http2 ? 'HTTP/2' : 'HTTP/1'}, ${used ? 'used' : 'unused'}`
+
+    t.test(`a hijacked reply that nobody reads keeps its connection no longer either: ${how}`, async (t) => {
+      const stage = await Stage.set(t, {
+        server,
+        plugin: { replyGrace: used ? 30 : never },
+        routes: (app) => {
+          app.get('/', async (request, reply) => {
+            if (used) say(request, 'read')
+            reply.hijack()
+            reply.raw.end('x'.repeat(30e6))
+          })
+          app.get('/other', async (request) => { say(request, 'read'); return 'well' })
+        },
+      })
+      if (server === http2) {
+        const session = await mute(t, stage.port)
+        await headersOf(ask(session, 'A', '/'))
+        t.same(await other(t, stage.port), { status: 200, body: 'well' })
+        session.destroy()
+      } else {
+        const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
+        await event(stage.pool, 'release')
+        t.equal((await stage.client().get('/other', { id: 'B' })).body, 'well')
+        slow.leave()
+      }
+      await stage.settled(t)
+      t.same(stage.witness.destroyed, [])
+    })
+  }
+}
+
 t.test('until then it keeps it, and gives it back when the client has left', async (t) => {
   const stage = await Stage.set(t, {
     plugin: { replyGrace: never },

@@ -100,6 +100,12 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     this.#reply = request[kGiven] ?? none
     if (this.#reply.is === 'given') handOver(this)
     reply.raw.on('close', this.#end)
+    const { hijack } = reply
+    // No hook tells of a reply that is written by hand.
+    reply.hijack = () => {
+      this.linger()
+      return hijack.call(reply)
+    }
     // A pipelined response that is still queued has no socket, and never emits 'close'.
     if (reply.raw.socket === null) this.#leaveQueue = Queue.join(request.raw.socket, this.#end)
   }

@@ -185,7 +185,7 @@ for (const server of [{}, http2]) {
     t.test(`a hijacked reply that nobody reads keeps its connection no longer either: ${how}`, async (t) => {
       const stage = await Stage.set(t, {
         server,
-        plugin: { replyGrace: used ? 30 : never },
+        plugin: { replyGrace: 30 },
         routes: (app) => {
           app.get('/', async (request, reply) => {
             if (used) say(request, 'read')
@@ -211,6 +211,29 @@ for (const server of [{}, http2]) {
     })
   }
 }
+
+t.test('a hijacked reply without end keeps a connection that is read behind its headers, and no other', async (t) => {
+  const stage = await Stage.set(t, {
+    pool: { max: 2 },
+    plugin: { replyGrace: 30 },
+    routes: (app) => {
+      app.get('/events', async (request, reply) => {
+        reply.hijack()
+        reply.raw.write('hello')
+        if (request.id === 'A') say(request, 'read')
+      })
+    },
+  })
+  const clients = ['A', 'B'].map((id) => stage.client().send('GET', '/events', { id }))
+  await event(stage.pool, 'release')
+  const late = alarm(200)
+  await until(() => late.rang)
+  t.same(stage.pool.holders().map(({ holder }) => (holder as { id: string }).id), ['A'])
+  const { request } = await stage.arrived('B')
+  t.throws(() => on(request), { code: 'FST_POOL_LEASE_RELEASED', message: /await request.acquire/ })
+  for (const client of clients) client.leave()
+  await stage.settled(t)
+})
 
 t.test('until then it keeps it, and gives it back when the client has left', async (t) => {
   const stage = await Stage.set(t, {

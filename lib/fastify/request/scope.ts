@@ -264,24 +264,26 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
    * The reply is on its way, and its end does not depend on us: the client may read it slowly, or not at all, or
    * another reply of the same socket comes first.
    *
-   * Connections that nobody has read go back once the headers are out. The request is over `replyGrace` ms later where
-   * the whole reply is written by then; that of a stream is looked at again, since it may read from a connection until
-   * its end.
+   * Connections that nobody has read go back once the headers are out; of a hijacked reply, `replyGrace` ms later. The
+   * request is over `replyGrace` ms later where the whole reply is written by then; that of a stream is looked at
+   * again, since it may read from a connection until its end.
    */
   linger (): void {
     if (this.#lingers) return
     this.#lingers = true
     onHeaders(this.reply.raw, () => {
       if (this.over) return
-      this.slots.headersOut()
+      // Whoever writes a hijacked reply by hand may only now begin to read.
+      if (!this.isHijacked || this.#isTimedOut) this.slots.headersOut()
       this.#lookIn(this.#graces.replyGrace)
     })
   }
 
   #lookIn (ms: number): void {
     this.#lookTimer = setTimeout(() => {
-      if (this.reply.raw.writableEnded || this.#isWhole) this.end()
-      else this.#lookIn(Math.max(ms, 100))
+      if (this.reply.raw.writableEnded || this.#isWhole) return this.end()
+      this.slots.headersOut()
+      this.#lookIn(Math.max(ms, 100))
     }, ms).unref()
   }
 

@@ -193,7 +193,7 @@ interface Event {
 
 /** The phase of a connection's life in which an error happened. */
 export type ErrorPhase =
-  'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
+  'create' | 'destroy' | 'validate' | 'isBroken' | 'describe' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
   'begin' | 'commit' | 'rollback' | 'close' | 'listener' |
   'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 

@@ -71,6 +71,13 @@ export class Budget<C> {
     }
     this.#refused.add(member)
     while (this.#missing > 0 && this.#shed(member)) { /* One at a time: each changes the sums. */ }
+    // They may have to be cleaned first, and then they still count.
+    for (let missing = this.#missing; missing > 0 && this.#recall(member); missing--) { /* One for each. */ }
+  }
+
+  /** Another member gets a lease back that is not needed yet. False: there is none. */
+  #recall (except: Member<C>): boolean {
+    return this.#members.some((member) => member !== except && member.engine.waiting.recall())
   }
 
   /**

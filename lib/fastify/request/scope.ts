@@ -265,8 +265,9 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
    * another reply of the same socket comes first.
    *
    * Connections that nobody has read go back once the headers are out; of a hijacked reply, `replyGrace` ms later. The
-   * request is over `replyGrace` ms later where the whole reply is written by then; that of a stream is looked at
-   * again, since it may read from a connection until its end.
+   * request is over `replyGrace` ms later where the whole reply is written by then, and a connection on which a command
+   * still runs is destroyed; the reply of a stream is looked at again, since it may read from a connection until its
+   * end.
    */
   linger (): void {
     if (this.#lingers) return
@@ -281,10 +282,15 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
 
   #lookIn (ms: number): void {
     this.#lookTimer = setTimeout(() => {
-      if (this.reply.raw.writableEnded || this.#isWhole) return this.end()
+      if (this.reply.raw.writableEnded || this.#isWhole) return this.#graceOver()
       this.slots.headersOut()
       this.#lookIn(Math.max(ms, 100))
     }, ms).unref()
+  }
+
+  #graceOver (): void {
+    this.slots.abandonBusy()
+    this.end()
   }
 
   /**

@@ -139,7 +139,10 @@ export interface PoolHooks<C = unknown> {
    * should find.
    */
   onConnect? (connection: C, info: HookInfo): unknown
-  /** Before a connection is lent; a promise is waited for. */
+  /**
+   * Before a connection is lent; a promise is waited for. Where it returns `false`, or a promise of it, the connection
+   * is destroyed with reason 'invalid', and the caller gets another one.
+   */
   onAcquire? (connection: C, info: HookInfo): unknown
   /** When a connection comes back, before its reset. */
   onRelease? (connection: C, info: HookInfo): unknown

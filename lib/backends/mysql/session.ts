@@ -193,6 +193,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     }
   }
 
+  protected override drop (): void {
+    this.core.stream.destroy()
+  }
+
   // --- Reset ---------------------------------------------------------------------------------------------------------
 
   /** undefined: there is nothing to undo. */

@@ -267,6 +267,10 @@ export class PostgresSession extends ServerSession<Client> {
     this.#told = told
   }
 
+  protected override drop (): void {
+    this.cut()
+  }
+
   /** Ends the connection at once. Whatever waits for an answer is rejected. */
   cut (): void {
     this.#inside.connection.stream.destroy()

@@ -1,6 +1,6 @@
 import type { Activity, Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
 import { Listeners } from './listeners.js'
-import { unlessAborted } from './signal.js'
+import { cutAtAbort, unlessAborted } from './signal.js'
 
 /** What is undone when a connection is given back. */
 export type ResetMode = 'session' | 'transaction' | 'none'
@@ -45,11 +45,21 @@ export abstract class Session<C extends object> {
     return this.broken
   }
 
-  /** Closes it, once. From here on its death is not reported any more. */
-  end (): Promise<void> | void {
-    if (!this.ending) {
-      this.ending = true
-      this.#ended = this.close()
+  /** Ends it at once, without waiting for the other side: `close` then resolves. */
+  protected drop (): void {}
+
+  /**
+   * Closes it, once. From here on its death is not reported any more.
+   *
+   * @param signal when it aborts, the other side is not waited for any more
+   */
+  end (signal?: AbortSignal): Promise<void> | void {
+    if (this.ending) return this.#ended
+    this.ending = true
+    const ended = this.close()
+    this.#ended = ended
+    if (ended !== undefined && signal !== undefined) {
+      this.#ended = cutAtAbort(signal, () => { this.drop() }, () => ended)
     }
     return this.#ended
   }
@@ -92,8 +102,8 @@ export abstract class SessionConnector<C extends object, S extends Session<C>> i
     return (await this.open(signal)).connection
   }
 
-  destroy (connection: C, _reason?: DestroyReason): Promise<void> | void {
-    return sessionOf<S>(connection).end()
+  destroy (connection: C, _reason?: DestroyReason, signal?: AbortSignal): Promise<void> | void {
+    return sessionOf<S>(connection).end(signal)
   }
 
   async validate (connection: C, signal: AbortSignal): Promise<boolean> {

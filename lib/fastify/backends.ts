@@ -125,7 +125,10 @@ async function shareRedis (
   const { redis: taken } = app as FastifyInstance & { redis?: Redis & Record<string, unknown> }
   if (taken !== undefined && name in taken) return tellTaken(app, 'redis', name)
   const plugin = pluginOf('@fastify/redis', options)
-  if (startup === 'require') await connectShared(connector, options)
+  if (startup === 'require') {
+    await connectShared(connector, options)
+    if (options.allowExitOnIdle && 'stream' in client) restUntilUsed(client)
+  }
   // @fastify/redis waits until the client is connected, and this pool may have been told not to wait.
   if (startup !== 'require' || plugin === undefined) {
     if (taken === undefined) app.decorate('redis' as string, client as unknown)
@@ -150,6 +153,19 @@ function pluginOf (name: '@fastify/mongodb' | '@fastify/redis', options: Resolve
   const given = facesOf(driver).find(isOurs)
   if (given !== undefined || (driver !== undefined && !isInstalled(name))) return given as unknown as Plugin | undefined
   return facesOf(requirePackage(name, { backend: backend! })).find(isPlugin) as unknown as Plugin
+}
+
+/** A client that nobody has used yet does not keep the process alive. From its first command on it does. */
+function restUntilUsed (client: Redis): void {
+  const own = Object.getOwnPropertyDescriptor(client, 'sendCommand')
+  client.stream.unref()
+  const value: Redis['sendCommand'] = (command, stream) => {
+    client.stream.ref()
+    if (own === undefined) Reflect.deleteProperty(client, 'sendCommand')
+    else Object.defineProperty(client, 'sendCommand', own)
+    return client.sendCommand(command, stream)
+  }
+  Object.defineProperty(client, 'sendCommand', { value, configurable: true, writable: true })
 }
 
 /** @throws `FST_POOL_CONNECT_FAILED`; the client is then still to be closed */

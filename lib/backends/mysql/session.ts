@@ -128,6 +128,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     if (this.#mode !== 'none') this.listeners.follow()
   }
 
+  override get socket (): Core['stream'] {
+    return this.core.stream
+  }
+
   override get broken (): boolean {
     return this.dead || !isOpen(this.core)
   }

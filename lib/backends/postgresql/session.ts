@@ -107,6 +107,10 @@ export class PostgresSession extends ServerSession<Client> {
     Object.defineProperty(this.connection, 'setTypeParser', { value, writable: true, configurable: true })
   }
 
+  override get socket (): Socket {
+    return this.#stream
+  }
+
   override get broken (): boolean {
     return this.dead || this.#inside._ending || !this.#stream.writable
   }

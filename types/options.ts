@@ -101,7 +101,11 @@ export interface EngineNumbers {
    * Default 1000.
    */
   maxPending?: number | undefined
-  /** The most creates under way at a time. At least 1. Default `max`. */
+  /**
+   * The most creates under way at a time. At least 1. Default `max`. A create is begun where it pays: for a caller that
+   * would wait as long as a connect takes, by how long connects took and leases were held within the last minute (each
+   * caller that waits, where that is not known), and for one that has waited so long.
+   */
   maxConnecting?: number | undefined
   /** A lease that is held for longer than this is reported by a `leak` event, in ms. 0: never. Default 0. */
   leakAfter?: number | undefined

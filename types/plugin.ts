@@ -166,8 +166,8 @@ export interface CommonPluginOptions {
    */
   abortGrace?: number | undefined
   /**
-   * A request whose body is not in after this many ms gives its untouched connections back until it is. 0: unless the
-   * body is there already. Default 1000.
+   * A request whose body is not in after this many ms gives its untouched connections back until it is; before that,
+   * as soon as somebody waits for one. 0: unless the body is there already. Default 1000.
    */
   bodyGrace?: number | undefined
   /**

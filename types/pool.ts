@@ -193,7 +193,7 @@ interface Event {
 
 /** The phase of a connection's life in which an error happened. */
 export type ErrorPhase =
-  'create' | 'destroy' | 'validate' | 'isBroken' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
+  'create' | 'destroy' | 'validate' | 'isBroken' | 'describe' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
   'begin' | 'commit' | 'rollback' | 'close' | 'listener' |
   'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
@@ -355,6 +355,7 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * come.
    *
    * @param options.idle only the idle ones
+   * @throws `FST_POOL_BAD_OPTIONS` for an unknown option
    */
   evict (options?: { idle?: boolean }): void
   /**

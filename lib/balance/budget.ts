@@ -71,6 +71,13 @@ export class Budget<C> {
     }
     this.#refused.add(member)
     while (this.#missing > 0 && this.#shed(member)) { /* One at a time: each changes the sums. */ }
+    // They may have to be cleaned first, and then they still count.
+    for (let missing = this.#missing; missing > 0 && this.#recall(member); missing--) { /* One for each. */ }
+  }
+
+  /** Another member gets a lease back that is not needed yet. False: there is none. */
+  #recall (except: Member<C>): boolean {
+    return this.#members.some((member) => member !== except && member.engine.waiting.recall())
   }
 
   /**
@@ -123,10 +130,10 @@ export class Budget<C> {
   /** The claims, those of members with the fewest connections first. */
   get #claims (): Array<Claim<C>> {
     return [...this.#refused].map((member) => {
-      const { entries: { total, coming }, line, supply } = member.engine
+      const { entries: { total, coming }, supply } = member.engine
       // While the circuit is not closed, the engine makes one probe, also where nobody waits.
       const isClosed = supply.creator.circuit.state === 'closed'
-      return { member, total, wants: isClosed ? Math.min(line.size - coming, member.max - total) : 1 - coming }
+      return { member, total, wants: isClosed ? Math.min(supply.lacking, member.max - total) : 1 - coming }
     }).filter(({ wants }) => wants > 0).sort((a, b) => a.total - b.total)
   }
 

@@ -1,7 +1,7 @@
 import type { Role } from '../../types/connector.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import type { AcquireOptions, Clock, Lease } from '../../types/pool.js'
-import { PoolError, badOption } from '../engine/errors.js'
+import { PoolError, badOption, isPoolError } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { Waiter, Waiters } from '../engine/line.js'
@@ -9,7 +9,6 @@ import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
 import type { Roles } from './roles.js'
 import { Moved, type Target } from './target.js'
-import { HOLDER } from './watch.js'
 
 /** What the dispatch asks of its pool. */
 export interface Site<C> {
@@ -137,12 +136,9 @@ export class Dispatch<C> {
     if (target.growing || coming > 0 || supply.creator.circuit.state !== 'closed') return
     if (total >= target.max || !this.#site.hasRoom()) return
     target.growing = true
-    const grown = (lease?: Lease<C>) => {
-      target.growing = false
-      lease?.release()
-    }
+    const grown = () => { target.growing = false }
     // A failure was reported by the engine; the next turn of the target tries again.
-    this.#site.events.run(() => target.engine.acquire({ holder: HOLDER })).then(grown, () => { grown() })
+    supply.grow().then(grown, grown)
   }
 
   /** Acquires for a caller that was not served at once. */
@@ -153,7 +149,7 @@ export class Dispatch<C> {
     try {
       return await this.#attempt(request)
     } catch (error) {
-      if (error instanceof PoolError) this.#tell(error, request)
+      if (isPoolError(error)) this.#tell(error, request)
       throw error
     } finally {
       if (--this.#unsettled === 0) for (const resolve of this.#quiet.splice(0)) resolve()
@@ -187,8 +183,8 @@ export class Dispatch<C> {
     const timeout = leftOf(request.deadline, this.time.read())
     request.target = target.name
     return target.engine.acquire({ ...request.options, timeout }, request.since).catch((error: unknown) => {
-      const isElsewhere = error instanceof Moved ||
-        (error instanceof PoolError && error.code === 'FST_POOL_CIRCUIT_OPEN' && !target.usable)
+      const isElsewhere = isPoolError(error) &&
+        (error instanceof Moved || (error.code === 'FST_POOL_CIRCUIT_OPEN' && !target.usable))
       if (!isElsewhere) throw error
       return this.#attempt(request)
     })

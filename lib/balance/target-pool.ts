@@ -16,6 +16,7 @@ import { secretsIn } from '../engine/secrets.js'
 import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { checkNames } from '../pool/calls.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
 import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
@@ -243,6 +244,11 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * can be had
    */
   acquire (options: AcquireOptions = {}): Promise<Lease<C>> {
+    try {
+      checkNames('acquire', options)
+    } catch (error) {
+      return Promise.reject(error)
+    }
     return options.holdTimeout === undefined ? this.#dispatch.acquire(options) : this.#acquireFor(options)
   }
 
@@ -334,7 +340,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // While the pool is suspended, targets are not asked.
     const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
     if (this.#openers.size === 0 || !isKnown) return
-    for (const resolve of this.#openers.take(0, 0)) resolve()
+    for (const { resolve } of this.#openers.take(0, 0)) resolve()
     this.#watch.keepAlive()
   }
 
@@ -366,10 +372,13 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   evict (options?: { idle?: boolean }): void {
+    checkNames('evict', options)
     for (const { engine } of this.#targets) engine.evict(options)
   }
 
-  resize ({ min = this.#min, max = this.#budget.max }: { min?: number, max?: number }): void {
+  resize (options: { min?: number, max?: number }): void {
+    checkNames('resize', options)
+    const { min = this.#min, max = this.#budget.max } = options
     const [least, limit] = [this.#targets.length, this.#limit]
     const each = this.#parts ? 'one that writes and one that reads' : 'one for each target'
     if (!Number.isSafeInteger(max) || max < least || max > limit) {
@@ -443,6 +452,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * @throws `FST_POOL_BAD_OPTIONS` (at once: nothing is closed)
    */
   close (options?: { timeout?: number }): Promise<void> {
+    checkNames('close', options)
     // At a second call the engines check the option, and return their first promise.
     const all = this.#targets.map(({ engine }) => engine.closing.close(options?.timeout))
     this.#closed ??= this.#shut(all)

@@ -1,12 +1,12 @@
 import type { ServerState } from '../../types/connector.js'
 import type { Clock, Lease } from '../../types/pool.js'
-import { PoolError, badOption } from '../engine/errors.js'
+import { badOption, isPoolError } from '../engine/errors.js'
 import { bare } from '../engine/lease.js'
 import { Alarm, LONGEST, setRunningTimer } from '../engine/time.js'
 import { Moved, type Target } from './target.js'
 
 /** The holder of connections that the pool takes for itself. */
-export const HOLDER = 'fastify-pool'
+const HOLDER = 'fastify-pool'
 /** The shortest pause between two rounds of checks, in ms. Where it is urgent, the pause is one to two times this. */
 const PAUSE = 100
 
@@ -117,9 +117,9 @@ export class Watch<C> {
   #unanswered (target: Target<C>, lease: Lease<C> | undefined, { aborted }: AbortSignal, error: unknown): void {
     const { said, isTransient, refused } = this.#watching
     if (lease === undefined) {
-      if (error instanceof PoolError && error.code === 'FST_POOL_ABORTED') target.gaveUp++
+      if (isPoolError(error) && error.code === 'FST_POOL_ABORTED') target.gaveUp++
       // A target that was never reached may only be slow to connect; if its creates fail, its engine tells.
-      const isMute = target.known && !(error instanceof Moved)
+      const isMute = target.known && !(isPoolError(error) && error instanceof Moved)
       if (this.#begun && target.answer !== 'none') target.answer = isMute ? 'no connection' : 'given'
       return
     }

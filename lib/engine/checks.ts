@@ -45,6 +45,16 @@ export class Checks<C> extends Room<C, Site<C>> {
     }
   }
 
+  /** Whether a command is under way on it, as far as its driver says. */
+  isBusy (entry: Entry<C>): boolean {
+    try {
+      return this.backend.describe?.(entry.connection)?.doing === 'query'
+    } catch (error) {
+      this.events.report(error, 'describe')
+      return true
+    }
+  }
+
   /** A line begins: the pauses between looks for an obstacle start with the shortest. */
   begin (): void {
     this.#lookAgain = 0

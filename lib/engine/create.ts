@@ -24,8 +24,8 @@ export interface Site<C> extends HostSite<C> {
 
 /** Whom the creator tells of its results. */
 export interface Told {
-  /** A connection was made, and has been offered. */
-  made (): void
+  /** A connection was made, within `took` ms, and has been offered. */
+  made (took: number): void
   /** @param cause what was thrown. @param error its scrubbed copy */
   failed (cause: unknown, error: Error): void
 }
@@ -111,7 +111,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.#tellCircuit()
     if (creation.unwanted !== undefined) this.site.destroy(entry, creation.unwanted)
     else this.site.offer(entry)
-    this.#told.made()
+    this.#told.made(took)
     this.site.pump()
   }
 

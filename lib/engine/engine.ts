@@ -277,7 +277,10 @@ export class Engine<C> implements Parts<C> {
     const { events } = this
     const { id, takenAt, timed } = entry
     const held = Math.max(0, this.time.read(true) - takenAt)
-    if (timed) this.books.holds.record(held)
+    if (timed) {
+      this.books.holds.record(held)
+      this.supply.holds.record(held, this.time.now)
+    }
     if (events.heard.release) events.emit('release', { id, held, ...label(holder) })
     if (watch?.reported === true && events.heard.unleak) {
       events.emit('unleak', { id, held, ...label(holder), ...watch.told })

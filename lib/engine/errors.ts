@@ -53,6 +53,35 @@ export class PoolError extends Error {
   }
 }
 
+// Whatever was thrown is no reason to throw something else: it may be undefined, or a Proxy whose traps throw.
+
+export function isPoolError (error: unknown): error is PoolError {
+  try {
+    return error instanceof PoolError
+  } catch {
+    return false
+  }
+}
+
+/** False for a Proxy whose traps throw. */
+export function isReadable (error: unknown): boolean {
+  try {
+    Object.prototype.toString.call(error)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** A field of what was thrown; undefined where it has none, or can't be read. */
+export function fieldOf (error: unknown, key: string): unknown {
+  try {
+    return (error as Readonly<Record<string, unknown>> | null | undefined)?.[key]
+  } catch {
+    return undefined
+  }
+}
+
 /**
  * Whether the error, or one of its causes, says that nobody knows whether a commit is stored. To run the transaction
  * again could then do everything twice.
@@ -60,9 +89,8 @@ export class PoolError extends Error {
 export function isCommitUnknown (error: unknown): boolean {
   // A chain of causes may lead back to itself.
   for (let depth = 0; depth < 16 && typeof error === 'object' && error !== null; depth++) {
-    const { code, cause } = error as { readonly code?: unknown, readonly cause?: unknown }
-    if (code === 'FST_POOL_COMMIT_UNKNOWN') return true
-    error = cause
+    if (fieldOf(error, 'code') === 'FST_POOL_COMMIT_UNKNOWN') return true
+    error = fieldOf(error, 'cause')
   }
   return false
 }
@@ -125,9 +153,17 @@ export function scrub (error: unknown, secrets: readonly string[]): Error {
 }
 
 function copy (error: unknown, clean: (text: string) => string, depth: number): Error {
+  try {
+    return copyFields(error, clean, depth)
+  } catch {
+    return new Error('what was thrown can not be read')
+  }
+}
+
+function copyFields (error: unknown, clean: (text: string) => string, depth: number): Error {
   const fields = (typeof error === 'object' && error !== null ? error : {}) as Record<string, unknown>
   const { name, stack, code, cause } = fields
-  const message = clean(messageOf(error))
+  const message = clean(messageOf(error, 0))
   if (error instanceof PoolError) {
     if (message === error.message) return error
     const { headers, holders } = error
@@ -151,13 +187,16 @@ function define (error: Error, key: string, value: unknown): void {
   Object.defineProperty(error, key, { value, writable: true, configurable: true })
 }
 
-function messageOf (error: unknown): string {
+function messageOf (error: unknown, depth: number): string {
   if (typeof error === 'object' && error !== null) {
     const { message, errors } = error as Record<string, unknown>
     if (typeof message === 'string' && message !== '') return message
     // When Node tried several addresses, it throws an AggregateError without a message.
-    if (Array.isArray(errors) && errors.length > 0) return errors.map(messageOf).join('; ')
+    if (Array.isArray(errors) && errors.length > 0 && depth < 4) {
+      return errors.slice(0, 16).map((one) => messageOf(one, depth + 1)).join('; ')
+    }
     return typeof message === 'string' ? message : Object.prototype.toString.call(error)
   }
-  return String(error)
+  // Not the source of a function.
+  return typeof error === 'function' ? 'a function was thrown' : String(error)
 }

@@ -1,5 +1,5 @@
 import type { AcquireSignal, Holder } from '../../types/pool.js'
-import { PoolError } from './errors.js'
+import { PoolError, isPoolError } from './errors.js'
 
 // Pure functions from a situation to the error that describes it. Whoever throws the error also counts it.
 
@@ -119,7 +119,7 @@ export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>
  */
 export function cannotOpen (name: string, cause: unknown, error: Error): PoolError {
   // Some options show only with a connection that they are wrong (what `wrap` or `url()` returns): that is no outage.
-  const code = cause instanceof PoolError ? cause.code : undefined
+  const code = isPoolError(cause) ? cause.code : undefined
   if (code === 'FST_POOL_BAD_OPTIONS' || code === 'FST_POOL_MISSING_DRIVER') {
     return new PoolError(code, `pool '${name}': ${error.message}`, { cause: error })
   }

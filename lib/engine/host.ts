@@ -118,6 +118,15 @@ export class LeaseHost<C> implements Host<C> {
     if (!this.ended) this.#site.revoke(this.#entry, 'error', { error, phase })
   }
 
+  isTransient (error: unknown): boolean {
+    try {
+      return this.transactions!.isTransient(error)
+    } catch (failure) {
+      this.#site.events.report(failure, 'isTransient')
+      return false
+    }
+  }
+
   now (): number {
     return this.#site.time.running
   }

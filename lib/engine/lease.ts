@@ -16,6 +16,12 @@ export interface Lender<C> {
   /** How long the lease has been out, in ms. */
   heldSince (entry: Entry<C>): number
   transactionsOf (entry: Entry<C>): LeaseTransactions<C>
+  readonly checks: {
+    isBusy (entry: Entry<C>): boolean
+  }
+  readonly waiting: {
+    lend (recall: () => boolean): () => void
+  }
   readonly upkeep: {
     /** Somebody is to be asked for how long the lease may be out. */
     borrowed (entry: Entry<C>, borrower: Borrower): void
@@ -128,6 +134,16 @@ export class PoolLease<C> implements Lease<C> {
     else (lease as PoolLease<C>).#entry.more.onEnd = listener
   }
 
+  /** For the request scope: see `isBusy`. */
+  static isBusy<C> (lease: Lease<C>): boolean {
+    return lease instanceof PoolLease && !lease.ended && lease.#lender.checks.isBusy(lease.#entry)
+  }
+
+  /** For the request scope: see `lendable`. */
+  static lendable<C> (lease: Lease<C>, recall: () => boolean): () => void {
+    return lease instanceof PoolLease ? lease.#lender.waiting.lend(recall) : () => {}
+  }
+
   /** See `borrow`. */
   static borrow<C> (lease: Lease<C>, borrower: Borrower): void {
     if (lease instanceof PoolLease && !lease.ended) lease.#lender.upkeep.borrowed(lease.#entry, borrower)
@@ -150,6 +166,17 @@ export const abandon: <C>(lease: Lease<C>) => void = PoolLease.abandon
  * once where the lease has ended. A lease has one such listener, which must not throw.
  */
 export const onEnd: <C>(lease: Lease<C>, listener: () => void) => void = PoolLease.onEnd
+
+/** Whether a command is under way on its connection, as far as its driver says. */
+export const isBusy: <C>(lease: Lease<C>) => boolean = PoolLease.isBusy
+
+/**
+ * A lease is given back as soon as somebody waits for one: `recall` does that, at once, and returns true; or it returns
+ * false where that can't be (any more). It may be asked again then.
+ *
+ * @returns its own undo, to be called when the lease is not to be given back any more
+ */
+export const lendable: <C>(lease: Lease<C>, recall: () => boolean) => () => void = PoolLease.lendable
 
 /** Names whom the pool asks about a lease. Another one takes the place of the first. */
 export const borrow: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.borrow

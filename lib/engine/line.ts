@@ -9,6 +9,15 @@ const PREPARING = 2
 const DONE = 3
 
 /**
+ * In the options of an acquire: since when its caller waits, on the pool's clock, where it had a connection meanwhile,
+ * and gave it back for somebody else. It keeps its place in the line.
+ */
+export const kPlace = Symbol('fastify-pool.place')
+
+/** What the request scope adds to the options of an acquire. */
+export interface Placed { readonly [kPlace]?: number }
+
+/**
  * A caller that waits for a connection: in one line, which it leaves once. There may be 100,000 of them, so a field
  * more counts.
  */
@@ -26,6 +35,11 @@ export class Waiter<C> {
     readonly deadline: number,
     readonly resolve: (lease: Lease<C> | PromiseLike<Lease<C>>) => void
   ) {}
+
+  /** Those who came earlier stand in front. */
+  get place (): number {
+    return this.since
+  }
 
   /** Rejects through `resolve`: a field for the promise's `reject` would make every waiter a fifth larger. */
   reject (error: Error): void {
@@ -68,6 +82,20 @@ export class Waiter<C> {
   }
 }
 
+/** A caller that comes back to its place in the line. */
+export class Returned<C> extends Waiter<C> {
+  readonly #place: number
+
+  constructor (place: number, ...waiter: ConstructorParameters<typeof Waiter<C>>) {
+    super(...waiter)
+    this.#place = place
+  }
+
+  override get place (): number {
+    return this.#place
+  }
+}
+
 /** A line of waiters: first come, first served. Any of them can leave in O(1). */
 export class Waiters<C> {
   size = 0
@@ -98,21 +126,43 @@ export class Waiters<C> {
     this.size++
   }
 
+  /** Adds a waiter at its place: it came before others that stand in the line. */
+  insert (waiter: Waiter<C>): void {
+    let next = this.#first
+    while (next !== undefined && next.place <= waiter.place) next = next.next
+    if (next === undefined) this.add(waiter)
+    else this.#addBefore(next, waiter)
+  }
+
   /** Puts a waiter back at the head of the line: the connection that was prepared for it died. */
   putBack (waiter: Waiter<C>): void {
-    const first = this.#first
-    if (first === undefined) return this.add(waiter)
-    if (first.deadline < waiter.deadline) this.#ordered = false
+    if (this.#first === undefined) this.add(waiter)
+    else this.#addBefore(this.#first, waiter)
+  }
+
+  #addBefore (next: Waiter<C>, waiter: Waiter<C>): void {
+    const { previous } = next
+    const isBehind = previous !== undefined && waiter.deadline < previous.deadline
+    if (isBehind || next.deadline < waiter.deadline) this.#ordered = false
     this.#latest = Math.max(this.#latest, waiter.deadline)
-    first.previous = waiter
-    waiter.next = first
-    this.#first = waiter
+    waiter.previous = previous
+    waiter.next = next
+    next.previous = waiter
+    if (previous === undefined) this.#first = waiter
+    else previous.next = waiter
     waiter.inLine = true
     this.size++
   }
 
   first (): Waiter<C> | undefined {
     return this.#first
+  }
+
+  /** @param index from 0 on, less than `size`: walks so far */
+  at (index: number): Waiter<C> {
+    let waiter = this.#first!
+    while (index-- > 0) waiter = waiter.next!
+    return waiter
   }
 
   * [Symbol.iterator] (): Generator<Waiter<C>, void> {

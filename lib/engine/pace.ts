@@ -69,6 +69,8 @@ export class Recent {
   #count = 0
   #mean = 0
   #measuredAt = -Infinity
+  #stoodUntil = -Infinity
+  #kept = { count: 0, mean: 0, measuredAt: -Infinity }
 
   /** @param window how many durations the mean is over, about: the last ones count most */
   constructor (window: number) {
@@ -77,9 +79,24 @@ export class Recent {
 
   /** @param ms the duration, measured now */
   record (ms: number, now: number): void {
+    // It has time in it for which the event loop stood still.
+    if (now - ms < this.#stoodUntil) return
     if (now - this.#measuredAt > FRESH) this.#count = 0
     this.#measuredAt = now
     this.#mean += (ms - this.#mean) / Math.min(++this.#count, this.#window)
+  }
+
+  /** Called at each tick: what is known by now has no stall of the event loop in it. */
+  keep (): void {
+    this.#kept = { count: this.#count, mean: this.#mean, measuredAt: this.#measuredAt }
+  }
+
+  /** The event loop stood still until now. What was measured since `keep` may have that time in it: it is forgotten. */
+  stood (now: number): void {
+    this.#stoodUntil = now
+    this.#count = this.#kept.count
+    this.#mean = this.#kept.mean
+    this.#measuredAt = this.#kept.measuredAt
   }
 
   /** In ms; undefined: none was measured within the last minute. */

@@ -4,6 +4,7 @@ import { CREATING, type Entry } from './entry.js'
 import type { PoolError } from './errors.js'
 import * as faults from './faults.js'
 import { Openers } from './openers.js'
+import { paying, Recent } from './pace.js'
 import type { Phase } from './parts.js'
 import { Room } from './room.js'
 
@@ -27,14 +28,24 @@ export class Supply<C> extends Room<C, Site<C>> {
   readonly creator: Creator<C>
   readonly #openers = new Openers()
   readonly #maxConnecting: number
+  /** How long connects took, and how long leases were held, lately. */
+  readonly #connects = new Recent(8)
+  readonly holds = new Recent(64)
   /** The pool was used or opened, so `min` is kept from now on. */
   #started = false
+  /** When the last tick was. Behind a stall of the event loop ticks come last, when the line has been served. */
+  #tickedAt = -Infinity
+  /** When the event loop stood still last. */
+  #stoodUntil = -Infinity
 
   constructor (site: Site<C>) {
     super(site)
     this.#maxConnecting = site.options.maxConnecting ?? Infinity
     this.creator = new Creator(site, {
-      made: () => { this.settleOpeners() },
+      made: (took) => {
+        this.#connects.record(took, this.time.now)
+        this.settleOpeners()
+      },
       failed: (cause, error) => { this.rejectOpeners(() => faults.cannotOpen(site.name, cause, error)) },
     })
   }
@@ -46,6 +57,20 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   start (): void {
     this.#started = true
+  }
+
+  /** A tick begins. */
+  tick (now: number): void {
+    this.#tickedAt = now
+    this.#connects.keep()
+    this.holds.keep()
+  }
+
+  /** The event loop stood still until now: nobody was served meanwhile, and no create would have been done. */
+  stood (now: number): void {
+    this.#stoodUntil = now
+    this.#connects.stood(now)
+    this.holds.stood(now)
   }
 
   /** Starts the creates that are needed. */
@@ -60,7 +85,7 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   /** Whether one more create is needed, and there is room for it. */
   get #isNeeded (): boolean {
-    const { creating, coming, here, idle, late, max, total } = this.entries
+    const { creating, coming, here, late, max, total } = this.entries
     const { closing: { phase }, isHalted } = this.site
     const { circuit } = this.creator
     if (total >= max || late >= max || creating >= Math.min(this.#maxConnecting, max) || isHalted) return false
@@ -70,9 +95,27 @@ export class Supply<C> extends Room<C, Site<C>> {
       return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
     }
     const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
+    return missing > 0 || this.lacking > 0
+  }
+
+  /**
+   * How many creates those who wait need, besides those under way: where a create pays, and for whoever has waited as
+   * long as a connect takes, since a pace goes stale. A tick sees the latter, and comes when it is so.
+   */
+  get lacking (): number {
+    const { coming, here, idle } = this.entries
+    const served = this.work.awaited + coming
+    const waiting = this.line.size - served
     // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
-    const lacking = idle.length > 0 ? 0 : this.line.size - this.work.awaited - coming
-    return lacking > 0 || missing > 0
+    if (waiting <= 0 || idle.length > 0) return 0
+    const now = this.time.read()
+    const connect = this.#connects.mean(now)
+    const pays = paying(waiting, here, connect, this.holds.mean(now))
+    if (pays > 0 || connect === undefined) return pays
+    const overdueAt = Math.max(this.line.at(served).since, this.#stoodUntil) + connect
+    if (overdueAt <= this.#tickedAt) return 1
+    this.time.arm(overdueAt)
+    return 0
   }
 
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
@@ -118,23 +161,32 @@ export class Supply<C> extends Room<C, Site<C>> {
   }
 
   /** Resolves when `max(1, min)` connections are there. */
-  async open (): Promise<void> {
+  open (): Promise<void> {
+    return this.#grow(Math.max(1, this.entries.min), true)
+  }
+
+  /** Makes one more connection, though nobody may need it. Resolves when it is there. */
+  grow (): Promise<void> {
+    return this.#grow(this.entries.here + this.entries.coming + 1, false)
+  }
+
+  async #grow (target: number, isTold: boolean): Promise<void> {
     this.start()
-    const opened = this.#openers.join(Math.max(1, this.entries.min))
+    const grown = this.#openers.join(target, isTold)
     this.settleOpeners()
     this.site.pump()
     this.time.keepAlive()
-    await opened
+    await grown
   }
 
   settleOpeners (): void {
     if (this.#openers.size === 0) return
     const { backend: { driver } } = this.site
     const ready = this.#openers.take(this.entries.here, this.entries.max)
-    if (ready.length > 0 && this.events.heard.open) {
+    if (this.events.heard.open && ready.some(({ isTold }) => isTold)) {
       this.events.emit('open', { ...(driver !== undefined && { driver }) })
     }
-    for (const resolve of ready) resolve()
+    for (const { resolve } of ready) resolve()
     // Where as many as `max` are late, nothing is created until one of them comes back, which may be never.
     if (this.entries.late >= this.entries.max) this.rejectOpeners(() => this.connectError)
     else this.time.keepAlive()

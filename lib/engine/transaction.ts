@@ -43,6 +43,8 @@ export interface Host<C> {
   callLate (work: () => Promise<void>): Promise<void>
   /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
   fail (error: unknown, phase: Phase): void
+  /** Whether a transaction that failed with this error can be run again. */
+  isTransient (error: unknown): boolean
   /** In ms, without the time in which the event loop stood still. */
   now (): number
   /** Resolves to true when `done` has settled, to false after `ms`. */
@@ -171,7 +173,7 @@ export class LeaseTransactions<C> {
         try {
           return await this.#once(fn, parent, begin, commitTimeout)
         } catch (error) {
-          if (this.#host.ended || !this.#host.transactions!.isTransient(error)) throw error
+          if (this.#host.ended || !this.#host.isTransient(error)) throw error
           await this.#host.wait(this.#host.random() * Math.min(longestPause, pause * 2 ** tries))
           if (this.#host.ended) throw error
         }

@@ -52,6 +52,9 @@ export class Upkeep<C> extends Room<C, Site<C>> {
 
   /** The event loop stood still: what is under way gets that time back. Callers' own deadlines stand. */
   stood (ms: number): void {
+    const { supply, waiting } = this.site
+    supply.stood(this.time.now)
+    waiting.pace.stood(this.time.now, ms, this.entries.max)
     for (const entry of this.entries) {
       this.work.grant(entry, ms)
       entry.extras?.hold?.grant(ms, this.time.now)
@@ -62,6 +65,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     const now = this.time.read()
     let works = false
     this.site.sample()
+    this.site.supply.tick(now)
     this.time.arm(this.line.sweep(now, (waiter) => { this.site.waiting.expire(waiter) }))
     this.time.wakeSleepers(now)
     for (const entry of this.entries) {

@@ -7,7 +7,8 @@ import type { PoolError } from './errors.js'
 import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Hooks } from './hooks.js'
-import { Waiter } from './line.js'
+import { Lendable } from './lendable.js'
+import { Returned, Waiter, kPlace, type Placed } from './line.js'
 import { Pace } from './pace.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
@@ -28,6 +29,8 @@ export interface Site<C> extends Parts<C> {
     settle (): void
   }
   readonly isSuspended: boolean
+  /** Callers that wait are not served. */
+  readonly isHalted: boolean
   readonly report: Report<C>
   /** The line has become empty, or is not empty any more. */
   lineChanged (): void
@@ -47,6 +50,7 @@ const MARGIN = 0.8
 /** The callers that wait for a connection: who may wait, who is served, who is sent away. */
 export class Waiting<C> extends Room<C, Site<C>> {
   readonly pace = new Pace()
+  readonly #lendable = new Lendable()
   /** How many callers wait for `onAcquire` to prepare their connection. */
   #preparing = 0
   /** The event `overflow` was emitted for this line. */
@@ -76,16 +80,22 @@ export class Waiting<C> extends Room<C, Site<C>> {
       return reject(faults.aborted(this.name, signal))
     }
     this.site.supply.start()
-    const refusal = this.#refusal(timeout, holder)
+    this.recall()
+    const place = (options as Placed | undefined)?.[kPlace]
+    const refusal = this.#refusal(timeout, holder, place !== undefined)
     if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))
 
-    const waiter = new Waiter<C>(holder, since ?? now, now + timeout, resolve)
+    const deadline = now + timeout
+    const waiter = place === undefined
+      ? new Waiter<C>(holder, since ?? now, deadline, resolve)
+      : new Returned<C>(place, holder, since ?? now, deadline, resolve)
     if (signal !== undefined) this.#listen(waiter, signal)
     if (this.line.size === 0) {
       this.pace.begin(now)
       this.site.checks.begin()
     }
-    this.line.add(waiter)
+    if (place === undefined) this.line.add(waiter)
+    else this.line.insert(waiter)
     this.#entered(waiter)
     // Where all connections are used and there is no room for more, the pump could do nothing.
     if (this.entries.idle.length > 0 || this.entries.total < this.entries.max) this.site.pump()
@@ -108,15 +118,28 @@ export class Waiting<C> extends Room<C, Site<C>> {
     }
   }
 
-  /** Why an acquire may not wait; undefined: it may. */
-  #refusal (timeout: number, holder: HolderLabel | undefined): PoolError | undefined {
+  /** @param recall see `lendable` */
+  lend (recall: () => boolean): () => void {
+    const undo = this.#lendable.add(recall)
+    if (this.line.size > 0) this.recall()
+    return undo
+  }
+
+  /** Somebody waits: recalls a lease, where no connection is idle. False: none was. */
+  recall (): boolean {
+    if (this.#lendable.size === 0 || this.entries.idle.length > 0 || this.site.isHalted) return false
+    return this.#lendable.recall()
+  }
+
+  /** Why an acquire may not wait; undefined: it may. @param returned the caller has waited before */
+  #refusal (timeout: number, holder: HolderLabel | undefined, returned: boolean): PoolError | undefined {
     const { report, supply } = this.site
     if (this.site.closing.isClosed) return this.closedError
-    if (this.#isFull) {
+    if (!returned && this.#isFull) {
       return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holding: report.holding })
     }
     if (supply.isHopeless) return supply.circuitError
-    if (this.options.overload && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
+    if (this.options.overload && !returned && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
       return faults.overloaded(report.situation, this.#nextTurn, timeout, report.holding)
     }
     if (holder === undefined || !this.#isDeadlock(holder)) return undefined
@@ -301,9 +324,10 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.time.now - waiter.since))
   }
 
-  /** A tick is over. */
+  /** A tick is over. Leases that could not be recalled before may be now. */
   endTick (): void {
     this.#crowd = undefined
+    for (let { size } = this.line; size > 0 && this.recall(); size--) { /* One for each that waits. */ }
   }
 
   #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {

@@ -1,3 +1,4 @@
+import { inspect } from 'node:util'
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import type { Connector } from '../../types/connector.js'
 import type { Cluster, MongoClient, Redis } from '../../types/drivers.js'
@@ -93,6 +94,17 @@ function clientOf (app: FastifyInstance, options: ResolvedPoolOptions): object |
 }
 
 /**
+ * A client that is shared with the app has the pool's password in its options, and hangs on the app: `console.log(app)`
+ * and `JSON.stringify(app)` must not show it.
+ */
+function conceal (client: object): void {
+  const shown = `${client.constructor.name} (shared by fastify-pool; its options may hold a password)`
+  for (const key of [inspect.custom, 'toJSON']) {
+    Object.defineProperty(client, key, { value: () => shown, configurable: true, writable: true })
+  }
+}
+
+/**
  * `app.mongo` is the first pool's, and `app.mongo[name]` each one's: its client as of the start. Where `url` or
  * `connection` is a function whose answer changes, that client is closed when the pool's last connection of it is, and
  * says so to whoever uses it (`MongoNotConnectedError`): it might be another server that the app would write to. The
@@ -102,6 +114,7 @@ async function shareMongo (
   app: FastifyInstance, options: ResolvedPoolOptions, { client, database }: MongoConnector
 ): Promise<void> {
   const { name, driver } = options
+  conceal(client)
   const { mongo } = app as FastifyInstance & Decorated
   // What @fastify/mongodb itself puts there.
   const taken = name in (mongo ?? { client, ObjectId: undefined })
@@ -122,6 +135,7 @@ async function shareRedis (
 ): Promise<void> {
   const { name, startup } = options
   const { client } = connector
+  conceal(client)
   const { redis: taken } = app as FastifyInstance & { redis?: Redis & Record<string, unknown> }
   if (taken !== undefined && name in taken) return tellTaken(app, 'redis', name)
   const plugin = pluginOf('@fastify/redis', options)

@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AcquireOptions, Lease, RunOptions } from '../../types/pool.js'
 import { PoolError } from '../engine/errors.js'
 import { transact } from '../engine/lease.js'
+import { checkNames } from '../pool/calls.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kGiven, kReply, kScope } from './request/scope.js'
 import { kSetting } from './setting.js'
@@ -36,6 +37,7 @@ function lease (this: FastifyRequest, name: string): Lease<unknown> {
 }
 
 async function acquire (this: FastifyRequest, name: string, options?: AcquireOptions): Promise<Lease<unknown>> {
+  checkNames('acquire', options)
   const setting = this.server[kSetting]
   const { manager, plans } = setting
   const managed = manager.require(name)

@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { PoolError } from '../engine/errors.js'
+import { isPoolError } from '../engine/errors.js'
 import { hasBody, isBodyRead } from './request/body.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kReply, kScope, type OnSendDone } from './request/scope.js'
@@ -85,7 +85,7 @@ export function addEndHooks (app: FastifyInstance): void {
 
   app.addHook('onError', (request: FastifyRequest, reply: FastifyReply, error: Error, done: () => void) => {
     // Fastify sets an error's headers only where no error handler of the app's own answers.
-    if (error instanceof PoolError && error.headers !== undefined) reply.headers(error.headers)
+    if (isPoolError(error) && error.headers !== undefined) reply.headers(error.headers)
     request[kScope]?.failing(error)
     done()
   })

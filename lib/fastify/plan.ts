@@ -12,6 +12,8 @@ import type { Sticky } from './rules/sticky.js'
 /** One connection that a route leases: of which pool, and how. */
 export interface Step {
   readonly name: string
+  /** Its place among all pools: requests take them in this order, so that two can't wait for each other. */
+  readonly order: number
   readonly source: Source
   readonly release: Policy['release']
   readonly role: Role
@@ -73,7 +75,7 @@ export class Plans {
    * hooks take where the route's policy has the pool, its transaction above all.
    */
   stepOf (request: FastifyRequest, managed: Managed): Step {
-    return this.#planned(request, managed.name) ?? stepOf(request.method, managed)
+    return this.#planned(request, managed.name) ?? this.#stepOf(request.method, managed)
   }
 
   #planned (request: FastifyRequest, name: string): Step | undefined {
@@ -93,7 +95,7 @@ export class Plans {
       if (named === undefined ? managed.policy === false : own === undefined) return []
       const policy = { ...defaultPolicy, ...managed.policy || undefined, ...own }
       const ownHold = own?.holdTimeout !== undefined
-      return [{ acquire: policy.acquire, step: stepOf(method, managed, policy, ownHold) }]
+      return [{ acquire: policy.acquire, step: this.#stepOf(method, managed, policy, ownHold) }]
     })
     const phase = (when: Policy['acquire']): Step[] =>
       wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
@@ -109,26 +111,27 @@ export class Plans {
       version,
     }
   }
-}
 
-function stepOf (
-  method: string, { name, pool, source, sticky, policy: usual }: Managed, policy: Policy = defaultPolicy,
-  ownHold = false
-): Step {
-  const transaction = policy.transaction === true ? {} : policy.transaction || undefined
-  const reads = transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
-  const role = policy.role ?? (pool.replicas && reads ? 'replica' : 'primary')
-  return {
-    name,
-    source,
-    release: policy.release,
-    role,
-    transaction,
-    holdTimeout: policy.holdTimeout ?? (usual === false ? undefined : usual.holdTimeout),
-    ownHold,
-    writes: role === 'primary' && !reads,
-    // Where there is one kind of connection, everybody has the same one.
-    sticky: pool.replicas ? sticky : undefined,
+  #stepOf (
+    method: string, { name, pool, source, sticky, policy: usual }: Managed, policy: Policy = defaultPolicy,
+    ownHold = false
+  ): Step {
+    const transaction = policy.transaction === true ? {} : policy.transaction || undefined
+    const reads = transaction === undefined ? method === 'GET' || method === 'HEAD' : transaction.readOnly === true
+    const role = policy.role ?? (pool.replicas && reads ? 'replica' : 'primary')
+    return {
+      name,
+      order: this.#manager.names.indexOf(name),
+      source,
+      release: policy.release,
+      role,
+      transaction,
+      holdTimeout: policy.holdTimeout ?? (usual === false ? undefined : usual.holdTimeout),
+      ownHold,
+      writes: role === 'primary' && !reads,
+      // Where there is one kind of connection, everybody has the same one.
+      sticky: pool.replicas ? sticky : undefined,
+    }
   }
 }
 

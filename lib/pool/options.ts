@@ -94,6 +94,7 @@ export const connectorSchema = {
     isBroken: optionalFunction,
     reset: optionalFunction,
     onDeath: optionalFunction,
+    describe: optionalFunction,
     onDriverEvent: optionalFunction,
     close: optionalFunction,
     transactions: {

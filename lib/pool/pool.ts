@@ -8,6 +8,7 @@ import { Engine } from '../engine/engine.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { checkNames } from './calls.js'
 import { checkEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
 
@@ -56,6 +57,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
+    try {
+      checkNames('acquire', options)
+    } catch (error) {
+      return Promise.reject(error)
+    }
     return options?.holdTimeout === undefined ? this.#engine.acquire(options) : this.#acquireFor(options)
   }
 
@@ -109,10 +115,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   evict (options?: { idle?: boolean }): void {
+    checkNames('evict', options)
     this.#engine.evict(options)
   }
 
   resize (options: { min?: number, max?: number }): void {
+    checkNames('resize', options)
     this.#engine.resize(options)
   }
 
@@ -129,6 +137,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   close (options?: { timeout?: number }): Promise<void> {
+    checkNames('close', options)
     return this.#engine.closing.close(options?.timeout)
   }
 

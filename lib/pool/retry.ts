@@ -1,6 +1,7 @@
 import type { AcquireOptions, Lease, UseOptions } from '../../types/pool.js'
 import { badOption, isCommitUnknown } from '../engine/errors.js'
 import { leftOf } from '../engine/time.js'
+import { checkNames } from './calls.js'
 
 /** What `useWithRetry` asks of a pool. */
 export interface Retrying<C> {
@@ -24,6 +25,7 @@ export interface Retrying<C> {
 export async function useWithRetry<C, T> (
   pool: Retrying<C>, fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options: UseOptions = {}
 ): Promise<T> {
+  checkNames('use', options)
   const { retry = 0, ...rest } = options
   if (!Number.isSafeInteger(retry) || retry < 0) throw badOption('retry', retry, 'an integer of at least 0')
   let pause = 0

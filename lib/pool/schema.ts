@@ -132,7 +132,7 @@ function unknownOption (key: string, known: readonly string[], path: string): Po
   const near = nearest(key, known)
   const hint = near !== undefined
     ? `: did you mean ${near}?`
-    : known.length <= 5
+    : known.length <= 6
       ? `: expected ${either(known)}`
       : known.includes('backend') ? ": the driver's own go into connection" : ''
   return new PoolError('FST_POOL_BAD_OPTIONS', `unknown option ${join(path, show(key))}${hint}`)

@@ -1,6 +1,6 @@
 import type { WrapInfo, WrapTransaction } from '../../types/pool.js'
 import { requirePackage } from '../backends/shared/driver.js'
-import { PoolError } from '../engine/errors.js'
+import { PoolError, fieldOf, isPoolError } from '../engine/errors.js'
 import { optionsOf, unknownSystem, type LibraryOptions } from './begin.js'
 import { likeBetterSqlite3, type Sqlite } from './native.js'
 
@@ -128,8 +128,8 @@ class End {
    */
   told (error: unknown): unknown {
     // Anything can be thrown, also undefined.
-    const cause = (error as { readonly cause?: unknown } | null | undefined)?.cause
-    return cause instanceof PoolError && cause === this.#failure ? cause : error
+    const cause = fieldOf(error, 'cause')
+    return isPoolError(cause) && cause === this.#failure ? cause : error
   }
 }
 

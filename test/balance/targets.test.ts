@@ -952,6 +952,33 @@ t.test('nobody waits where another target has an idle one, and the one that had 
   give(held)
 })
 
+t.test('a target that has none idle gets more also where a create would not pay for one who waits there', async (t) => {
+  const all = cluster(t, trio)
+  for (const server of Object.values(all.servers)) {
+    const create = server.create.bind(server)
+    server.create = (signal) => new Promise((resolve, reject) => {
+      all.clock.setTimer(() => { create(signal).then(resolve, reject) }, 20)
+    })
+  }
+  const opening = watch(all.pool.open())
+  await all.clock.advance(100)
+  t.equal(opening.done, true)
+  const taking = all.take(6, 'replica')
+  await all.clock.advance(100)
+  give(await taking)
+  // Of b all are lent, of c none.
+  const held = await all.take(6, 'replica')
+  give(held.filter((lease) => all.at(lease) === 'c'))
+  const before = all.servers.b!.creates
+  const opens = all.seen('open').length
+  for (let i = 0; i < 8; i++) all.pool.tryAcquire({ role: 'replica' })!.release()
+  await all.clock.advance(30)
+  t.equal(all.servers.b!.creates - before, 1)
+  t.equal(all.stats('b').idle, 1)
+  t.equal(all.seen('open').length, opens, 'that is no opening')
+  give(held)
+})
+
 // --- One max for all -------------------------------------------------------------------------------------------------
 
 t.test('max is of all together, and an idle connection of one target makes room for another', async (t) => {

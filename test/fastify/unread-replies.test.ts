@@ -1,5 +1,6 @@
 import { connect as connectHttp2, type ClientHttp2Session, type ClientHttp2Stream } from 'node:http2'
 import { PassThrough, Readable } from 'node:stream'
+import { createGzip } from 'node:zlib'
 import Fastify, { type FastifyInstance, type FastifyRequest, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { fastifyPool } from '../../index.js'
@@ -117,6 +118,27 @@ t.test('a large reply that nobody reads keeps its connection no longer than repl
   const { reply } = await stage.arrived('A')
   t.equal(reply.raw.writableFinished, false)
   t.equal((await stage.client().get('/', { id: 'B' })).body.length, 30e6)
+  slow.leave()
+  await stage.over('A')
+  await stage.settled(t)
+  t.same(stage.witness.destroyed, [], 'the handler was done')
+})
+
+t.test('a reply that a later hook makes a stream of (compression) keeps its connection no longer either', async (t) => {
+  const stage = await Stage.set(t, {
+    plugin: { replyGrace: 30 },
+    routes: (app) => {
+      app.addHook('onSend', async (_request, reply, payload) => {
+        reply.header('content-encoding', 'gzip')
+        return Readable.from([payload]).pipe(createGzip({ level: 0 }))
+      })
+      app.get('/', async (request) => { say(request, 'read'); return 'x'.repeat(30e6) })
+    },
+  })
+  const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
+  await event(stage.pool, 'release')
+  const { reply } = await stage.arrived('A')
+  t.equal(reply.raw.writableEnded, false)
   slow.leave()
   await stage.over('A')
   await stage.settled(t)

@@ -1,7 +1,35 @@
 import t from 'tap'
+import { TargetPool } from '../../lib/balance/target-pool.js'
 import { Pool } from '../../lib/pool/pool.js'
 import { settle, VirtualClock } from '../support/clock.js'
 import { failure, FakeConnector, fakePool, warm, watch } from '../support/fake-connector.js'
+
+t.test('a call with an option that it does not know is refused, and does nothing', async (t) => {
+  const connector = new FakeConnector()
+  const options = { idleTimeout: 0 }
+  for (const pool of [new Pool(connector, options), new TargetPool([{ connector }], options)]) {
+    const calls: Record<string, (given: never) => unknown> = {
+      resize: (given) => pool.resize(given),
+      evict: (given) => pool.evict(given),
+      close: (given) => pool.close(given),
+      acquire: (given) => pool.acquire(given),
+      use: (given) => pool.use(() => t.fail(), given),
+    }
+    await pool.use(() => {})
+    for (const [name, call] of Object.entries(calls)) {
+      const refuses = async (given: object | null, message: RegExp) => {
+        await t.rejects(async () => { await call(given as never) }, { code: 'FST_POOL_BAD_OPTIONS', message })
+      }
+      await refuses({ foo: 1 }, new RegExp(`^unknown option ${name}\\.foo: expected `))
+      await refuses(null, new RegExp(`^option ${name} is null: expected an object$`))
+      await refuses(Object.create({ foo: 1 }), /unknown option/)
+    }
+    await t.rejects(pool.transaction(() => t.fail(), { foo: 1 } as never), { code: 'FST_POOL_BAD_OPTIONS' })
+    t.doesNotThrow(() => pool.resize({ foo: undefined } as never), 'undefined is as if absent')
+    t.match(pool.stats(), { idle: 1, acquired: 1, max: 10 })
+    await pool.close({ timeout: 1000 })
+  }
+})
 
 t.test('a pool needs a connector with system, create and destroy, and options that are right', (t) => {
   t.throws(() => new Pool({} as FakeConnector), { code: 'FST_POOL_BAD_OPTIONS' })
@@ -231,7 +259,16 @@ t.test('stats are a frozen copy of the books', async (t) => {
     created: 1,
     createErrors: 0,
     destroyed: {
-      idle: 0, lifetime: 0, uses: 0, invalid: 0, stale: 0, error: 0, aborted: 0, leaked: 0, overdue: 0, closed: 0,
+      idle: 0,
+      lifetime: 0,
+      uses: 0,
+      invalid: 0,
+      stale: 0,
+      error: 0,
+      aborted: 0,
+      leaked: 0,
+      overdue: 0,
+      closed: 0,
       released: 0,
     },
     timeouts: 0,

@@ -217,6 +217,21 @@ t.test('one long pause is no pace: nobody is refused for it, in whichever round 
   }
 })
 
+t.test('time in which the event loop stood still is no pace, also where it did so again and again', async (t) => {
+  for (const max of [1, 20]) {
+    const { pool, clock, come } = await served({ max, maxPending: 1e6 }, 20)
+    for (let i = 0; i < 300 * max; i++) come(60_000)
+    for (let round = 0; round < 12; round++) {
+      await clock.advance(40)
+      clock.stall(3000)
+      await clock.advance(5)
+      come(60_000)
+    }
+    t.equal(pool.stats().refused, 0, `max ${max}`)
+    t.ok(pool.stats().pending > 150 * max)
+  }
+})
+
 // --- For a long time -------------------------------------------------------------------------------------------------
 
 /** 20 s of three times as many callers as can be served, then nobody. */

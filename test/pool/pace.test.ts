@@ -79,6 +79,19 @@ t.test('a mean of recent durations: the last ones count most, and none for more 
   t.equal(recent.mean(120_020), 1)
 })
 
+t.test('what was measured across a stall of the event loop is not counted', async (t) => {
+  const recent = new Recent(8)
+  recent.record(10, 100)
+  recent.keep()
+  recent.record(2010, 2100)
+  recent.stood(2100)
+  t.equal(recent.mean(2100), 10)
+  recent.record(2020, 2110)
+  t.equal(recent.mean(2110), 10, 'it began before')
+  recent.record(30, 2130)
+  t.equal(recent.mean(2130), 20)
+})
+
 t.test('a create pays for those who would wait as long as a connect takes, or longer', async (t) => {
   // 5 connections that are held for 2 ms serve 5 in 2 ms, 50 in 20 ms.
   t.equal(paying(45, 5, 20, 2), 0)

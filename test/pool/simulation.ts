@@ -6,7 +6,7 @@ import type { PoolErrorCode } from '../../types/errors.js'
 import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats, Timer } from '../../types/pool.js'
 import { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
-import { borrow } from '../../lib/engine/lease.js'
+import { borrow, lendable } from '../../lib/engine/lease.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 
@@ -63,7 +63,7 @@ export type Action =
     readonly timeout: number | undefined,
     readonly holdTimeout: number | undefined,
   }
-  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows' | 'move', readonly which: number }
+  | { readonly do: 'abort' | 'release' | 'destroy' | 'fail' | 'abandon' | 'stale' | 'die' | 'break' | 'isBrokenThrows' | 'move' | 'offer', readonly which: number }
   /** `nest`: called from within the function of an open one. */
   | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
   /** Ends the function of an open one, or one that is held. */
@@ -114,7 +114,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
     holdTimeout: fc.constantFrom(undefined, undefined, undefined, 0, 60, 450),
   })),
   often(2, fc.record({ do: just('tryAcquire') })),
-  often(1, fc.record({ do: just('move'), which })),
+  often(2, fc.record({ do: just('move', 'offer', 'offer'), which })),
   often(8, fc.record({ do: just('release'), which })),
   often(3, fc.record({ do: just('abort'), which })),
   often(5, fc.record({
@@ -366,6 +366,7 @@ interface Held {
   readonly restarts: number
   moved: number
   readonly inVain: undefined
+  offeredAt: number
   /** How long, in ms, the event loop is known to have stood still since. */
   stood: number
   /** Its hold is over by then, where the event loop never stood still. */
@@ -493,6 +494,8 @@ class World {
   readonly #signals: Ask[] = []
   readonly #held: Held[] = []
   readonly #ended: Held[] = []
+  /** They go back as soon as somebody waits. */
+  readonly #offered = new Set<Held>()
   readonly #runs = new Set<Run>()
   /** Errors for which a transaction may be run again. */
   readonly #transient = new WeakSet<object>()
@@ -518,6 +521,8 @@ class World {
   readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
   readonly #connected = new Set<number>()
   #connects = 0
+  /** The longest that a connect took. */
+  #slowest = -Infinity
   readonly #disconnected = new Set<number>()
   /** Calls of the pool from within its own listeners: each one may set off others. */
   #budget = 12
@@ -557,6 +562,7 @@ class World {
   #judgedAt = -Infinity
   /** How long the event loop stood still in all. */
   #stalls = 0
+  #stoodUntil = -Infinity
 
   constructor (plan: Plan) {
     this.#plan = plan
@@ -574,7 +580,8 @@ class World {
       url: `fake://user:${secrets.url}@host/`,
       connection: { password: secrets.password },
     }, this.#clock)
-    this.#pool.on('connect', ({ id }) => {
+    this.#pool.on('connect', ({ id, took }) => {
+      this.#slowest = Math.max(this.#slowest, took)
       if (this.#connected.has(id) || this.#disconnected.has(id)) this.#violate(`an event connect of ${id} too many`)
       this.#connected.add(id)
       this.#connects++
@@ -640,6 +647,8 @@ class World {
         return this.#try()
       case 'move':
         return this.#move(this.#pick(this.#held, action.which))
+      case 'offer':
+        return this.#offer(this.#pick(this.#held, action.which))
       case 'abort':
         return this.#abort(action.which)
       case 'release':
@@ -731,6 +740,7 @@ class World {
     this.#rested = false
     this.#stalls += ms
     this.#clock.stall(ms)
+    this.#stoodUntil = this.#clock.now()
     // The pool looked no more meanwhile.
     this.#metAt += ms
     const now = this.#clock.now()
@@ -767,6 +777,21 @@ class World {
 
   #pick<T> (from: readonly T[], which: number): T | undefined {
     return from[which % Math.max(1, from.length)]
+  }
+
+  /** It goes back as soon as somebody waits. */
+  #offer (held: Held | undefined): void {
+    if (held === undefined || held.finish !== undefined || this.#offered.has(held)) return
+    this.#offered.add(held)
+    held.offeredAt = this.#clock.now()
+    lendable(held.lease, () => {
+      this.#offered.delete(held)
+      if (!held.live || held.lease.ended) return false
+      // Only where somebody waits, or is about to.
+      if (this.#mayBeFast === undefined && this.#pool.stats().pending === 0) this.#violate('a lease is recalled for nobody')
+      this.#endLease(held, 'release')
+      return true
+    })
   }
 
   /** Its borrower tells of its progress from now on, and has just made some. */
@@ -954,6 +979,7 @@ class World {
       inVain: undefined,
       moved: 0,
       stood: 0,
+      offeredAt: Infinity,
       endsBy: holdTimeout === 0 ? Infinity : now + holdTimeout + 101,
     }
     conn.lease = held
@@ -2174,12 +2200,17 @@ class World {
     }
   }
 
-  /** Whoever waits is brought whatever there is, and what there may be. */
+  /** Whoever waits is brought whatever there is, and what there may be, where it pays. */
   #checkSupply (
     { pending, createErrors, circuit }: PoolStats,
     { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
   ): void {
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
+    const offered = [...this.#offered].filter(({ live, lease }) => live && !lease.ended)
+    // Those that were offered while others were being recalled are looked at with the next tick.
+    if (pending > validating && idle === 0 && offered.some(({ offeredAt }) => offeredAt + 101 < this.#clock.now())) {
+      this.#violate(`${pending} wait, and ${offered.length} would be given back for them`)
+    }
     // By then the pool asks again.
     const hindered = this.#clock.now() <= this.#metAt + 25
     if (pending > validating && idle > 0) {
@@ -2188,7 +2219,13 @@ class World {
     }
     const { maxConnecting = Infinity, backoff, connectTimeout } = this.#options
     if (pending > 0) this.#started = true
-    const missing = Math.max(hindered ? 0 : pending - validating - wanted, this.#started ? this.#target() - there : 0)
+    // Where nothing is known of connects, or no connection is here, each one who waits gets a create. Else it may not
+    // pay; but whoever has waited longer than any connect took gets one. Time in which the event loop stood still does
+    // not count.
+    const overdue = [...this.#asks].filter(({ since, awayAtRest }) =>
+      !awayAtRest && this.#clock.now() > Math.max(since, this.#stoodUntil) + this.#slowest + 2).length
+    const claiming = there === wanted ? pending : overdue
+    const missing = Math.max(hindered ? 0 : claiming - validating - wanted, this.#started ? this.#target() - there : 0)
     const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
     const failing = createErrors > 0 &&

@@ -57,10 +57,11 @@ interface Waiting { resolve (): void, reject (error: unknown): void }
 
 class ClusterBackend implements RedisClusterConnector {
   readonly system = 'redis'
-  readonly secrets: readonly string[]
   readonly isTransient = isTransient
   readonly isPermanent = isPermanent
   readonly #driver: Driver
+  /** Not a plain field: whoever shows the connector would show them. */
+  readonly #secrets: readonly string[]
   readonly #given: Given | undefined
   readonly #connectTimeout: number
   readonly #waiting = new Set<Waiting>()
@@ -83,8 +84,12 @@ class ClusterBackend implements RedisClusterConnector {
     this.#given = given
     this.#connectTimeout = connectTimeout
     const theirs = client && [client.options, Reflect.get(client, 'startupNodes')]
-    this.secrets = secretsOf({ connection: theirs ?? connection })
+    this.#secrets = secretsOf({ connection: theirs ?? connection })
     if (client !== undefined) this.#adopt(client)
+  }
+
+  get secrets (): readonly string[] {
+    return this.#secrets
   }
 
   get client (): Cluster {

@@ -15,6 +15,28 @@ export function hasBody ({ method, raw }: FastifyRequest): boolean {
   return (length !== undefined && length !== '0') || raw.headers['transfer-encoding'] !== undefined
 }
 
+/** A request whose body is awaited. */
+export interface Awaiting {
+  /** The body is not in one turn of the event loop later. */
+  bodyIsSlow (): void
+}
+
+let awaited: Awaiting[] = []
+
+/**
+ * A request begins to wait for its body. Nearly all bodies are in before the next turn of the event loop: one look for
+ * all requests of a turn is cheaper than to be ready to give back the connections of each.
+ */
+export function expectBody (request: Awaiting): void {
+  if (awaited.push(request) === 1) setImmediate(look)
+}
+
+function look (): void {
+  const all = awaited
+  awaited = []
+  for (const request of all) request.bodyIsSlow()
+}
+
 /**
  * Whether the body has been read. Where it has not when its content type parser is done, the handler reads it (uploads
  * by @fastify/multipart, proxies): how much of it has come by then is chance, so it is not asked.

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { AcquireSignal } from '../../../types/pool.js'
-import { PoolError } from '../../engine/errors.js'
+import { PoolError, fieldOf, isReadable, scrub } from '../../engine/errors.js'
 
 /**
  * Tells the acquires of one request that the request is over. An AbortController would cost a third of what waiting for
@@ -107,10 +107,14 @@ export function hasTimedOut (request: object): boolean {
 }
 
 export function isHandlerTimeout (error: unknown): boolean {
-  return (error as { code?: unknown } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
+  return fieldOf(error, 'code') === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
-/** An error, whatever a connector rejects with: Fastify takes one that is falsy for none. */
+/**
+ * An error that Fastify can answer with, whatever was thrown: it takes one that is falsy for none, and answers with the
+ * status 200 where it can't be read.
+ */
 export function errorOf (reason: unknown): Error {
-  return reason ? reason as Error : new Error('a transaction failed, and its connector did not say why')
+  if (!reason) return new Error(`what was thrown is no error: ${String(reason)}`)
+  return isReadable(reason) ? reason as Error : scrub(reason, [])
 }

@@ -241,8 +241,8 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
    * another reply of the same socket comes first.
    *
    * Connections that nobody has read go back once the headers are out. The request is over `replyGrace` ms later where
-   * the whole reply is written by then; that of a stream is looked at again, since it may read from a connection until
-   * its end.
+   * the whole reply is written by then, and a connection on which a command still runs is destroyed; the reply of a
+   * stream is looked at again, since it may read from a connection until its end.
    */
   linger (): void {
     if (this.#lingers) return
@@ -256,9 +256,22 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
 
   #lookIn (ms: number): void {
     this.#lookTimer = setTimeout(() => {
-      if (this.reply.raw.writableEnded) this.end()
+      if (this.reply.raw.writableEnded || this.#isWhole) this.#graceOver()
       else this.#lookIn(Math.max(ms, 100))
     }, ms).unref()
+  }
+
+  #graceOver (): void {
+    this.slots.abandonBusy()
+    this.end()
+  }
+
+  /**
+   * The reply was given as a whole, though it may not be written yet: a later hook made a stream of it (compression).
+   * Nothing but trailers can need a connection behind it.
+   */
+  get #isWhole (): boolean {
+    return this.#reply.is === 'given' && !this.#reply.streams && !this.reply.hasHeader('trailer')
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@ import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
 import { PoolError } from '../../engine/errors.js'
 import type { Borrower } from '../../engine/entry.js'
-import { abandon, borrow, checkHoldTimeout, isBeside } from '../../engine/lease.js'
+import { kPlace } from '../../engine/line.js'
+import { abandon, borrow, checkHoldTimeout, isBeside, isBusy } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
-import { isBodyRead } from './body.js'
+import { expectBody, isBodyRead, type Awaiting } from './body.js'
 import { Leave, either, errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
 import { Traffic } from './traffic.js'
@@ -56,6 +57,8 @@ class Slot implements Borrower {
   touched = false
   /** Where the pool is sticky: the acquire that the lease comes from. */
   visit: Visit | undefined = undefined
+  /** When it was first waited for, or lent, in ms of `performance.now()`: set where it may have to come back. */
+  since: number | undefined = undefined
   /** The `holdTimeout` of a call of `request.acquire`. */
   asked: number | undefined = undefined
 
@@ -104,7 +107,7 @@ function isOut ({ is, lease }: Slot): boolean {
 }
 
 /** The connections of one request, one for each pool that it leases. */
-export class Slots {
+export class Slots implements Awaiting {
   readonly #site: Site
   readonly #reply: FastifyReply
   readonly #holder: { readonly holder: RequestHolder }
@@ -115,6 +118,8 @@ export class Slots {
   #traffic: Traffic | undefined
   #body: Body = 'none'
   #bodyTimer: NodeJS.Timeout | undefined
+  /** While the body is slow: take back the offers to lend the connections on. */
+  #undoOffers: Array<() => void> | undefined
   /** Acquires that may write, where the pool is sticky. */
   #writes: Set<Visit> | undefined
 
@@ -190,7 +195,11 @@ export class Slots {
     const { source, transaction } = slot.step
     const own = (this.#leave ??= new Leave())
     const both = options?.signal === undefined ? undefined : either([own, options.signal])
-    const asked = { ...this.#optionsOf(slot, options), signal: both?.signal ?? own }
+    const came = slot.is === 'parked' ? slot.since : undefined
+    slot.since ??= performance.now()
+    const asked = {
+      ...this.#optionsOf(slot, options), signal: both?.signal ?? own, ...(came !== undefined && { [kPlace]: came }),
+    }
     const taking = source.acquire(this.#reply.request, asked)
     const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
     try {
@@ -281,22 +290,62 @@ export class Slots {
 
   // --- The request's body -------------------------------------------------------------------------------------------
 
-  /** The body has `grace` ms to come in, from now on. Then the connections that nobody has seen go back. */
+  /**
+   * The body has `grace` ms to come in, from now on. Then the connections that nobody has seen go back; while it is
+   * slow, as soon as somebody waits for one.
+   */
   awaitBody (grace: number): void {
     if (this.#body !== 'none' || this.#site.over) return
     this.#body = 'awaited'
     this.#bodyTimer = setTimeout(() => {
       // If the body is in, it is another hook that takes so long, and it may want its connection.
-      if (!this.#reply.request.raw.complete) this.#park()
+      if (!this.#reply.request.raw.complete) this.#parkAll()
     }, grace).unref()
+    expectBody(this)
   }
 
-  #park (): void {
+  bodyIsSlow (): void {
+    if (this.#body !== 'awaited' || this.#site.over || this.#reply.request.raw.complete) return
+    const offers: Array<() => void> = this.#undoOffers = []
     for (const slot of this.#all) {
-      if (!isUnused(slot)) continue
-      this.#giveBack(slot, 'parked')
-      slot.lease = undefined
+      if (isUnused(slot)) offers.push(slot.step.source.lendable(slot.lease!, () => this.#recall(slot)))
     }
+  }
+
+  /**
+   * Somebody waits for this connection. A request that holds a pool that comes later must not wait for this one again:
+   * another request may hold this one and wait for that.
+   */
+  #recall (slot: Slot): boolean {
+    if (!isUnused(slot) || slot.lease!.ended || this.#reply.request.raw.complete) return false
+    const { order } = slot.step
+    const isLater = (other: Slot) => other.step.order > order && (isOut(other) || other.taking !== undefined)
+    if (this.#all.some(isLater)) return false
+    this.#park(slot)
+    return true
+  }
+
+  #parkAll (): void {
+    for (const slot of this.#all) if (isUnused(slot)) this.#park(slot)
+  }
+
+  #park (slot: Slot): void {
+    slot.since ??= performance.now() - slot.lease!.heldFor
+    this.#giveBack(slot, 'parked')
+    slot.lease = undefined
+  }
+
+  /** The body is awaited no more. */
+  #bodyCame (body: 'read' | 'left to the handler'): void {
+    this.#body = body
+    this.#stopWaiting()
+  }
+
+  #stopWaiting (): void {
+    clearTimeout(this.#bodyTimer)
+    if (this.#undoOffers === undefined) return
+    for (const undo of this.#undoOffers) undo()
+    this.#undoOffers = undefined
   }
 
   /** Gives a connection back that nobody has used, and its transaction, which has done nothing. */
@@ -315,8 +364,7 @@ export class Slots {
    */
   bodyParsed (done: (error?: Error) => void): void {
     if (this.#body !== 'awaited' || !isBodyRead(this.#reply.request)) return done()
-    this.#body = 'read'
-    clearTimeout(this.#bodyTimer)
+    this.#bodyCame('read')
     const parked = this.#all.filter(({ is }) => is === 'parked').map(({ step }) => step)
     if (parked.length === 0) return done()
     this.take(parked, done)
@@ -329,15 +377,14 @@ export class Slots {
    */
   handlerBegins (done: (error?: Error) => void): void {
     if (isBodyRead(this.#reply.request)) return this.bodyParsed(done)
-    this.#park()
+    this.#parkAll()
     this.leaveToHandler([])
     done()
   }
 
   /** The handler reads the body: it takes these connections by hand, when it has done so. */
   leaveToHandler (steps: readonly Step[]): void {
-    this.#body = 'left to the handler'
-    clearTimeout(this.#bodyTimer)
+    this.#bodyCame('left to the handler')
     for (const step of steps) {
       const slot = this.#slotFor(step)
       if (slot.is === 'empty') slot.is = 'parked'
@@ -402,6 +449,15 @@ export class Slots {
     }
   }
 
+  /** The request has had its time: destroys the connections on which commands of it still run. */
+  abandonBusy (): void {
+    for (const slot of this.#all) {
+      if (!isOut(slot) || !isBusy(slot.lease!)) continue
+      slot.is = 'done'
+      abandon(slot.lease!)
+    }
+  }
+
   /**
    * The request is over: ends acquires that wait, and leases that nobody can be using.
    *
@@ -409,7 +465,7 @@ export class Slots {
    * @returns whether connections are in doubt, since the handler may still be using them: `settle` decides on them
    */
   end (well: boolean): boolean {
-    clearTimeout(this.#bodyTimer)
+    this.#stopWaiting()
     // Only where an acquire waits: most have long been served, and the error has a stack.
     if (this.#all.some(({ taking }) => taking !== undefined)) this.#leave!.abort(overError())
     let doubt = false

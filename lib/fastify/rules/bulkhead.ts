@@ -3,8 +3,9 @@ import type { BulkheadOptions } from '../../../types/plugin.js'
 import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace } from '../../../types/pool.js'
 import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../engine/time.js'
 import { PoolError, badOption } from '../../engine/errors.js'
-import { onEnd } from '../../engine/lease.js'
-import { Waiter, Waiters } from '../../engine/line.js'
+import { lendable, onEnd } from '../../engine/lease.js'
+import { Lendable } from '../../engine/lendable.js'
+import { Returned, Waiter, Waiters, kPlace, type Placed } from '../../engine/line.js'
 import { RequestHolder } from '../request/holder.js'
 import { askKey } from './keys.js'
 import type { Source } from './source.js'
@@ -25,6 +26,8 @@ class Share extends Waiters<never> {
   used = 0
   /** How long requests of this key hold a connection, in ms: a moving mean. */
   held = 0
+  /** Leases of this key that go back as soon as another request of it waits. */
+  readonly lendable = new Lendable()
 
   constructor (readonly key: string) { super() }
 }
@@ -42,6 +45,8 @@ export class Bulkhead implements Source {
   readonly #shares = new Map<string, Share>()
   /** How many wait, of all keys together. */
   #pending = 0
+  /** Which share a lease is of. */
+  readonly #sharesOf = new WeakMap<Lease<unknown>, Share>()
   #closed = false
   /** Set to the earliest deadline of all who wait, and only while somebody waits. */
   readonly #alarm: Alarm
@@ -96,6 +101,7 @@ export class Bulkhead implements Source {
     if (key === undefined) return await this.#pool.acquire(options)
     const share = this.#shareOf(key)
     let { timeout } = options
+    if (share.used >= this.#options.max) share.lendable.recall()
     if (share.used < this.#options.max) this.#enter(share)
     else timeout = leftOf(await this.#wait(share, options), this.#clock.now())
     try {
@@ -107,6 +113,13 @@ export class Bulkhead implements Source {
       this.#leave(share)
       throw error
     }
+  }
+
+  lendable (lease: Lease<unknown>, recall: () => boolean): () => void {
+    const share = this.#sharesOf.get(lease)
+    const undos = [lendable(lease, recall), share?.lendable.add(recall)]
+    if (share !== undefined && share.size > 0) share.lendable.recall()
+    return () => { for (const undo of undos) undo?.() }
   }
 
   /** The pool closes, and serves nobody any more: those who wait here are turned away. */
@@ -136,6 +149,7 @@ export class Bulkhead implements Source {
   /** The place in the share is free again when the lease ends, however it ends. */
   #lent (share: Share, lease: Lease<unknown>): void {
     const since = this.#clock.now()
+    this.#sharesOf.set(lease, share)
     onEnd(lease, () => {
       share.held += (this.#clock.now() - since - share.held) / (share.held === 0 ? 1 : 8)
       this.#leave(share)
@@ -143,15 +157,18 @@ export class Bulkhead implements Source {
   }
 
   /** Resolves when somebody who left has handed a place in the share over to the caller, to the caller's deadline. */
-  async #wait (share: Share, { timeout = this.#acquireTimeout, signal, holder }: AcquireOptions): Promise<number> {
+  async #wait (share: Share, options: AcquireOptions & Placed): Promise<number> {
+    const { timeout = this.#acquireTimeout, signal, holder, [kPlace]: place } = options
     if (!isDeadline(timeout)) throw badOption('timeout', timeout, deadlineExpected)
     if (signal?.aborted === true) throw this.#abortError(signal)
     if (this.#closed) throw this.#closedError()
-    if (this.#pending >= this.#maxPending) throw this.#fullError(share)
+    if (place === undefined && this.#pending >= this.#maxPending) throw this.#fullError(share)
     const now = this.#clock.now(true)
     const deadline = now + timeout
     await new Promise<unknown>((resolve) => {
-      const waiter = new Waiter<never>(holder, now, deadline, resolve)
+      const waiter = place === undefined
+        ? new Waiter<never>(holder, now, deadline, resolve)
+        : new Returned<never>(place, holder, now, deadline, resolve)
       if (signal !== undefined) {
         const leave = () => {
           this.#take(share, waiter)
@@ -160,7 +177,8 @@ export class Bulkhead implements Source {
         signal.addEventListener('abort', leave, { once: true })
         waiter.unlisten = () => { signal.removeEventListener('abort', leave) }
       }
-      share.add(waiter)
+      if (place === undefined) share.add(waiter)
+      else share.insert(waiter)
       this.#pending++
       this.#alarm.set(deadline)
     })

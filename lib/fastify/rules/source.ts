@@ -1,11 +1,14 @@
 import type { FastifyRequest } from 'fastify'
 import type { AcquireOptions, Lease, PoolFace } from '../../../types/pool.js'
+import { lendable } from '../../engine/lease.js'
 
 /** Where requests take the connections of a pool: at the pool itself, or at the bulkhead in front of it. */
 export interface Source {
   /** As the pool's own: null where the request would have to wait. */
   tryAcquire (request: FastifyRequest, options: AcquireOptions): Lease<unknown> | null
   acquire (request: FastifyRequest, options: AcquireOptions): Promise<Lease<unknown>>
+  /** See `lendable`: somebody may wait for the connection, or for the place in front of the pool. */
+  lendable (lease: Lease<unknown>, recall: () => boolean): () => void
   /** Turns away those who wait here. The pool itself is closed by its manager. */
   close (): void
 }
@@ -24,6 +27,10 @@ export class Direct implements Source {
 
   acquire (_request: FastifyRequest, options: AcquireOptions): Promise<Lease<unknown>> {
     return this.#pool.acquire(options)
+  }
+
+  lendable (lease: Lease<unknown>, recall: () => boolean): () => void {
+    return lendable(lease, recall)
   }
 
   close (): void { /* Nobody waits here. */ }

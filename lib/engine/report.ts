@@ -67,7 +67,7 @@ export class Report<C> extends Room<C, Site<C>> {
   async health (): Promise<PoolHealth> {
     const entry = this.entries.idle.at(-1)
     // The answer is waited for, so the connection has to keep the process alive.
-    this.site.wake()
+    if (entry !== undefined) this.site.wake()
     const ping = entry === undefined || this.backend.validate === undefined ? undefined : this.site.checks.ping(entry)
     return this.#judge(await ping ?? null)
   }

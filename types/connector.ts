@@ -188,6 +188,11 @@ export interface Connector<C = unknown> {
   isPermanent? (error: unknown): boolean
   /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
   describe? (connection: C): Activity | undefined
+  /**
+   * No I/O, must not wait. Whether the connection keeps the process alive, as Node's `ref` and `unref` do: `false`
+   * while the pool is at rest. Default: what the driver does.
+   */
+  ref? (connection: C, keepsAlive: boolean): void
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
   /** Where the database has transactions. */

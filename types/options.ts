@@ -123,6 +123,11 @@ export interface EngineNumbers {
    */
   overload?: boolean | undefined
   /**
+   * Whether the process may end while connections are idle, none is lent, and nobody waits: for scripts and tests that
+   * forget to close the pool. Not with MongoDB, whose driver keeps its sockets to itself. Default true.
+   */
+  allowExitOnIdle?: boolean | undefined
+  /**
    * What the next borrower must not see. `'session'`: anything that the last one left. `'transaction'`: only an open
    * transaction. `'none'`: nothing is undone. Default `'session'`.
    */

@@ -15,6 +15,7 @@ import { PoolLease } from './lease.js'
 import { Waiters } from './line.js'
 import { Operations, TICK } from './operations.js'
 import type { Owner, Parts } from './parts.js'
+import { refer } from './refer.js'
 import { Report } from './report.js'
 import { secretsIn } from './secrets.js'
 import { limitOf, type Settings } from './settings.js'
@@ -503,6 +504,7 @@ export class Engine<C> implements Parts<C> {
   wake (): void {
     if ((this.#gate & ASLEEP) === 0) return
     this.#setGate(ASLEEP, false)
+    refer(this, true)
     this.sample()
     this.time.arm(this.time.read() + TICK)
   }
@@ -510,6 +512,7 @@ export class Engine<C> implements Parts<C> {
   /** The periodic ticks have stopped. */
   fallAsleep (): void {
     this.#setGate(ASLEEP, true)
+    refer(this, false)
   }
 
   /** The next leases are timed exactly. */

@@ -12,6 +12,8 @@ export interface Site<C> extends Parts<C> {
   readonly closing: { readonly phase: Phase }
   readonly checks: Checks<C>
   readonly supply: Supply<C>
+  /** Starts the periodic ticks. */
+  wake (): void
 }
 
 /** What an engine tells about itself. */
@@ -64,6 +66,8 @@ export class Report<C> extends Room<C, Site<C>> {
   /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
   async health (): Promise<PoolHealth> {
     const entry = this.entries.idle.at(-1)
+    // The answer is waited for, so the connection has to keep the process alive.
+    if (entry !== undefined) this.site.wake()
     const ping = entry === undefined || this.backend.validate === undefined ? undefined : this.site.checks.ping(entry)
     return this.#judge(await ping ?? null)
   }

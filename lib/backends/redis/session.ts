@@ -70,6 +70,10 @@ export class RedisSession extends ServerSession<Redis> {
     if (mode === 'session') this.listeners.follow()
   }
 
+  override get socket (): Redis['stream'] {
+    return this.connection.stream
+  }
+
   /** Once it has ended it is dead for good, even if somebody connects it again. */
   override get broken (): boolean {
     return this.dead || this.connection.status !== 'ready' || !this.connection.stream.writable

@@ -25,6 +25,11 @@ export abstract class Session<C extends object> {
     Object.defineProperty(connection, sessionKey, { value: this })
   }
 
+  /** What keeps the process alive; undefined: nothing, or something that is not this connection's. */
+  get socket (): { ref? (): unknown, unref? (): unknown } | undefined {
+    return undefined
+  }
+
   /** Whether it is dead, or about to be. No I/O. */
   abstract get broken (): boolean
 
@@ -117,6 +122,13 @@ export abstract class SessionConnector<C extends object, S extends Session<C>> i
 
   onDeath (connection: C, listener: (error?: Error) => void): void {
     sessionOf<S>(connection).onDeath(listener)
+  }
+
+  ref (connection: C, keepsAlive: boolean): void {
+    const { socket } = sessionOf<S>(connection)
+    // A stream that the app's own function has made may have neither.
+    if (keepsAlive) socket?.ref?.()
+    else socket?.unref?.()
   }
 
   describe (connection: C): Activity | undefined {

@@ -342,7 +342,7 @@ interface Ask {
   settled: boolean
   /** It has left the line with a connection, for which `onAcquire` runs. */
   prepared: boolean
-  /** Listeners acquired within its call: those may have come first. */
+  /** Listeners acquired within its call, those of a lease that was recalled for it included: they came first. */
   interrupted: boolean
   /** The last batch in which it may have been away from the line. */
   awayIn: number
@@ -496,6 +496,7 @@ class World {
   readonly #ended: Held[] = []
   /** They go back as soon as somebody waits. */
   readonly #offered = new Set<Held>()
+  #recalls = 0
   readonly #runs = new Set<Run>()
   /** Errors for which a transaction may be run again. */
   readonly #transient = new WeakSet<object>()
@@ -789,6 +790,7 @@ class World {
       if (!held.live || held.lease.ended) return false
       // Only where somebody waits, or is about to.
       if (this.#mayBeFast === undefined && this.#pool.stats().pending === 0) this.#violate('a lease is recalled for nobody')
+      this.#recalls++
       this.#endLease(held, 'release')
       return true
     })
@@ -845,6 +847,7 @@ class World {
       ...(timeout !== undefined && { timeout }),
       ...(holdTimeout !== undefined && { holdTimeout }),
     }
+    const recalls = this.#recalls
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
     // The caller's own context goes on behind the await.
@@ -875,7 +878,7 @@ class World {
         })
       }
     })
-    ask.interrupted = this.#n !== n
+    ask.interrupted = this.#n !== n || this.#recalls !== recalls
     this.#mayBeFast = outer
   }
 

@@ -497,6 +497,8 @@ class World {
   /** They go back as soon as somebody waits. */
   readonly #offered = new Set<Held>()
   #recalls = 0
+  /** When the caller of now came. */
+  #recallsBefore = 0
   readonly #runs = new Set<Run>()
   /** Errors for which a transaction may be run again. */
   readonly #transient = new WeakSet<object>()
@@ -847,7 +849,7 @@ class World {
       ...(timeout !== undefined && { timeout }),
       ...(holdTimeout !== undefined && { holdTimeout }),
     }
-    const recalls = this.#recalls
+    const recalls = this.#recallsBefore = this.#recalls
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
     // The caller's own context goes on behind the await.
@@ -1802,7 +1804,8 @@ class World {
         1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
       // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection,
       // and its caller waits.
-      const fast = holder === this.#mayBeFast && !this.#hookWaits
+      // One for whom a lease was recalled stood in line.
+      const fast = holder === this.#mayBeFast && !this.#hookWaits && this.#recalls === this.#recallsBefore
       const waits = outcome !== 'sync' && outcome !== 'throw'
       this.#hookWaits ||= waits
       const ask = [...this.#asks].find((one) => one.holder === holder)

@@ -139,8 +139,12 @@ export interface Connector<C = unknown> {
   /**
    * Closes it. Called exactly once for each connection that `create` delivered. Resolves when the server has let go.
    * May reject: the pool reports and forgets.
+   *
+   * `signal`, which the pool always gives, aborts at `destroyTimeout`: then the server must not be waited for any more.
+   * It is aborted from the start where the server is known not to answer. A connection that is not closed 60 s later
+   * does not count any more.
    */
-  destroy (connection: C, reason: DestroyReason): Promise<void> | void
+  destroy (connection: C, reason: DestroyReason, signal?: AbortSignal): Promise<void> | void
   /**
    * A round trip, before lending a connection that was idle for longer than `validateAfter`. May wait, up to
    * `validateTimeout`.
@@ -184,6 +188,11 @@ export interface Connector<C = unknown> {
   isPermanent? (error: unknown): boolean
   /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
   describe? (connection: C): Activity | undefined
+  /**
+   * No I/O, must not wait. Whether the connection keeps the process alive, as Node's `ref` and `unref` do: `false`
+   * while the pool is at rest. Default: what the driver does.
+   */
+  ref? (connection: C, keepsAlive: boolean): void
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
   /** Where the database has transactions. */

@@ -70,7 +70,7 @@ declare module 'fastify' {
     lease<N extends PoolName | (string & {})> (name: N): Lease<ConnectionOf<N>>
     /**
      * Takes a connection by hand; the plugin gives it back when the request ends. While a lease is out it gives the
-     * same one.
+     * same one. Calls side by side have a deadline and a signal each, and get the same lease.
      *
      * @throws what `Pool.acquire` throws; `FST_POOL_NOT_FOUND`; `FST_POOL_ABORTED` when the request is over
      */

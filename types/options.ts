@@ -123,6 +123,11 @@ export interface EngineNumbers {
    */
   overload?: boolean | undefined
   /**
+   * Whether the process may end while connections are idle, none is lent, and nobody waits: for scripts and tests that
+   * forget to close the pool. Not with MongoDB, whose driver keeps its sockets to itself. Default true.
+   */
+  allowExitOnIdle?: boolean | undefined
+  /**
    * What the next borrower must not see. `'session'`: anything that the last one left. `'transaction'`: only an open
    * transaction. `'none'`: nothing is undone. Default `'session'`.
    */
@@ -139,7 +144,10 @@ export interface PoolHooks<C = unknown> {
    * should find.
    */
   onConnect? (connection: C, info: HookInfo): unknown
-  /** Before a connection is lent; a promise is waited for. */
+  /**
+   * Before a connection is lent; a promise is waited for. Where it returns `false`, or a promise of it, the connection
+   * is destroyed with reason 'invalid', and the caller gets another one.
+   */
   onAcquire? (connection: C, info: HookInfo): unknown
   /** When a connection comes back, before its reset. */
   onRelease? (connection: C, info: HookInfo): unknown

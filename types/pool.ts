@@ -132,7 +132,10 @@ export interface PoolStats {
   readonly closing: number
   /** Callers that wait for a connection. */
   readonly pending: number
-  /** Creates and destroys that are past their deadline and have not come back. */
+  /**
+   * Creates and destroys that are past their deadline and have not come back, and destroys of connections that were
+   * silent. A destroy counts for 60 s.
+   */
   readonly late: number
   /**
    * Of creates: 'open' while only one is tried now and then, 'half-open' while that is under way. Of several targets:
@@ -358,9 +361,10 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * come.
    *
    * @param options.idle only the idle ones
+   * @param options.used the lent ones now, too: their leases end, and what runs on them fails. For a known failover
    * @throws `FST_POOL_BAD_OPTIONS` for an unknown option
    */
-  evict (options?: { idle?: boolean }): void
+  evict (options?: { idle?: boolean, used?: boolean }): void
   /**
    * Changes `min` and `max` from now on. Idle connections above the new `max` are destroyed, lent ones when they are
    * given back.

@@ -371,7 +371,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#events.emit('open', { ...(driver !== undefined && { driver }) })
   }
 
-  evict (options?: { idle?: boolean }): void {
+  evict (options?: { idle?: boolean, used?: boolean }): void {
     checkNames('evict', options)
     for (const { engine } of this.#targets) engine.evict(options)
   }

@@ -1,4 +1,4 @@
-import { VALIDATING, type Entry } from './entry.js'
+import { IDLE, VALIDATING, type Entry, type Operation } from './entry.js'
 import type { DestroyReason } from '../../types/connector.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
@@ -7,14 +7,32 @@ import { Room } from './room.js'
 export interface Site<C> extends Parts<C> {
   /** The connection answered. @param since when a borrower used it last: its idle time goes on */
   offer (entry: Entry<C>, alive: boolean, since: number): void
-  destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
+  /** @param silent the server does not answer: it is not waited for */
+  destroy (entry: Entry<C>, reason: DestroyReason, error: Error | undefined, silent: boolean): void
+  readonly supply: {
+    /** Callers need a create that may begin, and there is no room for it. */
+    readonly isCramped: boolean
+    /** A connection was given up for a create. */
+    owe (): void
+  }
+  /** Some connections are suspect, or none is any more. */
+  gateChanged (): void
 }
+
+/** How long callers rely on a validation, in ms: then a create begins beside it. */
+const DOUBT = 100
 
 /** How long after an obstacle was met the pool looks again, in ms: the first pause, doubled up to the second one. */
 const LOOK = 1
 const LOOK_LATER = 25
 
-/** Asks whether a connection is alive, and whether something outside of the pool (an obstacle) hinders loans. */
+/**
+ * Asks whether a connection is alive, and whether something outside of the pool (an obstacle) hinders loans.
+ *
+ * A validation without an answer after 100 ms is in doubt: a create begins beside it, and whichever is first serves the
+ * caller. Where there is no room for the create, the connection is given up. One that ends in silence makes all
+ * connections that were not seen alive since it began suspect: none of them is lent before it has answered.
+ */
 export class Checks<C> extends Room<C, Site<C>> {
   readonly #asks: boolean
   /** The connector can tell of obstacles. */
@@ -22,6 +40,10 @@ export class Checks<C> extends Room<C, Site<C>> {
   /** The obstacle that hinders those who wait, in the connector's words. */
   obstacle: string | undefined
   #lookAgain = 0
+  /** When the latest validation that ended in silence began. */
+  #silentSince = -Infinity
+  /** There may be suspects. */
+  isSuspicious = false
 
   constructor (site: Site<C>) {
     super(site)
@@ -58,6 +80,11 @@ export class Checks<C> extends Room<C, Site<C>> {
   /** A line begins: the pauses between looks for an obstacle start with the shortest. */
   begin (): void {
     this.#lookAgain = 0
+  }
+
+  /** An obstacle hindered a loan when the pool looked last. */
+  get hasMet (): boolean {
+    return this.#lookAgain > 0
   }
 
   /**
@@ -112,19 +139,79 @@ export class Checks<C> extends Room<C, Site<C>> {
     if (entry.operation !== operation) return undefined
     this.work.finish(entry)
     if (!valid) {
-      this.site.destroy(entry, 'invalid', failure)
+      this.site.destroy(entry, 'invalid', failure, false)
       return undefined
     }
-    const latency = this.time.read(true) - began
+    const now = this.time.read(true)
+    const latency = now - began
+    entry.freshAt = Math.floor(now)
     this.site.offer(entry, false, entry.idleSince)
     return latency
   }
 
   /** The validation is past its deadline. */
   overdue (entry: Entry<C>): void {
-    this.work.abort(entry, 'past its deadline')
-    this.work.finish(entry)
+    const { since, stalled } = entry.operation!
     const error = new Error(`no answer within ${this.options.validateTimeout} ms (validateTimeout)`)
-    this.site.destroy(entry, 'invalid', this.events.report(error, 'validate'))
+    this.work.abort(entry, error)
+    this.work.finish(entry)
+    // Where the event loop stood still the silence may be our own. Where the driver knows of the end, it is none.
+    if (!stalled && !this.isDead(entry)) this.#suspect(since)
+    this.site.destroy(entry, 'invalid', this.events.report(error, 'validate'), true)
+    this.#askSuspects()
+  }
+
+  // --- Silence -------------------------------------------------------------------------------------------------------
+
+  /** Called at each tick for a validation that is under way. */
+  watch (operation: Operation<C>, now: number): void {
+    if (operation.doubted) return
+    if (now - operation.since >= DOUBT) this.work.doubt(operation)
+    else this.time.arm(operation.since + DOUBT)
+  }
+
+  /** Gives up connections whose validation is in doubt, where callers need their room for creates. */
+  relieve (): void {
+    while (this.site.supply.isCramped) {
+      const isDoubted = ({ state, operation }: Entry<C>) => state === VALIDATING && operation?.doubted === true
+      const entry = [...this.entries].find(isDoubted)
+      if (entry === undefined) return
+      if (entry.operation!.awaited) this.site.supply.owe()
+      const error = new Error(`no answer within ${DOUBT} ms, and somebody waits`)
+      this.work.abort(entry, error)
+      this.work.finish(entry)
+      this.site.destroy(entry, 'invalid', this.events.report(error, 'validate'), true)
+    }
+  }
+
+  /** Whether the connection must answer before it is lent, since another one was silent. */
+  isSuspect ({ freshAt }: Entry<C>): boolean {
+    return freshAt < this.#silentSince
+  }
+
+  /** @param since when the validation that ended in silence began */
+  #suspect (since: number): void {
+    this.#silentSince = Math.max(this.#silentSince, Math.floor(since))
+    this.isSuspicious = true
+    for (const entry of this.entries.idle) if (this.isSuspect(entry)) entry.goodUntil = 0
+    this.site.gateChanged()
+  }
+
+  #askSuspects (): void {
+    if (!this.isSuspicious) return
+    for (const entry of [...this.entries.idle]) if (entry.state === IDLE && this.isSuspect(entry)) this.ask(entry)
+  }
+
+  /** Asks a connection that would be lent. */
+  ask (entry: Entry<C>): void {
+    this.entries.move(entry, VALIDATING)
+    this.validate(entry, this.line.size > this.work.awaited)
+  }
+
+  /** Called at the end of each tick: whether there are suspects still. */
+  review (): void {
+    if (!this.isSuspicious) return
+    this.isSuspicious = [...this.entries].some((entry) => entry.isHere && this.isSuspect(entry))
+    if (!this.isSuspicious) this.site.gateChanged()
   }
 }

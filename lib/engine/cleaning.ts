@@ -69,7 +69,10 @@ export class Cleaning<C> extends Room<C, Site<C>> {
       if (controller !== undefined) this.work.own(entry).controller = controller
       // A session reset undoes what `onConnect` has set, so `onConnect` runs again before the next loan.
       const again = this.options.reset === 'session' && this.options.onConnect !== undefined
-      return reset.then(() => again && entry.state === RESETTING ? this.site.hooks.call('onConnect', entry) : undefined)
+      return reset.then(() => {
+        entry.freshAt = Math.floor(this.time.read())
+        return again && entry.state === RESETTING ? this.site.hooks.call('onConnect', entry) : undefined
+      })
     } catch (error) {
       return Promise.reject(error)
     }

@@ -14,6 +14,7 @@ export interface Site<C> extends Parts<C> {
   readonly supply: Supply<C>
   readonly waiting: Waiting<C>
   readonly report: Report<C>
+  readonly isSuspended: boolean
   phaseChanged (): void
   /** The pool itself ends a lease. */
   revoke (entry: Entry<C>, reason: DestroyReason): void
@@ -70,6 +71,7 @@ export class Closing<C> extends Room<C, Site<C>> {
     const began = this.time.read(true)
     const drained = this.drain()
     this.phase = 'closing'
+    this.suspended()
     const deadline = this.time.sleep(timeout)
     const grace = this.time.sleep(timeout - Math.min(this.options.destroyTimeout, timeout / 4))
     await Promise.race([drained, grace.over])
@@ -86,7 +88,10 @@ export class Closing<C> extends Room<C, Site<C>> {
     await this.#closeShared(Math.max(100, began + timeout - this.time.read()))
     deadline.cancel()
     // Creates and destroys that have not come back are late: their answers are still handled.
-    for (const entry of this.entries) if (entry.state !== LATE) this.entries.move(entry, LATE)
+    for (const entry of this.entries) {
+      if (entry.state !== LATE) this.entries.move(entry, LATE)
+      this.work.abort(entry, `pool '${this.name}' is closed`)
+    }
     const destroyed = this.books.destroyedTotal - this.#destroyedBefore
     this.end = { took: this.time.read(true) - began, destroyed, holders }
     if (this.events.heard.close) this.events.emit('close', this.end)
@@ -112,6 +117,24 @@ export class Closing<C> extends Room<C, Site<C>> {
       this.work.abort(entry, why)
       if (entry.state === LENT) this.site.revoke(entry, 'closed')
       else this.site.destroy(entry, 'closed')
+    }
+  }
+
+  /** A suspended pool lends nothing: where it also closes, nobody needs to wait for that any more. */
+  suspended (): void {
+    const { isSuspended, waiting } = this.site
+    if (this.isClosed && isSuspended) waiting.turnAllAway(() => waiting.closedError)
+  }
+
+  /** Destroys connections that are here, whoever has them, with the reason 'stale'. */
+  interrupt (entries: ReadonlyArray<Entry<C>>): void {
+    for (const entry of entries) {
+      if (!entry.isHere) continue
+      const prepared = entry.operation?.prepared
+      if (prepared !== undefined) this.site.waiting.putBack(prepared)
+      this.work.abort(entry, 'the connection is evicted')
+      if (entry.state === LENT) this.site.revoke(entry, 'stale')
+      else this.site.destroy(entry, 'stale')
     }
   }
 

@@ -40,6 +40,8 @@ export class Creator<C> extends Room<C, Site<C>> {
   /** The state of the circuit that listeners know. */
   #circuitTold: CircuitState = 'closed'
   readonly backoff: Backoff
+  /** New connections that `onAcquire` refused: then, too, the next create has to wait. */
+  readonly refusals: Backoff
   /** Creates that begin before one of them fails are a round: its number. */
   #round = 0
   /** Why the last create failed; undefined: it did not. */
@@ -58,6 +60,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.#told = told
     this.circuit = new Circuit(site.options.circuit)
     this.backoff = new Backoff(site.options.backoff, () => site.time.random())
+    this.refusals = new Backoff(site.options.backoff, () => site.time.random())
   }
 
   begin (): void {

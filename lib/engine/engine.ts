@@ -5,7 +5,7 @@ import { Checks } from './checks.js'
 import { Cleaning } from './cleaning.js'
 import { Closing } from './closing.js'
 import {
-  CLOSING, CREATING, Entries, GONE, IDLE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch,
+  CLOSING, Entries, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch,
 } from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
@@ -15,13 +15,14 @@ import { PoolLease } from './lease.js'
 import { Waiters } from './line.js'
 import { Operations, TICK } from './operations.js'
 import type { Owner, Parts } from './parts.js'
+import { refer } from './refer.js'
 import { Report } from './report.js'
 import { secretsIn } from './secrets.js'
 import { limitOf, type Settings } from './settings.js'
 import { Supply } from './supply.js'
 import { Time, deadlineExpected, isDeadline } from './time.js'
 import { LeaseTransactions } from './transaction.js'
-import { Upkeep } from './upkeep.js'
+import { FORGET, Upkeep } from './upkeep.js'
 import { Waiting } from './waiting.js'
 
 // One pool's machine. The states of a connection, and what moves it:
@@ -61,6 +62,8 @@ const WATCHED = 256
 const DRAINING = 512
 /** The pool is closed: callers that wait are not served any more. */
 const ENDED = 1024
+/** Some connections must answer before they are lent, since another one was silent. */
+const SUSPICIOUS = 2048
 
 /** How many leases of a tick are timed exactly. */
 const SAMPLES = 64
@@ -194,13 +197,17 @@ export class Engine<C> implements Parts<C> {
       else if (this.#isHindered(entry)) {
         this.entries.rest(entry, entry.idleSince)
         return null
-      } else return this.options.onAcquire === undefined ? this.lend(entry, holder, 0) : this.#prepare(entry, holder)
+      } else {
+        const lease = this.options.onAcquire === undefined ? this.lend(entry, holder, 0) : this.#prepare(entry, holder)
+        if (lease !== undefined) return lease
+      }
     }
   }
 
-  #prepare (entry: Entry<C>, holder: HolderLabel | undefined): Lease<C> | null {
+  /** undefined: the hook refused the connection. */
+  #prepare (entry: Entry<C>, holder: HolderLabel | undefined): Lease<C> | null | undefined {
     const failed = (error: unknown) => this.events.report(error, 'onAcquire')
-    let preparation: Promise<unknown> | undefined
+    let preparation: Promise<unknown> | false | undefined
     this.entries.move(entry, PREPARING)
     try {
       preparation = this.hooks.prepare(entry, { holder })
@@ -209,9 +216,17 @@ export class Engine<C> implements Parts<C> {
       throw error
     }
     if (preparation === undefined) return this.lend(entry, holder, 0)
+    if (preparation === false) {
+      this.destroy(entry, 'invalid')
+      return undefined
+    }
     // The hook returned its first promise. This caller can't wait for it here: the connection is cleaned, and the
     // caller gets null.
-    this.cleaning.wait(entry, preparation.then(() => this.cleaning.reset(entry), failed))
+    this.cleaning.wait(entry, preparation.then((answer) => {
+      if (answer !== false) return this.cleaning.reset(entry)
+      if (entry.state === RESETTING) this.destroy(entry, 'invalid')
+      return undefined
+    }, failed))
     return null
   }
 
@@ -325,15 +340,20 @@ export class Engine<C> implements Parts<C> {
       return true
     }
     this.wake()
+    if ((this.#gate & SUSPICIOUS) !== 0 && this.checks.isSuspect(entry)) {
+      entry.idleSince = Math.floor(this.time.now)
+      this.checks.ask(entry)
+      return true
+    }
     if (!isCalled || this.#isHindered(entry)) return false
     entry.freshAt = Math.floor(this.time.now)
     this.waiting.serve(entry)
     return true
   }
 
-  /** Whether a connection was idle for so long that it must answer before it is lent. */
+  /** Whether a connection must answer before it is lent: it was idle for long, or others were silent. */
   #isStale (entry: Entry<C>): boolean {
-    return this.time.now - entry.freshAt >= this.#validateAfter
+    return this.time.now - entry.freshAt >= this.#validateAfter || this.checks.isSuspect(entry)
   }
 
   /** Why a connection may not be lent; undefined: it may. @param alive it was just seen alive */
@@ -364,6 +384,7 @@ export class Engine<C> implements Parts<C> {
       if (!this.#bring(this.#idle.at(-1)!)) break
     }
     if (entries.total < entries.max) supply.feed()
+    if (work.doubted > 0) this.checks.relieve()
   }
 
   /** Serves the first in line with an idle connection. False: an obstacle hinders all loans. */
@@ -388,15 +409,19 @@ export class Engine<C> implements Parts<C> {
 
   // --- Ending connections --------------------------------------------------------------------------------------------
 
-  /** Destroys a connection that is here or was delivered. It counts against `max` until it is gone or late. */
-  destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void {
+  /**
+   * Destroys a connection that is here or was delivered. It counts against `max` until it is gone or late.
+   *
+   * @param silent the server does not answer: the connection is late at once, and the connector need not wait
+   */
+  destroy (entry: Entry<C>, reason: DestroyReason, error?: Error, silent = false): void {
     const { books, events, hooks, time, work } = this
     // A borrower may be waiting for its transaction, and the driver may never answer.
     if (entry.operation?.phase !== undefined) work.abort(entry, 'the connection is destroyed')
-    this.entries.move(entry, CLOSING)
+    this.entries.move(entry, silent ? LATE : CLOSING)
     work.finish(entry)
     const now = time.read()
-    work.begin(entry, now + this.options.destroyTimeout)
+    work.begin(entry, now + (silent ? FORGET : this.options.destroyTimeout))
     books.destroyed[reason]++
     const { id, uses, createdAt } = entry
     if (events.heard.disconnect) {
@@ -404,8 +429,9 @@ export class Engine<C> implements Parts<C> {
     }
     this.owner?.lost(reason === 'error' || reason === 'invalid')
     hooks.call('onDisconnect', entry, { reason })
-    this.#end(entry, reason)
+    this.#end(entry, reason, silent)
     this.closing.settle()
+    if (silent) this.owner?.freed()
     // The destroy may take long, but a connection less in use may already allow a create.
     this.pump()
   }
@@ -413,14 +439,21 @@ export class Engine<C> implements Parts<C> {
   /** Destroys a connection that was delivered after its deadline. No event told of it, so none tells of its end. */
   destroyLate (entry: Entry<C>): void {
     this.books.destroyed.released++
-    this.#end(entry, 'released')
+    // A closed pool sets no timers.
+    const isClosed = this.closing.end !== undefined
+    if (isClosed) this.work.own(entry)
+    else this.work.begin(entry, this.time.read() + this.options.destroyTimeout)
+    this.#end(entry, 'released', isClosed)
   }
 
-  #end (entry: Entry<C>, reason: DestroyReason): void {
+  /** @param atOnce the server is not waited for */
+  #end (entry: Entry<C>, reason: DestroyReason, atOnce: boolean): void {
     const failed = (error: unknown) => { this.events.report(error, 'destroy') }
+    const { signal } = entry.operation!
+    if (atOnce) this.work.abort(entry, 'the server is not waited for')
     let ending: Promise<unknown> | undefined
     try {
-      ending = asPromise(this.events.run(() => this.backend.destroy(entry.connection, reason)))
+      ending = asPromise(this.events.run(() => this.backend.destroy(entry.connection, reason, signal)))
     } catch (error) {
       failed(error)
     }
@@ -429,6 +462,8 @@ export class Engine<C> implements Parts<C> {
   }
 
   gone (entry: Entry<C>): void {
+    // It is already where its destroy took so long that it was not waited for any more.
+    if (entry.state === GONE) return
     this.entries.move(entry, GONE)
     this.work.finish(entry)
     this.closing.settle()
@@ -459,15 +494,17 @@ export class Engine<C> implements Parts<C> {
     this.#setGate(CLOSED, isClosed)
   }
 
-  /** The line has become empty, or is not empty any more. */
-  lineChanged (): void {
+  /** The line has become empty, or is not empty any more; or there are suspects, or none any more. */
+  gateChanged (): void {
     this.#setGate(WAITED, this.line.size > 0)
+    this.#setGate(SUSPICIOUS, this.checks.isSuspicious)
   }
 
   /** Starts the periodic ticks, which move the coarse clock. */
   wake (): void {
     if ((this.#gate & ASLEEP) === 0) return
     this.#setGate(ASLEEP, false)
+    refer(this, true)
     this.sample()
     this.time.arm(this.time.read() + TICK)
   }
@@ -475,6 +512,7 @@ export class Engine<C> implements Parts<C> {
   /** The periodic ticks have stopped. */
   fallAsleep (): void {
     this.#setGate(ASLEEP, true)
+    refer(this, false)
   }
 
   /** The next leases are timed exactly. */
@@ -488,16 +526,18 @@ export class Engine<C> implements Parts<C> {
     await this.supply.open()
   }
 
-  evict ({ idle = false }: { idle?: boolean } = {}): void {
-    for (const entry of this.entries) {
-      if (idle && entry.state !== IDLE) continue
-      if (entry.state === CREATING && entry.creation!.unwanted === undefined) this.entries.unwant(entry, 'stale')
+  evict ({ idle = false, used = false }: { idle?: boolean, used?: boolean } = {}): void {
+    const isMeant = ({ state }: Entry<C>) => used || !idle || state === IDLE
+    const evicted = [...this.entries].filter(isMeant)
+    for (const entry of evicted) {
       entry.doomed = 'stale'
       entry.goodUntil = 0
     }
-    if (!idle) this.supply.creator.forgive()
+    if (used || !idle) this.supply.creator.forgive()
     // All were marked first, so that listeners that acquire get none of them.
-    for (const entry of [...this.#idle]) if (entry.state === IDLE) this.destroy(entry, 'stale')
+    if (used || !idle) this.supply.cancel(0, 'stale', this.supply.creator.circuit.state !== 'closed')
+    for (const entry of evicted) if (entry.state === IDLE) this.destroy(entry, 'stale')
+    if (used) this.closing.interrupt(evicted)
     this.pump()
   }
 
@@ -532,6 +572,7 @@ export class Engine<C> implements Parts<C> {
 
   suspend (): void {
     this.#setGate(SUSPENDED, true)
+    this.closing.suspended()
   }
 
   resume (): void {

@@ -15,7 +15,10 @@ export const VALIDATING = 4
 /** The lease has ended, and the connection is made clean for the next one. */
 export const RESETTING = 5
 export const CLOSING = 6
-/** The create or destroy is past its deadline: it does not count against `max`; its late answer is still handled. */
+/**
+ * The create or destroy is past its deadline, or a connection that is destroyed was silent: it does not count against
+ * `max`; its late answer is still handled.
+ */
 export const LATE = 7
 export const GONE = 8
 
@@ -28,8 +31,11 @@ export class Operation<C> {
   /** What the connector does to a transaction of the lease that is out. */
   phase: Phase | undefined
   deadline = Infinity
+  /** When it began, or when the event loop last went on after it had stood still. */
   since = 0
-  /** The event loop stood still meanwhile, and that time was added to the deadline. */
+  /** A validation has taken so long that callers do not rely on it (see `Checks`). */
+  doubted = false
+  /** The event loop stood still for long meanwhile; that time was added to the deadline. */
   stalled = false
   /** The connection is validated because somebody waits. */
   awaited = false

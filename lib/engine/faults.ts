@@ -11,12 +11,21 @@ export interface Situation {
   readonly idle: number
   readonly creating: number
   readonly pending: number
+  /** Creates and destroys that are past their deadlines. */
+  readonly late: number
 }
 
 const CHECK_SERVER = 'Is its server up, and are its address and login right?'
 
-function numbers ({ max, used, idle, creating, pending }: Situation): string {
-  return `max ${max}, used ${used}, idle ${idle}, creating ${creating}, pending ${pending}`
+function numbers ({ max, used, idle, creating, pending, late }: Situation): string {
+  const more = late > 0 ? `, late ${late}` : ''
+  return `max ${max}, used ${used}, idle ${idle}, creating ${creating}, pending ${pending}${more}`
+}
+
+/** Why nothing is created, where that is for late ones; else undefined. */
+export function tooLate ({ late, max }: Pick<Situation, 'late' | 'max'>): string | undefined {
+  if (late < max) return undefined
+  return `${late} creates or destroys are past their deadlines (late), and with as many as max none is begun`
 }
 
 /**
@@ -61,9 +70,10 @@ export interface Detail {
 export function timedOut (
   situation: Situation, timeout: number, obstacle: string | undefined, { holding, ...detail }: Detail
 ): PoolError {
-  const why = obstacle !== undefined
-    ? `: in the way is ${obstacle}`
-    : `. Look for slow queries or leaks, or raise max.${heldInVain(holding)}`
+  const inTheWay = obstacle === undefined ? tooLate(situation) : `in the way is ${obstacle}`
+  const why = inTheWay === undefined
+    ? `. Look for slow queries or leaks, or raise max.${heldInVain(holding)}`
+    : `: ${inTheWay}`
   const message = `no connection from pool '${situation.name}' within ${Math.round(timeout)} ms ` +
     `(${numbers(situation)})${why}`
   return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, { ...detail, holders: holding.holders })
@@ -71,8 +81,9 @@ export function timedOut (
 
 /** There is no connection, and none can be made. @param retryAfter in seconds */
 export function cannotConnect (situation: Situation, cause: Error | undefined, retryAfter: number): PoolError {
+  const late = tooLate(situation)
   return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${situation.name}' can't connect (${numbers(situation)}). ` +
-    CHECK_SERVER, { cause, retryAfter })
+    `${CHECK_SERVER}${late === undefined ? '' : ` (${late}.)`}`, { cause, retryAfter })
 }
 
 /** @param retryAfter in seconds */

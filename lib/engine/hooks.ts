@@ -37,16 +37,17 @@ export class Hooks<C> {
   }
 
   /**
-   * Calls `onAcquire`; undefined: it is done.
+   * Calls `onAcquire`. undefined: it is done; false, or a promise of it: it refuses the connection.
    *
    * @throws what the hook throws, without a report
    */
-  prepare (entry: Entry<C>, more: Partial<HookInfo>): Promise<unknown> | undefined {
+  prepare (entry: Entry<C>, more: Partial<HookInfo>): Promise<unknown> | false | undefined {
     const hook = this.#options.onAcquire!
     const info = this.#info(entry, { ...more, uses: entry.uses + 1 })
-    const preparation = asPromise(this.#events.run(() => hook(entry.connection, info)))
+    const answer = this.#events.run(() => hook(entry.connection, info))
+    const preparation = asPromise(answer)
     this.waits ||= preparation !== undefined
-    return preparation
+    return preparation ?? (answer === false ? false : undefined)
   }
 
   #info ({ id, uses }: Entry<C>, more: Partial<HookInfo> = {}): HookInfo {

@@ -12,6 +12,9 @@ export class Operations<C> {
   readonly #events: Events
   /** How many connections are validated because somebody waits. */
   awaited = 0
+  /** How many validations are in doubt, and how many of them somebody waits for. */
+  doubted = 0
+  awaitedInDoubt = 0
 
   constructor (time: Time, events: Events) {
     this.#time = time
@@ -33,6 +36,7 @@ export class Operations<C> {
     operation.deadline = deadline
     operation.since = now
     operation.stalled = false
+    operation.doubted = false
     this.#time.arm(Math.min(deadline, now + TICK))
     return operation
   }
@@ -43,8 +47,19 @@ export class Operations<C> {
    */
   grant ({ operation }: Entry<C>, ms: number): void {
     if (operation === undefined || operation.prepared !== undefined) return
-    operation.deadline += Math.max(0, Math.min(ms, this.#time.now - operation.since))
-    operation.stalled = true
+    const { now } = this.#time
+    const granted = Math.max(0, Math.min(ms, now - operation.since))
+    operation.deadline += granted
+    // Up to a tick of a stall is not seen, so behind a long one what callers rely on begins anew.
+    operation.since = ms < TICK ? operation.since + granted : now
+    operation.stalled ||= ms >= TICK
+  }
+
+  /** The validation takes long. */
+  doubt (operation: Operation<C>): void {
+    operation.doubted = true
+    this.doubted++
+    if (operation.awaited) this.awaitedInDoubt++
   }
 
   /** As `begin`, for a validation that somebody waits for. */
@@ -56,7 +71,10 @@ export class Operations<C> {
   }
 
   finish (entry: Entry<C>): void {
-    if (entry.operation?.awaited === true) this.awaited--
+    const { awaited, doubted } = entry.operation ?? {}
+    if (awaited === true) this.awaited--
+    if (doubted === true) this.doubted--
+    if (awaited === true && doubted === true) this.awaitedInDoubt--
     entry.operation = undefined
   }
 

@@ -2,7 +2,7 @@ import type { Holder, PoolHealth, PoolStats } from '../../types/pool.js'
 import { Books } from './books.js'
 import type { Checks } from './checks.js'
 import { LENT, type Entry } from './entry.js'
-import type { Holding, Situation } from './faults.js'
+import * as faults from './faults.js'
 import type { Parts, Phase } from './parts.js'
 import { Room } from './room.js'
 import type { Supply } from './supply.js'
@@ -12,13 +12,15 @@ export interface Site<C> extends Parts<C> {
   readonly closing: { readonly phase: Phase }
   readonly checks: Checks<C>
   readonly supply: Supply<C>
+  /** Starts the periodic ticks. */
+  wake (): void
 }
 
 /** What an engine tells about itself. */
 export class Report<C> extends Room<C, Site<C>> {
-  get situation (): Situation {
-    const { entries: { max, used, idle, creating } } = this.site
-    return { name: this.name, max, used, idle: idle.length, creating, pending: this.line.size }
+  get situation (): faults.Situation {
+    const { entries: { max, used, idle, creating, late } } = this.site
+    return { name: this.name, max, used, idle: idle.length, creating, pending: this.line.size, late }
   }
 
   get stats (): PoolStats {
@@ -55,7 +57,7 @@ export class Report<C> extends Room<C, Site<C>> {
   }
 
   /** Who holds connections, for errors. */
-  get holding (): Holding {
+  get holding (): faults.Holding {
     const held = this.#held.slice(0, 10)
     const inVain = held.map(({ extras }) => extras?.borrower?.inVain).filter((why) => why !== undefined)
     return { holders: this.#tell(held), inVain }
@@ -64,6 +66,8 @@ export class Report<C> extends Room<C, Site<C>> {
   /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
   async health (): Promise<PoolHealth> {
     const entry = this.entries.idle.at(-1)
+    // The answer is waited for, so the connection has to keep the process alive.
+    if (entry !== undefined) this.site.wake()
     const ping = entry === undefined || this.backend.validate === undefined ? undefined : this.site.checks.ping(entry)
     return this.#judge(await ping ?? null)
   }
@@ -75,7 +79,9 @@ export class Report<C> extends Room<C, Site<C>> {
     const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>
       ({ status, ...(reason !== undefined && { reason }), latency, circuit, stats })
     const isThere = idle + used > 0
+    const late = faults.tooLate(stats)
     if (phase !== 'open') return judged('draining', `the pool is ${phase}`)
+    if (late !== undefined) return judged(isThere ? 'degraded' : 'down', late)
     if (circuit !== 'closed') {
       return judged(isThere ? 'degraded' : 'down', `the circuit is ${circuit}: creates keep failing`)
     }

@@ -32,6 +32,7 @@ export interface Settings<C> {
   readonly backoff: { readonly min: number, readonly max: number }
   readonly circuit: false | CircuitOptions
   readonly overload: boolean
+  readonly allowExitOnIdle: boolean
   readonly reset: 'session' | 'transaction' | 'none'
   readonly onConnect?: Hook<C> | undefined
   readonly onAcquire?: Hook<C> | undefined

@@ -31,6 +31,8 @@ export class Supply<C> extends Room<C, Site<C>> {
   readonly #openers = new Openers()
   readonly #login: Login
   readonly #maxConnecting: number
+  /** How many creates that have not ended callers get for validations that were given up. */
+  #owed = 0
   /** How long connects took, and how long leases were held, lately. */
   readonly #connects = new Recent(8)
   readonly holds = new Recent(64)
@@ -49,10 +51,12 @@ export class Supply<C> extends Room<C, Site<C>> {
     this.#login = new Login(site.options)
     this.creator = new Creator(site, {
       made: (took) => {
+        this.#paid()
         this.#connects.record(took, this.time.now)
         this.settleOpeners()
       },
       failed: (cause, error) => {
+        this.#paid()
         if (this.creator.isRefused) this.#login.note()
         this.rejectOpeners(() => faults.cannotOpen(site.name, cause, error))
       },
@@ -92,12 +96,36 @@ export class Supply<C> extends Room<C, Site<C>> {
     }
   }
 
+  /** Whether creates are allowed, but for their room and the pauses behind failures. */
+  get #isAllowed (): boolean {
+    const { creating, late, max } = this.entries
+    return late < max && creating < Math.min(this.#maxConnecting, max) && !this.site.isHalted
+  }
+
+  /** A validation that a caller waits for was given up for a create. */
+  owe (): void {
+    this.#owed++
+  }
+
+  /** A create has ended. */
+  #paid (): void {
+    this.#owed = this.line.size === 0 ? 0 : Math.max(0, this.#owed - 1)
+  }
+
+  /** Callers need a create that may begin now, and there is no room for it. */
+  get isCramped (): boolean {
+    const { max, total } = this.entries
+    const { circuit } = this.creator
+    if (this.lacking <= 0 || !this.#isAllowed || circuit.state !== 'closed' || !this.#isTime()) return false
+    return total >= max || this.owner?.hasRoom() === false
+  }
+
   /** Whether one more create is needed, and there is room for it. */
   get #isNeeded (): boolean {
-    const { creating, coming, here, late, max, total } = this.entries
-    const { closing: { phase }, isHalted } = this.site
+    const { creating, coming, here, max, total } = this.entries
+    const { closing: { phase } } = this.site
     const { circuit } = this.creator
-    if (total >= max || late >= max || creating >= Math.min(this.#maxConnecting, max) || isHalted) return false
+    if (total >= max || !this.#isAllowed) return false
     // Creates that began before the circuit opened do not stop its probe, which is one at a time; it needs nobody who
     // waits.
     if (circuit.state !== 'closed') {
@@ -108,13 +136,20 @@ export class Supply<C> extends Room<C, Site<C>> {
     return (isKept && this.#target > here + coming) || this.lacking > 0
   }
 
-  /**
-   * How many creates those who wait need, besides those under way: where a create pays, and for whoever has waited as
-   * long as a connect takes, since a pace goes stale. A tick sees the latter, and comes when it is so.
-   */
+  /** How many creates those who wait need, besides those under way. */
   get lacking (): number {
+    // Whose validation takes long, or was given up, gets a create beside it.
+    const inDoubt = this.site.checks.hasMet ? 0 : this.work.awaitedInDoubt + this.#owed
+    return Math.max(Math.min(this.line.size, inDoubt) - this.entries.coming, this.#paying)
+  }
+
+  /**
+   * How many creates pay, besides those under way, and for whoever has waited as long as a connect takes, since a pace
+   * goes stale. A tick sees the latter, and comes when it is so.
+   */
+  get #paying (): number {
     const { coming, here, idle } = this.entries
-    const served = this.work.awaited + coming
+    const served = this.work.awaited - this.work.awaitedInDoubt + coming
     const waiting = this.line.size - served
     // Callers wait beside idle connections only where an obstacle hinders loans: a new connection would meet it too.
     if (waiting <= 0 || idle.length > 0) return 0
@@ -139,7 +174,8 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
   #isTime (): boolean {
-    const retryAt = this.#retryAt
+    const { refusals } = this.creator
+    const retryAt = Math.max(this.#retryAt, refusals.failures > 0 ? refusals.retryAt : -Infinity)
     if (this.time.read() >= retryAt) return true
     this.time.arm(retryAt)
     if (this.creator.isRefused && this.#login.changes) this.#askLogin()
@@ -206,12 +242,16 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (this.entries.coming > needed) this.cancel(needed, 'released')
   }
 
-  /** Cancels all creates but the first `kept`; connections that they still deliver are destroyed. */
-  cancel (kept: number, reason: DestroyReason): void {
+  /**
+   * Cancels all creates but the first `kept`; connections that they still deliver are destroyed.
+   *
+   * @param goesOn what is under way is not aborted: while the circuit is open there is one create at a time
+   */
+  cancel (kept: number, reason: DestroyReason, goesOn = false): void {
     const isWanted = ({ state, creation }: Entry<C>) => state === CREATING && creation!.unwanted === undefined
     for (const entry of [...this.entries].filter(isWanted).slice(kept)) {
       this.entries.unwant(entry, reason)
-      this.work.abort(entry, `pool '${this.name}' no longer needs this connection`)
+      if (!goesOn) this.work.abort(entry, `pool '${this.name}' no longer needs this connection`)
     }
   }
 

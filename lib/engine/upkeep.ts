@@ -3,7 +3,7 @@ import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import type { Closing } from './closing.js'
 import {
-  CLOSING, CREATING, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Borrower, type Entry,
+  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Borrower, type Entry,
 } from './entry.js'
 import { label } from './events.js'
 import * as faults from './faults.js'
@@ -34,6 +34,9 @@ export interface Site<C> extends Parts<C> {
   revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void
   pump (): void
 }
+
+/** How long a late destroy counts as late, in ms. Then its connection is not waited for any more. */
+export const FORGET = 60_000
 
 /** Housekeeping at each tick: deadlines, idle connections, leases that are out for long. */
 export class Upkeep<C> extends Room<C, Site<C>> {
@@ -74,10 +77,12 @@ export class Upkeep<C> extends Room<C, Site<C>> {
       else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
       else if (entry.state === LENT) this.time.arm(this.#look(entry, now))
       if (entry.operation !== undefined) {
-        works = true
+        works ||= entry.state !== LATE
+        if (entry.state === VALIDATING) this.site.checks.watch(entry.operation, now)
         this.time.arm(entry.operation.deadline)
       }
     }
+    this.site.checks.review()
     this.site.waiting.endTick()
     this.site.pump()
     // While nothing is lent and nobody waits there are no periodic ticks; the next acquire wakes the clock.
@@ -98,10 +103,11 @@ export class Upkeep<C> extends Room<C, Site<C>> {
       case VALIDATING: checks.overdue(entry); break
       case RESETTING: cleaning.overdue(entry); break
       case CLOSING: this.#closingOverdue(entry); break
+      case LATE: this.#lateOverdue(entry); break
     }
     this.site.closing.settle()
     supply.settleOpeners()
-    if (entry.state === LATE) this.owner?.freed()
+    if (entry.state >= LATE) this.owner?.freed()
   }
 
   #transactionOverdue (entry: Entry<C>): void {
@@ -118,10 +124,24 @@ export class Upkeep<C> extends Room<C, Site<C>> {
   }
 
   #closingOverdue (entry: Entry<C>): void {
-    this.work.finish(entry)
     this.entries.move(entry, LATE)
+    this.#cut(entry)
+  }
+
+  /** The destroy is past its deadline: the connector is told, and has some more time. */
+  #cut (entry: Entry<C>): void {
     const error = new Error(`a connection was not closed within ${this.options.destroyTimeout} ms (destroyTimeout)`)
+    this.work.abort(entry, error)
+    this.work.begin(entry, this.time.now + FORGET)
     this.events.report(error, 'destroy')
+  }
+
+  #lateOverdue (entry: Entry<C>): void {
+    if (!entry.operation!.signal.aborted) return this.#cut(entry)
+    this.work.finish(entry)
+    this.entries.move(entry, GONE)
+    const message = `a connection was not closed ${FORGET / 1000} s after its deadline, and does not count any more`
+    this.events.report(new Error(message), 'destroy')
   }
 
   /** Destroys or pings an idle connection where that is due. Returns when to look again. */

@@ -33,7 +33,7 @@ export interface Site<C> extends Parts<C> {
   readonly isHalted: boolean
   readonly report: Report<C>
   /** The line has become empty, or is not empty any more. */
-  lineChanged (): void
+  gateChanged (): void
   /** Starts the periodic ticks. */
   wake (): void
   pump (): void
@@ -97,8 +97,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (place === undefined) this.line.add(waiter)
     else this.line.insert(waiter)
     this.#entered(waiter)
-    // Where all connections are used and there is no room for more, the pump could do nothing.
-    if (this.entries.idle.length > 0 || this.entries.total < this.entries.max) this.site.pump()
+    // Where all connections are used, none is in doubt and there is no room for more, the pump could do nothing.
+    const { idle, max, total } = this.entries
+    if (idle.length > 0 || total < max || this.work.doubted > 0) this.site.pump()
     if (waiter.inLine) this.#tell(holder)
   }
 
@@ -184,14 +185,14 @@ export class Waiting<C> extends Room<C, Site<C>> {
   #entered (waiter: Waiter<C>): void {
     this.time.arm(waiter.deadline)
     if (this.line.size > 1) return
-    this.site.lineChanged()
+    this.site.gateChanged()
     this.site.wake()
     this.time.keepAlive()
   }
 
   #remove (waiter: Waiter<C>): void {
     this.line.remove(waiter)
-    if (this.line.size === 0) this.site.lineChanged()
+    if (this.line.size === 0) this.site.gateChanged()
   }
 
   // --- Being served --------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   }
 
   #prepare (entry: Entry<C>, waiter: Waiter<C>): void {
-    let preparation: Promise<unknown> | undefined
+    let preparation: Promise<unknown> | false | undefined
     try {
       this.entries.move(entry, PREPARING)
       preparation = this.site.hooks.prepare(entry, { holder: waiter.holder })
@@ -215,24 +216,43 @@ export class Waiting<C> extends Room<C, Site<C>> {
       return
     }
     if (preparation === undefined) return this.#prepared(entry, waiter)
+    if (preparation === false) return this.#unfit(entry, waiter)
     // The deadline stays the acquire's. While this connection lives, the caller gets no other one.
     this.work.begin(entry, waiter.deadline).prepared = waiter
     this.#setPreparing(waiter, true)
-    preparation.then(() => { this.#preparedLate(entry, waiter) }, (error: unknown) => {
+    preparation.then((answer) => { this.#preparedLate(entry, waiter, answer) }, (error: unknown) => {
       this.#unprepared(entry, waiter, error)
     })
   }
 
-  #preparedLate (entry: Entry<C>, waiter: Waiter<C>): void {
+  #preparedLate (entry: Entry<C>, waiter: Waiter<C>, answer: unknown): void {
     if (entry.state !== PREPARING) return
     this.work.finish(entry)
     // During a long `onAcquire` the periodic ticks may have stopped.
     this.site.wake()
-    if (!waiter.waiting || !this.site.checks.isDead(entry)) return this.#prepared(entry, waiter)
+    const { checks, cleaning } = this.site
+    if (answer === false) return this.#unfit(entry, waiter)
+    const isDead = checks.isDead(entry)
+    if (!waiter.waiting || (!isDead && !checks.isSuspect(entry))) return this.#prepared(entry, waiter)
+    this.putBack(waiter)
+    if (isDead) this.site.destroy(entry, 'error', entry.broken)
+    else cleaning.again(entry)
+  }
+
+  /** `onAcquire` refused the connection: its caller gets another one. */
+  #unfit (entry: Entry<C>, waiter: Waiter<C>): void {
+    this.putBack(waiter)
+    // A connection that nobody has used yet: the next one may be refused, too, so it does not come at once.
+    if (entry.uses === 0) this.site.supply.creator.refusals.failed(this.time.read())
+    this.site.destroy(entry, 'invalid')
+  }
+
+  /** A caller whose connection is prepared gets another one, before all others. */
+  putBack (waiter: Waiter<C>): void {
+    if (!waiter.waiting) return
     this.#setPreparing(waiter, false)
     this.line.putBack(waiter)
     this.#entered(waiter)
-    this.site.destroy(entry, 'error', entry.broken)
   }
 
   #prepared (entry: Entry<C>, waiter: Waiter<C>): void {
@@ -244,7 +264,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** `onAcquire` failed. */
   #unprepared (entry: Entry<C>, waiter: Waiter<C>, error: unknown): void {
     const reported = this.events.report(error, 'onAcquire')
-    if (entry.state === PREPARING) this.site.destroy(entry, 'error', reported)
+    // In another state, the caller does not wait for this connection any more.
+    if (entry.state !== PREPARING) return
+    this.site.destroy(entry, 'error', reported)
     if (this.leave(waiter)) waiter.reject(error as Error)
   }
 
@@ -253,6 +275,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const wait = now - waiter.since
     this.books.waits.record(wait)
     this.pace.turn(now, this.entries.max)
+    this.site.supply.creator.refusals.succeeded()
     const { resolve, holder } = waiter
     this.leave(waiter)
     resolve(this.site.lend(entry, holder, wait))

@@ -10,7 +10,7 @@ import { mongoDriver } from '../backends/mongodb/options.js'
 import type { AnyRedisConnector } from '../backends/redis/choice.js'
 import { facesOf, isInstalled, loadDriver, requirePackage } from '../backends/shared/driver.js'
 import type { Module } from '../backends/shared/driver.js'
-import { PoolError, scrub } from '../engine/errors.js'
+import { badOption, PoolError, scrub } from '../engine/errors.js'
 import { secretsOf } from '../engine/secrets.js'
 import { Pool } from '../pool/pool.js'
 import type { ResolvedPoolOptions } from './options.js'
@@ -23,7 +23,11 @@ export interface MadePool { readonly pool: PoolFace<unknown>, readonly share?: S
 interface Connected { readonly connector: Connector<unknown>, readonly share?: Share }
 
 /** What @fastify/mongodb and @fastify/redis decorate, where the app or we registered them. */
-interface Decorated { readonly mongo?: { readonly client: MongoClient }, readonly redis?: Redis | Cluster }
+interface Decorated {
+  readonly mongo?: { readonly client: MongoClient }
+  /** With a namespace: clients by name. */
+  readonly redis?: Redis | Cluster | Readonly<Record<string, Redis | Cluster>>
+}
 
 /**
  * A pool, as its options say: over one server, or over several.
@@ -85,12 +89,28 @@ async function make (app: FastifyInstance, options: ResolvedPoolOptions): Promis
 
 /** The client that the app has registered, where the pool has no address of its own. */
 function clientOf (app: FastifyInstance, options: ResolvedPoolOptions): object | undefined {
-  const { backend, url, host, port, connection } = options
+  const { name, backend, url, host, port, connection } = options
   const isAddressed = [url, host, port].some((one) => one !== undefined) || typeof connection === 'function' ||
     Object.keys(connection).length > 0
   if (isAddressed) return undefined
   const { mongo, redis } = app as FastifyInstance & Decorated
-  return backend === 'mongodb' ? mongo?.client : backend === 'redis' ? redis : undefined
+  if (backend === 'mongodb') return ofName<{ readonly client?: MongoClient }>(mongo, name)?.client ?? mongo?.client
+  if (backend !== 'redis' || redis === undefined) return undefined
+  if (isRedis(redis)) return redis
+  // @fastify/redis with a namespace: clients by name.
+  const named = ofName<object>(redis, name)
+  if (named !== undefined && isRedis(named)) return named
+  const names = Object.keys(redis).map((one) => `'${one}'`).join(', ')
+  throw badOption('url', undefined,
+    `an address, or a pool with the name of one of the clients in app.redis (${names}), which it takes over then`)
+}
+
+function isRedis (client: object): client is Redis | Cluster {
+  return 'duplicate' in client && typeof client.duplicate === 'function'
+}
+
+function ofName<T> (clients: object | undefined, name: string): T | undefined {
+  return clients !== undefined && Object.hasOwn(clients, name) ? Reflect.get(clients, name) as T : undefined
 }
 
 /**
@@ -139,7 +159,10 @@ async function shareRedis (
   const { redis: taken } = app as FastifyInstance & { redis?: Redis & Record<string, unknown> }
   if (taken !== undefined && name in taken) return tellTaken(app, 'redis', name)
   const plugin = pluginOf('@fastify/redis', options)
-  if (startup === 'require') await connectShared(connector, options)
+  if (startup === 'require') {
+    await connectShared(connector, options)
+    if (options.allowExitOnIdle && 'stream' in client) restUntilUsed(client)
+  }
   // @fastify/redis waits until the client is connected, and this pool may have been told not to wait.
   if (startup !== 'require' || plugin === undefined) {
     if (taken === undefined) app.decorate('redis' as string, client as unknown)
@@ -164,6 +187,19 @@ function pluginOf (name: '@fastify/mongodb' | '@fastify/redis', options: Resolve
   const given = facesOf(driver).find(isOurs)
   if (given !== undefined || (driver !== undefined && !isInstalled(name))) return given as unknown as Plugin | undefined
   return facesOf(requirePackage(name, { backend: backend! })).find(isPlugin) as unknown as Plugin
+}
+
+/** A client that nobody has used yet does not keep the process alive. From its first command on it does. */
+function restUntilUsed (client: Redis): void {
+  const own = Object.getOwnPropertyDescriptor(client, 'sendCommand')
+  client.stream.unref()
+  const value: Redis['sendCommand'] = (command, stream) => {
+    client.stream.ref()
+    if (own === undefined) Reflect.deleteProperty(client, 'sendCommand')
+    else Object.defineProperty(client, 'sendCommand', own)
+    return client.sendCommand(command, stream)
+  }
+  Object.defineProperty(client, 'sendCommand', { value, configurable: true, writable: true })
 }
 
 /** @throws `FST_POOL_CONNECT_FAILED`; the client is then still to be closed */

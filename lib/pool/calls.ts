@@ -8,7 +8,7 @@ type Names<O> = { readonly [K in keyof O]-?: object }
 
 const acquire: Names<Options<'acquire'>> = { signal: {}, timeout: {}, holder: {}, holdTimeout: {}, role: {} }
 const use: Names<UseOptions> = { ...acquire, retry: {} }
-const evict: Names<Options<'evict'>> = { idle: {} }
+const evict: Names<Options<'evict'>> = { idle: {}, used: {} }
 const resize: Names<Options<'resize'>> = { min: {}, max: {} }
 const close: Names<Options<'close'>> = { timeout: {} }
 const calls = { acquire, use, evict, resize, close } satisfies Record<string, Properties>

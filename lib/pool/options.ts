@@ -71,6 +71,7 @@ export const engineProperties = {
     default: {},
   },
   overload: { type: 'boolean', default: true },
+  allowExitOnIdle: { type: 'boolean', default: true },
   reset: { enum: ['session', 'transaction', 'none'], default: 'session' },
 } as const
 

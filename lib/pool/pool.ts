@@ -114,7 +114,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     await this.#engine.open()
   }
 
-  evict (options?: { idle?: boolean }): void {
+  evict (options?: { idle?: boolean, used?: boolean }): void {
     checkNames('evict', options)
     this.#engine.evict(options)
   }

@@ -39,6 +39,8 @@ const variable = (name: string, other: string | number): Trace<Connection> => ({
   seen: async (connection) => await value(connection, `SELECT @@SESSION.${name}`) === other,
 })
 
+const asItIs = (_field: unknown, next: () => unknown) => next()
+
 const traces: Array<Trace<Connection>> = [
   variable('sql_mode', 'ANSI_QUOTES'),
   variable('time_zone', '+09:00'),
@@ -114,6 +116,11 @@ const traces: Array<Trace<Connection>> = [
     name: 'SET ROLE',
     leave: (connection) => connection.query(`SET ROLE ${ours}_role`),
     seen: async (connection) => await value(connection, 'SELECT CURRENT_ROLE()') !== null,
+  },
+  {
+    name: 'another typeCast',
+    leave: (connection) => { connection.config.typeCast = asItIs },
+    seen: (connection) => connection.config.typeCast === asItIs,
   },
   {
     name: 'a listener',

@@ -34,6 +34,10 @@ t.teardown(() => admin.query(`DROP PROCEDURE ${ours}_commits; DROP FUNCTION ${ou
 t.teardown(() =>
   admin.query(`DROP TABLE ${ours}_lines, ${ours}_skew; DROP SEQUENCE ${ours}_sequence; DROP ROLE ${ours}_role`))
 
+await admin.query('SELECT setseed(0.42)')
+/** The first number after that seed. */
+const seeded = await value(admin, 'SELECT round(random()::numeric, 12)::text')
+
 const traces: Array<Trace<Client>> = [
   setting('statement_timeout', '12345ms'),
   setting('lock_timeout', '23456ms'),
@@ -105,6 +109,19 @@ const traces: Array<Trace<Client>> = [
     name: 'a type parser',
     leave: (connection) => connection.setTypeParser(23, () => 'mine'),
     seen: async (connection) => await value(connection, 'SELECT 7') === 'mine',
+  },
+  {
+    name: 'binary results',
+    leave: (connection) => { Object.assign(connection, { binary: true }) },
+    seen: (connection) => Reflect.get(connection, 'binary') === true,
+  },
+  {
+    name: 'the seed of random()',
+    stays: 'no statement of PostgreSQL brings the old one back',
+    leave: (connection) => connection.query('SELECT setseed(0.42)'),
+    seen: async (connection) => await value(connection, 'SELECT round(random()::numeric, 12)::text') === seeded,
+    fleeting: true,
+    alone: 'looking for it takes the next number',
   },
   {
     name: 'a statement that the driver named',

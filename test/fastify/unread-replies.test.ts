@@ -124,25 +124,115 @@ t.test('a large reply that nobody reads keeps its connection no longer than repl
   t.same(stage.witness.destroyed, [], 'the handler was done')
 })
 
-t.test('a reply that a later hook makes a stream of (compression) keeps its connection no longer either', async (t) => {
+for (const when of ['before', 'routes'] as const) {
+  for (const sent of ['returned', 'sent', 'thrown']) {
+    const how = `${sent}, in a hook ${when === 'before' ? 'before' : 'behind'} ours`
+
+    t.test(`a reply that a hook makes a stream of (compression) keeps its connection no longer either: ${how}`, async (t) => {
+      const compress = (app: FastifyInstance) => {
+        app.addHook('onSend', async (_request, reply, payload) => {
+          reply.header('content-encoding', 'gzip')
+          return Readable.from([payload]).pipe(createGzip({ level: 0 }))
+        })
+      }
+      const stage = await Stage.set(t, {
+        plugin: { replyGrace: 30 },
+        before: (app) => { if (when === 'before') compress(app) },
+        routes: (app) => {
+          if (when === 'routes') compress(app)
+          app.setErrorHandler(() => 'x'.repeat(30e6))
+          app.get('/', async (request, reply) => {
+            say(request, 'read')
+            if (sent === 'thrown') throw new Error('no')
+            if (sent === 'returned') return 'x'.repeat(30e6)
+            reply.send('x'.repeat(30e6))
+            return reply
+          })
+        },
+      })
+      const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
+      await event(stage.pool, 'release')
+      const { reply } = await stage.arrived('A')
+      t.equal(reply.raw.writableEnded, false)
+      slow.leave()
+      await stage.over('A')
+      await stage.settled(t)
+      t.same(stage.witness.destroyed, [], 'the handler was done')
+    })
+  }
+}
+
+t.test('a transaction is committed before a reply that an earlier hook has made a stream of', async (t) => {
+  const connector = new FakeConnector()
+  connector.outcomes.commit = 'error'
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.addHook('onSend', async (_request, _reply, payload) => Readable.from([payload]))
+  await app.register(fastifyPool, { connector, lease: { transaction: true } })
+  app.get('/', async (request) => {
+    t.ok((request as unknown as { db: unknown }).db)
+    return 'well'
+  })
+  const { statusCode } = await app.inject('/')
+  t.equal(statusCode, 500, 'the commit has failed')
+  t.strictSame(connector.asked, ['begin #1', 'commit #1', 'rollback #1'])
+})
+
+for (const server of [{}, http2]) {
+  for (const used of [false, true]) {
+    const how = `${server === http2 ? 'HTTP/2' : 'HTTP/1'}, ${used ? 'used' : 'unused'}`
+
+    t.test(`a hijacked reply that nobody reads keeps its connection no longer either: ${how}`, async (t) => {
+      const stage = await Stage.set(t, {
+        server,
+        plugin: { replyGrace: 30 },
+        routes: (app) => {
+          app.get('/', async (request, reply) => {
+            if (used) say(request, 'read')
+            reply.hijack()
+            reply.raw.end('x'.repeat(30e6))
+          })
+          app.get('/other', async (request) => { say(request, 'read'); return 'well' })
+        },
+      })
+      if (server === http2) {
+        const session = await mute(t, stage.port)
+        await headersOf(ask(session, 'A', '/'))
+        t.same(await other(t, stage.port), { status: 200, body: 'well' })
+        session.destroy()
+      } else {
+        const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
+        await event(stage.pool, 'release')
+        t.equal((await stage.client().get('/other', { id: 'B' })).body, 'well')
+        slow.leave()
+      }
+      await stage.settled(t)
+      t.same(stage.witness.destroyed, [])
+    })
+  }
+}
+
+t.test('a hijacked reply without end keeps a connection that is read behind its headers, and no other', async (t) => {
   const stage = await Stage.set(t, {
+    pool: { max: 2 },
     plugin: { replyGrace: 30 },
     routes: (app) => {
-      app.addHook('onSend', async (_request, reply, payload) => {
-        reply.header('content-encoding', 'gzip')
-        return Readable.from([payload]).pipe(createGzip({ level: 0 }))
+      app.get('/events', async (request, reply) => {
+        reply.hijack()
+        reply.raw.write('hello')
+        if (request.id === 'A') say(request, 'read')
       })
-      app.get('/', async (request) => { say(request, 'read'); return 'x'.repeat(30e6) })
     },
   })
-  const slow = stage.client({ reading: false }).send('GET', '/', { id: 'A' })
+  const clients = ['A', 'B'].map((id) => stage.client().send('GET', '/events', { id }))
   await event(stage.pool, 'release')
-  const { reply } = await stage.arrived('A')
-  t.equal(reply.raw.writableEnded, false)
-  slow.leave()
-  await stage.over('A')
+  const late = alarm(200)
+  await until(() => late.rang)
+  t.same(stage.pool.holders().map(({ holder }) => (holder as { id: string }).id), ['A'])
+  const { request } = await stage.arrived('B')
+  t.throws(() => on(request), { code: 'FST_POOL_LEASE_RELEASED', message: /await request.acquire/ })
+  for (const client of clients) client.leave()
   await stage.settled(t)
-  t.same(stage.witness.destroyed, [], 'the handler was done')
 })
 
 t.test('until then it keeps it, and gives it back when the client has left', async (t) => {

@@ -20,7 +20,7 @@ t.test('a call with an option that it does not know is refused, and does nothing
       const refuses = async (given: object | null, message: RegExp) => {
         await t.rejects(async () => { await call(given as never) }, { code: 'FST_POOL_BAD_OPTIONS', message })
       }
-      await refuses({ foo: 1 }, new RegExp(`^unknown option ${name}\\.foo: expected `))
+      await refuses({ foo: 1 }, new RegExp(`^unknown option ${name}\\.foo`))
       await refuses(null, new RegExp(`^option ${name} is null: expected an object$`))
       await refuses(Object.create({ foo: 1 }), /unknown option/)
     }

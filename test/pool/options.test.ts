@@ -112,6 +112,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   backoff: { takes: ['object'], expected: 'an object' },
   circuit: { takes: ['false', 'object'], expected: 'false or an object' },
   overload: { takes: ['true', 'false'], expected: 'true or false' },
+  allowExitOnIdle: { takes: ['true', 'false'], expected: 'true or false' },
   reset: { takes: [], expected: "'session', 'transaction' or 'none'" },
   onConnect: hook,
   onAcquire: hook,
@@ -200,6 +201,7 @@ const defaults = {
   backoff: { min: 50, max: 1000 },
   circuit: { failures: 5, rate: 0.5, sample: 20, after: 1000, openFor: 500 },
   overload: true,
+  allowExitOnIdle: true,
   reset: 'session',
 }
 /** What only a pool over several servers uses. */

@@ -33,8 +33,10 @@ export type Outcome =
   | 'hang'
   /** Ignores its signal, and answers when its deadline has passed. */
   | 'late'
-  /** `validate`: not valid. `create`: delivers a connection that is broken already. */
+  /** `validate`: not valid. `create`: delivers a connection that is broken already. `onAcquire`: a promise of false. */
   | 'no'
+  /** `onAcquire`: false. */
+  | 'refuse'
 
 type HookName = 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 type Phase = 'begin' | 'savepoint' | 'commit' | 'rollback'
@@ -68,7 +70,7 @@ export type Action =
   | { readonly do: 'transact' | 'hold' | 'nest', readonly which: number, readonly retry: number, readonly commitTimeout: number | undefined }
   /** Ends the function of an open one, or one that is held. */
   | { readonly do: 'conclude', readonly which: number, readonly how: 'ok' | 'error' }
-  | { readonly do: 'evict', readonly idle: boolean }
+  | { readonly do: 'evict', readonly idle: boolean, readonly used: boolean }
   | { readonly do: 'resize', readonly min: number | undefined, readonly max: number | undefined }
   | { readonly do: 'tryAcquire' | 'suspend' | 'resume' | 'open' | 'drain' | 'health' | 'driver' }
   | { readonly do: 'close', readonly timeout: number | undefined }
@@ -132,7 +134,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   often(6, fc.record({ do: just('answer'), which, how: just('ok', 'ok', 'error') })),
   often(8, fc.record({ do: just('advance'), ms: fc.constantFrom(1, 5, 20, 50, 100, 200, 500, 1000, 3500) })),
   often(1, fc.record({ do: just('stall'), ms: fc.constantFrom(5, 30, 200, 1500, 4000) })),
-  often(1, fc.record({ do: just('evict'), idle: fc.boolean() })),
+  often(1, fc.record({ do: just('evict'), idle: fc.boolean(), used: fc.constantFrom(false, false, true) })),
   often(1, fc.record({
     do: just('resize'), min: fc.constantFrom(undefined, 0, 1, 2, 3), max: fc.constantFrom(undefined, 1, 2, 3, 4),
   })),
@@ -194,7 +196,7 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     commit: outcomesOf('error', 'throw', 'deaf', 'deaf', 'hang', 'late')('ok'),
     rollback: outcomesOf('error', 'throw', 'deaf', 'late')('ok'),
     onConnect: hookOutcomes,
-    onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw')('sync', 'ok'),
+    onAcquire: outcomesOf('deaf', 'deaf', 'deaf', 'late', 'error', 'throw', 'no', 'refuse')('sync', 'ok'),
     onRelease: hookOutcomes,
     onDisconnect: hookOutcomes,
   }),
@@ -221,8 +223,11 @@ interface Call {
   readonly method: Method
   readonly conn: Conn | undefined
   readonly signal: AbortSignal | undefined
-  readonly since: number
+  /** For a validation: since it began, or since the event loop last went on. */
+  since: number
   deadline: number
+  /** The event loop stood still meanwhile. */
+  stalled: boolean
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
@@ -250,6 +255,8 @@ class Conn {
   die: ((error?: Error) => void) | undefined
   /** A method or hook of it is under way. */
   busy: Call | undefined
+  /** A validation whose signal aborted before it was answered. */
+  unanswered: Call | undefined
   /** The deadline of a `create` that was answered after it. */
   late = false
   /** `onConnect` has run. */
@@ -263,6 +270,8 @@ class Conn {
   /** When it was last seen alive. */
   aliveAt = 0
   validated = false
+  /** Since that batch it must answer before it is lent, since another one was silent. */
+  suspectIn = Infinity
   idleSince: number | undefined
   surplusSince: number | undefined
   /** Whose traces are on it. */
@@ -272,6 +281,8 @@ class Conn {
   /** Since when it is being cleaned. */
   cleaning: number | undefined
   invalid = false
+  /** It was evicted, whoever had it. */
+  interrupted = false
   /** Something else on it failed. */
   wronged = false
   /** It was idle when those were evicted. */
@@ -548,6 +559,12 @@ class World {
 
   /** Counts the rests. What happened in an earlier batch, everybody knows. */
   #batch = 0
+  /** The batch in which leases were interrupted last. */
+  #interruptedIn = -1
+  /** When `onAcquire` refused a new connection last. */
+  #refusedAt = -Infinity
+  /** When the latest validation that ended in silence began. */
+  #silentSince = -Infinity
   /** Nothing was done since the last rest: what is known of idle connections is so. */
   #rested = true
   #generationBefore = 0
@@ -682,11 +699,16 @@ class World {
         return this.#pick([...this.#runs].filter(({ conclude }) => conclude !== undefined),
           action.which)?.conclude!(action.how)
       case 'evict':
-        if (!action.idle) {
+        if (action.used) this.#interruptedIn = this.#batch
+        if (action.used) for (const { conn } of this.#held) conn.lost = true
+        if (action.used) for (const conn of this.#conns) conn.interrupted = true
+        if (!action.idle || action.used) {
           this.#generation++
           // A long pause ends.
           this.#lastFailure = this.#failedAt = -Infinity
           this.#answer = undefined
+          // One that has just failed, and whose listener evicts, was counted by the pool.
+          if (this.#reactedIn === this.#batch) this.#failingSince = Math.min(this.#failingSince, this.#clock.now())
           // What is being created is stale too, and whether it fails says nothing about the next one.
           for (const { create, made } of this.#conns) create.unwanted ||= !made
           for (const call of [...this.#calls, ...this.#failing]) {
@@ -698,7 +720,7 @@ class World {
           if (conn.idleSince !== undefined && conn.busy === undefined &&
           !conn.validated) conn.evicted = true
         }
-        return pool.evict({ idle: action.idle })
+        return pool.evict({ idle: action.idle, used: action.used })
       case 'resize':
         return this.#resize(action.min, action.max)
       case 'suspend':
@@ -763,6 +785,8 @@ class World {
         ? conn!.create.since
         : conn?.cleaning ?? level?.run?.concludedAt ?? call.since
       call.deadline += granted(since)
+      call.stalled ||= late >= 100
+      if (method === 'validate') call.since = late < 100 ? call.since + granted(call.since) : now
     }
     for (const conn of this.#conns) {
       if (!conn.made && !conn.create.failed) conn.create.deadline += granted(conn.create.since)
@@ -929,7 +953,7 @@ class World {
     // Who had a connection prepared for it has had its turn before.
     if (ask?.awayAtRest !== true) this.#latestServed = Math.max(this.#latestServed, n)
     if (lease.ended) {
-      if (this.#close === undefined) this.#violate(`the lease of ${holder} had ended when it came`)
+      if (this.#close === undefined && this.#interruptedIn !== this.#batch) this.#violate(`the lease of ${holder} had ended when it came`)
       return
     }
     const conn = lease.connection
@@ -952,6 +976,7 @@ class World {
     }
     if (this.#close !== undefined && this.#close.resolved) this.#violate('a closed pool lent a connection')
     if (conn.open.length > 0) this.#violate(`connection ${conn.id} was lent to ${holder} with an open transaction`)
+    if (conn.suspectIn < this.#batch) this.#violate(`connection ${conn.id} was suspect, and then lent to ${holder}`)
     if (this.#plan.can.obstacle && conn.clearIn < this.#batch && ask?.prepared !== true) {
       this.#violate(`connection ${conn.id} was lent to ${holder}, and something is in the way, or was not asked for`)
     }
@@ -1014,8 +1039,9 @@ class World {
     if (this.#isOwn(error)) return
     if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
-    if (ask.kind === 'use' && error.code === 'FST_POOL_LEASE_RELEASED' && this.#close !== undefined) {
-      // It was served, and close() came to its deadline before the function could be called.
+    const isTaken = this.#close !== undefined || this.#interruptedIn === this.#batch
+    if (ask.kind === 'use' && error.code === 'FST_POOL_LEASE_RELEASED' && isTaken) {
+      // It was served, and close() came to its deadline, or evict() came, before the function could be called.
       this.#leases++
       return
     }
@@ -1442,7 +1468,7 @@ class World {
     return {
       system: 'simulation',
       create: (signal) => this.#create(signal),
-      destroy: (conn, reason) => this.#destroy(conn, reason),
+      destroy: (conn, reason, signal) => this.#destroy(conn, reason, signal!),
       ...(can.permanent && { isPermanent: (error: unknown) => this.#isOwn(error) }),
       ...(can.validate && { validate: (conn: Conn, signal: AbortSignal) => this.#validate(conn, signal) }),
       ...(can.isBroken && { isBroken: (conn: Conn) => this.#isBroken(conn) }),
@@ -1540,8 +1566,9 @@ class World {
 
   /** How many connections count against `max`. */
   #counting (now: number): number {
-    return [...this.#conns].filter(({ late, destroying }) => !late &&
-      (destroying === undefined || destroying.deadline > now)).length
+    // Whoever was silent counts no more, also before the connector is told.
+    return [...this.#conns].filter(({ late, destroying, unanswered }) => !late &&
+      (destroying === undefined ? unanswered === undefined : destroying.deadline > now)).length
   }
 
   #checkCreate (now: number): void {
@@ -1555,8 +1582,8 @@ class World {
     const live = creating.length + this.#counting(now)
     if (live >= this.#max) this.#violate(`a create, and there are ${live} of at most ${this.#max}`)
     const late = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline < now).length +
-      [...this.#conns].filter((conn) => conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now))
-        .length
+      [...this.#conns].filter((conn) => !this.#isForgotten(conn, now) &&
+        (conn.late || (conn.destroying !== undefined && conn.destroying.deadline < now))).length
     if (late >=
       this.#max) this.#violate(`a create, and there are ${late} late ones, and at most ${this.#max} connections`)
     const { maxConnecting = Infinity, backoff } = this.#options
@@ -1596,7 +1623,7 @@ class World {
       : Math.max(most, Math.min(target, this.#max)), this.#min)
   }
 
-  #destroy (conn: Conn, reason: DestroyReason): Promise<void> | void {
+  #destroy (conn: Conn, reason: DestroyReason, signal: AbortSignal): Promise<void> | void {
     this.#foreign('destroy')
     const now = this.#clock.now()
     const { busy } = conn
@@ -1616,11 +1643,11 @@ class World {
     if (busy !== undefined) {
       // Who ends a lease, or gives back what is broken, ends what its transaction did just then.
       const broken = conn.broken || conn.isBrokenThrows
-      const ended = isPhase(busy.method) &&
+      const ended = conn.interrupted || this.#isDoubted(busy) || (isPhase(busy.method) &&
         (conn.ending === 'release' && reason !== 'overdue'
           ? broken
           : conn.ending !== undefined || reason === 'overdue' ||
-          conn.open.some((level) => this.#isOverdue(level)))
+          conn.open.some((level) => this.#isOverdue(level))))
       if (now < busy.deadline && !forced &&
         !ended) this.#violate(`connection ${conn.id} was destroyed while its ${busy.method} was under way`)
       if (busy.signal?.aborted === false) {
@@ -1651,7 +1678,25 @@ class World {
       if (outcome === 'throw') throw this.#failure('destroy')
       return
     }
-    return this.#call('destroy', outcome, { conn, deadline: now + this.#options.destroyTimeout }, gone)
+    // Whoever was silent is not waited for.
+    const silent = reason === 'invalid' && conn.unanswered !== undefined
+    const isOverdue = silent && now >= conn.unanswered!.deadline && !conn.unanswered!.stalled
+    if (isOverdue && !conn.broken && !conn.isBrokenThrows) {
+      this.#silentSince = Math.max(this.#silentSince, conn.unanswered!.since)
+    }
+    if (signal.aborted !== silent && !conn.late) this.#violate(`a destroy whose signal has ${silent ? 'not ' : ''}aborted`)
+    const deadline = silent ? now : now + this.#options.destroyTimeout
+    return this.#call('destroy', outcome, { conn, signal, deadline }, gone)
+  }
+
+  /** Callers do not rely on a validation any more. */
+  #isDoubted ({ method, since }: Call): boolean {
+    return method === 'validate' && this.#clock.now() - since >= 100
+  }
+
+  /** A destroy that takes so long does not count as late any more. */
+  #isForgotten ({ destroying }: Conn, now: number): boolean {
+    return destroying !== undefined && now >= destroying.deadline + 60_000
   }
 
   #maySay (reason: DestroyReason, conn: Conn, now: number): boolean {
@@ -1661,7 +1706,8 @@ class World {
       case 'idle': return idleTimeout > 0 || this.#resized
       case 'lifetime': return maxLifetime > 0 && now - conn.madeAt >= 0.9 * maxLifetime - 1
       case 'uses': return maxUses > 0 && conn.loans >= maxUses
-      case 'invalid': return conn.invalid || (overdue && conn.busy?.method === 'validate')
+      case 'invalid':
+        return conn.invalid || conn.unanswered !== undefined || (conn.busy?.method === 'validate' && (overdue || this.#isDoubted(conn.busy)))
       case 'stale': return conn.create.generation < this.#generation || this.#evictedIn === this.#batch
       case 'error': return conn.wronged || conn.lost || conn.broken || conn.isBrokenThrows || overdue ||
         now >= conn.preparedUntil
@@ -1690,6 +1736,7 @@ class World {
     return this.#call('validate', outcome, { conn, signal, deadline: this.#clock.now() + this.#options.validateTimeout }, (how) => {
       const valid = how === 'ok' && outcome !== 'no'
       if (valid) conn.aliveAt = this.#clock.now()
+      if (valid) conn.suspectIn = Infinity
       if (valid) conn.validated = true
       else conn.invalid = true
       return valid
@@ -1701,7 +1748,9 @@ class World {
     // At the end of a lease, also while its transaction begins or ends; and where a commit rejects that does not tell
     // whether it is in doubt.
     const refused = !this.#plan.can.inDoubt && conn.refusedIn === this.#batch
-    if (!refused && (conn.busy === undefined || !isPhase(conn.busy.method))) {
+    // A validation past its deadline is only silence where the driver does not know of the connection's end.
+    const silent = conn.busy?.method === 'validate' && this.#clock.now() >= conn.busy.deadline
+    if (!refused && !silent && (conn.busy === undefined || !isPhase(conn.busy.method))) {
       this.#mustBeFree(conn,
         'asked whether it is broken')
     }
@@ -1758,6 +1807,10 @@ class World {
     }
     return this.#call('reset', outcome, { conn, signal, deadline: conn.cleaning + this.#options.resetTimeout }, (how) => {
       clean(how)
+      if (how === 'ok') {
+        conn.aliveAt = this.#clock.now()
+        conn.suspectIn = Infinity
+      }
       conn.bare = true
     })
   }
@@ -1810,7 +1863,7 @@ class World {
       // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection,
       // and its caller waits.
       const fast = holder === this.#mayBeFast && !this.#hookWaits
-      const waits = outcome !== 'sync' && outcome !== 'throw'
+      const waits = outcome !== 'sync' && outcome !== 'throw' && outcome !== 'refuse'
       this.#hookWaits ||= waits
       const ask = [...this.#asks].find((one) => one.holder === holder)
       if (!fast && ask === undefined) this.#violate(`onAcquire was told of ${String(holder)}, who does not wait`)
@@ -1824,7 +1877,13 @@ class World {
       conn.preparedUntil = fast ? Infinity : deadline
       conn.dirty = holder
     }
-    const done = (how: 'ok' | 'error') => {
+    const done = (how: 'ok' | 'error'): unknown => {
+      if (outcome === 'no' || outcome === 'refuse') {
+        conn.invalid = true
+        // Where it is new, the next create waits, as behind a failure.
+        if (conn.loans === 0) this.#refusedAt = now
+        return false
+      }
       if (how === 'error' && name !== 'onDisconnect') conn.wronged = true
       if (name !== 'onConnect') return
       conn.cameIn = this.#batch
@@ -1835,7 +1894,7 @@ class World {
       if (!conn.made) this.#make(conn, outcome === 'sync' ? 1 : 2)
       conn.bare = false
     }
-    if (outcome === 'sync') return done('ok')
+    if (outcome === 'sync' || outcome === 'refuse') return done('ok')
     if (outcome === 'throw') {
       done('error')
       throw this.#failure(name)
@@ -1879,6 +1938,7 @@ class World {
         signal,
         since: this.#clock.now(),
         deadline,
+        stalled: false,
         outcome,
         holder,
         generation: this.#generation,
@@ -1905,6 +1965,7 @@ class World {
       else if (conn !== undefined && method !== 'onDisconnect') conn.busy = call
       signal?.addEventListener('abort', () => {
         call.unwanted ||= this.#clock.now() < call.deadline
+        if (method === 'validate') conn!.unanswered = call
         if (outcome === 'slow' || outcome === 'hang') call.answer('error')
       })
       if (outcome === 'ok' || outcome === 'no') call.answer('ok')
@@ -1954,7 +2015,7 @@ class World {
       case 'tryAcquire': return { do: 'tryAcquire' }
       case 'release': return { do: 'release', which: 0 }
       case 'destroy': return { do: 'destroy', which: 0 }
-      case 'evict': return { do: 'evict', idle: false }
+      case 'evict': return { do: 'evict', idle: false, used: false }
       case 'resize': return { do: 'resize', min: undefined, max: 1 + this.#budget % 4 }
       case 'stats': return { do: 'health' }
       case 'abort': return { do: 'abort', which: this.#budget }
@@ -1987,6 +2048,7 @@ class World {
     this.#checkHeld(stats)
     this.#checkAsks(stats)
     this.#checkBooks(stats)
+    this.#checkSuspects()
     this.#checkDeadlines()
     this.#checkOpeners(stats)
     this.#checkTimers()
@@ -2136,8 +2198,12 @@ class World {
     let closing = 0
     let late = 0
     let validating = 0
-    for (const { method, conn, deadline, unwanted } of this.#calls) {
+    let doubted = 0
+    for (const call of this.#calls) {
+      const { method, conn, deadline, unwanted } = call
       if (method === 'validate' && conn!.destroyedFor === undefined) validating++
+      // A tick later at the latest.
+      if (method === 'validate' && conn!.destroyedFor === undefined && now - call.since > 101) doubted++
       if (method !== 'create') continue
       if (closed || deadline <= now) late++
       else creating++
@@ -2146,6 +2212,7 @@ class World {
     const ids = new Set<number>()
     for (const conn of this.#conns) {
       if (conn.destroyedFor !== undefined) {
+        if (this.#isForgotten(conn, now) && !closed) continue
         if (conn.late || closed || conn.destroying!.deadline <= now) late++
         else closing++
         continue
@@ -2171,7 +2238,7 @@ class World {
     if (stats.wait.count !== stats.acquired || stats.create.count !== stats.created) {
       this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
     }
-    if (late > 8) this.#violate(`${late} are late`)
+    if (late > 12) this.#violate(`${late} are late`)
     for (const id of ids) {
       if (!closed &&
       !this.#connected.has(id)) this.#violate(`connection ${id} is there without an event connect`)
@@ -2182,7 +2249,26 @@ class World {
     const there = idle.length + used + wanted
     this.#checkIdle(idle, there)
     this.#checkSupply(stats,
-      { idle: idle.length, there, total: creating + idle.length + used + closing, creating, wanted, late, validating })
+      {
+        idle: idle.length,
+        there,
+        total: creating + idle.length + used + closing,
+        creating,
+        wanted,
+        late,
+        validating,
+        doubted,
+      })
+  }
+
+  /** After a silence, whoever was not seen alive since is suspect. */
+  #checkSuspects (): void {
+    for (const conn of this.#conns) {
+      if (!conn.made || conn.destroyedFor !== undefined || conn.aliveAt >= this.#silentSince) continue
+      // A reset that waits for the server is an answer, too.
+      if (conn.busy === undefined || conn.busy.method === 'onAcquire') conn.suspectIn = Math.min(conn.suspectIn, this.#batch)
+      if (conn.busy === undefined && conn.lease?.live !== true) this.#violate(`connection ${conn.id} is suspect, and idle`)
+    }
   }
 
   #checkIdle (idle: readonly Conn[], there: number): void {
@@ -2218,7 +2304,7 @@ class World {
   /** Whoever waits is brought whatever there is, and what there may be, where it pays. */
   #checkSupply (
     { pending, createErrors, circuit }: PoolStats,
-    { idle, there, total, creating, wanted, late, validating }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating', number>>
+    { idle, there, total, creating, wanted, late, validating, doubted }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating' | 'doubted', number>>
   ): void {
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
     const offered = [...this.#offered].filter(({ live, lease }) => live && !lease.ended)
@@ -2240,8 +2326,12 @@ class World {
     const overdue = [...this.#asks].filter(({ since, awayAtRest }) =>
       !awayAtRest && this.#clock.now() > Math.max(since, this.#stoodUntil) + this.#slowest + 2).length
     const claiming = there === wanted ? pending : overdue
-    const missing = Math.max(hindered ? 0 : claiming - validating - wanted, this.#started ? this.#target() - there : 0)
-    const mayCreate = Math.min(missing, this.#max - total, maxConnecting - creating)
+    // Beside a validation that takes long a create begins, and at `max` the connection is given up for it.
+    const given = idle === 0 ? doubted : 0
+    const lacking = hindered ? 0 : claiming - (validating - given) - wanted
+    const missing = Math.max(lacking, this.#started ? this.#target() - there : 0)
+    const room = this.#max - total + (lacking > 0 ? given : 0)
+    const mayCreate = Math.min(missing, room, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
     // A server that answers, and refuses us: for good, or beside connections that work, since it allows no more. Then
     // the pauses are longer, and beside such connections nothing is tried while nobody waits.
@@ -2250,8 +2340,8 @@ class World {
     const isFull = answer !== undefined && !isRefused && there > wanted
     const isPatient = isFull || isRefused
     const longest = isPatient ? 30_000 : Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor)
-    const failing = createErrors > 0 &&
-      (this.#clock.now() <= this.#lastTrouble + longest + 1 || (isFull && pending === 0))
+    const lastTrouble = createErrors > 0 ? Math.max(this.#lastTrouble, this.#refusedAt) : this.#refusedAt
+    const failing = this.#clock.now() <= lastTrouble + longest + 1 || (isFull && pending === 0)
     const probing = circuit === 'half-open' && creating > 0
     if (isRefused && there === 0 && pending > 0) {
       this.#violate(`${pending} wait, and the server refuses us for good`)

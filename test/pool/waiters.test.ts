@@ -1,5 +1,5 @@
 import t from 'tap'
-import { Waiter, Waiters } from '../../lib/engine/line.js'
+import { Returned, Waiter, Waiters } from '../../lib/engine/line.js'
 
 const waiter = (deadline = 1000) => new Waiter<object>(undefined, 0, deadline, () => {})
 
@@ -155,5 +155,33 @@ t.test('one who is put back stands at the head of the line, whatever its deadlin
     t.same(swept, deadlines.length === 0 ? [] : [500], 'nobody behind it is overlooked')
     t.equal(rest(waiters)[0], back)
   }
+  t.end()
+})
+
+t.test('one who comes back stands behind those who came before, and in front of all others', (t) => {
+  const came = (since: number) => new Waiter<object>(undefined, since, since + 1000, () => {})
+  const back = (place: number, now: number) => new Returned<object>(place, undefined, now, now + 1000, () => {})
+  const waiters = new Waiters<object>()
+  const [first, second, third] = [came(10), came(20), came(30)]
+  waiters.insert(back(5, 30))
+  waiters.remove(waiters.first()!)
+  for (const one of [first, second, third]) waiters.add(one!)
+  const [older, younger, oldest, youngest] = [back(15, 40), back(17, 41), back(1, 42), back(35, 43)]
+  // One who came back sooner, and had come later, stands behind.
+  for (const one of [younger, older, oldest, youngest]) waiters.insert(one!)
+  const last = came(44)
+  waiters.add(last)
+  t.equal(waiters.size, 8)
+
+  const expired: Array<Waiter<object>> = []
+  const next = waiters.sweep(1025, (one) => {
+    waiters.remove(one)
+    expired.push(one)
+  })
+  t.ok(expired.length === 2 && expired[0] === first && expired[1] === second, 'a deadline is no place')
+  t.equal(next, 1030)
+  const expected = [oldest, older, younger, third, youngest, last]
+  const line = rest(waiters)
+  t.ok(line.length === expected.length && line.every((one, index) => one === expected[index]))
   t.end()
 })

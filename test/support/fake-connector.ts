@@ -180,7 +180,7 @@ export class FakeConnector implements Connector<FakeConnection> {
     return this.#answer('create', this.outcomes.create, made, { signal, failed })
   }
 
-  destroy (connection: FakeConnection, reason: DestroyReason): Promise<void> | void {
+  destroy (connection: FakeConnection, reason: DestroyReason, _signal?: AbortSignal): Promise<void> | void {
     if (connection.state === 'destroyed') this.violations.push(`connection ${connection.id} was destroyed twice`)
     connection.state = 'destroyed'
     connection.reason = reason

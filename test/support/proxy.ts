@@ -24,6 +24,8 @@ export interface FaultProxy {
    * packet does not get through either. 'answer': it does, and the answer to it does not.
    */
   loseFrom (text: string, what: 'command' | 'answer'): void
+  /** The connections that are open are a black hole, for good: a NAT that has forgotten them. New ones work. */
+  forget (): void
   /** New connections are accepted and never hear a thing. Open ones go on. */
   silence (): void
   /** New connections get a RST. Open ones go on. */
@@ -72,6 +74,8 @@ class Proxy implements FaultProxy {
   #lose: { readonly text: string, readonly what: 'command' | 'answer' } | undefined
   /** Connections that are a black hole, each by itself. */
   #lost = new WeakSet<Socket>()
+  /** Connections that hear nothing any more, not even their end. */
+  readonly #forgotten = new WeakSet<Socket>()
   #onConnect: 'pass' | 'silence' | 'reset' = 'pass'
   #bytesLeft = Infinity
 
@@ -82,6 +86,7 @@ class Proxy implements FaultProxy {
   latency (ms: number): void { this.#latency = ms }
   blackHole (): void { this.#swallow = true }
   loseFrom (text: string, what: 'command' | 'answer'): void { this.#lose = { text, what } }
+  forget (): void { for (const client of this.#links.keys()) this.#forgotten.add(client) }
   silence (): void { this.#onConnect = 'silence' }
   resetOnConnect (): void { this.#onConnect = 'reset' }
   cutAfter (bytes: number): void { this.#bytesLeft = bytes }
@@ -147,10 +152,12 @@ class Proxy implements FaultProxy {
     }
     const server = connect({ ...this.#target, allowHalfOpen: true, noDelay: true })
     this.#links.set(client, server)
-    server.on('error', () => { if (!this.#swallow) this.#reset(client) })
+    server.on('error', () => { if (!this.#swallow && !this.#forgotten.has(client)) this.#reset(client) })
     this.#pass(client, client, server, (data) => data)
     const toClient = this.#pass(client, server, client, (data) => this.#cut(client, data))
-    server.on('close', () => toClient(() => { if (!client.writableEnded && !this.#swallow) client.destroy() }))
+    server.on('close', () => toClient(() => {
+      if (!client.writableEnded && !this.#swallow && !this.#forgotten.has(client)) client.destroy()
+    }))
   }
 
   /** @returns runs a function after all that is under way in this direction */
@@ -167,7 +174,7 @@ class Proxy implements FaultProxy {
       this.#timers.add(timer)
     }
     from.on('data', (data: Buffer) => later(() => {
-      if (this.#swallow || this.#lost.has(client) || to.writableEnded) return
+      if (this.#swallow || this.#lost.has(client) || this.#forgotten.has(client) || to.writableEnded) return
       if (from === client && this.#lose !== undefined && data.includes(this.#lose.text)) {
         this.#lost.add(client)
         if (this.#lose.what === 'command') return
@@ -181,6 +188,7 @@ class Proxy implements FaultProxy {
       }
     }))
     from.on('end', () => later(() => {
+      if (this.#forgotten.has(client)) return
       if (this.#swallow) this.#endedUnheard.add(client)
       else if (!to.destroyed) to.end()
     }))

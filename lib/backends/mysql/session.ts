@@ -128,6 +128,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     if (this.#mode !== 'none') this.listeners.follow()
   }
 
+  override get socket (): Core['stream'] {
+    return this.core.stream
+  }
+
   override get broken (): boolean {
     return this.dead || !isOpen(this.core)
   }
@@ -193,6 +197,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     }
   }
 
+  protected override drop (): void {
+    this.core.stream.destroy()
+  }
+
   // --- Reset ---------------------------------------------------------------------------------------------------------
 
   /** undefined: there is nothing to undo. */
@@ -200,7 +208,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     if (this.#mode === 'none') return undefined
     this.listeners.restore()
     const { busy } = this.commands
-    if (!busy && this.#sent === this.#clean) return undefined
+    if (!busy && this.#sent === this.#clean) {
+      if (this.#mode === 'session' && !this.#asBefore) this.#restoreConfig()
+      return undefined
+    }
     if (this.#mode === 'session') return this.#undoAll()
     if (!busy && this.answer.idle) {
       this.#clean = this.#sent
@@ -232,13 +243,25 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
       }
     }
     // Undoes what the driver learned from SET NAMES, which the server has forgotten, and what a borrower wrote into it.
-    Object.assign(this.#config, this.#before)
+    this.#restoreConfig()
     this.core.clientEncoding = this.#encoding
     await this.#setNames()
     if (this.#suspect) await this.#restore()
     this.#suspect = false
     this.#onlyReads = false
     this.#cleaned(sent)
+  }
+
+  /** Whether the driver's configuration is as it was: a borrower may have set `typeCast`, say. */
+  get #asBefore (): boolean {
+    for (const name in this.#before) if (this.#config[name] !== this.#before[name]) return false
+    for (const name in this.#config) if (!(name in this.#before)) return false
+    return true
+  }
+
+  #restoreConfig (): void {
+    Object.assign(this.#config, this.#before)
+    for (const name of Object.keys(this.#config)) if (!(name in this.#before)) delete this.#config[name]
   }
 
   async #setNames (): Promise<void> {

@@ -57,7 +57,7 @@ const refused: RefusedKeys = new Map(Object.entries({
   idleTimeoutMillis: 'use the option idleTimeout',
   maxUses: 'use the option maxUses',
   maxLifetimeSeconds: 'use the option maxLifetime',
-  allowExitOnIdle: 'close the pool when the app ends',
+  allowExitOnIdle: 'use the option allowExitOnIdle',
   onConnect: 'use the option onConnect',
   verify: 'use the option onConnect',
   log: 'use the pool\'s events',
@@ -74,7 +74,6 @@ const beside = [
   'client_encoding', 'options', 'types', 'statement_timeout', 'query_timeout', 'lock_timeout',
   'idle_in_transaction_session_timeout', 'keepAlive', 'keepAliveInitialDelayMillis', 'binary', 'enableChannelBinding',
   'replication', 'stream', 'pipeline', 'connectionString', 'connectionTimeoutMillis', 'idleTimeoutMillis',
-  'allowExitOnIdle',
 ]
 
 /** Gives the configuration of the next connection. */

@@ -48,6 +48,8 @@ export class PostgresSession extends ServerSession<Client> {
   #mode: ResetMode = 'none'
   /** The stream's `bytesWritten` when the connection was clean last. */
   #mark = 0
+  /** Whether the driver asks for binary results, as it was configured. */
+  readonly #binary: unknown
   /** A borrower has called `setTypeParser`. */
   #typed = false
   /** A statement made by SQL PREPARE is out of date, and no reset of this mode removes it. */
@@ -67,6 +69,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.#inside = client as unknown as Inside
     this.#common = common
     this.base = base
+    this.#binary = this.#inside.binary
     const { connection: wire } = this.#inside
     this.#stream = this.#raw = wire.stream
     this.#raw.on('end', () => { this.#finished = true })
@@ -105,6 +108,10 @@ export class PostgresSession extends ServerSession<Client> {
       return set.apply(this.connection, args)
     }
     Object.defineProperty(this.connection, 'setTypeParser', { value, writable: true, configurable: true })
+  }
+
+  override get socket (): Socket {
+    return this.#stream
   }
 
   override get broken (): boolean {
@@ -151,7 +158,7 @@ export class PostgresSession extends ServerSession<Client> {
   /** Queues the reset behind what is still running. undefined: there is nothing to undo. */
   undo (): Promise<void> | undefined {
     if (this.#mode === 'session') {
-      const restored = this.listeners.changed || this.#typed
+      const restored = this.listeners.changed || this.#typed || this.#inside.binary !== this.#binary
       if (restored) this.#restoreObject()
       // `onConnect` may have added those listeners: a promise lets the pool run it again.
       if (this.idle && this.#stream.bytesWritten === this.#mark) return restored ? Promise.resolve() : undefined
@@ -188,6 +195,7 @@ export class PostgresSession extends ServerSession<Client> {
 
   #restoreObject (): void {
     this.listeners.restore()
+    this.#inside.binary = this.#binary
     if (!this.#typed) return
     const { _types: types } = this.#inside
     types.text = {}
@@ -265,6 +273,10 @@ export class PostgresSession extends ServerSession<Client> {
 
   onEnd (told: () => void): void {
     this.#told = told
+  }
+
+  protected override drop (): void {
+    this.cut()
   }
 
   /** Ends the connection at once. Whatever waits for an answer is rejected. */

@@ -50,6 +50,7 @@ export interface Inside {
   readonly ssl: unknown
   readonly sslNegotiation?: string
   readonly processID: number | null
+  binary: unknown
   readonly secretKey: number
   readonly readyForQuery: boolean | undefined
   readonly _ending: boolean

@@ -7,7 +7,7 @@ import { codeOf, takesNoWrites, unlessDenied } from './errors.js'
 import { inspect } from './inspect.js'
 import type { Site } from './options.js'
 import { healScripts } from './scripts.js'
-import { disconnected, drained, isBusy, sendOf, speaksResp3 } from './wire.js'
+import { cut, disconnected, drained, isBusy, sendOf, speaksResp3 } from './wire.js'
 
 /** Bits of `#left`: what a borrower left behind. */
 const multi = 1
@@ -70,6 +70,10 @@ export class RedisSession extends ServerSession<Redis> {
     if (mode === 'session') this.listeners.follow()
   }
 
+  override get socket (): Redis['stream'] {
+    return this.connection.stream
+  }
+
   /** Once it has ended it is dead for good, even if somebody connects it again. */
   override get broken (): boolean {
     return this.dead || this.connection.status !== 'ready' || !this.connection.stream.writable
@@ -120,6 +124,10 @@ export class RedisSession extends ServerSession<Redis> {
 
   protected override async close (): Promise<void> {
     await disconnected(this.connection)
+  }
+
+  protected override drop (): void {
+    cut(this.connection)
   }
 
   #failed (error: Error): void {

@@ -1,6 +1,6 @@
 import type { Activity, Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
 import { Listeners } from './listeners.js'
-import { unlessAborted } from './signal.js'
+import { cutAtAbort, unlessAborted } from './signal.js'
 
 /** What is undone when a connection is given back. */
 export type ResetMode = 'session' | 'transaction' | 'none'
@@ -25,6 +25,11 @@ export abstract class Session<C extends object> {
     Object.defineProperty(connection, sessionKey, { value: this })
   }
 
+  /** What keeps the process alive; undefined: nothing, or something that is not this connection's. */
+  get socket (): { ref? (): unknown, unref? (): unknown } | undefined {
+    return undefined
+  }
+
   /** Whether it is dead, or about to be. No I/O. */
   abstract get broken (): boolean
 
@@ -45,11 +50,21 @@ export abstract class Session<C extends object> {
     return this.broken
   }
 
-  /** Closes it, once. From here on its death is not reported any more. */
-  end (): Promise<void> | void {
-    if (!this.ending) {
-      this.ending = true
-      this.#ended = this.close()
+  /** Ends it at once, without waiting for the other side: `close` then resolves. */
+  protected drop (): void {}
+
+  /**
+   * Closes it, once. From here on its death is not reported any more.
+   *
+   * @param signal when it aborts, the other side is not waited for any more
+   */
+  end (signal?: AbortSignal): Promise<void> | void {
+    if (this.ending) return this.#ended
+    this.ending = true
+    const ended = this.close()
+    this.#ended = ended
+    if (ended !== undefined && signal !== undefined) {
+      this.#ended = cutAtAbort(signal, () => { this.drop() }, () => ended)
     }
     return this.#ended
   }
@@ -92,8 +107,8 @@ export abstract class SessionConnector<C extends object, S extends Session<C>> i
     return (await this.open(signal)).connection
   }
 
-  destroy (connection: C, _reason?: DestroyReason): Promise<void> | void {
-    return sessionOf<S>(connection).end()
+  destroy (connection: C, _reason?: DestroyReason, signal?: AbortSignal): Promise<void> | void {
+    return sessionOf<S>(connection).end(signal)
   }
 
   async validate (connection: C, signal: AbortSignal): Promise<boolean> {
@@ -107,6 +122,13 @@ export abstract class SessionConnector<C extends object, S extends Session<C>> i
 
   onDeath (connection: C, listener: (error?: Error) => void): void {
     sessionOf<S>(connection).onDeath(listener)
+  }
+
+  ref (connection: C, keepsAlive: boolean): void {
+    const { socket } = sessionOf<S>(connection)
+    // A stream that the app's own function has made may have neither.
+    if (keepsAlive) socket?.ref?.()
+    else socket?.unref?.()
   }
 
   describe (connection: C): Activity | undefined {

@@ -26,18 +26,14 @@ export class Leave implements AcquireSignal {
     this.reason = reason
     for (const listener of this.#listeners.splice(0)) listener()
   }
-}
 
-/** A signal that aborts with the first of several, until `stop` is called. */
-export function either (signals: readonly AcquireSignal[]): { readonly signal: AcquireSignal, stop (): void } {
-  const signal = new Leave()
-  const undos = signals.map((one) => {
-    const abort = () => { signal.abort(one.reason) }
-    if (one.aborted) abort()
-    else one.addEventListener('abort', abort)
-    return () => { one.removeEventListener('abort', abort) }
-  })
-  return { signal, stop: () => { for (const undo of undos) undo() } }
+  /** Aborts when another signal does, with its reason. Returns its own undo. */
+  follow (signal: AcquireSignal): () => void {
+    const abort = () => { this.abort(signal.reason) }
+    if (signal.aborted) abort()
+    else signal.addEventListener('abort', abort, { once: true })
+    return () => { signal.removeEventListener('abort', abort) }
+  }
 }
 
 /**

@@ -84,6 +84,13 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   readonly #end = () => { this.end() }
   #leaveQueue: (() => void) | undefined
   #lingers = false
+  /** `reply.send` tells what it is given. */
+  #watches = false
+  /**
+   * The handler replied with something that is no stream. An `onSend` hook that comes before ours may have made one of
+   * it since (compression); it reads from no connection.
+   */
+  #sentWhole = false
   #lookTimer: NodeJS.Timeout | undefined
 
   private constructor (request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces) {
@@ -93,6 +100,12 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     this.#reply = request[kGiven] ?? none
     if (this.#reply.is === 'given') handOver(this)
     reply.raw.on('close', this.#end)
+    const { hijack } = reply
+    // No hook tells of a reply that is written by hand.
+    reply.hijack = () => {
+      this.linger()
+      return hijack.call(reply)
+    }
     // A pipelined response that is still queued has no socket, and never emits 'close'.
     if (reply.raw.socket === null) this.#leaveQueue = Queue.join(request.raw.socket, this.#end)
   }
@@ -138,6 +151,17 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     this.slots.markWrites()
   }
 
+  touched (): void {
+    if (this.#watches) return
+    this.#watches = true
+    const { reply } = this
+    const { send } = reply
+    reply.send = (payload?: unknown) => {
+      this.#sentWhole = !isStream(payload)
+      return send.call(reply, payload)
+    }
+  }
+
   // --- The reply ----------------------------------------------------------------------------------------------------
 
   /** The handler failed, or timed out: an error is about to be answered. */
@@ -177,7 +201,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
       return done()
     }
     if (this.#reply.is === 'ending') return this.#secondReply(this.#reply, done)
-    this.#reply = isStream(payload) ? stream : whole
+    this.#reply = isStream(payload) && !this.#sentWhole ? stream : whole
     if (this.over) this.#settle(true)
     else if (this.#transactions?.open === true) return this.#ending(this.#transactions, payload, this.#reply, done)
     else this.#sending(this.#reply)
@@ -240,24 +264,27 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
    * The reply is on its way, and its end does not depend on us: the client may read it slowly, or not at all, or
    * another reply of the same socket comes first.
    *
-   * Connections that nobody has read go back once the headers are out. The request is over `replyGrace` ms later where
-   * the whole reply is written by then, and a connection on which a command still runs is destroyed; the reply of a
-   * stream is looked at again, since it may read from a connection until its end.
+   * Connections that nobody has read go back once the headers are out; of a hijacked reply, `replyGrace` ms later. The
+   * request is over `replyGrace` ms later where the whole reply is written by then, and a connection on which a command
+   * still runs is destroyed; the reply of a stream is looked at again, since it may read from a connection until its
+   * end.
    */
   linger (): void {
     if (this.#lingers) return
     this.#lingers = true
     onHeaders(this.reply.raw, () => {
       if (this.over) return
-      this.slots.headersOut()
+      // Whoever writes a hijacked reply by hand may only now begin to read.
+      if (!this.isHijacked || this.#isTimedOut) this.slots.headersOut()
       this.#lookIn(this.#graces.replyGrace)
     })
   }
 
   #lookIn (ms: number): void {
     this.#lookTimer = setTimeout(() => {
-      if (this.reply.raw.writableEnded || this.#isWhole) this.#graceOver()
-      else this.#lookIn(Math.max(ms, 100))
+      if (this.reply.raw.writableEnded || this.#isWhole) return this.#graceOver()
+      this.slots.headersOut()
+      this.#lookIn(Math.max(ms, 100))
     }, ms).unref()
   }
 

@@ -8,7 +8,7 @@ import { abandon, borrow, checkHoldTimeout, isBeside, isBusy } from '../../engin
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { expectBody, isBodyRead, type Awaiting } from './body.js'
-import { Leave, either, errorOf, overError } from './ending.js'
+import { Leave, errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
 import { Traffic } from './traffic.js'
 
@@ -22,6 +22,8 @@ export interface Site {
   forget (lease: Lease<unknown>): void
   /** Its transaction is being committed or rolled back. */
   isEnding (lease: Lease<unknown>): boolean
+  /** Somebody has seen a connection, or asked for it. */
+  touched (): void
   /** Nothing tells when whoever uses a connection has ended: the socket was upgraded, or the reply hijacked. */
   readonly isHijacked: boolean
 }
@@ -53,10 +55,16 @@ class Slot implements Borrower {
   lease: Lease<unknown> | undefined = undefined
   /** The next lease, while it is waited for: whoever else wants the connection waits for the same one. */
   taking: Promise<Lease<unknown>> | undefined = undefined
+  /** Those who stand in the pool's line: several, where calls have deadlines or signals of their own. */
+  waits: Leave[] | undefined = undefined
+  /** The first of them has been served: the connection is made ready, for all of them. */
+  served: Promise<Lease<unknown>> | undefined = undefined
   /** Somebody has seen the connection, or asked for it, and may use it until the request ends. */
   touched = false
   /** Where the pool is sticky: the acquire that the lease comes from. */
   visit: Visit | undefined = undefined
+  /** One of those who wait has asked for the primary. */
+  writes = false
   /** When it was first waited for, or lent, in ms of `performance.now()`: set where it may have to come back. */
   since: number | undefined = undefined
   /** The `holdTimeout` of a call of `request.acquire`. */
@@ -101,6 +109,16 @@ const RESTARTS = 10
 /** What is known of the request's body. */
 type Body = 'none' | 'awaited' | 'read' | 'left to the handler'
 
+/** Why a wait ends: another one for the same slot has been served. */
+class Served {
+  constructor (readonly lease: Promise<Lease<unknown>>) {}
+}
+
+/** Whether its next connection is waited for. */
+function isAwaited ({ waits, served }: Slot): boolean {
+  return served !== undefined || (waits !== undefined && waits.length > 0)
+}
+
 /** Whether its connection can be used. */
 function isOut ({ is, lease }: Slot): boolean {
   return is === 'held' && !lease!.ended
@@ -112,8 +130,6 @@ export class Slots implements Awaiting {
   readonly #reply: FastifyReply
   readonly #holder: { readonly holder: RequestHolder }
   readonly #all: Slot[] = []
-  /** Ends the acquires that wait. */
-  #leave: Leave | undefined
   /** Made where a hold is looked at. */
   #traffic: Traffic | undefined
   #body: Body = 'none'
@@ -145,7 +161,7 @@ export class Slots implements Awaiting {
       let lease: Lease<unknown> | null = null
       try {
         // A transaction begins with a round trip: it takes the way that waits.
-        if (slot.taking === undefined && slot.step.transaction === undefined) {
+        if (!isAwaited(slot) && slot.step.transaction === undefined) {
           lease = slot.step.source.tryAcquire(this.#reply.request, this.#optionsOf(slot))
         }
       } catch (error) {
@@ -164,18 +180,18 @@ export class Slots implements Awaiting {
     for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
   }
 
-  /** Takes a connection by hand. While a lease is out it is the same one; callers at the same time get the same one. */
+  /**
+   * Takes a connection by hand. While a lease is out it is the same one; callers at the same time get the same one, or
+   * each the error of its own deadline or signal.
+   */
   acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
     const slot = this.#find(step.name) ?? this.#slotFor(step)
-    slot.touched = true
+    this.#touch(slot)
     if (options?.holdTimeout !== undefined) this.#bound(slot, options)
-    const lease = this.#leaseOf(slot, options)
+    if (options?.role === 'primary') slot.writes = true
     // Also where the lease is out already, and was taken for reading.
-    if (options?.role === 'primary' && slot.visit?.role === 'primary') {
-      slot.visit.writes = true
-      if (slot.taking === undefined) this.#wrote(slot.visit)
-    }
-    return lease
+    if (slot.writes && isOut(slot)) this.#mayWrite(slot)
+    return this.#leaseOf(slot, options)
   }
 
   /** A call says how long its connection may be held, one that is out already included. */
@@ -187,30 +203,63 @@ export class Slots implements Awaiting {
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (isOut(slot)) return Promise.resolve(slot.lease!)
+    if (options?.timeout !== undefined || options?.signal !== undefined) return this.#wait(slot, options)
     return (slot.taking ??= this.#wait(slot, options).finally(() => { slot.taking = undefined }))
   }
 
+  /** Waits in the pool's line. Of several waits for one slot, whichever is served first ends the others. */
   async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
     if (this.#site.over) throw overError()
-    const { source, transaction } = slot.step
-    const own = (this.#leave ??= new Leave())
-    const both = options?.signal === undefined ? undefined : either([own, options.signal])
+    if (slot.served !== undefined) return await slot.served
+    const leave = new Leave()
+    const waits = (slot.waits ??= [])
+    waits.push(leave)
+    const unlink = options?.signal && leave.follow(options.signal)
     const came = slot.is === 'parked' ? slot.since : undefined
     slot.since ??= performance.now()
-    const asked = {
-      ...this.#optionsOf(slot, options), signal: both?.signal ?? own, ...(came !== undefined && { [kPlace]: came }),
-    }
-    const taking = source.acquire(this.#reply.request, asked)
-    const lease = await (both === undefined ? taking : taking.finally(() => { both.stop() }))
+    let lease: Lease<unknown>
+    let visit: Visit | undefined
     try {
-      if (transaction !== undefined) await this.#site.begin(lease, transaction)
-      // The request may have ended between the loan and now.
-      if (this.#site.over) throw overError()
-      this.#lent(slot, lease)
-      return lease
+      const place = came !== undefined && { [kPlace]: came }
+      const asked = { ...this.#optionsOf(slot, options), signal: leave, ...place }
+      visit = slot.visit
+      lease = await slot.step.source.acquire(this.#reply.request, asked)
     } catch (error) {
-      lease.release()
+      if (leave.reason instanceof Served) return await leave.reason.lease
+      if (waits.length === 1) slot.writes = false
       throw error
+    } finally {
+      unlink?.()
+      waits.splice(waits.indexOf(leave), 1)
+    }
+    if (slot.served === undefined && !isOut(slot)) return await this.#serve(slot, lease, visit)
+    // Two were served in the same turn.
+    lease.release()
+    return await (slot.served ?? slot.lease!)
+  }
+
+  /** One who waited has a connection: makes it ready, for all who wait. */
+  async #serve (slot: Slot, lease: Lease<unknown>, visit: Visit | undefined): Promise<Lease<unknown>> {
+    const ready = async (): Promise<Lease<unknown>> => {
+      const { transaction } = slot.step
+      try {
+        if (transaction !== undefined) await this.#site.begin(lease, transaction)
+        // The request may have ended between the loan and now.
+        if (this.#site.over) throw overError()
+        slot.visit = visit
+        this.#lent(slot, lease)
+        return lease
+      } catch (error) {
+        lease.release()
+        throw error
+      }
+    }
+    slot.served = ready()
+    for (const leave of slot.waits!) leave.abort(new Served(slot.served))
+    try {
+      return await slot.served
+    } finally {
+      slot.served = undefined
     }
   }
 
@@ -229,7 +278,16 @@ export class Slots implements Awaiting {
     slot.is = 'held'
     slot.lease = lease
     borrow(lease, slot)
-    if (slot.visit?.writes === true) this.#wrote(slot.visit)
+    if (slot.writes) this.#mayWrite(slot)
+    else if (slot.visit?.writes === true) this.#wrote(slot.visit)
+  }
+
+  /** Somebody has asked for the primary, and has it. */
+  #mayWrite (slot: Slot): void {
+    slot.writes = false
+    if (slot.visit?.role !== 'primary') return
+    slot.visit.writes = true
+    this.#wrote(slot.visit)
   }
 
   /** One connection can't be had: those of the request that nobody has seen go back at once. */
@@ -319,7 +377,7 @@ export class Slots implements Awaiting {
   #recall (slot: Slot): boolean {
     if (!isUnused(slot) || slot.lease!.ended || this.#reply.request.raw.complete) return false
     const { order } = slot.step
-    const isLater = (other: Slot) => other.step.order > order && (isOut(other) || other.taking !== undefined)
+    const isLater = (other: Slot) => other.step.order > order && (isOut(other) || isAwaited(other))
     if (this.#all.some(isLater)) return false
     this.#park(slot)
     return true
@@ -408,31 +466,23 @@ export class Slots implements Awaiting {
     const slot = this.#find(name)
     if (slot === undefined || slot.lease === undefined) return undefined
     if (slot.is === 'unused') throw unusedError(name)
-    slot.touched = true
+    this.#touch(slot)
     const { connection } = slot.lease
-    if (isBeside(slot.lease)) this.#warnOf(name)
+    if (isBeside(slot.lease)) warnOf(this.#reply, this.#holder.holder, name)
     return connection
   }
 
   lease (name: string): Lease<unknown> | undefined {
     const slot = this.#find(name)
     if (slot === undefined) return undefined
-    slot.touched = true
+    this.#touch(slot)
     return slot.lease
   }
 
-  /** Warns once for each route and pool. */
-  #warnOf (name: string): void {
-    const { log, request } = this.#reply
-    const { config } = request.routeOptions
-    const warned = besides.get(config) ?? new Set<string>()
-    if (warned.has(name)) return
-    besides.set(config, warned.add(name))
-    const { route } = this.#holder.holder
-    log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same ` +
-      'connection: what is sent there is part of that transaction, and is rolled back with it, whatever was answered ' +
-      'before. Await the transaction first, or use the connection that its function is given. (If it was used within ' +
-      'that function, its async context was lost on the way.)')
+  #touch (slot: Slot): void {
+    if (slot.touched) return
+    slot.touched = true
+    this.#site.touched()
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------
@@ -467,7 +517,10 @@ export class Slots implements Awaiting {
   end (well: boolean): boolean {
     this.#stopWaiting()
     // Only where an acquire waits: most have long been served, and the error has a stack.
-    if (this.#all.some(({ taking }) => taking !== undefined)) this.#leave!.abort(overError())
+    if (this.#all.some(isAwaited)) {
+      const error = overError()
+      for (const { waits } of this.#all) if (waits !== undefined) for (const leave of waits) leave.abort(error)
+    }
     let doubt = false
     for (const slot of this.#all) {
       // What nobody has seen nobody can be using.
@@ -514,3 +567,15 @@ function release (slot: Slot): void {
 
 /** By a route's config: the pools of which it was warned that they are used beside a transaction. */
 const besides = new WeakMap<object, Set<string>>()
+
+/** Warns once for each route and pool. */
+function warnOf ({ log, request }: FastifyReply, { route }: RequestHolder, name: string): void {
+  const { config } = request.routeOptions
+  const warned = besides.get(config) ?? new Set<string>()
+  if (warned.has(name)) return
+  besides.set(config, warned.add(name))
+  log.warn({ pool: name, route }, `request.${name} was used beside a transaction that is open on the same ` +
+    'connection: what is sent there is part of that transaction, and is rolled back with it, whatever was answered ' +
+    'before. Await the transaction first, or use the connection that its function is given. (If it was used within ' +
+    'that function, its async context was lost on the way.)')
+}

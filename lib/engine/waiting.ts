@@ -73,6 +73,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const signal = options?.signal
     const holder = options?.holder
     const timeout = options?.timeout ?? this.options.acquireTimeout
+    // First, since listeners of that lease's end may do anything: abort the signal, close the pool.
+    if (signal?.aborted !== true) this.recall()
     // Exactly: right behind a stall of the event loop the deadline would be in the past.
     const now = this.time.read(true)
     if (signal?.aborted === true) {
@@ -80,7 +82,6 @@ export class Waiting<C> extends Room<C, Site<C>> {
       return reject(faults.aborted(this.name, signal))
     }
     this.site.supply.start()
-    this.recall()
     const place = (options as Placed | undefined)?.[kPlace]
     const refusal = this.#refusal(timeout, holder, place !== undefined)
     if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))

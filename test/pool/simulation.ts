@@ -355,7 +355,7 @@ interface Ask {
   settled: boolean
   /** It has left the line with a connection, for which `onAcquire` runs. */
   prepared: boolean
-  /** Listeners acquired within its call: those may have come first. */
+  /** Listeners acquired within its call, those of a lease that was recalled for it included: they came first. */
   interrupted: boolean
   /** The last batch in which it may have been away from the line. */
   awayIn: number
@@ -511,6 +511,9 @@ class World {
   readonly #ended: Held[] = []
   /** They go back as soon as somebody waits. */
   readonly #offered = new Set<Held>()
+  #recalls = 0
+  /** When the caller of now came. */
+  #recallsBefore = 0
   readonly #runs = new Set<Run>()
   /** Errors for which a transaction may be run again. */
   readonly #transient = new WeakSet<object>()
@@ -820,6 +823,7 @@ class World {
       if (!held.live || held.lease.ended) return false
       // Only where somebody waits, or is about to.
       if (this.#mayBeFast === undefined && this.#pool.stats().pending === 0) this.#violate('a lease is recalled for nobody')
+      this.#recalls++
       this.#endLease(held, 'release')
       return true
     })
@@ -876,6 +880,7 @@ class World {
       ...(timeout !== undefined && { timeout }),
       ...(holdTimeout !== undefined && { holdTimeout }),
     }
+    const recalls = this.#recallsBefore = this.#recalls
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
     // The caller's own context goes on behind the await.
@@ -906,7 +911,7 @@ class World {
         })
       }
     })
-    ask.interrupted = this.#n !== n
+    ask.interrupted = this.#n !== n || this.#recalls !== recalls
     this.#mayBeFast = outer
   }
 
@@ -928,6 +933,7 @@ class World {
     const n = ++this.#n
     const holder = `try ${n}`
     const outer = this.#mayBeFast
+    this.#recallsBefore = this.#recalls
     this.#mayBeFast = holder
     try {
       const label = this.#label(n, holder)
@@ -1862,7 +1868,8 @@ class World {
         1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
       // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection,
       // and its caller waits.
-      const fast = holder === this.#mayBeFast && !this.#hookWaits
+      // One for whom a lease was recalled stood in line.
+      const fast = holder === this.#mayBeFast && !this.#hookWaits && this.#recalls === this.#recallsBefore
       const waits = outcome !== 'sync' && outcome !== 'throw' && outcome !== 'refuse'
       this.#hookWaits ||= waits
       const ask = [...this.#asks].find((one) => one.holder === holder)

@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises'
 import type { ReadPreference, ServerDescription, TopologyDescription } from 'mongodb'
 import { badOption } from '../../engine/errors.js'
 import type { DriverEvent } from '../../../types/connector.js'
@@ -5,6 +6,9 @@ import type { Db, MongoClient } from '../../../types/drivers.js'
 import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { driverEvents, plain } from './events.js'
+
+/** How long `close` waits for a connect that is under way, in ms. */
+const grace = 100
 
 /** One client, and what is known of it. */
 export class Shared {
@@ -83,9 +87,10 @@ export class Shared {
       await this.client.close()
       if (this.#connecting !== undefined) {
         // `close()` had nothing to close while the client still looked up names or read files. The failure is told to
-        // those who wait for it.
-        await Promise.allSettled([this.#connecting])
-        await this.client.close()
+        // those who wait for it. A name server that does not answer is not waited for.
+        const closed = Promise.allSettled([this.#connecting]).then(() => this.client.close())
+        await Promise.race([closed, pause(grace, undefined, { ref: false })])
+        closed.catch(() => { /* Nobody is left to be told. */ })
       }
     } finally {
       this.#subscriptions.end()

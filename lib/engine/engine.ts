@@ -533,7 +533,7 @@ export class Engine<C> implements Parts<C> {
       entry.doomed = 'stale'
       entry.goodUntil = 0
     }
-    if (!idle) this.supply.creator.forgive()
+    if (used || !idle) this.supply.creator.forgive()
     // All were marked first, so that listeners that acquire get none of them.
     if (used || !idle) this.supply.cancel(0, 'stale', this.supply.creator.circuit.state !== 'closed')
     for (const entry of evicted) if (entry.state === IDLE) this.destroy(entry, 'stale')

@@ -175,7 +175,7 @@ export class Supply<C> extends Room<C, Site<C>> {
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
   #isTime (): boolean {
     const { refusals } = this.creator
-    const retryAt = refusals.failures > 0 ? Math.max(this.#retryAt, refusals.retryAt) : this.#retryAt
+    const retryAt = Math.max(this.#retryAt, refusals.failures > 0 ? refusals.retryAt : -Infinity)
     if (this.time.read() >= retryAt) return true
     this.time.arm(retryAt)
     if (this.creator.isRefused && this.#login.changes) this.#askLogin()

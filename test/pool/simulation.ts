@@ -710,6 +710,8 @@ class World {
           // A long pause ends.
           this.#lastFailure = this.#failedAt = -Infinity
           this.#answer = undefined
+          // One that has just failed, and whose listener evicts, was counted by the pool.
+          if (this.#reactedIn === this.#batch) this.#failingSince = Math.min(this.#failingSince, this.#clock.now())
           // What is being created is stale too, and whether it fails says nothing about the next one.
           for (const { create, made } of this.#conns) create.unwanted ||= !made
           for (const call of [...this.#calls, ...this.#failing]) {
@@ -2346,7 +2348,7 @@ class World {
     const isPatient = isFull || isRefused
     const longest = isPatient ? 30_000 : Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor)
     const lastTrouble = createErrors > 0 ? Math.max(this.#lastTrouble, this.#refusedAt) : this.#refusedAt
-    const failing = this.#clock.now() <= lastTrouble + longest + 1 || (createErrors > 0 && isFull && pending === 0)
+    const failing = this.#clock.now() <= lastTrouble + longest + 1 || (isFull && pending === 0)
     const probing = circuit === 'half-open' && creating > 0
     if (isRefused && there === 0 && pending > 0) {
       this.#violate(`${pending} wait, and the server refuses us for good`)

@@ -2,7 +2,7 @@ import type { ClientConfig } from 'pg'
 import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
-  assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo,
+  assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
@@ -83,6 +83,7 @@ export type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfi
 export function configsOf (options: PostgresOptions, addresses: Addresses): Config {
   const { url, host, port, driver } = options
   refuseBeside(options, beside, refused)
+  refuseNumber(options.database)
   if (url !== undefined) refuseNextTo('a url', { host, port })
   if (typeof url !== 'function') checkUrl(url)
   const parse = url === undefined ? undefined : parserOf(driver)

@@ -30,8 +30,9 @@ export interface PostgresOptions {
   /**
    * What is undone at return. Default 'session'.
    * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made,
-   *   listeners and type parsers of the object. Statements that the driver named stay prepared. What `LOAD` loaded
-   *   stays, and a PREPARE within a function where the driver holds named statements.
+   *   listeners and type parsers of the object, properties and methods that were set on it. Statements that the driver
+   *   named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named
+   *   statements.
    * - 'transaction': an open transaction, nothing else. No round trip where none is open.
    * - 'none': nothing.
    */

@@ -11,7 +11,7 @@ export type PoolErrorCode =
    * 503.
    */
   | 'FST_POOL_CIRCUIT_OPEN'
-  /** Connections can't be made; the cause says why. 503. */
+  /** Connections can't be made; the cause says why. At once where that is for good (a refused login). 503. */
   | 'FST_POOL_CONNECT_FAILED'
   /**
    * Whoever holds the connections waits for another one of the same pool, this caller included: none of them would ever

@@ -149,7 +149,10 @@ export interface PoolStats {
   readonly destroyed: Readonly<Record<DestroyReason, number>>
   /** Acquires that failed because their deadline passed. */
   readonly timeouts: number
-  /** Acquires refused at once: the line was full or too slow, the circuit open, a deadlock, or the pool closed. */
+  /**
+   * Acquires refused at once: the line was full or too slow, the circuit open, the login refused, a deadlock, or the
+   * pool closed.
+   */
   readonly refused: number
   /** Acquires that their signal ended. */
   readonly aborted: number

@@ -43,6 +43,11 @@ const timeouts: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
   'FST_POOL_ACQUIRE_TIMEOUT', 'FST_POOL_CONNECT_FAILED',
 ])
 
+/** Codes with which a target that has no connection sends callers away: they are tried elsewhere. */
+const hopeless: ReadonlySet<PoolErrorCode> = new Set<PoolErrorCode>([
+  'FST_POOL_CIRCUIT_OPEN', 'FST_POOL_CONNECT_FAILED',
+])
+
 /** An acquire that was not served at once. Its deadline stays the same, wherever it waits. */
 interface Request {
   readonly role: Role
@@ -133,7 +138,7 @@ export class Dispatch<C> {
   /** Makes one more connection of a target, where there is room. */
   #grow (target: Target<C>): void {
     const { entries: { coming, total }, supply } = target.engine
-    if (target.growing || coming > 0 || supply.creator.circuit.state !== 'closed') return
+    if (target.growing || coming > 0 || supply.isFull || supply.creator.circuit.state !== 'closed') return
     if (total >= target.max || !this.#site.hasRoom()) return
     target.growing = true
     const grown = () => { target.growing = false }
@@ -157,15 +162,18 @@ export class Dispatch<C> {
   }
 
   /** Counts an acquire that failed, and emits its event. Failures at a target were counted by its engine. */
-  #tell (error: PoolError, { since, target, options: { holder } }: Request): void {
+  #tell (error: PoolError, { since, deadline, target, options: { holder } }: Request): void {
     const { events } = this.#site
-    const wait = this.time.read() - since
+    const now = this.time.read()
+    const wait = now - since
+    // Of a server that refuses us for good its callers are told at once.
+    const isTimeout = timeouts.has(error.code) && (error.code !== 'FST_POOL_CONNECT_FAILED' || now >= deadline)
     if (error.code === 'FST_POOL_ABORTED' && target === undefined) this.aborted++
-    if (refusals.has(error.code)) {
+    if (refusals.has(error.code) || (timeouts.has(error.code) && !isTimeout)) {
       this.refused++
       events.emit('refuse', { error, wait, ...label(holder) })
     }
-    if (timeouts.has(error.code)) {
+    if (isTimeout) {
       if (target === undefined) this.timeouts++
       events.emit('timeout', { error, wait, ...(target !== undefined && { target }), ...label(holder) })
     }
@@ -183,8 +191,8 @@ export class Dispatch<C> {
     const timeout = leftOf(request.deadline, this.time.read())
     request.target = target.name
     return target.engine.acquire({ ...request.options, timeout }, request.since).catch((error: unknown) => {
-      const isElsewhere = isPoolError(error) &&
-        (error instanceof Moved || (error.code === 'FST_POOL_CIRCUIT_OPEN' && !target.usable))
+      const isHopeless = isPoolError(error) && hopeless.has(error.code) && !target.usable
+      const isElsewhere = error instanceof Moved || (isHopeless && this.time.read() < request.deadline)
       if (!isElsewhere) throw error
       return this.#attempt(request)
     })
@@ -277,8 +285,10 @@ export class Dispatch<C> {
   }
 
   get #circuitError (): PoolError {
-    return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${this.#site.name()}' can't connect to any target that it ` +
-      'could use. Are its servers up, and are their addresses and logins right?', { cause: this.cause })
+    const isRefused = this.#site.targets.some(({ engine }) => engine.supply.creator.isRefused)
+    return new PoolError(isRefused ? 'FST_POOL_CONNECT_FAILED' : 'FST_POOL_CIRCUIT_OPEN',
+      `pool '${this.#site.name()}' can't connect to any target that it could use. Are its servers up, and are their ` +
+      'addresses and logins right?', { cause: this.cause })
   }
 
   #timeoutError ({ since, deadline }: { readonly since: number, readonly deadline: number }): PoolError {

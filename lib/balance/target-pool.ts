@@ -246,15 +246,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   acquire (options: AcquireOptions = {}): Promise<Lease<C>> {
     try {
       checkNames('acquire', options)
+      checkHoldTimeout(options)
     } catch (error) {
       return Promise.reject(error)
     }
-    return options.holdTimeout === undefined ? this.#dispatch.acquire(options) : this.#acquireFor(options)
-  }
-
-  async #acquireFor (options: AcquireOptions): Promise<Lease<C>> {
-    checkHoldTimeout(options)
-    return lendFor(await this.#dispatch.acquire(options), options)
+    const acquired = this.#dispatch.acquire(options)
+    return options.holdTimeout === undefined ? acquired : acquired.then((lease) => lendFor(lease, options))
   }
 
   tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'> = {}): Lease<C> | null {

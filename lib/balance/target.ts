@@ -98,7 +98,8 @@ export class Target<C> implements Member<C>, Candidate {
 
   /** There are connections, or one can soon be had. */
   get usable (): boolean {
-    return this.engine.supply.creator.circuit.state === 'closed' || this.engine.entries.here > 0
+    const { supply, entries } = this.engine
+    return entries.here > 0 || (supply.creator.circuit.state === 'closed' && !supply.isRefused)
   }
 
   /** No connection is known to be good: there are none, or only lent ones, while creates and checks fail. */

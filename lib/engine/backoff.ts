@@ -1,3 +1,6 @@
+/** The longest pause where haste is of no use, in ms. */
+const PATIENT = 30_000
+
 /** Exponential backoff of creates, with full jitter. */
 export class Backoff {
   readonly #options: { readonly min: number, readonly max: number }
@@ -8,6 +11,8 @@ export class Backoff {
   since = 0
   /** When the next create may begin, while there are failures. */
   retryAt = 0
+  /** The same where haste is of no use: these pauses grow up to 30 s. */
+  patientAt = 0
 
   constructor (options: { readonly min: number, readonly max: number }, random: () => number) {
     this.#options = options
@@ -28,6 +33,14 @@ export class Backoff {
   /** Puts off the next create. */
   pause (now: number): void {
     const { min, max } = this.#options
-    this.retryAt = now + Math.max(1, this.#random() * Math.min(max, min * 2 ** (this.failures - 1)))
+    const limit = min * 2 ** (this.failures - 1)
+    const random = this.#random()
+    this.retryAt = now + Math.max(1, random * Math.min(max, limit))
+    this.patientAt = now + Math.max(1, random * Math.min(Math.max(max, PATIENT), limit))
+  }
+
+  /** The next create may begin now. */
+  end (now: number): void {
+    this.retryAt = this.patientAt = now
   }
 }

@@ -30,6 +30,9 @@ export interface Told {
   failed (cause: unknown, error: Error): void
 }
 
+/** After so many failures in a row beside connections that work, the server is taken to allow no more. */
+const SURE = 3
+
 /** Creates connections. A create belongs to the pool: it goes on when the caller that it began for has left. */
 export class Creator<C> extends Room<C, Site<C>> {
   readonly #told: Told
@@ -43,6 +46,13 @@ export class Creator<C> extends Room<C, Site<C>> {
   #round = 0
   /** Why the last create failed; undefined: it did not. */
   lastFailure: Error | undefined
+  /** The last create failed for good: it would fail again, however often it is tried. */
+  isRefused = false
+  /**
+   * The last create was refused while so many connections were there, and worked: the server allows no more. 0: that is
+   * not known.
+   */
+  allowed = 0
   #lastId = 0
 
   constructor (site: Site<C>, told: Told) {
@@ -104,6 +114,8 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.books.creates.record(took)
     this.backoff.succeeded()
     this.lastFailure = undefined
+    this.isRefused = false
+    this.allowed = 0
     this.circuit.succeeded()
     const { maxLifetime } = this.options
     // Up to a tenth less, so that connections that were made together do not end together.
@@ -127,7 +139,9 @@ export class Creator<C> extends Room<C, Site<C>> {
       return this.site.gone(entry)
     }
     if (state !== CREATING) return
-    const error = unwanted === undefined ? this.#failed(creation, cause, reported) : undefined
+    const error = unwanted === undefined
+      ? this.#failed(creation, cause, reported === undefined, reported)
+      : undefined
     if (delivered) this.site.destroy(entry, unwanted ?? 'error', error)
     else this.site.gone(entry)
   }
@@ -141,22 +155,55 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.entries.move(entry, delivered ? VALIDATING : LATE)
     this.work.finish(entry)
     if (unwanted === undefined) {
-      if (delivered) this.#failed(creation, error)
+      if (delivered) this.#failed(creation, error, false)
       else this.#failedLate(creation, error)
     }
     // The connection was delivered, and `onConnect` is still running.
     if (delivered) this.site.destroy(entry, unwanted ?? 'error', error)
   }
 
-  /** Returns the scrubbed copy of the cause. */
-  #failed (creation: Creation, cause: unknown, reported?: Error): Error {
-    this.#count(creation)
+  /**
+   * Returns the scrubbed copy of the cause.
+   *
+   * @param isAnswer it is what the connector's `create` rejected with
+   */
+  #failed (creation: Creation, cause: unknown, isAnswer: boolean, reported?: Error): Error {
+    const isRefused = isAnswer && this.#isPermanent(cause)
+    this.#count(creation, isRefused)
+    const isLimit = isAnswer && !isRefused && this.backoff.failures >= SURE && this.#works
+    this.allowed = isLimit ? this.entries.here + this.entries.closing : 0
     return this.#tell(cause, reported)
+  }
+
+  /** A connection is here, and is not known to be dead. */
+  get #works (): boolean {
+    for (const entry of this.entries) if (entry.isHere && entry.broken === undefined) return true
+    return false
+  }
+
+  #isPermanent (cause: unknown): boolean {
+    try {
+      return this.events.run(() => this.backend.isPermanent?.(cause) === true)
+    } catch (error) {
+      this.events.report(error, 'create')
+      return false
+    }
+  }
+
+  /** What the server refused us for may be over: a long pause ends. */
+  forgive (): void {
+    if (!this.isRefused && this.allowed === 0) return
+    const now = this.time.read()
+    this.isRefused = false
+    this.allowed = 0
+    this.backoff.end(now)
+    this.circuit.retryAt = now
   }
 
   /** The signal has aborted: a connector that heeds it rejects in this turn, and says why the create took so long. */
   #failedLate (creation: Creation, error: Error): void {
-    this.#count(creation)
+    this.allowed = 0
+    this.#count(creation, false)
     this.lastFailure = error
     creation.explain = (cause) => {
       creation.explain = undefined
@@ -166,16 +213,18 @@ export class Creator<C> extends Room<C, Site<C>> {
     queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
   }
 
-  #count ({ round }: Creation): void {
+  #count ({ round }: Creation, isRefused: boolean): void {
     const { backoff, books, circuit, time } = this
     const now = time.read()
     const isFirst = round === this.#round
     books.createErrors++
+    this.isRefused = isRefused
     if (isFirst) {
       this.#round++
       backoff.failed(now)
     }
-    circuit.failed(now, isFirst, backoff.since, time.random())
+    // A server that refuses us is there: that is nothing for the circuit, unless it is open already.
+    circuit.failed(now, isFirst && !isRefused, backoff.since, time.random())
   }
 
   /** Called after `#count`: listeners that acquire must not begin another create at once. */

@@ -376,7 +376,7 @@ export class Engine<C> implements Parts<C> {
   /** Called after every change: serves the line with idle connections, and starts the creates that are needed. */
   pump (): void {
     const { entries, line, supply, waiting, work } = this
-    if (line.size > 0 && supply.isHopeless) waiting.turnAllAway(() => supply.circuitError)
+    if (line.size > 0 && supply.isHopeless) waiting.turnAllAway(() => supply.hopelessError)
     // The obstacle may be gone, and callers wait for something else: it is set again where it is met again.
     this.checks.obstacle = undefined
     // Asked in each round, since hooks and listeners may have changed it.
@@ -533,6 +533,7 @@ export class Engine<C> implements Parts<C> {
       entry.doomed = 'stale'
       entry.goodUntil = 0
     }
+    if (used || !idle) this.supply.creator.forgive()
     // All were marked first, so that listeners that acquire get none of them.
     if (used || !idle) this.supply.cancel(0, 'stale', this.supply.creator.circuit.state !== 'closed')
     for (const entry of evicted) if (entry.state === IDLE) this.destroy(entry, 'stale')

@@ -3,6 +3,7 @@ import { Creator, type Site as CreatorSite } from './create.js'
 import { CREATING, type Entry } from './entry.js'
 import type { PoolError } from './errors.js'
 import * as faults from './faults.js'
+import { Login } from './login.js'
 import { Openers } from './openers.js'
 import { paying, Recent } from './pace.js'
 import type { Phase } from './parts.js'
@@ -15,6 +16,7 @@ export interface Site<C> extends CreatorSite<C> {
   /** Nothing is lent to those who wait, and nothing created. */
   readonly isHalted: boolean
   readonly report: { readonly situation: faults.Situation }
+  readonly waiting: { turnAllAway (why: () => PoolError): void }
 }
 
 /**
@@ -27,6 +29,7 @@ const SPARE = 2
 export class Supply<C> extends Room<C, Site<C>> {
   readonly creator: Creator<C>
   readonly #openers = new Openers()
+  readonly #login: Login
   readonly #maxConnecting: number
   /** How many creates that have not ended callers get for validations that were given up. */
   #owed = 0
@@ -39,10 +42,13 @@ export class Supply<C> extends Room<C, Site<C>> {
   #tickedAt = -Infinity
   /** When the event loop stood still last. */
   #stoodUntil = -Infinity
+  /** When the app's functions were asked for the login, since the server refuses us. */
+  #askedAt = -Infinity
 
   constructor (site: Site<C>) {
     super(site)
     this.#maxConnecting = site.options.maxConnecting ?? Infinity
+    this.#login = new Login(site.options)
     this.creator = new Creator(site, {
       made: (took) => {
         this.#paid()
@@ -51,6 +57,7 @@ export class Supply<C> extends Room<C, Site<C>> {
       },
       failed: (cause, error) => {
         this.#paid()
+        if (this.creator.isRefused) this.#login.note()
         this.rejectOpeners(() => faults.cannotOpen(site.name, cause, error))
       },
     })
@@ -122,10 +129,11 @@ export class Supply<C> extends Room<C, Site<C>> {
     // Creates that began before the circuit opened do not stop its probe, which is one at a time; it needs nobody who
     // waits.
     if (circuit.state !== 'closed') {
-      return (circuit.state === 'open' || creating === 0) && (phase === 'open' || this.line.size > 0)
+      if (circuit.state !== 'open' && creating > 0) return false
+      return this.isFull ? this.lacking > 0 : phase === 'open' || this.line.size > 0
     }
-    const missing = phase === 'open' && this.#started ? this.#target - here - coming : 0
-    return missing > 0 || this.lacking > 0
+    const isKept = phase === 'open' && this.#started && !(this.isFull && this.#openers.size === 0)
+    return (isKept && this.#target > here + coming) || this.lacking > 0
   }
 
   /** How many creates those who wait need, besides those under way. */
@@ -155,22 +163,67 @@ export class Supply<C> extends Room<C, Site<C>> {
     return 0
   }
 
+  /** When the next create may begin. */
+  get #retryAt (): number {
+    const { backoff, circuit, isRefused } = this.creator
+    if (backoff.failures === 0) return -Infinity
+    const isPatient = isRefused || this.isFull
+    if (circuit.state === 'closed') return isPatient ? backoff.patientAt : backoff.retryAt
+    return isPatient ? Math.max(circuit.retryAt, backoff.patientAt) : circuit.retryAt
+  }
+
   /** Whether the pause after failed creates is over; if not, a tick comes at its end. */
   #isTime (): boolean {
-    const { backoff, circuit, refusals } = this.creator
-    const failedAt = circuit.state !== 'closed' ? circuit.retryAt : backoff.failures > 0 ? backoff.retryAt : -Infinity
-    const retryAt = refusals.failures > 0 ? Math.max(failedAt, refusals.retryAt) : failedAt
+    const { refusals } = this.creator
+    const retryAt = Math.max(this.#retryAt, refusals.failures > 0 ? refusals.retryAt : -Infinity)
     if (this.time.read() >= retryAt) return true
     this.time.arm(retryAt)
+    if (this.creator.isRefused && this.#login.changes) this.#askLogin()
     return false
+  }
+
+  /** The server allows no more connections than there are: one is created only for somebody who waits, and rarely. */
+  get isFull (): boolean {
+    const { creator: { allowed }, entries: { closing, here } } = this
+    return allowed > 0 && here > 0 && here + closing >= allowed
+  }
+
+  /** The server refused us for good, and nothing is tried now. */
+  get isRefused (): boolean {
+    return this.creator.isRefused && this.entries.coming === 0 && this.time.read() < this.#retryAt
+  }
+
+  /**
+   * Asks the app's functions for the login. Another one ends the pause; with the same one nobody waits in vain. Where
+   * there are connections, that is asked once in a tick.
+   */
+  #askLogin (): void {
+    if (this.#login.isAsked || (this.entries.here > 0 && this.#askedAt > this.#tickedAt)) return
+    this.#askedAt = this.time.now
+    this.events.run(() => this.#login.isAnother()).then((isAnother) => {
+      if (!this.isRefused) return
+      if (isAnother) {
+        this.creator.forgive()
+        this.site.pump()
+      } else this.#giveUp()
+    })
+  }
+
+  /** Tells all who wait for a connection that there won't be one soon, but not those who wait for one that is there. */
+  #giveUp (): void {
+    const { lastFailure } = this.creator
+    this.rejectOpeners(() => faults.cannotOpen(this.name, lastFailure, lastFailure!))
+    if (this.entries.here === 0) this.site.waiting.turnAllAway(() => this.connectError)
   }
 
   /** There is no connection, and there won't be one soon. */
   get isHopeless (): boolean {
     const { circuit } = this.creator
-    if (circuit.state === 'closed') return false
     const { closing: { phase }, isSuspended } = this.site
     if (this.entries.here > 0 || isSuspended) return false
+    // Whoever comes waits for what the app's functions say by now.
+    if (this.isRefused) return !this.#login.changes
+    if (circuit.state === 'closed') return false
     // A pool that drains probes only while somebody waits, so a waiter must not be sent away when it is time to probe.
     return phase === 'open' || (circuit.state === 'open' && this.time.read() < circuit.retryAt)
   }
@@ -216,6 +269,7 @@ export class Supply<C> extends Room<C, Site<C>> {
     this.start()
     const grown = this.#openers.join(target, isTold)
     this.settleOpeners()
+    if (this.isRefused && !this.#login.changes) this.#giveUp()
     this.site.pump()
     this.time.keepAlive()
     await grown
@@ -241,12 +295,13 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   get connectError (): PoolError {
     const { report: { situation } } = this.site
-    const { backoff, lastFailure } = this.creator
-    return faults.cannotConnect(situation, lastFailure, (backoff.retryAt - this.time.now) / 1000)
+    return faults.cannotConnect(situation, this.creator.lastFailure, (this.#retryAt - this.time.now) / 1000)
   }
 
-  get circuitError (): PoolError {
-    const { circuit, lastFailure } = this.creator
+  /** Why callers are sent away: it is hopeless. */
+  get hopelessError (): PoolError {
+    const { circuit, isRefused, lastFailure } = this.creator
+    if (isRefused) return this.connectError
     const { openFor } = this.options.circuit as { readonly openFor: number }
     return faults.circuitOpen(this.name, openFor, lastFailure, (circuit.retryAt - this.time.now) / 1000)
   }

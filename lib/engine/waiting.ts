@@ -140,7 +140,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (!returned && this.#isFull) {
       return faults.queueFull(report.situation, { retryAfter: this.#wait / 1000, holding: report.holding })
     }
-    if (supply.isHopeless) return supply.circuitError
+    if (supply.isHopeless) return supply.hopelessError
     if (this.options.overload && !returned && this.#isPaced && this.#nextTurn > MARGIN * timeout) {
       return faults.overloaded(report.situation, this.#nextTurn, timeout, report.holding)
     }

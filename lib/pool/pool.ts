@@ -57,17 +57,18 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
+    return options === undefined ? this.#engine.acquire() : this.#acquireAs(options)
+  }
+
+  #acquireAs (options: AcquireOptions): Promise<Lease<C>> {
     try {
       checkNames('acquire', options)
+      checkHoldTimeout(options)
     } catch (error) {
       return Promise.reject(error)
     }
-    return options?.holdTimeout === undefined ? this.#engine.acquire(options) : this.#acquireFor(options)
-  }
-
-  async #acquireFor (options: AcquireOptions): Promise<Lease<C>> {
-    checkHoldTimeout(options)
-    return lendFor(await this.#engine.acquire(options), options)
+    const acquired = this.#engine.acquire(options)
+    return options.holdTimeout === undefined ? acquired : acquired.then((lease) => lendFor(lease, options))
   }
 
   tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>): Lease<C> | null {

@@ -979,6 +979,36 @@ t.test('a target that has none idle gets more also where a create would not pay 
   give(held)
 })
 
+t.test('a target whose login is refused for good: callers are served elsewhere, or told at once where nobody else can', async (t) => {
+  const all = cluster(t, pair, { acquireTimeout: 20_000 })
+  for (const server of Object.values(all.servers)) {
+    Object.assign(server, { isPermanent: (error: Error) => error.message === 'create failed' })
+  }
+  await opened(all)
+  give(await all.take(1, 'replica'))
+  const refuse = async (name: string) => {
+    all.servers[name]!.outcomes.create = 'error'
+    for (const connection of all.servers[name]!.connections) {
+      if (connection.state === 'open') connection.die(new Error('the administrator has ended it'))
+    }
+    await all.clock.advance(10)
+  }
+  await refuse('b')
+  const elsewhere = watch(all.pool.acquire({ role: 'replica' }))
+  await all.clock.advance(2000)
+  t.equal(all.at(elsewhere.value), 'a')
+  elsewhere.value!.release()
+  await refuse('a')
+  const waiting = watch(all.pool.acquire())
+  await all.clock.advance(2000)
+  t.match(waiting.error, { code: 'FST_POOL_CONNECT_FAILED', cause: { message: 'create failed' } })
+  t.equal(all.pool.stats().timeouts, 0)
+  t.ok(all.pool.stats().refused > 0)
+  const tried = all.servers.a!.creates
+  await all.clock.advance(600_000)
+  t.ok(all.servers.a!.creates - tried < 80, `${all.servers.a!.creates - tried} in 10 minutes`)
+})
+
 // --- One max for all -------------------------------------------------------------------------------------------------
 
 t.test('max is of all together, and an idle connection of one target makes room for another', async (t) => {

@@ -85,7 +85,7 @@ export interface Plan {
   readonly options: EngineOptions<Conn>
   /** What the connector can do besides `create` and `destroy`. */
   readonly can: { readonly close: Outcome | undefined } &
-    Readonly<Record<'validate' | 'isBroken' | 'reset' | 'onDeath' | 'obstacle' | 'transactions' | 'inDoubt', boolean>>
+    Readonly<Record<'permanent' | 'validate' | 'isBroken' | 'reset' | 'onDeath' | 'obstacle' | 'transactions' | 'inDoubt', boolean>>
   /** Which hooks there are. */
   readonly hooks: readonly HookName[]
   /** What each call does; those beyond the end of the list are 'ok', or as `repeats` says. */
@@ -173,6 +173,8 @@ export const plans: fc.Arbitrary<Plan> = fc.record({
     overload: fc.boolean(),
   })),
   can: fc.record({
+    // All that `create` rejects with is a refusal for good.
+    permanent: fc.constantFrom(false, false, true),
     validate: fc.boolean(),
     isBroken: fc.boolean(),
     reset: fc.boolean(),
@@ -477,6 +479,8 @@ class World {
   /** How many rounds in a row have failed, and since when. */
   #failures = 0
   #failingSince = Infinity
+  /** How the last one failed; undefined: at its deadline, or in `onConnect`. */
+  #answer: 'refusal' | 'death' | undefined
   /** When the circuit opened, within this batch. */
   #openedAt = Infinity
   #lastFailure = -Infinity
@@ -703,6 +707,11 @@ class World {
         if (action.used) for (const conn of this.#conns) conn.interrupted = true
         if (!action.idle || action.used) {
           this.#generation++
+          // A long pause ends.
+          this.#lastFailure = this.#failedAt = -Infinity
+          this.#answer = undefined
+          // One that has just failed, and whose listener evicts, was counted by the pool.
+          if (this.#reactedIn === this.#batch) this.#failingSince = Math.min(this.#failingSince, this.#clock.now())
           // What is being created is stale too, and whether it fails says nothing about the next one.
           for (const { create, made } of this.#conns) create.unwanted ||= !made
           for (const call of [...this.#calls, ...this.#failing]) {
@@ -1049,7 +1058,7 @@ class World {
     this.#refusals[code]++
     const fits = {
       FST_POOL_ACQUIRE_TIMEOUT: now >= ask.deadline,
-      FST_POOL_CONNECT_FAILED: now >= ask.deadline,
+      FST_POOL_CONNECT_FAILED: now >= ask.deadline || this.#plan.can.permanent,
       FST_POOL_QUEUE_FULL: ask.interrupted || (now === ask.since && ask.isFull && !ask.findsIdle),
       FST_POOL_OVERLOADED: this.#options.overload !== false && now === ask.since,
       FST_POOL_CIRCUIT_OPEN: this.#options.circuit !== false,
@@ -1466,6 +1475,7 @@ class World {
       system: 'simulation',
       create: (signal) => this.#create(signal),
       destroy: (conn, reason, signal) => this.#destroy(conn, reason, signal!),
+      ...(can.permanent && { isPermanent: (error: unknown) => this.#isOwn(error) }),
       ...(can.validate && { validate: (conn: Conn, signal: AbortSignal) => this.#validate(conn, signal) }),
       ...(can.isBroken && { isBroken: (conn: Conn) => this.#isBroken(conn) }),
       ...(can.obstacle && { obstacle: (conn: Conn) => this.#obstacle(conn) }),
@@ -1494,7 +1504,7 @@ class World {
     const round = this.#round
     if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
-      this.#createFailed(round)
+      this.#createFailed(round, now, 'refusal')
       throw this.#failure('create')
     }
     let call!: Call
@@ -1504,7 +1514,8 @@ class World {
     })
     // Before the pool's own: its books and these change one right after the other.
     promise.catch(() => {
-      if (!call.unwanted && !call.failed) this.#createFailed(round)
+      const at = this.#clock.now()
+      if (!call.unwanted && !call.failed) this.#createFailed(round, at, at < call.deadline ? 'refusal' : undefined)
     })
     return promise as Promise<Conn>
   }
@@ -1526,7 +1537,7 @@ class World {
   #make (conn: Conn, hops: number): void {
     if (conn.late || conn.destroyedFor !== undefined) return
     if (conn.broken || conn.isBrokenThrows) {
-      this.#createWillFail(conn, hops)
+      this.#createWillFail(conn, hops, 'death')
       return
     }
     conn.made = true
@@ -1534,7 +1545,8 @@ class World {
   }
 
   /** Those that were under way together fail together: that is one failure. */
-  #createFailed (round: number, at = this.#clock.now()): void {
+  #createFailed (round: number, at = this.#clock.now(), answer: 'refusal' | 'death' | undefined = undefined): void {
+    this.#answer = answer
     this.#createErrors++
     this.#failedAt = at
     this.#failingSince = Math.min(this.#failingSince, at)
@@ -1545,9 +1557,9 @@ class World {
   }
 
   /** @param hops how many microtasks from now the pool learns of it */
-  async #createWillFail (conn: Conn, hops: number): Promise<void> {
+  async #createWillFail (conn: Conn, hops: number, answer?: 'death'): Promise<void> {
     for (let hop = 0; hop < hops; hop++) await undefined
-    if (!conn.create.unwanted) this.#createFailed(conn.create.round)
+    if (!conn.create.unwanted) this.#createFailed(conn.create.round, this.#clock.now(), answer)
   }
 
   #noteOverdue (until: number): void {
@@ -2154,10 +2166,15 @@ class World {
       this.#violate(`${inLine} wait, there is no connection, and the circuit is ${stats.circuit}`)
     }
     const refusals = this.#refusals
+    const timeouts = refusals.FST_POOL_ACQUIRE_TIMEOUT + refusals.FST_POOL_CONNECT_FAILED
+    const refused = refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_OVERLOADED + refusals.FST_POOL_CIRCUIT_OPEN +
+      refusals.FST_POOL_CLOSED
+    if (!this.#plan.can.permanent) this.#compare(stats, { timeouts, refused })
+    // Of those who can't connect, some came to their deadline and some were refused at once.
+    else if (stats.timeouts + stats.refused !== timeouts + refused) {
+      this.#violate(`${timeouts + refused} were not served in time, or refused: stats() has ${stats.timeouts} and ${stats.refused}`)
+    }
     this.#compare(stats, {
-      timeouts: refusals.FST_POOL_ACQUIRE_TIMEOUT + refusals.FST_POOL_CONNECT_FAILED,
-      refused: refusals.FST_POOL_QUEUE_FULL + refusals.FST_POOL_OVERLOADED + refusals.FST_POOL_CIRCUIT_OPEN +
-        refusals.FST_POOL_CLOSED,
       aborted: refusals.FST_POOL_ABORTED,
       acquired: this.#leases,
       released: this.#leases - this.#held.length,
@@ -2323,9 +2340,19 @@ class World {
     const room = this.#max - total + (lacking > 0 ? given : 0)
     const mayCreate = Math.min(missing, room, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return
+    // A server that answers, and refuses us: for good, or beside connections that work, since it allows no more. Then
+    // the pauses are longer, and beside such connections nothing is tried while nobody waits.
+    const answer = this.#failures > 0 ? this.#answer : undefined
+    const isRefused = answer === 'refusal' && this.#plan.can.permanent
+    const isFull = answer !== undefined && !isRefused && there > wanted
+    const isPatient = isFull || isRefused
+    const longest = isPatient ? 30_000 : Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor)
     const lastTrouble = createErrors > 0 ? Math.max(this.#lastTrouble, this.#refusedAt) : this.#refusedAt
-    const failing = this.#clock.now() <= lastTrouble + Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor) + 1
+    const failing = this.#clock.now() <= lastTrouble + longest + 1 || (isFull && pending === 0)
     const probing = circuit === 'half-open' && creating > 0
+    if (isRefused && there === 0 && pending > 0) {
+      this.#violate(`${pending} wait, and the server refuses us for good`)
+    }
     if (!failing &&
       !probing) this.#violate(`${mayCreate} more creates may start, for ${pending} who wait (min ${this.#min}, connectTimeout ${connectTimeout})`)
   }

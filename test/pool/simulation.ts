@@ -1501,16 +1501,15 @@ class World {
       // Never answered: else the loop would not end, and nobody be told.
       return new Promise(() => {})
     }
-    this.#checkCreate(now)
+    const round = this.#checkCreate(now)
     const outcome = this.#draw('create')
-    const round = this.#round
     if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
       this.#createFailed(round, now, 'refusal')
       throw this.#failure('create')
     }
     let call!: Call
-    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout }, (how, self) => {
+    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout, round }, (how, self) => {
       call = self
       return how === 'ok' ? this.#deliver(self, outcome === 'no') : undefined
     })
@@ -1564,11 +1563,12 @@ class World {
     if (!conn.create.unwanted) this.#createFailed(conn.create.round, this.#clock.now(), answer)
   }
 
-  #noteOverdue (until: number): void {
+  #noteOverdue (until: number, noted: () => void = () => {}): void {
     for (const call of this.#calls) {
       if (call.method !== 'create' || call.deadline > until || call.failed || call.unwanted) continue
       call.failed = true
       this.#createFailed(call.round, call.deadline)
+      noted()
     }
   }
 
@@ -1579,7 +1579,8 @@ class World {
       (destroying === undefined ? unanswered === undefined : destroying.deadline > now)).length
   }
 
-  #checkCreate (now: number): void {
+  /** Returns its round. */
+  #checkCreate (now: number): number {
     const stats = this.#pool.stats()
     const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
     // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that
@@ -1613,8 +1614,10 @@ class World {
     if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - last < least) {
       this.#violate(`a create ${now - last} ms behind failure ${this.#failures}: not before ${least} ms`)
     }
-    // What falls due in this very millisecond the pool may be about to see.
-    this.#noteOverdue(now)
+    // What falls due in this very millisecond the pool may be about to see: then this one is of the round before.
+    let round = this.#round
+    this.#noteOverdue(now, () => { if (this.#createErrors <= stats.createErrors) round = this.#round })
+    return round
   }
 
   /** How long the circuit is open at least. */
@@ -1937,7 +1940,8 @@ class World {
 
   #call<T> (
     method: Method, outcome: Outcome,
-    { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown },
+    { conn, signal, deadline, holder, round = 0 }:
+    { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown, round?: number },
     settled: (how: 'ok' | 'error', call: Call) => T
   ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
@@ -1951,7 +1955,7 @@ class World {
         outcome,
         holder,
         generation: this.#generation,
-        round: this.#round,
+        round,
         failed: false,
         unwanted: false,
         answered: false,

@@ -130,7 +130,8 @@ export class Supply<C> extends Room<C, Site<C>> {
     // waits.
     if (circuit.state !== 'closed') {
       if (circuit.state !== 'open' && creating > 0) return false
-      return this.isFull ? this.lacking > 0 : phase === 'open' || this.line.size > 0
+      if (this.isFull) return this.lacking > 0 || this.#openers.size > 0
+      return phase === 'open' || this.line.size > 0
     }
     const isKept = phase === 'open' && this.#started && !(this.isFull && this.#openers.size === 0)
     return (isKept && this.#target > here + coming) || this.lacking > 0

@@ -73,6 +73,18 @@ t.test('while somebody waits it tries again, after pauses that grow to 30 s', as
   t.ok(pool.stats().used > 2)
 })
 
+t.test('an open() that comes while the circuit is open is answered', async (t) => {
+  const { pool, clock, tries } = limited(2, { min: 3, max: 3, circuit: { failures: 1, after: 0 } })
+  watch(pool.open())
+  await clock.advance(10 * minute)
+  t.match(pool.stats(), { idle: 2, circuit: 'open' })
+  const { length } = tries
+  const opening = watch(pool.open())
+  await clock.advance(minute)
+  t.equal(tries.length, length + 1)
+  t.match(opening.error, { code: 'FST_POOL_CONNECT_FAILED' })
+})
+
 t.test('a connection that goes makes room for another one at once', async (t) => {
   const { pool, clock, tries } = limited(3, { max: 10, acquireTimeout: 100 * minute })
   const held = await Promise.all([pool.acquire(), pool.acquire(), pool.acquire()])

@@ -516,6 +516,8 @@ class World {
   #keptAt = -Infinity
   /** When the caller of now came. */
   #recallsBefore = 0
+  /** How many waited then: whoever finds others in line joins it. */
+  #pendingBefore = 0
   readonly #runs = new Set<Run>()
   /** Errors for which a transaction may be run again. */
   readonly #transient = new WeakSet<object>()
@@ -883,6 +885,7 @@ class World {
       ...(holdTimeout !== undefined && { holdTimeout }),
     }
     const recalls = this.#recallsBefore = this.#recalls
+    this.#pendingBefore = pending
     const outer = this.#mayBeFast
     this.#mayBeFast = holder
     // The caller's own context goes on behind the await.
@@ -936,6 +939,7 @@ class World {
     const holder = `try ${n}`
     const outer = this.#mayBeFast
     this.#recallsBefore = this.#recalls
+    this.#pendingBefore = this.#pool.stats().pending
     this.#mayBeFast = holder
     try {
       const label = this.#label(n, holder)
@@ -1563,13 +1567,16 @@ class World {
     if (!conn.create.unwanted) this.#createFailed(conn.create.round, this.#clock.now(), answer)
   }
 
-  #noteOverdue (until: number, noted: () => void = () => {}): void {
+  #noteOverdue (until: number): void {
     for (const call of this.#calls) {
       if (call.method !== 'create' || call.deadline > until || call.failed || call.unwanted) continue
-      call.failed = true
-      this.#createFailed(call.round, call.deadline)
-      noted()
+      this.#noteLate(call)
     }
+  }
+
+  #noteLate (call: Call): void {
+    call.failed = true
+    this.#createFailed(call.round, call.deadline)
   }
 
   /** How many connections count against `max`. */
@@ -1615,8 +1622,8 @@ class World {
       this.#violate(`a create ${now - last} ms behind failure ${this.#failures}: not before ${least} ms`)
     }
     // What falls due in this very millisecond the pool may be about to see: then this one is of the round before.
-    let round = this.#round
-    this.#noteOverdue(now, () => { if (this.#createErrors <= stats.createErrors) round = this.#round })
+    const round = this.#round
+    this.#noteOverdue(now)
     return round
   }
 
@@ -1873,8 +1880,9 @@ class World {
         1) this.#violate(`onAcquire was told of loan ${info.uses}, it is the one behind ${conn.loans}`)
       // The first time ever that it returns a promise, the pool had hoped to lend at once: it cleans that connection,
       // and its caller waits.
-      // One for whom a lease was recalled stood in line.
-      const fast = holder === this.#mayBeFast && !this.#hookWaits && this.#recalls === this.#recallsBefore
+      // One for whom a lease was recalled, or who found others in line, stood in line.
+      const fast = holder === this.#mayBeFast && !this.#hookWaits && this.#recalls === this.#recallsBefore &&
+        this.#pendingBefore === 0
       const waits = outcome !== 'sync' && outcome !== 'throw' && outcome !== 'refuse'
       this.#hookWaits ||= waits
       const ask = [...this.#asks].find((one) => one.holder === holder)
@@ -1977,7 +1985,10 @@ class World {
       if (method === 'destroy') conn!.destroying = call
       else if (conn !== undefined && method !== 'onDisconnect') conn.busy = call
       signal?.addEventListener('abort', () => {
-        call.unwanted ||= this.#clock.now() < call.deadline
+        // Right behind a stall of the event loop nothing is past its deadline yet.
+        call.unwanted ||= this.#clock.now() < Math.max(call.deadline, this.#judgedAt)
+        // The pool counts it now, and may begin another one before this one rejects.
+        if (method === 'create' && !call.unwanted && !call.failed && !call.answered) this.#noteLate(call)
         if (method === 'validate') conn!.unanswered = call
         if (outcome === 'slow' || outcome === 'hang') call.answer('error')
       })
@@ -2357,8 +2368,9 @@ class World {
     const isFull = answer !== undefined && !isRefused && there > wanted
     const isPatient = isFull || isRefused
     const longest = isPatient ? 30_000 : Math.max(backoff?.max ?? 1000, 1.1 * this.#openFor)
+    const isOpening = this.#openers.some(({ settled }) => !settled)
     const lastTrouble = createErrors > 0 ? Math.max(this.#lastTrouble, this.#refusedAt) : this.#refusedAt
-    const failing = this.#clock.now() <= lastTrouble + longest + 1 || (isFull && pending === 0)
+    const failing = this.#clock.now() <= lastTrouble + longest + 1 || (isFull && pending === 0 && !isOpening)
     const probing = circuit === 'half-open' && creating > 0
     // While the circuit is open there is one create at a time: also one that nobody needed any more is waited for.
     if (isRefused && there === 0 && pending > 0 && !probing) {

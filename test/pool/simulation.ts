@@ -228,6 +228,8 @@ interface Call {
   deadline: number
   /** The event loop stood still meanwhile. */
   stalled: boolean
+  /** A validation that callers did not rely on any more when the event loop stood still. */
+  doubted: boolean
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
@@ -771,6 +773,8 @@ class World {
     this.#stood = true
     this.#rested = false
     this.#stalls += ms
+    // A tick has seen it; a stall behind it does not change that.
+    for (const call of this.#calls) call.doubted = this.#isDoubted(call)
     this.#clock.stall(ms)
     this.#stoodUntil = this.#clock.now()
     // The pool looked no more meanwhile.
@@ -1696,8 +1700,8 @@ class World {
   }
 
   /** Callers do not rely on a validation any more. */
-  #isDoubted ({ method, since }: Call): boolean {
-    return method === 'validate' && this.#clock.now() - since >= 100
+  #isDoubted ({ method, since, doubted }: Call): boolean {
+    return method === 'validate' && (doubted || this.#clock.now() - since >= 100)
   }
 
   /** A destroy that takes so long does not count as late any more. */
@@ -1946,6 +1950,7 @@ class World {
         since: this.#clock.now(),
         deadline,
         stalled: false,
+        doubted: false,
         outcome,
         holder,
         generation: this.#generation,
@@ -2210,7 +2215,7 @@ class World {
       const { method, conn, deadline, unwanted } = call
       if (method === 'validate' && conn!.destroyedFor === undefined) validating++
       // A tick later at the latest.
-      if (method === 'validate' && conn!.destroyedFor === undefined && now - call.since > 101) doubted++
+      if (method === 'validate' && conn!.destroyedFor === undefined && (call.doubted || now - call.since > 101)) doubted++
       if (method !== 'create') continue
       if (closed || deadline <= now) late++
       else creating++

@@ -1505,14 +1505,17 @@ class World {
     }
     this.#checkCreate(now)
     const outcome = this.#draw('create')
-    const round = this.#round
+    // What falls due in this very millisecond the pool may be about to see. Then this one is of the same round.
+    const [counted, before] = [this.#createErrors, this.#round]
+    this.#noteOverdue(now)
+    const round = this.#pool.stats().createErrors > counted ? this.#round : before
     if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
       this.#createFailed(round, now, 'refusal')
       throw this.#failure('create')
     }
     let call!: Call
-    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout }, (how, self) => {
+    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout, round }, (how, self) => {
       call = self
       return how === 'ok' ? this.#deliver(self, outcome === 'no') : undefined
     })
@@ -1615,8 +1618,6 @@ class World {
     if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - last < least) {
       this.#violate(`a create ${now - last} ms behind failure ${this.#failures}: not before ${least} ms`)
     }
-    // What falls due in this very millisecond the pool may be about to see.
-    this.#noteOverdue(now)
   }
 
   /** How long the circuit is open at least. */
@@ -1939,7 +1940,9 @@ class World {
 
   #call<T> (
     method: Method, outcome: Outcome,
-    { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown },
+    { conn, signal, deadline, holder, round = this.#round }: {
+      conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown, round?: number,
+    },
     settled: (how: 'ok' | 'error', call: Call) => T
   ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
@@ -1954,7 +1957,7 @@ class World {
         outcome,
         holder,
         generation: this.#generation,
-        round: this.#round,
+        round,
         failed: false,
         unwanted: false,
         answered: false,
@@ -2285,7 +2288,7 @@ class World {
 
   #checkIdle (idle: readonly Conn[], there: number): void {
     const now = this.#clock.now()
-    const { idleTimeout = 60_000, maxLifetime = 1_800_000, validateTimeout } = this.#options
+    const { idleTimeout = 60_000, maxLifetime = 1_800_000 } = this.#options
     // What something is in the way of is kept for those who wait.
     const kept = this.#plan.can.obstacle && this.#asks.size > 0
     if (this.#draining && idle.length > 0 && !kept) this.#violate(`${idle.length} are idle while the pool drains`)
@@ -2305,9 +2308,9 @@ class World {
       if (conn.dead) this.#violate(`connection ${conn.id} has died, and is idle`)
       if (maxLifetime > 0 &&
         now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} is idle, ${now - conn.madeAt} ms old`)
-      // A ping may hold up the check.
-      const surplusFor = now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince ?? Infinity)
-      if (idleTimeout > 0 && surplusFor > 201 + validateTimeout) {
+      // A ping may hold up the check, until it is answered.
+      const surplusFor = now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince ?? Infinity, conn.aliveAt)
+      if (idleTimeout > 0 && surplusFor > 201) {
         this.#violate(`connection ${conn.id} is idle since ${now - conn.idleSince} ms`)
       }
     }

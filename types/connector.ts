@@ -183,7 +183,8 @@ export interface Connector<C = unknown> {
   isTransient? (error: unknown): boolean
   /**
    * Whether `create` would fail again with this error, however often it is tried: a refused login, a database that does
-   * not exist. Whoever opens the pool is told at once, and the next tries come slowly, up to 30 s apart.
+   * not exist. Whoever opens the pool is told at once, and the next tries come slowly, up to 30 s apart. Where `url` or
+   * `connection` is a function, it is asked once more before that.
    */
   isPermanent? (error: unknown): boolean
   /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */

@@ -178,8 +178,8 @@ export interface Address {
   host?: string | undefined
   /** Where the database is, instead of `url`. 1 to 65535. */
   port?: number | undefined
-  /** Which database, where the url names none or another. */
-  database?: string | undefined
+  /** Which database, where the url names none or another. Redis' have numbers: `2`, or `'2'`. */
+  database?: string | number | undefined
   /**
    * The driver's own options, which it gets as they are: `tls`, `authSource`, ... A function is called at each create.
    * Default `{}`.

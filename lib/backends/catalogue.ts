@@ -40,15 +40,18 @@ interface BuiltIn {
   adapt? (result: Record<string, unknown>, given: Options, path: string): void
 }
 
+// Their databases have names: they refuse a number themselves.
+type Connect = BuiltIn['connect']
+
 export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
   mongodb: {
-    connect: mongodb,
-    adopt: adoptMongo,
+    connect: mongodb as Connect,
+    adopt: adoptMongo as NonNullable<BuiltIn['adopt']>,
     noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
   },
   redis: { connect: redisOrCluster, adopt: adoptRedis },
-  postgresql: { connect: postgresql },
-  postgres: { connect: postgresql },
-  mysql: { connect: mysql },
+  postgresql: { connect: postgresql as Connect },
+  postgres: { connect: postgresql as Connect },
+  mysql: { connect: mysql as Connect },
   sqlite: { connect: sqlite, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
 }

@@ -48,6 +48,8 @@ export class Creator<C> extends Room<C, Site<C>> {
   lastFailure: Error | undefined
   /** The last create failed for good: it would fail again, however often it is tried. */
   isRefused = false
+  /** The last create failed with an error that is permanent for the login that it had. */
+  #wasRefused = false
   /**
    * The last create was refused while so many connections were there, and worked: the server allows no more. 0: that is
    * not known.
@@ -168,7 +170,12 @@ export class Creator<C> extends Room<C, Site<C>> {
    * @param isAnswer it is what the connector's `create` rejected with
    */
   #failed (creation: Creation, cause: unknown, isAnswer: boolean, reported?: Error): Error {
-    const isRefused = isAnswer && this.#isPermanent(cause)
+    const isPermanent = isAnswer && this.#isPermanent(cause)
+    const { url, connection } = this.options as { readonly url?: unknown, readonly connection?: unknown }
+    // A function may say something else than when this create asked it: one more create asks it again.
+    const isFixed = typeof url !== 'function' && typeof connection !== 'function'
+    const isRefused = isPermanent && (isFixed || this.#wasRefused)
+    this.#wasRefused = isPermanent
     this.#count(creation, isRefused)
     const isLimit = isAnswer && !isRefused && this.backoff.failures >= SURE && this.#works
     this.allowed = isLimit ? this.entries.here + this.entries.closing : 0

@@ -15,7 +15,10 @@ export const addressProperties = {
   },
   host: { type: 'string', pattern: '^[^\\s@]+$', title: 'a host name, nothing else' },
   port: { type: 'integer', minimum: 1, maximum: 65535 },
-  database: { type: 'string', minLength: 1, title: 'a text that is not empty' },
+  database: {
+    anyOf: [{ type: 'string', minLength: 1 }, { type: 'integer', minimum: 0 }],
+    title: 'a text that is not empty, or the number of a database of Redis',
+  },
   connection: {
     anyOf: [optionalFunction, { type: 'object' }],
     default: Object.freeze({}),

@@ -39,6 +39,11 @@ const variable = (name: string, other: string | number): Trace<Connection> => ({
   seen: async (connection) => await value(connection, `SELECT @@SESSION.${name}`) === other,
 })
 
+/** What a request puts in the place of a method. */
+const queryAsItIs = function (this: Connection, ...args: unknown[]) {
+  const { query } = Object.getPrototypeOf(this) as { query: (...args: unknown[]) => unknown }
+  return query.apply(this, args)
+} as Connection['query']
 const asItIs = (_field: unknown, next: () => unknown) => next()
 
 const traces: Array<Trace<Connection>> = [
@@ -121,6 +126,16 @@ const traces: Array<Trace<Connection>> = [
     name: 'another typeCast',
     leave: (connection) => { connection.config.typeCast = asItIs },
     seen: (connection) => connection.config.typeCast === asItIs,
+  },
+  {
+    name: 'a property of the object',
+    leave: (connection) => { Object.assign(connection, { tenant: 'mine' }) },
+    seen: (connection) => 'tenant' in connection,
+  },
+  {
+    name: 'a query of its own',
+    leave: (connection) => { connection.query = queryAsItIs },
+    seen: (connection) => connection.query === queryAsItIs,
   },
   {
     name: 'a listener',

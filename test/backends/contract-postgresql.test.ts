@@ -38,6 +38,13 @@ await admin.query('SELECT setseed(0.42)')
 /** The first number after that seed. */
 const seeded = await value(admin, 'SELECT round(random()::numeric, 12)::text')
 
+const ignored = () => {}
+/** What a request puts in the place of a method. */
+const queryAsItIs = function (this: Client, ...args: unknown[]) {
+  const { query } = Object.getPrototypeOf(this) as { query: (...args: unknown[]) => unknown }
+  return query.apply(this, args)
+} as Client['query']
+
 const traces: Array<Trace<Client>> = [
   setting('statement_timeout', '12345ms'),
   setting('lock_timeout', '23456ms'),
@@ -114,6 +121,21 @@ const traces: Array<Trace<Client>> = [
     name: 'binary results',
     leave: (connection) => { Object.assign(connection, { binary: true }) },
     seen: (connection) => Reflect.get(connection, 'binary') === true,
+  },
+  {
+    name: 'a property of the object',
+    leave: (connection) => { Object.assign(connection, { tenant: 'mine' }) },
+    seen: (connection) => 'tenant' in connection,
+  },
+  {
+    name: 'a query of its own',
+    leave: (connection) => { connection.query = queryAsItIs },
+    seen: (connection) => connection.query === queryAsItIs,
+  },
+  {
+    name: 'a setTypeParser of its own',
+    leave: (connection) => { connection.setTypeParser = ignored },
+    seen: (connection) => connection.setTypeParser === ignored,
   },
   {
     name: 'the seed of random()',

@@ -85,6 +85,20 @@ const traces: Array<Trace<Redis>> = [
     seen: async (connection) => String(await connection.client('TRACKINGINFO' as 'INFO')).includes('on'),
   },
   {
+    name: 'a property of the object',
+    stays: 'ioredis adds some of its own as it works',
+    leave: (connection) => { Object.assign(connection, { tenant: 'mine' }) },
+    seen: (connection) => 'tenant' in connection,
+    alone: 'with others the connection is replaced',
+  },
+  {
+    name: 'a command of defineCommand',
+    stays: 'it is a property of the object',
+    leave: (connection) => { connection.defineCommand('mine', { lua: 'return 1', numberOfKeys: 0 }) },
+    seen: (connection) => 'mine' in connection,
+    alone: 'with others the connection is replaced',
+  },
+  {
     name: 'an open MULTI',
     transaction: true,
     leave: (connection) => Promise.all([connection.multi({ pipeline: false }), connection.set(`${key}:never`, 1)]),

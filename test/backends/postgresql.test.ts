@@ -251,10 +251,48 @@ t.test('session: what onConnect did to the object or the session is there for ev
   }
 })
 
+t.test('session: properties and methods that onConnect and wrap have set are there for every borrower', async (t) => {
+  interface Own extends Client { tell (): string, label: string }
+  const { pool } = await open(t, {}, {
+    onConnect: (c) => { (c as Own).tell ??= () => 'onConnect' },
+    wrap: (c) => Object.assign(c, { label: 'wrap' }),
+  })
+  const first = await pool.use((c) => c)
+  for (const leave of [
+    (_c: Own) => {},
+    (c: Own) => { c.tell = () => 'mine' },
+    (c: Own) => { Reflect.deleteProperty(c, 'tell') },
+    (c: Own) => { Object.assign(c, { first: 1, second: 2 }) },
+  ]) {
+    await pool.use(async (c) => {
+      t.equal(await value(c, 'SELECT 1'), 1)
+      leave(c as Own)
+    })
+    await pool.use((c) => {
+      t.equal(c, first, 'it is the same connection')
+      t.equal((c as Own).tell(), 'onConnect')
+      t.equal((c as Own).label, 'wrap')
+      t.notOk('first' in c || 'second' in c)
+    })
+  }
+})
+
+t.test('session: a property that can not be removed has the connection replaced', async (t) => {
+  const { pool } = await open(t)
+  const first = await pool.use((c) => {
+    Object.defineProperty(c, 'mine', { value: 1, enumerable: true })
+    return c
+  })
+  t.not(await pool.use((c) => c), first)
+  t.equal(pool.stats().destroyed.error, 1)
+})
+
 t.test('session: a borrower who only touched the object costs no round trip', async (t) => {
   const { pool } = await open(t)
   const first = await pool.use((c) => bytes(c))
   await pool.use((c) => { c.on('notice', () => {}) })
+  await idle(pool)
+  await pool.use((c) => { Object.assign(c, { tenant: 'mine' }) })
   await idle(pool)
   t.equal(await pool.use((c) => bytes(c)), first)
   t.equal(await pool.use((c) => c.listenerCount('notice')), 0)

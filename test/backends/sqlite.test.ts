@@ -245,6 +245,21 @@ function suite (t: Test, Driver: SqliteDriver, name: DriverName) {
       })
     }
 
+    t.test(`not undone ${where}: last_insert_rowid() and changes() tell the next borrower of the last write`, async (t) => {
+      const { borrower } = await open(t, Driver, { memory })
+      const tally = 'SELECT last_insert_rowid() AS row, changes() AS rows'
+      const handle = await borrower.use((db) => {
+        db.exec("INSERT INTO notes (id, text) VALUES (41, 'a'), (42, 'b'), (43, 'c')")
+        return db
+      })
+      await borrower.use((db) => {
+        t.equal(db, handle, 'it is the same handle')
+        t.match(db.prepare(tally).all()[0], { row: 43, rows: 3 }, 'as documented')
+        db.prepare("INSERT INTO notes (id, text) VALUES (50, 'own')").run()
+        t.match(db.prepare(tally).all()[0], { row: 50, rows: 1 }, 'behind a write of its own they are its own')
+      })
+    })
+
     t.test(`an iterator that was broken off ${where} holds no old snapshot, and no lock, for the next borrower`, async (t) => {
       const { borrower, path } = await open(t, Driver, { memory })
       let held: IterableIterator<unknown> | undefined

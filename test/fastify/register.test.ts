@@ -306,3 +306,23 @@ t.test('health is the worst of all pools', async (t) => {
   t.equal(status, 'down')
   t.equal(pools.db!.status, 'up')
 })
+
+t.test('only databases of Redis have numbers: another backend refuses one by name', async (t) => {
+  const wanted: Record<string, string> = {
+    'postgresql://127.0.0.1:1': "a name, since only Redis' databases have numbers",
+    'mysql://127.0.0.1:1': "a name, since only Redis' databases have numbers",
+    'mongodb://127.0.0.1:1': "a name, since only Redis' databases have numbers",
+    ':memory:': 'none, since sqlite is a file (url)',
+  }
+  for (const [url, expected] of Object.entries(wanted)) {
+    const backend = url === ':memory:' ? 'sqlite' : url.slice(0, url.indexOf(':'))
+    const error = await refusal(t, { backend, url, database: 2, startup: 'lazy' })
+    t.match(error, {
+      code: 'FST_POOL_BAD_OPTIONS', message: `pool 'db': option database is 2: expected ${expected}`,
+    }, backend)
+  }
+  const app = appOf(t)
+  await app.register(fastifyPool, { backend: 'redis', url: 'redis://127.0.0.1:1', database: 2, startup: 'lazy' })
+  const { client } = app.pools.get('db').backend as unknown as { client: { options: { db: number } } }
+  t.equal(client.options.db, 2)
+})

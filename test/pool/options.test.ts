@@ -70,7 +70,6 @@ const time = {
 }
 const count = { takes: ['zero', 'one', 'ten', 'huge'] as Kind[], expected: 'an integer of at least 0' }
 const positive = { takes: ['one', 'ten', 'huge'] as Kind[], expected: 'an integer of at least 1' }
-const text = { takes: ['text'] as Kind[], expected: 'a text that is not empty' }
 /** The smallest pool over several servers. */
 const several = { backend: undefined, targets: [{ connector }, { connector }] }
 const hook = { takes: ['function'] as Kind[], expected: 'a function' }
@@ -83,7 +82,10 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   url: { takes: ['text', 'function'], expected: 'a text that is not empty, or a function that returns one' },
   host: { takes: ['text'], expected: 'a host name, nothing else' },
   port: { takes: ['one', 'ten'], expected: 'an integer from 1 to 65535' },
-  database: text,
+  database: {
+    takes: ['text', 'zero', 'one', 'ten', 'huge'],
+    expected: 'a text that is not empty, or the number of a database of Redis',
+  },
   driver: {
     takes: ['object',
       'function'],
@@ -540,6 +542,7 @@ t.test('a url says where the database is; a host or port beside it is refused', 
   refuses(t, () => checkPoolOptions({ ...redis, url, host: 'a' }, ''), "option host is 'a': expected none beside url")
   refuses(t, () => checkPoolOptions({ ...redis, url, port: 1 }, ''), 'option port is 1: expected none beside url')
   t.match(checkPoolOptions({ ...redis, url, database: '2' }, ''), { url, database: '2' })
+  t.match(checkPoolOptions({ ...redis, url, database: 0 }, ''), { url, database: 0 })
   t.match(checkPoolOptions({ ...redis, host: '::1', port: 6379 }, ''), { host: '::1', port: 6379 })
 })
 

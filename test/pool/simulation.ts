@@ -514,6 +514,8 @@ class World {
   /** They go back as soon as somebody waits. */
   readonly #offered = new Set<Held>()
   #recalls = 0
+  /** When no lease had to be recalled last, whoever waited. */
+  #keptAt = -Infinity
   /** When the caller of now came. */
   #recallsBefore = 0
   readonly #runs = new Set<Run>()
@@ -1413,7 +1415,7 @@ class World {
     const end = this.#clock.now() + ms
     await settle()
     this.#rest()
-    const asked = this.#asked
+    const [asked, delivered] = [this.#asked, this.#delivered]
     while (this.#clock.now() < end) {
       const next =
         Math.min(end, ...this.#calls.filter(({ outcome }) => outcome === 'late').map(({ deadline }) => deadline + 30))
@@ -1425,8 +1427,8 @@ class World {
       await settle()
       this.#rest()
     }
-    // More often at first, and where something else happens.
-    const times = this.#asked - asked
+    // More often at first, and where something else happens. Of each new connection it is asked once more.
+    const times = this.#asked - asked - (this.#delivered - delivered)
     if (times > 40 + ms / 10) this.#violate(`what is in the way is asked ${times} times in ${ms} ms`)
   }
 
@@ -1503,12 +1505,8 @@ class World {
       // Never answered: else the loop would not end, and nobody be told.
       return new Promise(() => {})
     }
-    this.#checkCreate(now)
+    const round = this.#checkCreate(now)
     const outcome = this.#draw('create')
-    // What falls due in this very millisecond the pool may be about to see. Then this one is of the same round.
-    const [counted, before] = [this.#createErrors, this.#round]
-    this.#noteOverdue(now)
-    const round = this.#pool.stats().createErrors > counted ? this.#round : before
     if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
       this.#createFailed(round, now, 'refusal')
@@ -1569,11 +1567,12 @@ class World {
     if (!conn.create.unwanted) this.#createFailed(conn.create.round, this.#clock.now(), answer)
   }
 
-  #noteOverdue (until: number): void {
+  #noteOverdue (until: number, noted: () => void = () => {}): void {
     for (const call of this.#calls) {
       if (call.method !== 'create' || call.deadline > until || call.failed || call.unwanted) continue
       call.failed = true
       this.#createFailed(call.round, call.deadline)
+      noted()
     }
   }
 
@@ -1584,7 +1583,8 @@ class World {
       (destroying === undefined ? unanswered === undefined : destroying.deadline > now)).length
   }
 
-  #checkCreate (now: number): void {
+  /** Returns its round. */
+  #checkCreate (now: number): number {
     const stats = this.#pool.stats()
     const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
     // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that
@@ -1618,6 +1618,10 @@ class World {
     if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - last < least) {
       this.#violate(`a create ${now - last} ms behind failure ${this.#failures}: not before ${least} ms`)
     }
+    // What falls due in this very millisecond the pool may be about to see: then this one is of the round before.
+    let round = this.#round
+    this.#noteOverdue(now, () => { if (this.#createErrors <= stats.createErrors) round = this.#round })
+    return round
   }
 
   /** How long the circuit is open at least. */
@@ -1940,9 +1944,8 @@ class World {
 
   #call<T> (
     method: Method, outcome: Outcome,
-    { conn, signal, deadline, holder, round = this.#round }: {
-      conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown, round?: number,
-    },
+    { conn, signal, deadline, holder, round = 0 }:
+    { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown, round?: number },
     settled: (how: 'ok' | 'error', call: Call) => T
   ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
@@ -2321,10 +2324,14 @@ class World {
     { pending, createErrors, circuit }: PoolStats,
     { idle, there, total, creating, wanted, late, validating, doubted }: Readonly<Record<'idle' | 'there' | 'total' | 'creating' | 'wanted' | 'late' | 'validating' | 'doubted', number>>
   ): void {
+    // While connections are idle, or asked whether they are alive, or the pool is suspended, no lease is recalled.
+    const isServed = pending > 0 && pending <= validating
+    if (idle > 0 || isServed || this.#suspendedIn !== undefined) this.#keptAt = this.#clock.now()
     if (this.#suspendedIn !== undefined || this.#close?.resolved === true) return
     const offered = [...this.#offered].filter(({ live, lease }) => live && !lease.ended)
-    // Those that were offered while others were being recalled are looked at with the next tick.
-    if (pending > validating && idle === 0 && offered.some(({ offeredAt }) => offeredAt + 101 < this.#clock.now())) {
+    // Those that were offered while others were being recalled, or left alone, are looked at with the next tick.
+    const isDue = ({ offeredAt }: Held) => Math.max(offeredAt, this.#keptAt) + 101 < this.#clock.now()
+    if (pending > validating && idle === 0 && offered.some(isDue)) {
       this.#violate(`${pending} wait, and ${offered.length} would be given back for them`)
     }
     // By then the pool asks again.
@@ -2358,7 +2365,8 @@ class World {
     const lastTrouble = createErrors > 0 ? Math.max(this.#lastTrouble, this.#refusedAt) : this.#refusedAt
     const failing = this.#clock.now() <= lastTrouble + longest + 1 || (isFull && pending === 0)
     const probing = circuit === 'half-open' && creating > 0
-    if (isRefused && there === 0 && pending > 0) {
+    // While the circuit is open there is one create at a time: also one that nobody needed any more is waited for.
+    if (isRefused && there === 0 && pending > 0 && !probing) {
       this.#violate(`${pending} wait, and the server refuses us for good`)
     }
     if (!failing &&

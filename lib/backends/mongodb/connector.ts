@@ -3,7 +3,7 @@ import { badOption, PoolError, scrub } from '../../engine/errors.js'
 import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
-import { Addresses, refuseNextTo, type AddressNow } from '../shared/address.js'
+import { Addresses, refuseNextTo, refuseNumber, type AddressNow } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { SessionConnector, sessionOf } from '../shared/session.js'
 import { Shared } from './client.js'
@@ -43,6 +43,7 @@ export interface MongoConnector extends Connector<Db> {
  */
 export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   const { client, url, host, port, connection = {}, connectTimeout = 3000 } = options
+  refuseNumber(options.database)
   const addresses = new Addresses(options)
   if (client === undefined) {
     const driver = loadDriver(mongoDriver, options.driver)

@@ -2,7 +2,7 @@ import type { ConnectionOptions } from 'mysql2'
 import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
-  assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo,
+  assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
 
@@ -84,6 +84,7 @@ export type Config = (signal: AbortSignal) => ConnectionOptions | Promise<Connec
 export function configsOf (options: MysqlOptions, addresses: Addresses): Config {
   const { url, host, port } = options
   refuseBeside(options, beside, refused)
+  refuseNumber(options.database)
   if (url !== undefined) refuseNextTo('url: it has one', { host, port })
   return addresses.configs((address) => driverOptions(address, options))
 }

@@ -1,6 +1,7 @@
 import type { Activity, ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
 import type { Failure } from '../shared/failures.js'
+import { Properties } from '../shared/properties.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { quote } from '../shared/sql.js'
 import { LastAnswer } from './answer.js'
@@ -52,6 +53,8 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
   readonly #config: Record<string, unknown>
   readonly #before: Record<string, unknown>
   readonly #encoding: string
+  /** Of the connection. From the first loan on. */
+  #properties: Properties | undefined
   /** How many commands others have sent. */
   #sent = 0
   /** How many of them were sent when the connection was clean. */
@@ -139,6 +142,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
   override unfit (): boolean {
     if (!this.#settled) {
       this.#settled = true
+      if (this.#mode === 'session') this.#properties = new Properties(this.connection)
       this.#clean = this.#sent
     }
     this.#forgetStatements()
@@ -207,6 +211,7 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
   undo (): Promise<void> | undefined {
     if (this.#mode === 'none') return undefined
     this.listeners.restore()
+    if (this.#properties?.changed === true) this.#properties.restore()
     const { busy } = this.commands
     if (!busy && this.#sent === this.#clean) {
       if (this.#mode === 'session' && !this.#asBefore) this.#restoreConfig()

@@ -2,7 +2,7 @@ import type { ClientConfig } from 'pg'
 import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
-  assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo,
+  assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
@@ -30,8 +30,9 @@ export interface PostgresOptions {
   /**
    * What is undone at return. Default 'session'.
    * - 'session': the open transaction, settings, roles, temp tables, locks, LISTEN, cursors, what SQL PREPARE made,
-   *   listeners and type parsers of the object. Statements that the driver named stay prepared. What `LOAD` loaded
-   *   stays, and a PREPARE within a function where the driver holds named statements.
+   *   listeners and type parsers of the object, properties and methods that were set on it. Statements that the driver
+   *   named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named
+   *   statements.
    * - 'transaction': an open transaction, nothing else. No round trip where none is open.
    * - 'none': nothing.
    */
@@ -83,6 +84,7 @@ export type Config = (signal: AbortSignal) => ClientConfig | Promise<ClientConfi
 export function configsOf (options: PostgresOptions, addresses: Addresses): Config {
   const { url, host, port, driver } = options
   refuseBeside(options, beside, refused)
+  refuseNumber(options.database)
   if (url !== undefined) refuseNextTo('a url', { host, port })
   if (typeof url !== 'function') checkUrl(url)
   const parse = url === undefined ? undefined : parserOf(driver)

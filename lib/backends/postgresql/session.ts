@@ -2,6 +2,7 @@ import type { ClientConfig } from 'pg'
 import type { Socket } from 'node:net'
 import type { Activity, ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
+import { Properties } from '../shared/properties.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { cancelLeft, end } from './ending.js'
 import { outdated, readOnly, type Failed } from './errors.js'
@@ -50,6 +51,8 @@ export class PostgresSession extends ServerSession<Client> {
   #mark = 0
   /** Whether the driver asks for binary results, as it was configured. */
   readonly #binary: unknown
+  /** Of the client. From the first loan on. */
+  #properties: Properties | undefined
   /** A borrower has called `setTypeParser`. */
   #typed = false
   /** A statement made by SQL PREPARE is out of date, and no reset of this mode removes it. */
@@ -119,6 +122,8 @@ export class PostgresSession extends ServerSession<Client> {
   }
 
   override unfit (): boolean {
+    // pg marks a client that has sent a query by `hasExecuted`.
+    this.#properties ??= new Properties(this.connection, ['hasExecuted'], ['setTypeParser'])
     return this.broken || this.#spoilt
   }
 
@@ -158,7 +163,7 @@ export class PostgresSession extends ServerSession<Client> {
   /** Queues the reset behind what is still running. undefined: there is nothing to undo. */
   undo (): Promise<void> | undefined {
     if (this.#mode === 'session') {
-      const restored = this.listeners.changed || this.#typed || this.#inside.binary !== this.#binary
+      const restored = this.#isTouched
       if (restored) this.#restoreObject()
       // `onConnect` may have added those listeners: a promise lets the pool run it again.
       if (this.idle && this.#stream.bytesWritten === this.#mark) return restored ? Promise.resolve() : undefined
@@ -193,8 +198,15 @@ export class PostgresSession extends ServerSession<Client> {
     this.mark()
   }
 
+  /** A borrower has changed the driver's object. */
+  get #isTouched (): boolean {
+    if (this.listeners.changed || this.#typed || this.#inside.binary !== this.#binary) return true
+    return this.#properties?.changed === true
+  }
+
   #restoreObject (): void {
     this.listeners.restore()
+    this.#properties?.restore()
     this.#inside.binary = this.#binary
     if (!this.#typed) return
     const { _types: types } = this.#inside

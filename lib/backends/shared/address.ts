@@ -139,6 +139,15 @@ export function refuseNextTo (other: string, options: Readonly<Record<string, un
   }
 }
 
+/**
+ * Refuses the number of a database, which only Redis has.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`
+ */
+export function refuseNumber (database: unknown, expected = "a name, since only Redis' databases have numbers"): void {
+  if (typeof database === 'number') throw badOption('database', database, expected)
+}
+
 /** As `Object.assign`, but `undefined` is as if absent. */
 export function assignGiven<T extends object> (base: T, ...all: ReadonlyArray<Readonly<Record<string, unknown>>>): T {
   for (const given of all) {

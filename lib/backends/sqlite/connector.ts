@@ -2,6 +2,7 @@ import { existsSync, statSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { badOption } from '../../engine/errors.js'
 import type { Connector, Transactions } from '../../../types/connector.js'
+import { refuseNumber } from '../shared/address.js'
 import { SessionConnector, sessionOf, type ResetMode } from '../shared/session.js'
 import { dialectOf, isBusy, isPermanent, Unopenable, type Dialect, type DriverName, type Handle } from './dialect.js'
 import { driverOf } from './driver.js'
@@ -59,6 +60,7 @@ export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promi
       throw badOption(key, options[key], 'none, since a file does not change its address')
     }
   }
+  refuseNumber((options as { database?: unknown }).database, 'none, since sqlite is a file (url)')
   const path = pathOf(options.url)
   return new Writer(driverOf(options.driver), path, options) as Connector<unknown> as SqliteConnector<D>
 }

@@ -1509,15 +1509,16 @@ class World {
       // Never answered: else the loop would not end, and nobody be told.
       return new Promise(() => {})
     }
-    const round = this.#checkCreate(now)
+    this.#checkCreate(now)
     const outcome = this.#draw('create')
+    const round = this.#round
     if (this.#failures > 0) this.#lastFailure = now
     if (outcome === 'throw') {
       this.#createFailed(round, now, 'refusal')
       throw this.#failure('create')
     }
     let call!: Call
-    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout, round }, (how, self) => {
+    const promise = this.#call<Conn | undefined>('create', outcome, { signal, deadline: now + this.#options.connectTimeout }, (how, self) => {
       call = self
       return how === 'ok' ? this.#deliver(self, outcome === 'no') : undefined
     })
@@ -1590,8 +1591,7 @@ class World {
       (destroying === undefined ? unanswered === undefined : destroying.deadline > now)).length
   }
 
-  /** Returns its round. */
-  #checkCreate (now: number): number {
+  #checkCreate (now: number): void {
     const stats = this.#pool.stats()
     const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
     // Of one that is not needed any more when it comes, `onConnect` does not run: it may be there already. Where that
@@ -1625,10 +1625,6 @@ class World {
     if (this.#failures > 0 && stats.createErrors === this.#createErrors && now - last < least) {
       this.#violate(`a create ${now - last} ms behind failure ${this.#failures}: not before ${least} ms`)
     }
-    // What falls due in this very millisecond the pool may be about to see: then this one is of the round before.
-    const round = this.#round
-    this.#noteOverdue(now)
-    return round
   }
 
   /** How long the circuit is open at least. */
@@ -1952,8 +1948,7 @@ class World {
 
   #call<T> (
     method: Method, outcome: Outcome,
-    { conn, signal, deadline, holder, round = 0 }:
-    { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown, round?: number },
+    { conn, signal, deadline, holder }: { conn?: Conn, signal?: AbortSignal, deadline: number, holder?: unknown },
     settled: (how: 'ok' | 'error', call: Call) => T
   ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
@@ -1968,7 +1963,7 @@ class World {
         outcome,
         holder,
         generation: this.#generation,
-        round,
+        round: this.#round,
         failed: false,
         unwanted: false,
         answered: false,

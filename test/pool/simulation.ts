@@ -1985,8 +1985,8 @@ class World {
       if (method === 'destroy') conn!.destroying = call
       else if (conn !== undefined && method !== 'onDisconnect') conn.busy = call
       signal?.addEventListener('abort', () => {
-        // Right behind a stall of the event loop nothing is past its deadline yet.
-        call.unwanted ||= this.#clock.now() < Math.max(call.deadline, this.#judgedAt)
+        // At its deadline, or behind it where a stall hides that from the pool, it may be given up for another reason.
+        call.unwanted ||= this.#clock.now() < call.deadline || !String(signal.reason).includes('(connectTimeout)')
         // The pool counts it now, and may begin another one before this one rejects.
         if (method === 'create' && !call.unwanted && !call.failed && !call.answered) this.#noteLate(call)
         if (method === 'validate') conn!.unanswered = call

@@ -320,6 +320,9 @@ export class Engine<C> implements Parts<C> {
    * @param since when it was used last, where it was only checked since: then its idle time goes on
    */
   offer (entry: Entry<C>, alive = false, since?: number): void {
+    // The coarse clock may be behind by more than a connection lives. The loan to somebody who waits reads the clock
+    // anyway.
+    if (this.line.size > 0) this.time.read()
     const reason = this.#unfit(entry, alive)
     if (reason !== undefined) return this.destroy(entry, reason, entry.broken)
     if ((this.#gate !== 0 || this.owner !== undefined) && this.#isTaken(entry)) return
@@ -389,6 +392,8 @@ export class Engine<C> implements Parts<C> {
 
   /** Serves the first in line with an idle connection. False: an obstacle hinders all loans. */
   #bring (entry: Entry<C>): boolean {
+    // Where the event loop stood still, the coarse clock is behind, perhaps by more than a connection lives.
+    this.time.read(true)
     this.entries.move(entry, VALIDATING)
     const reason = this.#unfit(entry)
     if (reason !== undefined) this.destroy(entry, reason, entry.broken)

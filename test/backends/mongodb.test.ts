@@ -350,6 +350,33 @@ async function suite (t: Test, start: (t: Test) => Promise<Target>, notOurs: str
     })
   }
 
+  await t.test('sockets that the app\'s client had opened before, and that are silent, are found and closed', async (t) => {
+    const proxy = await startProxy(t, await start(t))
+    const client = new MongoClient(direct(proxy))
+    t.teardown(() => client.close())
+    const closed: string[] = []
+    client.on('connectionClosed', ({ reason }) => { closed.push(reason) })
+    let made = 0
+    client.on('connectionReady', () => { made++ })
+    await client.connect()
+    const ping = () => client.db().command({ ping: 1 })
+    await until(async () => {
+      await Promise.all(Array.from({ length: 4 }, ping))
+      return made >= 4
+    }, { what: 'it has some sockets' })
+    const sockets = made
+    const connector = await connect(t, { client })
+    const db = await connector.create(later)
+    proxy.forget()
+    // The driver's monitor would find out later.
+    const monitor = alarm(5000)
+    t.equal(await connector.validate!(db, later), true)
+    await Promise.all(Array.from({ length: 4 }, () => db.command({ ping: 1 })))
+    await until(() => closed.length >= sockets, { what: 'the silent ones are closed' })
+    t.notOk(monitor.rang)
+    t.ok(closed.every((reason) => reason === 'error'), closed.join())
+  })
+
   await t.test('a client that the app has closed stays closed', async (t) => {
     const { url } = await start(t)
     const client = new MongoClient(url)

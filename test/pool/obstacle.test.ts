@@ -49,6 +49,22 @@ t.test('a caller waits for it, in line, and is served when it is gone', async (t
   t.equal(books.created, 1, 'it is the same connection')
 })
 
+t.test('what lived for too long while the event loop stood still is not lent when it is gone', async (t) => {
+  const { pool, clock, books } = hindered({ max: 1, maxLifetime: 3000, validateAfter: 60_000 })
+  ;(await pool.acquire()).release()
+  books.way = 'a gate'
+  const waiting = watch(pool.acquire({ timeout: 10_000 }))
+  await clock.advance(10)
+  clock.stall(4000)
+  books.way = undefined
+  pool.resize({})
+  await settle()
+  t.match(pool.stats(), { destroyed: { lifetime: 1 }, created: 2 })
+  t.ok(waiting.done)
+  waiting.value!.release()
+  await pool.close()
+})
+
 t.test('who waits in vain is told what it was, and nothing is destroyed', async (t) => {
   const { pool, clock, books } = hindered({ max: 1 })
   ;(await pool.acquire()).release()

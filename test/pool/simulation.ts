@@ -228,6 +228,8 @@ interface Call {
   deadline: number
   /** The event loop stood still meanwhile. */
   stalled: boolean
+  /** A validation that callers did not rely on any more when the event loop stood still. */
+  doubted: boolean
   readonly outcome: Outcome
   /** The holder for whom `onAcquire` runs. */
   readonly holder: unknown
@@ -775,6 +777,8 @@ class World {
     this.#stood = true
     this.#rested = false
     this.#stalls += ms
+    // A tick has seen it; a stall behind it does not change that.
+    for (const call of this.#calls) call.doubted = this.#isDoubted(call)
     this.#clock.stall(ms)
     this.#stoodUntil = this.#clock.now()
     // The pool looked no more meanwhile.
@@ -1708,8 +1712,8 @@ class World {
   }
 
   /** Callers do not rely on a validation any more. */
-  #isDoubted ({ method, since }: Call): boolean {
-    return method === 'validate' && this.#clock.now() - since >= 100
+  #isDoubted ({ method, since, doubted }: Call): boolean {
+    return method === 'validate' && (doubted || this.#clock.now() - since >= 100)
   }
 
   /** A destroy that takes so long does not count as late any more. */
@@ -1960,6 +1964,7 @@ class World {
         since: this.#clock.now(),
         deadline,
         stalled: false,
+        doubted: false,
         outcome,
         holder,
         generation: this.#generation,
@@ -2227,7 +2232,7 @@ class World {
       const { method, conn, deadline, unwanted } = call
       if (method === 'validate' && conn!.destroyedFor === undefined) validating++
       // A tick later at the latest.
-      if (method === 'validate' && conn!.destroyedFor === undefined && now - call.since > 101) doubted++
+      if (method === 'validate' && conn!.destroyedFor === undefined && (call.doubted || now - call.since > 101)) doubted++
       if (method !== 'create') continue
       if (closed || deadline <= now) late++
       else creating++
@@ -2297,7 +2302,7 @@ class World {
 
   #checkIdle (idle: readonly Conn[], there: number): void {
     const now = this.#clock.now()
-    const { idleTimeout = 60_000, maxLifetime = 1_800_000, validateTimeout } = this.#options
+    const { idleTimeout = 60_000, maxLifetime = 1_800_000 } = this.#options
     // What something is in the way of is kept for those who wait.
     const kept = this.#plan.can.obstacle && this.#asks.size > 0
     if (this.#draining && idle.length > 0 && !kept) this.#violate(`${idle.length} are idle while the pool drains`)
@@ -2317,9 +2322,9 @@ class World {
       if (conn.dead) this.#violate(`connection ${conn.id} has died, and is idle`)
       if (maxLifetime > 0 &&
         now - conn.madeAt > maxLifetime + 101) this.#violate(`connection ${conn.id} is idle, ${now - conn.madeAt} ms old`)
-      // A ping may hold up the check.
-      const surplusFor = now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince ?? Infinity)
-      if (idleTimeout > 0 && surplusFor > 201 + validateTimeout) {
+      // A ping may hold up the check, until it is answered.
+      const surplusFor = now - Math.max(conn.idleSince + idleTimeout, conn.surplusSince ?? Infinity, conn.aliveAt)
+      if (idleTimeout > 0 && surplusFor > 201) {
         this.#violate(`connection ${conn.id} is idle since ${now - conn.idleSince} ms`)
       }
     }

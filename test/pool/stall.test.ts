@@ -180,6 +180,23 @@ t.test('an acquire right behind a stall sees the true clock', async (t) => {
   await pool.close()
 })
 
+t.test('what lived for too long meanwhile is not handed to whoever waits', async (t) => {
+  const { pool, clock } = fakePool({ max: 1, maxLifetime: 3000, reset: 'none' }, { listen: [] })
+  // The first leases of a tick are timed exactly: they read the clock when they end.
+  for (let lease = 0; lease < 70; lease++) (await pool.acquire()).release()
+  const lease = await pool.acquire()
+  const waits = watch(pool.acquire({ timeout: 10_000 }))
+  await clock.advance(10)
+  clock.stall(3500)
+  lease.release()
+  await settle()
+  t.match(pool.stats(), { destroyed: { lifetime: 1 } })
+  await clock.advance(5)
+  t.equal(waits.value?.connection.id, 2)
+  waits.value!.release()
+  await pool.close()
+})
+
 t.test('who waits at a bulkhead is judged a turn later, too', async (t) => {
   const { pool, clock } = fakePool({ max: 2 })
   const options = { acquireTimeout: 1000, maxPending: 10, bulkhead: { key: () => 'it', max: 1 } }

@@ -6,6 +6,7 @@ import type { Db, MongoClient } from '../../../types/drivers.js'
 import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { driverEvents, plain } from './events.js'
+import { FreeSockets, Sweep } from './sweep.js'
 
 /** How long `close` waits for a connect that is under way, in ms. */
 const grace = 100
@@ -36,6 +37,10 @@ export class Shared {
   /** By server: the number of the driver's last heartbeat, counted over all servers, and its error. */
   readonly #looks = new Map<string, { readonly nth: number, error?: Error }>()
   #looked = 0
+  readonly #free: FreeSockets
+  /** Those in which a ping waits. The latest one is joined as long as it has no answer. */
+  readonly #sweeps = new Set<Sweep>()
+  #sweep: Sweep | undefined
   /** Called after each failed heartbeat: those who wait for a server decide whether to go on. */
   readonly #watchers = new Set<() => void>()
 
@@ -48,6 +53,7 @@ export class Shared {
       // All that `db()` refuses is the name.
       throw badOption('database', database, 'a name that MongoDB allows')
     }
+    this.#free = new FreeSockets(client, this.#subscriptions)
     this.#listen('open', () => { this.#connected = true })
     this.#listen('topologyDescriptionChanged', ({ newDescription }) => {
       this.#topology = newDescription as TopologyDescription
@@ -69,9 +75,52 @@ export class Shared {
     for (const name of driverEvents) this.#listen(name, (event) => listener(plain(name, event)))
   }
 
-  /** Also races the signal: the driver misses one that aborts between two of its steps. */
-  async ping (db: Db, signal: AbortSignal): Promise<void> {
-    await unlessAborted(db.command({ ping: 1 }, { signal, readPreference: this.client.readPreference }), signal)
+  /** Resolves once a socket has answered, and each that has not is in nobody's way. */
+  async ask (signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted()
+    const sweep = this.#sweep ??= this.#newSweep()
+    sweep.waiting++
+    try {
+      await unlessAborted(sweep.answer, signal)
+    } finally {
+      sweep.waiting--
+    }
+  }
+
+  /** Resolves when a server can be had, and its sockets are not in doubt. Rejects as `reach` does. */
+  async ready (signal: AbortSignal): Promise<void> {
+    if (this.#sweep?.doubtful === true) {
+      try {
+        await this.ask(signal)
+      } catch (error) {
+        // Without a server, `reach` says why.
+        if (signal.aborted || this.up) throw error
+      }
+    }
+    if (!this.up) await this.reach(signal)
+  }
+
+  #newSweep (): Sweep {
+    const db = this.client.db(this.database)
+    const sweep = new Sweep({
+      uncounted: !this.#owned,
+      ping: (signal) => this.#command(db, signal),
+      free: () => this.#free.count(this.#addresses()),
+      ended: () => { this.#sweeps.delete(sweep) },
+    })
+    this.#sweeps.add(sweep)
+    const settled = () => { if (this.#sweep === sweep) this.#sweep = undefined }
+    sweep.answer.then(settled, settled)
+    return sweep
+  }
+
+  /** Of the servers that a ping may go to, where they are known. */
+  #addresses (): string[] | undefined {
+    return this.#topology && eligible(this.#topology, this.client.readPreference).map(({ address }) => address)
+  }
+
+  #command (db: Db, signal: AbortSignal): Promise<unknown> {
+    return db.command({ ping: 1 }, { signal, readPreference: this.client.readPreference })
   }
 
   close (): Promise<void> {
@@ -82,6 +131,7 @@ export class Shared {
   async #close (): Promise<void> {
     this.deaths.clear()
     this.up = false
+    for (const sweep of [...this.#sweeps]) sweep.stop(new Error('the client is closed'))
     try {
       if (!this.#owned) return
       await this.client.close()
@@ -140,17 +190,18 @@ export class Shared {
     this.#update()
   }
 
+  /** Also races the signal: the driver misses one that aborts between two of its steps. */
   async #select (signal: AbortSignal): Promise<void> {
     signal.throwIfAborted()
     const db = this.client.db(this.database)
     try {
-      await this.ping(db, signal)
+      await unlessAborted(this.#command(db, signal), signal)
     } catch (error) {
       // A client of the app's that failed to connect tries again only by `connect()`. One that the app closed rejects
       // with another error, and stays closed.
       if (this.#owned || (error as Error).name !== 'MongoTopologyClosedError') throw error
       await this.#connect()
-      await this.ping(db, signal)
+      await unlessAborted(this.#command(db, signal), signal)
     }
   }
 
@@ -172,7 +223,7 @@ export class Shared {
   }
 
   #update (): void {
-    const found = this.#topology === undefined || selectable(this.#topology, this.client.readPreference)
+    const found = this.#topology === undefined || eligible(this.#topology, this.client.readPreference).length > 0
     const up = this.#closing === undefined && this.#connected && found
     if (up === this.up) return
     this.up = up
@@ -197,18 +248,21 @@ export class Shared {
 }
 
 /**
- * Whether an operation would find a server now: the driver's rules of server selection, without `maxStalenessSeconds`
- * (a secondary that lags is no reason to drop connections).
+ * The servers of which an operation would find one now: the driver's rules of server selection, without
+ * `maxStalenessSeconds` (a secondary that lags is no reason to drop connections).
  */
-function selectable ({ type, servers }: TopologyDescription, { mode, tags }: ReadPreference): boolean {
-  const some = (fits: (server: ServerDescription) => boolean) => [...servers.values()].some(fits)
+function eligible ({ type, servers }: TopologyDescription, { mode, tags }: ReadPreference): ServerDescription[] {
+  const all = [...servers.values()]
   if (type !== 'ReplicaSetWithPrimary' && type !== 'ReplicaSetNoPrimary') {
-    return type !== 'Unknown' && some((server) => server.type !== 'Unknown')
+    return type === 'Unknown' ? [] : all.filter((server) => server.type !== 'Unknown')
   }
   const tagged = (server: ServerDescription) => !tags?.length ||
     tags.some((set) => Object.entries(set).every(([key, value]) => server.tags[key] === value))
-  return some((server) => {
-    if (server.type === 'RSPrimary') return mode !== 'secondary' && (mode !== 'nearest' || tagged(server))
-    return server.type === 'RSSecondary' && mode !== 'primary' && tagged(server)
+  const primaries = all.filter((server) => {
+    return server.type === 'RSPrimary' && mode !== 'secondary' && (mode !== 'nearest' || tagged(server))
   })
+  const secondaries = all.filter((server) => server.type === 'RSSecondary' && mode !== 'primary' && tagged(server))
+  if (mode === 'primaryPreferred' && primaries.length > 0) return primaries
+  if (mode === 'secondaryPreferred' && secondaries.length > 0) return secondaries
+  return [...primaries, ...secondaries]
 }

@@ -137,7 +137,7 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
     this.#mustBeOpen()
     const shared = this.#addresses.change ? await this.#ask(signal) : this.#enter()
     try {
-      if (!shared.up) await shared.reach(signal)
+      await shared.ready(signal)
       return new MongoSession(shared, () => this.#leave(shared))
     } catch (error) {
       // A newer client may have been made meanwhile: then this was the last user of this one.

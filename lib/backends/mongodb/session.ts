@@ -31,7 +31,7 @@ export class MongoSession extends Session<Db> {
   }
 
   override async ping (signal: AbortSignal): Promise<boolean> {
-    await this.#shared.ping(this.connection, signal)
+    await this.#shared.ask(signal)
     return true
   }
 

@@ -379,7 +379,7 @@ export class Engine<C> implements Parts<C> {
   /** Called after every change: serves the line with idle connections, and starts the creates that are needed. */
   pump (): void {
     const { entries, line, supply, waiting, work } = this
-    if (line.size > 0 && supply.isHopeless) waiting.turnAllAway(() => supply.hopelessError)
+    if (line.size > 0) waiting.giveUp()
     // The obstacle may be gone, and callers wait for something else: it is set again where it is met again.
     this.checks.obstacle = undefined
     // Asked in each round, since hooks and listeners may have changed it.

@@ -339,6 +339,14 @@ export class Waiting<C> extends Room<C, Site<C>> {
     return faults.timedOut(report.situation, timeout, obstacle, this.#crowd)
   }
 
+  /** Rejects those who wait while it is hopeless: a listener that is told of the first ones may end that. */
+  giveUp (): void {
+    const { supply } = this.site
+    while (this.line.size > 0 && supply.isHopeless) {
+      this.turnAway(this.line.first()!, faults.withoutStack(() => supply.hopelessError))
+    }
+  }
+
   /** Rejects all that wait now, but not those that come back at once. */
   turnAllAway (why: () => PoolError): void {
     for (const waiter of [...this.line]) this.turnAway(waiter, faults.withoutStack(why))

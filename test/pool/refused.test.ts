@@ -210,6 +210,18 @@ t.test('evict() ends the pause at once', async (t) => {
   t.match(pool.stats(), { idle: 1 })
 })
 
+t.test('evict() of a listener, told of the first refusal: the others are served', async (t) => {
+  const { pool, server } = refusing()
+  pool.on('refuse', () => {
+    server.password = 'old'
+    pool.evict()
+  })
+  const [first, second] = [watch(pool.acquire()), watch(pool.acquire())]
+  await settle()
+  t.match(first.error, { code: 'FST_POOL_CONNECT_FAILED' })
+  t.ok(second.value)
+})
+
 t.test('evict(), and then whoever comes is served', async (t) => {
   const { pool, clock, server } = refusing()
   watch(pool.acquire())

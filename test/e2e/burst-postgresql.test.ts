@@ -33,6 +33,7 @@ t.test('a burst of 50 quick queries with 5 warm connections does not open 45 mor
     await app.close()
   }
   t.comment(`measured: a burst opened ${opened.join(', ')} connections more`)
-  // On a machine that is busy elsewhere a round of queries may take long.
-  t.ok(Math.min(...opened) <= 5, `the fewest that a burst opened: ${Math.min(...opened)}`)
+  // How many pay depends on how long the machine takes for a query and for a connect: pays.test.ts has the numbers, on
+  // a virtual clock.
+  t.ok(Math.min(...opened) < 45, `the fewest that a burst opened: ${Math.min(...opened)}`)
 })

@@ -65,6 +65,29 @@ const stream: Given = { is: 'given', streams: true }
 /** What Fastify gives an `onSend` hook to call. */
 export type OnSendDone = (error?: Error | null, payload?: unknown) => void
 
+/** Methods of replies that tell the request's scope. */
+const telling = new WeakSet<object>()
+
+/**
+ * No hook tells what a handler sends before other hooks have seen it, nor that it writes its reply by hand. So `send`
+ * and `hijack` of this kind of replies (the prototype that Fastify gives to a scope of the app) do. A method of each
+ * reply's own would make a request three times as expensive.
+ */
+function tell (reply: FastifyReply): void {
+  if (telling.has(reply.send)) return
+  const kind = Object.getPrototypeOf(reply) as FastifyReply
+  const { send, hijack } = kind
+  kind.send = function (payload) {
+    this.request[kScope]?.sends(payload)
+    return send.call(this, payload)
+  }
+  kind.hijack = function () {
+    this.request[kScope]?.linger()
+    return hijack.call(this)
+  }
+  telling.add(kind.send)
+}
+
 /**
  * One request: its life, its handler and its reply, each a small state of its own. `slots` has its connections, and
  * `#transactions`, from the first one on, those of its route.
@@ -84,8 +107,6 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   readonly #end = () => { this.end() }
   #leaveQueue: (() => void) | undefined
   #lingers = false
-  /** `reply.send` tells what it is given. */
-  #watches = false
   /**
    * The handler replied with something that is no stream. An `onSend` hook that comes before ours may have made one of
    * it since (compression); it reads from no connection.
@@ -100,12 +121,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     this.#reply = request[kGiven] ?? none
     if (this.#reply.is === 'given') handOver(this)
     reply.raw.on('close', this.#end)
-    const { hijack } = reply
-    // No hook tells of a reply that is written by hand.
-    reply.hijack = () => {
-      this.linger()
-      return hijack.call(reply)
-    }
+    tell(reply)
     // A pipelined response that is still queued has no socket, and never emits 'close'.
     if (reply.raw.socket === null) this.#leaveQueue = Queue.join(request.raw.socket, this.#end)
   }
@@ -151,15 +167,9 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     this.slots.markWrites()
   }
 
-  touched (): void {
-    if (this.#watches) return
-    this.#watches = true
-    const { reply } = this
-    const { send } = reply
-    reply.send = (payload?: unknown) => {
-      this.#sentWhole = !isStream(payload)
-      return send.call(reply, payload)
-    }
+  /** The handler, or an error handler, gives what is to be sent: before any `onSend` hook. */
+  sends (payload: unknown): void {
+    this.#sentWhole = !isStream(payload)
   }
 
   // --- The reply ----------------------------------------------------------------------------------------------------

@@ -22,8 +22,6 @@ export interface Site {
   forget (lease: Lease<unknown>): void
   /** Its transaction is being committed or rolled back. */
   isEnding (lease: Lease<unknown>): boolean
-  /** Somebody has seen a connection, or asked for it. */
-  touched (): void
   /** Nothing tells when whoever uses a connection has ended: the socket was upgraded, or the reply hijacked. */
   readonly isHijacked: boolean
 }
@@ -186,7 +184,7 @@ export class Slots implements Awaiting {
    */
   acquire (step: Step, options?: AcquireOptions): Promise<Lease<unknown>> {
     const slot = this.#find(step.name) ?? this.#slotFor(step)
-    this.#touch(slot)
+    slot.touched = true
     if (options?.holdTimeout !== undefined) this.#bound(slot, options)
     if (options?.role === 'primary') slot.writes = true
     // Also where the lease is out already, and was taken for reading.
@@ -466,7 +464,7 @@ export class Slots implements Awaiting {
     const slot = this.#find(name)
     if (slot === undefined || slot.lease === undefined) return undefined
     if (slot.is === 'unused') throw unusedError(name)
-    this.#touch(slot)
+    slot.touched = true
     const { connection } = slot.lease
     if (isBeside(slot.lease)) warnOf(this.#reply, this.#holder.holder, name)
     return connection
@@ -475,14 +473,8 @@ export class Slots implements Awaiting {
   lease (name: string): Lease<unknown> | undefined {
     const slot = this.#find(name)
     if (slot === undefined) return undefined
-    this.#touch(slot)
-    return slot.lease
-  }
-
-  #touch (slot: Slot): void {
-    if (slot.touched) return
     slot.touched = true
-    this.#site.touched()
+    return slot.lease
   }
 
   // --- The end ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ export interface Site<C> extends HostSite<C> {
 
 /** Whom the creator tells of its results. */
 export interface Told {
+  /** The app has functions that may give another login to the next create. */
+  readonly loginChanges: boolean
   /** A connection was made, within `took` ms, and has been offered. */
   made (took: number): void
   /** @param cause what was thrown. @param error its scrubbed copy */
@@ -171,10 +173,8 @@ export class Creator<C> extends Room<C, Site<C>> {
    */
   #failed (creation: Creation, cause: unknown, isAnswer: boolean, reported?: Error): Error {
     const isPermanent = isAnswer && this.#isPermanent(cause)
-    const { url, connection } = this.options as { readonly url?: unknown, readonly connection?: unknown }
     // A function may say something else than when this create asked it: one more create asks it again.
-    const isFixed = typeof url !== 'function' && typeof connection !== 'function'
-    const isRefused = isPermanent && (isFixed || this.#wasRefused)
+    const isRefused = isPermanent && (this.#wasRefused || !this.#told.loginChanges)
     this.#wasRefused = isPermanent
     this.#count(creation, isRefused)
     const isLimit = isAnswer && !isRefused && this.backoff.failures >= SURE && this.#works

@@ -122,7 +122,7 @@ export class LeaseExtras<C> {
   watch: Watch | undefined
   /** Called when the lease ends: set by `onEnd`. */
   onEnd: (() => void) | undefined
-  /** Who has the lease, where it may not be out for as long as it likes: set by `borrow`. */
+  /** Who has the lease, where it may not be out for as long as it likes: set by `lentTo`. */
   borrower: Borrower | undefined
   /** Set at the first look at it. */
   hold: Hold | undefined

@@ -144,8 +144,8 @@ export class PoolLease<C> implements Lease<C> {
     return lease instanceof PoolLease ? lease.#lender.waiting.lend(recall) : () => {}
   }
 
-  /** See `borrow`. */
-  static borrow<C> (lease: Lease<C>, borrower: Borrower): void {
+  /** See `lentTo`. */
+  static lentTo<C> (lease: Lease<C>, borrower: Borrower): void {
     if (lease instanceof PoolLease && !lease.ended) lease.#lender.upkeep.borrowed(lease.#entry, borrower)
   }
 
@@ -179,11 +179,11 @@ export const isBusy: <C>(lease: Lease<C>) => boolean = PoolLease.isBusy
 export const lendable: <C>(lease: Lease<C>, recall: () => boolean) => () => void = PoolLease.lendable
 
 /** Names whom the pool asks about a lease. Another one takes the place of the first. */
-export const borrow: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.borrow
+export const lentTo: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.lentTo
 
 /** The lease of a job, with what its call says of how long it may be out. */
 export function lendFor<C> (lease: Lease<C>, { holdTimeout }: Pick<AcquireOptions, 'holdTimeout'>): Lease<C> {
-  borrow(lease, { holdTimeout, moved: undefined, restarts: 0, inVain: undefined })
+  lentTo(lease, { holdTimeout, moved: undefined, restarts: 0, inVain: undefined })
   return lease
 }
 

@@ -134,10 +134,16 @@ export class Waiters<C> {
     else this.#addBefore(next, waiter)
   }
 
-  /** Puts a waiter back at the head of the line: the connection that was prepared for it died. */
-  putBack (waiter: Waiter<C>): void {
-    if (this.#first === undefined) this.add(waiter)
-    else this.#addBefore(this.#first, waiter)
+  /**
+   * Puts a waiter back at the head of the line: the connection that was prepared for it died.
+   *
+   * @param isBefore whether another one who stands at the head was called before it
+   */
+  putBack (waiter: Waiter<C>, isBefore: (other: Waiter<C>) => boolean = () => false): void {
+    let next = this.#first
+    while (next !== undefined && isBefore(next)) next = next.next
+    if (next === undefined) this.add(waiter)
+    else this.#addBefore(next, waiter)
   }
 
   #addBefore (next: Waiter<C>, waiter: Waiter<C>): void {

@@ -50,6 +50,7 @@ export class Supply<C> extends Room<C, Site<C>> {
     this.#maxConnecting = site.options.maxConnecting ?? Infinity
     this.#login = new Login(site.options)
     this.creator = new Creator(site, {
+      loginChanges: this.#login.changes,
       made: (took) => {
         this.#paid()
         this.#connects.record(took, this.time.now)

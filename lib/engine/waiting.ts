@@ -53,6 +53,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
   readonly #lendable = new Lendable()
   /** How many callers wait for `onAcquire` to prepare their connection. */
   #preparing = 0
+  /** In which order connections were first prepared for waiters: several may be put back into the line. */
+  readonly #prepareds = new WeakMap<Waiter<C>, number>()
+  #lastPrepared = 0
   /** The event `overflow` was emitted for this line. */
   #overflowing = false
   /** The same in the errors of all callers whose deadline passes in one tick. */
@@ -252,7 +255,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
   putBack (waiter: Waiter<C>): void {
     if (!waiter.waiting) return
     this.#setPreparing(waiter, false)
-    this.line.putBack(waiter)
+    const order = this.#prepareds.get(waiter) ?? 0
+    this.line.putBack(waiter, (other) => (this.#prepareds.get(other) ?? Infinity) < order)
     this.#entered(waiter)
   }
 
@@ -286,6 +290,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (waiter.preparing === preparing) return
     waiter.preparing = preparing
     this.#preparing += preparing ? 1 : -1
+    if (preparing && !this.#prepareds.has(waiter)) this.#prepareds.set(waiter, ++this.#lastPrepared)
     this.time.keepAlive()
   }
 

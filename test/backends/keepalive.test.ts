@@ -1,17 +1,30 @@
-import { Socket } from 'node:net'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
 import t from 'tap'
 import { mongodb, mysql, postgresql, redis, redisCluster, type Connector } from '../../index.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import { startMariadb, startPostgres, startRedis } from '../support/services.js'
 import { startRedisCluster } from '../support/topologies.js'
 
-/** What the sockets of one connection were told, as the kernel is. */
-async function told (connector: Connector<any>): Promise<Array<[on: unknown, delay: unknown]>> {
-  const all: Array<[unknown, unknown]> = []
-  const { setKeepAlive } = Socket.prototype
-  Socket.prototype.setKeepAlive = function (on, delay) {
-    all.push([on, delay])
-    return setKeepAlive.call(this, on, delay)
+/** Node's handle of a TCP socket: options of `connect` and calls of `setKeepAlive` both end here. */
+interface Handle { setKeepAlive (on: boolean, seconds: number): unknown }
+
+async function handles (): Promise<Handle> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { _handle } = server as unknown as { readonly _handle: Handle }
+  server.close()
+  return Object.getPrototypeOf(_handle) as Handle
+}
+
+/** What the sockets of one connection were told, with the delay in ms. */
+async function told (connector: Connector<any>): Promise<Array<[on: boolean, delay: number]>> {
+  const all: Array<[boolean, number]> = []
+  const handle = await handles()
+  const { setKeepAlive } = handle
+  handle.setKeepAlive = function (on, seconds) {
+    all.push([on, seconds * 1000])
+    return setKeepAlive.call(this, on, seconds)
   }
   try {
     const connection: unknown = await connector.create(AbortSignal.timeout(10_000))
@@ -19,11 +32,11 @@ async function told (connector: Connector<any>): Promise<Array<[on: unknown, del
     await connector.close?.()
     return all
   } finally {
-    Socket.prototype.setKeepAlive = setKeepAlive
+    handle.setKeepAlive = setKeepAlive
   }
 }
 
-const on: [unknown, unknown] = [true, 30_000]
+const on: [boolean, number] = [true, 30_000]
 
 t.test('postgresql', async (t) => {
   const { url } = await startPostgres(t)

@@ -1,7 +1,7 @@
 import t from 'tap'
 import type { Lease } from '../../types/pool.js'
 import { TargetPool } from '../../lib/balance/target-pool.js'
-import { borrow, hold } from '../../lib/engine/lease.js'
+import { lentTo, hold } from '../../lib/engine/lease.js'
 import { VirtualClock, settle } from '../support/clock.js'
 import { FakeConnector, failure, fakePool, warm, watch, type FakeConnection } from '../support/fake-connector.js'
 
@@ -132,11 +132,11 @@ t.test('a borrower is asked anew at each look', async (t) => {
   const leases: Array<Lease<FakeConnection>> = []
   for (const holdTimeout of [undefined, 0, 700]) {
     const lease = await pool.acquire()
-    borrow(lease, { ...borrower, holdTimeout })
+    lentTo(lease, { ...borrower, holdTimeout })
     leases.push(lease)
   }
   const changed = await pool.acquire()
-  borrow(changed, borrower)
+  lentTo(changed, borrower)
   await clock.advance(200)
   // An upgraded socket.
   borrower.holdTimeout = 0
@@ -150,7 +150,7 @@ t.test('bytes that move start a hold again, so many times', async (t) => {
   const { pool, clock, seen } = fakePool()
   const lease = await pool.acquire()
   const borrower = { holdTimeout: 1000, moved: 0, restarts: 3, inVain: undefined }
-  borrow(lease, borrower)
+  lentTo(lease, borrower)
   let lived = 0
   for (; !lease.ended; lived += 50) {
     borrower.moved++
@@ -165,7 +165,7 @@ t.test('a hold starts again from the last bytes that were seen to move', async (
     const { pool, clock, seen } = fakePool({ idleTimeout: 0 })
     const lease = await pool.acquire()
     const borrower = { holdTimeout: 10_000, moved: 0, restarts, inVain: undefined }
-    borrow(lease, borrower)
+    lentTo(lease, borrower)
     await clock.advance(6000)
     borrower.moved = 7
     await clock.advance(9000)

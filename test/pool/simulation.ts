@@ -6,7 +6,7 @@ import type { PoolErrorCode } from '../../types/errors.js'
 import type { HolderLabel, HookInfo, Lease, PoolEventName, PoolStats, Timer } from '../../types/pool.js'
 import { PoolError } from '../../lib/engine/errors.js'
 import type { EngineOptions } from '../../types/options.js'
-import { borrow, lendable } from '../../lib/engine/lease.js'
+import { lentTo, lendable } from '../../lib/engine/lease.js'
 import { abandon, hold, Pool } from '../../lib/pool/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
 
@@ -841,7 +841,7 @@ class World {
   #move (held: Held | undefined): void {
     if (held === undefined || held.holdTimeout === 0) return
     held.moved++
-    if (held.moved === 1) borrow(held.lease, held)
+    if (held.moved === 1) lentTo(held.lease, held)
     held.endsBy = this.#clock.now() + (held.restarts + 1) * (held.holdTimeout + 201)
   }
 

@@ -158,6 +158,18 @@ t.test('one who is put back stands at the head of the line, whatever its deadlin
   t.end()
 })
 
+t.test('several who are put back stand in the order in which they were called', (t) => {
+  const waiters = new Waiters<object>()
+  const [first, second, third, last] = [waiter(1), waiter(2), waiter(3), waiter(4)]
+  const called = [first, second, third]
+  waiters.add(last!)
+  for (const one of [second, third, first]) {
+    waiters.putBack(one!, (other) => called.includes(other) && called.indexOf(other) < called.indexOf(one))
+  }
+  t.same(rest(waiters).map(({ deadline }) => deadline), [1, 2, 3, 4])
+  t.end()
+})
+
 t.test('one who comes back stands behind those who came before, and in front of all others', (t) => {
   const came = (since: number) => new Waiter<object>(undefined, since, since + 1000, () => {})
   const back = (place: number, now: number) => new Returned<object>(place, undefined, now, now + 1000, () => {})

@@ -4,7 +4,7 @@ import type { AcquireOptions, Lease } from '../../../types/pool.js'
 import { PoolError } from '../../engine/errors.js'
 import type { Borrower } from '../../engine/entry.js'
 import { kPlace } from '../../engine/line.js'
-import { abandon, borrow, checkHoldTimeout, isBeside, isBusy } from '../../engine/lease.js'
+import { abandon, lentTo, checkHoldTimeout, isBeside, isBusy } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { expectBody, isBodyRead, type Awaiting } from './body.js'
@@ -196,7 +196,7 @@ export class Slots implements Awaiting {
   #bound (slot: Slot, options: AcquireOptions): void {
     checkHoldTimeout(options)
     slot.asked = options.holdTimeout
-    if (isOut(slot)) borrow(slot.lease!, slot)
+    if (isOut(slot)) lentTo(slot.lease!, slot)
   }
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
@@ -275,7 +275,7 @@ export class Slots implements Awaiting {
   #lent (slot: Slot, lease: Lease<unknown>): void {
     slot.is = 'held'
     slot.lease = lease
-    borrow(lease, slot)
+    lentTo(lease, slot)
     if (slot.writes) this.#mayWrite(slot)
     else if (slot.visit?.writes === true) this.#wrote(slot.visit)
   }

@@ -1534,7 +1534,9 @@ class World {
     const conn = new Conn(++this.#delivered, call)
     conn.madeAt = conn.aliveAt = this.#clock.now()
     conn.cameIn = this.#batch
-    conn.late = this.#close?.resolved === true || conn.madeAt >= call.deadline
+    // Right behind a stall, a deadline that passed in it has not been judged yet.
+    const isOverdue = conn.madeAt >= call.deadline && (call.failed || conn.madeAt >= this.#judgedAt)
+    conn.late = this.#close?.resolved === true || isOverdue
     conn.dead = broken && this.#plan.can.onDeath
     conn.broken = broken && (this.#plan.can.isBroken || this.#plan.can.onDeath)
     if (conn.broken) conn.brokenIn = this.#batch - 1

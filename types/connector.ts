@@ -190,6 +190,11 @@ export interface Connector<C = unknown> {
   /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
   describe? (connection: C): Activity | undefined
   /**
+   * What `pool.execute(method, ...)` calls on a connection; undefined: there is no such call. Default: the connection's
+   * own method of that name.
+   */
+  call? (connection: C, method: string): ((...args: unknown[]) => unknown) | undefined
+  /**
    * No I/O, must not wait. Whether the connection keeps the process alive, as Node's `ref` and `unref` do: `false`
    * while the pool is at rest. Default: what the driver does.
    */

@@ -1,3 +1,4 @@
+export type * from './calls.js'
 export type * from './connector.js'
 export type * from './errors.js'
 export type * from './fastify.js'

@@ -1,3 +1,4 @@
+import type { CallArguments, CallName, CallResult } from './calls.js'
 import type { Connector, DestroyReason, DriverEvent, Role, TransactionOptions } from './connector.js'
 
 /**
@@ -48,6 +49,9 @@ export interface UseOptions extends AcquireOptions {
    */
   retry?: number
 }
+
+/** What `execute` calls, and how. */
+export interface CallOptions<M extends string> extends UseOptions { method: M }
 
 export type Circuit = 'closed' | 'open' | 'half-open'
 
@@ -343,6 +347,18 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * @throws what `acquire` or `fn` throws; `FST_POOL_BAD_OPTIONS`
    */
   use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T>
+  /**
+   * Calls a method of the driver's on a connection, which goes back whatever happens: `execute('get', 'key')` (Redis),
+   * `execute('query', text, values)` (PostgreSQL, MySQL), `execute('findOne', 'users', { name })` (MongoDB: the
+   * collection comes first), `execute('get' | 'all' | 'run', text, values)` (SQLite). With options:
+   * `execute({ method: 'get', retry: 2 }, 'key')`.
+   *
+   * @throws what `acquire` or the method throws; `FST_POOL_NOT_SUPPORTED` for an unknown method, and for one that gives
+   * a cursor, a stream or a statement: those need `use`; `FST_POOL_BAD_OPTIONS`
+   */
+  execute<M extends CallName<C>, A extends CallArguments<C, M>> (
+    method: M | CallOptions<M>, ...args: A
+  ): Promise<CallResult<C, M, A>>
   /**
    * Calls `fn` in a transaction, on a connection that goes back whatever happens. Within another transaction of this
    * pool it is a savepoint in that one.

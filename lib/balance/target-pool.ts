@@ -1,8 +1,9 @@
+import type { CallArguments, CallName, CallResult } from '../../types/calls.js'
 import type { Connector, Role } from '../../types/connector.js'
 import type { BalanceOptions, EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats,
-  RunOptions, TargetStats, UseOptions,
+  AcquireOptions, CallOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener,
+  PoolStats, RunOptions, TargetStats, UseOptions,
 } from '../../types/pool.js'
 import { Books } from '../engine/books.js'
 import { Engine } from '../engine/engine.js'
@@ -17,6 +18,7 @@ import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { checkNames } from '../pool/calls.js'
+import { execute } from '../pool/execute.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
 import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
@@ -262,6 +264,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
     return await useWithRetry(this.#retrying, fn, options)
+  }
+
+  async execute<M extends CallName<C>, A extends CallArguments<C, M>> (
+    method: M | CallOptions<M>, ...args: A
+  ): Promise<CallResult<C, M, A>> {
+    return await execute(this, method, args) as CallResult<C, M, A>
   }
 
   /**

@@ -1,5 +1,5 @@
 // The options of a pool's methods: names that are not known are refused, as those of a pool's own options are.
-import type { PoolFace, UseOptions } from '../../types/pool.js'
+import type { CallOptions, PoolFace, UseOptions } from '../../types/pool.js'
 import { isObject, readObject, type Properties } from './schema.js'
 
 type Face = PoolFace<unknown>
@@ -8,10 +8,11 @@ type Names<O> = { readonly [K in keyof O]-?: object }
 
 const acquire: Names<Options<'acquire'>> = { signal: {}, timeout: {}, holder: {}, holdTimeout: {}, role: {} }
 const use: Names<UseOptions> = { ...acquire, retry: {} }
+const execute: Names<CallOptions<string>> = { method: {}, ...use }
 const evict: Names<Options<'evict'>> = { idle: {}, used: {} }
 const resize: Names<Options<'resize'>> = { min: {}, max: {} }
 const close: Names<Options<'close'>> = { timeout: {} }
-const calls = { acquire, use, evict, resize, close } satisfies Record<string, Properties>
+const calls = { acquire, use, execute, evict, resize, close } satisfies Record<string, Properties>
 
 /**
  * Checks the names of a call's options. What their values may be, the call itself checks.

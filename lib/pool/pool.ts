@@ -1,14 +1,16 @@
+import type { CallArguments, CallName, CallResult } from '../../types/calls.js'
 import type { Connector } from '../../types/connector.js'
 import type { EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions,
-  UseOptions,
+  AcquireOptions, CallOptions, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats,
+  RunOptions, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { checkNames } from './calls.js'
+import { execute } from './execute.js'
 import { checkEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
 
@@ -98,6 +100,12 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       acquireTimeout,
       backoff,
     }, fn, options)
+  }
+
+  async execute<M extends CallName<C>, A extends CallArguments<C, M>> (
+    method: M | CallOptions<M>, ...args: A
+  ): Promise<CallResult<C, M, A>> {
+    return await execute(this, method, args) as CallResult<C, M, A>
   }
 
   async transaction<T> (

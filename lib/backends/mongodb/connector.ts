@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import { badOption, PoolError, scrub } from '../../engine/errors.js'
+import { methodOf } from '../../engine/method.js'
 import { secretsOf } from '../../engine/secrets.js'
 import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Db, MongoClient } from '../../../types/drivers.js'
@@ -155,6 +156,12 @@ class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoCo
   isTransient (error: unknown): boolean {
     // Another connection logs in with the function's new answer.
     return isTransient(error) || (this.#addresses.change && isRefusedLogin(error))
+  }
+
+  /** A method of the collection that the first argument names. */
+  call (db: Db, method: string): ((collection: unknown, ...args: unknown[]) => unknown) | undefined {
+    if (methodOf(db.collection('any'), method) === undefined) return undefined
+    return (collection, ...args) => methodOf(db.collection(collection as string), method)!(...args)
   }
 
   onDriverEvent (listener: (event: DriverEvent) => void): void {

@@ -99,6 +99,15 @@ class Handles extends SessionConnector<Handle, SqliteSession> {
     this.#duty = { refusal, memory: path === ':memory:', mode: reset }
   }
 
+  /** What a statement does with these values: a list, or an object of those that have names. */
+  call (db: Handle, method: string): ((text: unknown, values?: unknown) => unknown) | undefined {
+    if (method !== 'get' && method !== 'all' && method !== 'run') return undefined
+    return (text, values = []) => {
+      const statement = db.prepare(text as string)
+      return Array.isArray(values) ? statement[method](...values) : statement[method](values)
+    }
+  }
+
   protected override async open (signal: AbortSignal): Promise<SqliteSession> {
     if (this.#closed) throw new Error('the SQLite connector is closed')
     const { memory } = this.#duty

@@ -119,6 +119,29 @@ export interface Lease<C> {
   [Symbol.dispose] (): void
 }
 
+/** A transaction that its holder ends. Where that is forgotten, `await using` rolls it back. */
+export interface Tx<C> {
+  /** @throws `FST_POOL_LEASE_RELEASED` once it has ended. */
+  readonly connection: C
+  /**
+   * Stores it, and gives the connection back.
+   *
+   * @throws what a commit of `Lease.transaction` throws; `FST_POOL_TRANSACTION_ENDED` after a rollback
+   */
+  commit (): Promise<void>
+  /** Undoes it, and gives the connection back. After a commit it only waits for that. */
+  rollback (): Promise<void>
+  /**
+   * Calls `fn` once, when the transaction is stored. What it throws is an event `error`. `close()` waits for it.
+   *
+   * @throws `FST_POOL_LEASE_RELEASED` once it has ended
+   */
+  afterCommit (fn: () => unknown): void
+  /** As `afterCommit`, when it has been undone. Of a commit of which nobody knows, neither is called. */
+  afterRollback (fn: () => unknown): void
+  [Symbol.asyncDispose] (): Promise<void>
+}
+
 /** A distribution of durations in ms. Percentiles are exact to about 6 %. */
 export interface Durations { readonly count: number, readonly p50: number, readonly p99: number, readonly max: number }
 
@@ -204,7 +227,7 @@ interface Event {
 /** The phase of a connection's life in which an error happened. */
 export type ErrorPhase =
   'create' | 'destroy' | 'validate' | 'isBroken' | 'describe' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
-  'begin' | 'commit' | 'rollback' | 'close' | 'listener' |
+  'begin' | 'commit' | 'rollback' | 'afterCommit' | 'afterRollback' | 'close' | 'listener' |
   'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 interface HoldEvent extends Event {
@@ -366,6 +389,20 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    * @throws what `acquire` and `Lease.transaction` throw
    */
   transaction<T> (fn: (connection: C) => T | Promise<T>, options?: AcquireOptions & RunOptions): Promise<T>
+  /**
+   * Takes a connection and begins a transaction on it, which its holder ends:
+   *
+   * ```ts
+   * await using tx = await pool.begin()
+   * await tx.connection.query('...')
+   * await tx.commit()
+   * ```
+   *
+   * It is a transaction of its own, also where the calling code is within another one.
+   *
+   * @throws what `acquire` throws; `FST_POOL_NOT_SUPPORTED`; `FST_POOL_BAD_OPTIONS`; what the database says
+   */
+  begin (options?: AcquireOptions & HoldOptions): Promise<Tx<C>>
   /**
    * Waits until `max(1, min)` connections are there. Optional: `acquire` works without it.
    *

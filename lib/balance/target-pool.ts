@@ -2,8 +2,8 @@ import type { CallArguments, CallName, CallResult } from '../../types/calls.js'
 import type { Connector, Role } from '../../types/connector.js'
 import type { BalanceOptions, EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, CallOptions, Circuit, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener,
-  PoolStats, RunOptions, TargetStats, UseOptions,
+  AcquireOptions, CallOptions, Circuit, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolFace, PoolHealth,
+  PoolListener, PoolStats, RunOptions, TargetStats, Tx, UseOptions,
 } from '../../types/pool.js'
 import { Books } from '../engine/books.js'
 import { Engine } from '../engine/engine.js'
@@ -17,6 +17,7 @@ import { secretsIn } from '../engine/secrets.js'
 import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { begin } from '../pool/begin.js'
 import { checkNames } from '../pool/calls.js'
 import { execute } from '../pool/execute.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
@@ -264,6 +265,10 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
     return await useWithRetry(this.#retrying, fn, options)
+  }
+
+  async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<C>> {
+    return await begin(this, options)
   }
 
   async execute<M extends CallName<C>, A extends CallArguments<C, M>> (

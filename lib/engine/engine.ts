@@ -282,6 +282,7 @@ export class Engine<C> implements Parts<C> {
     entry.extras = undefined
     this.books.released++
     extras?.onEnd?.()
+    extras?.transactions?.leaseEnds()
     // While there are no periodic ticks the coarse clock stands still.
     const exactly = entry.timed || (this.#gate & (ASLEEP | HEARD)) !== 0 || extras?.watch?.reported === true
     return exactly ? this.#tellReturn(entry, holder, extras?.watch) : Math.max(0, this.time.now - entry.takenAt)

@@ -139,6 +139,7 @@ export const pluginProperties = {
         error: level,
         circuit: level,
         failover: level,
+        lag: level,
         driver: level,
         open: level,
         drain: level,

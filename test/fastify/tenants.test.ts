@@ -220,6 +220,31 @@ t.test('events name the tenant by a hash, or by its key where that is asked for'
   }
 })
 
+t.test('stats and health are of all tenants together, and of the largest ones', async (t) => {
+  const { app, get, connectors } = await serve(t, { options: { maxPools: 2 } })
+  const pool = app.pools.get('db')
+  t.match(pool.stats(), { name: 'db', max: 0, used: 0, acquired: 0, tenants: { open: 0, largest: [] } })
+  t.match(await pool.health(), { status: 'degraded', reason: 'no tenant has a pool now' })
+  t.match(pool.of('a').stats(), { max: 2, used: 0, acquired: 0 })
+  for (const tenant of ['a', 'a', 'b']) await get(tenant)
+  const held = await pool.of('b').acquire()
+  const stats = pool.stats()
+  t.match(stats, { max: 4, used: 1, idle: 1, acquired: 4, released: 3, created: 2, wait: { count: 4 } })
+  t.equal(stats.lastMinute.acquired, 4)
+  t.same(stats.tenants!.largest.map(({ used, acquired }) => [used, acquired]), [[0, 2], [1, 2]])
+  held.release()
+  await get('c')
+  await until(() => connectors.get('a')!.closed === 1)
+  await until(() => pool.stats().closing === 0)
+  t.match(pool.stats(), { max: 4, acquired: 5, created: 3, destroyed: { closed: 1 }, tenants: { open: 2 } },
+    'what a closed pool has counted stays')
+  t.match(await pool.health(), { status: 'up' })
+  connectors.get('c')!.outcomes.create = 'error'
+  for (const one of connectors.get('c')!.connections) one.die(new Error('gone'))
+  await t.rejects(pool.of('c').acquire({ timeout: 20 }))
+  t.match(await app.pools.health(), { status: 'degraded', pools: { db: { reason: /^1 of 2 tenants: tenant [0-9a-f]{12}: / } } })
+})
+
 t.test('what a caller waits for has its deadline and its signal', async (t) => {
   const { app } = await serve(t, { of: () => new Promise(() => {}) })
   const pool = app.pools.get('db').of('never')

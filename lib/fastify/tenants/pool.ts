@@ -12,7 +12,7 @@ import { begin } from '../../pool/begin.js'
 import { execute } from '../../pool/execute.js'
 import { checkNames } from '../../pool/calls.js'
 import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
-import { healthOfAll, statsOfAll, unopened } from './sums.js'
+import { noStats, sumOf } from './sums.js'
 import { Tenants, type Face, type Maker, type Patience, type Visit } from './tenants.js'
 
 /** What the plan of a route asks before any tenant has a pool: each tenant's own pool says what it can do. */
@@ -21,6 +21,11 @@ const anyBackend = (system: string): Connector<unknown> => ({
   create: () => Promise.reject(new Error('a pool per tenant has no connections of its own')),
   destroy: () => {},
 })
+
+/** How many tenants stats tell apart. */
+const LARGEST = 10
+
+const taken = ({ creating, idle, used }: PoolStats): number => creating + idle + used
 
 /** The pools of all tenants, behind one name. A caller has to say whose. */
 export class TenantPool implements Face {
@@ -125,7 +130,13 @@ export class TenantPool implements Face {
   }
 
   stats (): PoolStats {
-    return statsOfAll(this.name, this.backend.system, this.tenants)
+    const { name, backend: { system }, tenants } = this
+    const all = tenants.all.map(({ label, pool }) => ({ tenant: label, ...pool.stats() }))
+    const largest = all.toSorted((a, b) => b.pending - a.pending || taken(b) - taken(a)).slice(0, LARGEST)
+    return Object.freeze({
+      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.stats]),
+      tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest.map((one) => Object.freeze(one))) }),
+    })
   }
 
   holders (): Holder[] {
@@ -134,7 +145,21 @@ export class TenantPool implements Face {
   }
 
   async health (): Promise<PoolHealth> {
-    return await healthOfAll(this.#phase, this.stats(), this.tenants)
+    const all = await Promise.all(this.tenants.all.map(async ({ label, pool }) => ({ label, ...await pool.health() })))
+    const stats = this.stats()
+    const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
+    const latency = latencies.length === 0 ? null : Math.max(...latencies)
+    const told = { latency, circuit: stats.circuit, stats }
+    if (this.#phase !== 'open') return { status: 'draining', reason: `the pool is ${this.#phase}`, ...told }
+    if (all.length === 0) return { status: 'degraded', reason: 'no tenant has a pool now', ...told }
+    const ill = all.filter(({ status }) => status !== 'up')
+    const down = ill.filter(({ status }) => status === 'down')
+    const [worst] = [...down, ...ill]
+    if (worst === undefined) return { status: 'up', ...told }
+    // One tenant's database that is down is no reason to send the others away.
+    const status = down.length === all.length ? 'down' : 'degraded'
+    const reason = `${ill.length} of ${all.length} tenants: tenant ${worst.label}: ${worst.reason}`
+    return { status, reason, ...worst.since !== undefined && { since: worst.since }, ...told }
   }
 }
 
@@ -248,7 +273,7 @@ class OneTenant implements Face {
   }
 
   stats (): PoolStats {
-    return this.#pool?.stats() ?? unopened(this.name, this.backend.system, this.#options)
+    return this.#pool?.stats() ?? noStats(this.name, this.backend.system, this.#options)
   }
 
   holders (): Holder[] {

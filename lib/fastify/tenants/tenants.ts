@@ -1,6 +1,8 @@
 // The pools of tenants: each made at its first use, closed when it has not been used for long, or for another one.
 import { createHash } from 'node:crypto'
-import type { AcquireSignal, Clock, PoolEventName, PoolFace, PoolListener } from '../../../types/pool.js'
+import type {
+  AcquireSignal, Clock, PoolEventName, PoolFace, PoolListener, PoolStats,
+} from '../../../types/pool.js'
 import { SharedBudget } from '../../balance/shared.js'
 import { PoolError, fieldOf } from '../../engine/errors.js'
 import type { Events } from '../../engine/events.js'
@@ -8,6 +10,7 @@ import * as faults from '../../engine/faults.js'
 import { Alarm, systemClock } from '../../engine/time.js'
 import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
 import { bounded } from '../rules/keys.js'
+import { sumOf } from './sums.js'
 
 export type Face = PoolFace<unknown>
 
@@ -78,6 +81,10 @@ export class Tenants {
   readonly #rejected = new Map<string, { readonly error: unknown, readonly until: number }>()
   readonly #subscriptions = new Set<Subscription>()
   #isClosed = false
+  /** Pools that close: their numbers still change. */
+  readonly #leaving = new Set<Face>()
+  /** What the pools that have closed have counted. */
+  #past: PoolStats[] = []
 
   /** @param events tells what fails, and is not told to a caller */
   constructor (name: () => string, rules: ResolvedTenants, make: Maker, events: Events, clock: Clock = systemClock) {
@@ -93,6 +100,12 @@ export class Tenants {
   /** Those whose pools are open. */
   get all (): ReadonlyArray<{ readonly key: string, readonly label: string, readonly pool: Face }> {
     return [...this.#open.values()].flatMap(({ key, label, pool }) => pool === undefined ? [] : [{ key, label, pool }])
+  }
+
+  /** The numbers of all pools that there have been. */
+  get stats (): readonly PoolStats[] {
+    const there = [...this.all.map(({ pool }) => pool), ...this.#leaving]
+    return [...this.#past, ...there.map((pool) => pool.stats())]
   }
 
   /** The pool of a tenant, where it is open. */
@@ -292,7 +305,10 @@ export class Tenants {
   #retire (tenant: Tenant): void {
     const { key, pool } = tenant
     this.#open.delete(key)
+    this.#leaving.add(pool!)
     const closing = pool!.close().finally(() => {
+      this.#leaving.delete(pool!)
+      this.#past = [sumOf([...this.#past, { ...pool!.stats(), min: 0, max: 0 }])]
       this.#budget?.forget(pool!)
       this.#closing.delete(key)
     })

@@ -32,12 +32,13 @@ export interface Site<C> extends Parts<C> {
   /** Callers that wait are not served. */
   readonly isHalted: boolean
   readonly report: Report<C>
+  readonly upkeep: { readonly leaks: { joined (waiter: Waiter<C>): void } }
   /** The line has become empty, or is not empty any more. */
   gateChanged (): void
   /** Starts the periodic ticks. */
   wake (): void
   pump (): void
-  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C>
+  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number, waiter: Waiter<C>): Lease<C>
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
@@ -94,6 +95,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
       ? new Waiter<C>(holder, since ?? now, deadline, resolve)
       : new Returned<C>(place, holder, since ?? now, deadline, resolve)
     if (signal !== undefined) this.#listen(waiter, signal)
+    if (this.options.leakAfter !== 0) this.site.upkeep.leaks.joined(waiter)
     if (this.line.size === 0) {
       this.pace.begin(now)
       this.site.checks.begin()
@@ -283,7 +285,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     this.site.supply.creator.refusals.succeeded()
     const { resolve, holder } = waiter
     this.leave(waiter)
-    resolve(this.site.lend(entry, holder, wait))
+    resolve(this.site.lend(entry, holder, wait, waiter))
   }
 
   #setPreparing (waiter: Waiter<C>, preparing: boolean): void {

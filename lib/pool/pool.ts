@@ -20,6 +20,9 @@ export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 /** Gives a pool the name under which an app has it. Does nothing where the pool is of another kind. */
 export let renamePool: (pool: object, name: string) => void
 
+/** Where the calling code is, where a pool looks for leaks and has found one: to be told of a lease that comes later. */
+export let callerOf: (pool: object) => string | undefined
+
 export function renameEngine (engine: Pick<Engine<unknown>, 'name' | 'events'>, name: string): void {
   engine.name = name
   engine.events.pool = name
@@ -53,6 +56,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     renamePool = (pool, name) => {
       if (pool instanceof Pool) renameEngine(pool.#engine, name)
     }
+    callerOf = (pool) => pool instanceof Pool ? pool.#engine.upkeep.leaks.caller : undefined
   }
 
   get name (): string {

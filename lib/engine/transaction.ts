@@ -33,8 +33,8 @@ export interface Host<C> {
   /** What the borrower sees of a connection (the option `wrap`). */
   face (connection: C): C
   /**
-   * Calls the connector, in the caller's async context. Rejects at once when the connection is destroyed meanwhile. Past
-   * the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
+   * Calls the connector, in the caller's async context. Rejects at once when the connection is destroyed meanwhile.
+   * Past the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
    *
    * @throws what `work` throws; `FST_POOL_COMMIT_UNKNOWN` where the outcome of a commit is in doubt: then the
    * connection can not be used any more

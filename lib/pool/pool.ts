@@ -20,7 +20,7 @@ export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 /** Gives a pool the name under which an app has it. Does nothing where the pool is of another kind. */
 export let renamePool: (pool: object, name: string) => void
 
-/** Where the calling code is, where a pool looks for leaks and has found one: to be told of a lease that comes later. */
+/** The stack of the calling code, for a lease that comes later; undefined: the pool has not found a leak. */
 export let callerOf: (pool: object) => string | undefined
 
 export function renameEngine (engine: Pick<Engine<unknown>, 'name' | 'events'>, name: string): void {

@@ -57,7 +57,7 @@ const subjects: Record<string, (t: Test) => Promise<Subject>> = {
       pool,
       work: (connection: Connection) => connection.query('select 1'),
       spy: async (seen) => {
-        let proto: object = await pool.use((connection) => (connection as Connection & { connection: object }).connection)
+        let proto = await pool.use((connection: Connection & { connection: object }) => connection.connection)
         while (!Object.hasOwn(proto, 'addCommand')) proto = Object.getPrototypeOf(proto) as object
         tap(t, proto, 'addCommand', seen)
       },

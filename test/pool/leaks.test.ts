@@ -6,7 +6,7 @@ import fastifyPool from '../../index.js'
 import type { EngineOptions } from '../../types/options.js'
 import type { Lease, PoolFace } from '../../types/pool.js'
 import { VirtualClock, settle } from '../support/clock.js'
-import { FakeConnector, fakePool, type FakeConnection, type FakePool } from '../support/fake-connector.js'
+import { FakeConnector, fakePool, watch, type FakeConnection, type FakePool } from '../support/fake-connector.js'
 import { rulesOf } from '../support/rules.js'
 import { until } from '../support/until.js'
 
@@ -84,8 +84,9 @@ t.test('use(), transaction() and tryAcquire() too', async (t) => {
   for (const [name, call] of Object.entries(calls)) {
     const { pool, clock, seen } = await warned()
     if (name === 'tryAcquire') (await pool.acquire()).release()
-    void call(pool as unknown as PoolFace<FakeConnection>)
+    const called = watch(Promise.resolve(call(pool as unknown as PoolFace<FakeConnection>)))
     await clock.advance(1100)
+    t.equal(called.done, name === 'tryAcquire')
     names(t, seen('leak').at(-1)?.stack, name)
   }
 })
@@ -130,7 +131,11 @@ for (const bulkhead of [undefined, { key: () => 'all', max: 1 }]) {
     const app: FastifyInstance = Fastify()
     t.teardown(() => app.close())
     await app.register(fastifyPool, {
-      connector: connector as never, max: bulkhead === undefined ? 1 : 2, leakAfter: 5, lease: false, ...(bulkhead && { bulkhead }),
+      connector: connector as never,
+      max: bulkhead === undefined ? 1 : 2,
+      leakAfter: 5,
+      lease: false,
+      ...(bulkhead && { bulkhead }),
     })
     const pool = app.pools.get('db') as PoolFace<unknown>
     const stacks: Array<string | undefined> = []

@@ -128,6 +128,7 @@ export const pluginProperties = {
         error: level,
         circuit: level,
         failover: level,
+        lag: level,
         driver: level,
         open: level,
         drain: level,

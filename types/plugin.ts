@@ -160,7 +160,14 @@ export interface Target<C = unknown> extends DriverOption, Address {
 
 /** What the options of any pool have. */
 export interface CommonPoolOptions<C = unknown>
-  extends EngineNumbers, DriverOption, Address, RequestOptions, BalanceOptions, TenantRules, PoolHooks<C> {}
+  extends EngineNumbers, DriverOption, Address, RequestOptions, BalanceOptions, TenantRules, PoolHooks<C> {
+  /**
+   * By which name the server shows the pool's connections to whoever looks at them: PostgreSQL's `application_name`,
+   * MySQL's connect attribute `program_name`, Redis' client name, MongoDB's `appName`. What `url`, `connection` or the
+   * environment (`PGAPPNAME`) says comes first. Default: the name in the app's package.json.
+   */
+  appName?: string | undefined
+}
 
 /** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
 export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({

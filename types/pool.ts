@@ -193,8 +193,23 @@ export interface PoolEvents {
   overflow: Event & { readonly pending: number }
   timeout: Event & Shared & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
   refuse: Event & Shared & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
+  /**
+   * A lease is out for longer than `leakAfter`. Once one was, `stack` names the code that acquired it, also where that
+   * had to wait.
+   */
   leak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
-  unleak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
+  /** The lease that was reported has ended. */
+  unleak: Event & {
+    readonly id: number
+    readonly held: number
+    readonly holder?: HolderLabel
+    readonly stack?: string
+    /**
+     * Why the pool itself took it back, and destroyed its connection: 'leaked' where the lease was lost, so that nobody
+     * could release it any more. Left out where its borrower ended it.
+     */
+    readonly taken?: DestroyReason
+  }
   /** Half of a lease's `holdTimeout` has passed. Once per lease, but again where the hold has started again. */
   hold: HoldEvent
   /** A lease was out for longer than its `holdTimeout`: it was revoked, and its connection destroyed. */

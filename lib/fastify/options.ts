@@ -99,6 +99,7 @@ export const poolProperties = {
   connector: connectorSchema,
   targets: { type: 'array', minItems: 1, items: targetSchema, title: 'a list of at least one target' },
   ...driverProperties,
+  appName: { type: 'string', minLength: 1, title: 'a text that is not empty' },
   ...engineProperties,
   ...hookProperties,
   lease: policyOrFalse,
@@ -196,6 +197,7 @@ export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<
   readonly backend?: Backend
   /** The driver option as it was given. */
   readonly driver?: NonNullable<DriverOption['driver']>
+  readonly appName?: string
   /** The connector option: the very object that was given. */
   readonly connector?: Connector<C>
   /** The whole policy: the pool's own over the plugin's. */
@@ -297,9 +299,10 @@ export function checkPoolOptions<C = unknown> (
     if (given[other] === undefined || given.connector === undefined) continue
     throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
-  if (given.driver !== undefined && given.backend === undefined) {
-    throw badOption(join(path, 'driver'), given.driver,
-      'none without backend')
+  for (const key of ['driver', 'appName']) {
+    if (given[key] !== undefined && given.backend === undefined) {
+      throw badOption(join(path, key), given[key], 'none without backend')
+    }
   }
   if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
   checkTogether(result, given, path)

@@ -27,6 +27,8 @@ export let ownedPool: <C>(connector: Connector<C>, options: EngineOptions<C>, ow
   readonly pool: Pool<C>
   readonly engine: Engine<C>
 }
+/** The stack of the calling code, for a lease that comes later; undefined: the pool has not found a leak. */
+export let callerOf: (pool: object) => string | undefined
 
 export function renameEngine (engine: Pick<Engine<unknown>, 'name' | 'events'>, name: string): void {
   engine.name = name
@@ -72,6 +74,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
         Pool.#owner = undefined
       }
     }
+    callerOf = (pool) => pool instanceof Pool ? pool.#engine.upkeep.leaks.caller : undefined
   }
 
   get name (): string {

@@ -131,7 +131,7 @@ export interface EngineNumbers {
    * What the next borrower must not see. `'session'`: anything that the last one left. `'transaction'`: only an open
    * transaction. `'none'`: nothing is undone. Default `'session'`.
    */
-  reset?: 'session' | 'transaction' | 'none' | undefined
+  reset?: 'session' | 'transaction' | 'none' | 'joined' | undefined
 }
 
 /**

@@ -3,10 +3,10 @@ import type { Options } from '../pool/schema.js'
 import type { Connector } from '../../types/connector.js'
 import type { Address } from '../../types/options.js'
 import type { Backend, DriverOption } from '../../types/plugin.js'
-import type { ResetMode } from './shared/session.js'
 import { adoptMongo, mongodb } from './mongodb/connector.js'
 import { mysql } from './mysql/connector.js'
 import { postgresql } from './postgresql/connector.js'
+import type { PostgresReset } from './postgresql/options.js'
 import { adoptRedis, redisOrCluster } from './redis/choice.js'
 import { sqlite } from './sqlite/connector.js'
 import { adaptToSqlite } from './sqlite/options.js'
@@ -16,7 +16,8 @@ interface BackendOptions extends Readonly<Address>, Readonly<DriverOption> {
   readonly name: string
   readonly connection: NonNullable<Address['connection']>
   readonly max: number
-  readonly reset: ResetMode
+  readonly reset: PostgresReset
+  readonly resetTimeout: number
   readonly acquireTimeout: number
   readonly connectTimeout: number
 }
@@ -32,6 +33,8 @@ interface BuiltIn {
   adopt? (client: object, options: BackendOptions): Promise<Connector<unknown>> | undefined
   /** What `targets` should be where there can be none, with the reason. undefined: there can. */
   readonly noTargets?: string
+  /** What its connectors call their database, where that is not the name here. */
+  readonly system?: string
   /**
    * Refuses what the backend can't have, and sets its own defaults in `result`.
    *
@@ -49,9 +52,9 @@ export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
     adopt: adoptMongo as NonNullable<BuiltIn['adopt']>,
     noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
   },
-  redis: { connect: redisOrCluster, adopt: adoptRedis },
+  redis: { connect: redisOrCluster as Connect, adopt: adoptRedis as NonNullable<BuiltIn['adopt']> },
   postgresql: { connect: postgresql as Connect },
-  postgres: { connect: postgresql as Connect },
+  postgres: { connect: postgresql as Connect, system: 'postgresql' },
   mysql: { connect: mysql as Connect },
-  sqlite: { connect: sqlite, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
+  sqlite: { connect: sqlite as Connect, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
 }

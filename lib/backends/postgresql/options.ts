@@ -8,6 +8,8 @@ import {
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
 import { postgresDriver, type Inside } from './wire.js'
 
+export type PostgresReset = 'session' | 'joined' | 'transaction' | 'none'
+
 export interface PostgresOptions {
   /**
    * `postgresql://user:password@host:port/database?sslmode=...` as pg understands it, `postgres://`, `socket://`, or
@@ -33,10 +35,16 @@ export interface PostgresOptions {
    *   listeners and type parsers of the object, properties and methods that were set on it. Statements that the driver
    *   named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named
    *   statements.
+   * - 'joined': the same, without a round trip: the reset goes out in front of the next borrower's first statement, in
+   *   the same write, or in the next turn of the event loop. If it fails, the server ends the session before that
+   *   statement, which rejects with `FST_POOL_RESET_FAILED`. Not behind a proxy such as PgBouncer: a create finds that
+   *   out and fails.
    * - 'transaction': an open transaction, nothing else. No round trip where none is open.
    * - 'none': nothing.
    */
-  reset?: 'session' | 'transaction' | 'none'
+  reset?: PostgresReset
+  /** How long the server may take to answer a joined reset, in ms. Then the connection is destroyed. Default 1000. */
+  resetTimeout?: number
   /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
   connectTimeout?: number
   /**

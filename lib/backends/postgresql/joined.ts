@@ -221,9 +221,10 @@ export class JoinedRounds {
     const late = performance.now() - this.#dueAt
     setImmediate(() => {
       this.#alarm = undefined
-      // The time for which the event loop stood still was not the server's.
-      if (late > tolerated) for (const reset of this.#awaited) reset.sentAt += late
-      this.#judge(performance.now())
+      const now = performance.now()
+      // The event loop stood still, for how long nobody knows: they have all of their time again.
+      if (late > tolerated) for (const reset of this.#awaited) reset.sentAt = now
+      this.#judge(now)
     })
   }
 

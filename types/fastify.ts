@@ -84,6 +84,18 @@ declare module 'fastify' {
      */
     transaction<N extends PoolName | (string & {}),
       T> (name: N, fn: (connection: ConnectionOf<N>) => T | Promise<T>, options?: RunOptions): Promise<T>
+    /**
+     * Calls `fn` once, when the transaction that the request is within is stored (of one within another: when the outer
+     * one is), or at once where none is open. No reply waits for it; what it throws is logged; `close()` waits for it.
+     *
+     * @throws `FST_POOL_NOT_LEASED`, `FST_POOL_NOT_FOUND`, `FST_POOL_LEASE_RELEASED`
+     */
+    afterCommit (name: PoolName | (string & {}), fn: () => unknown): void
+    /**
+     * As `afterCommit`, when the transaction has been undone; never where none is open. Of a commit of which nobody
+     * knows (`FST_POOL_COMMIT_UNKNOWN`) neither is called.
+     */
+    afterRollback (name: PoolName | (string & {}), fn: () => unknown): void
   }
 
   interface FastifyContextConfig {

@@ -1,14 +1,14 @@
-// The backends that are built in. A further one is a folder and a line here (docs/adding-a-backend.md).
+// The backends that are built in. A further one is a folder and a line here (docs/adding-a-backend.md). The code of a
+// backend is loaded when a pool names it.
 import type { Options } from '../pool/schema.js'
 import type { Connector } from '../../types/connector.js'
 import type { Address } from '../../types/options.js'
 import type { Backend, DriverOption } from '../../types/plugin.js'
-import { adoptMongo, mongodb } from './mongodb/connector.js'
-import { mysql } from './mysql/connector.js'
-import { postgresql } from './postgresql/connector.js'
+import type { MongoOptions } from './mongodb/options.js'
 import type { PostgresReset } from './postgresql/options.js'
-import { adoptRedis, redisOrCluster } from './redis/choice.js'
-import { sqlite } from './sqlite/connector.js'
+import type { RedisClusterOptions } from './redis/cluster-options.js'
+import type { RedisOptions } from './redis/options.js'
+import { mongodb, mysql, postgresql, sqlite } from './connectors.js'
 import { adaptToSqlite } from './sqlite/options.js'
 
 /** What a backend gets of a pool's options, with their defaults. */
@@ -30,7 +30,7 @@ interface BuiltIn {
    */
   connect (options: BackendOptions): Promise<Connector<unknown>>
   /** Makes a connector over a client that the app made. undefined: this is no such client. */
-  adopt? (client: object, options: BackendOptions): Promise<Connector<unknown>> | undefined
+  adopt? (client: object, options: BackendOptions): Promise<Connector<unknown> | undefined>
   /** What `targets` should be where there can be none, with the reason. undefined: there can. */
   readonly noTargets?: string
   /** What its connectors call their database, where that is not the name here. */
@@ -45,14 +45,19 @@ interface BuiltIn {
 
 // Their databases have names: they refuse a number themselves.
 type Connect = BuiltIn['connect']
+type BothRedis = RedisOptions & RedisClusterOptions
 
 export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
   mongodb: {
     connect: mongodb as Connect,
-    adopt: adoptMongo as NonNullable<BuiltIn['adopt']>,
+    adopt: async (client, options) =>
+      await (await import('./mongodb/connector.js')).adoptMongo(client, options as MongoOptions),
     noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
   },
-  redis: { connect: redisOrCluster as Connect, adopt: adoptRedis as NonNullable<BuiltIn['adopt']> },
+  redis: {
+    connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options as BothRedis),
+    adopt: async (client, options) => await (await import('./redis/choice.js')).adoptRedis(client, options as BothRedis),
+  },
   postgresql: { connect: postgresql as Connect },
   postgres: { connect: postgresql as Connect, system: 'postgresql' },
   mysql: { connect: mysql as Connect },

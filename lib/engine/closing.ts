@@ -1,5 +1,6 @@
 import type { DestroyReason } from '../../types/connector.js'
 import type { PoolEvents } from '../../types/pool.js'
+import type { After } from './aftermath.js'
 import { CREATING, LATE, LENT, VALIDATING, type Entry } from './entry.js'
 import { badOption } from './errors.js'
 import type { Parts, Phase } from './parts.js'
@@ -29,7 +30,9 @@ export class Closing<C> extends Room<C, Site<C>> {
   end: Omit<PoolEvents['close'], 'pool' | 'time'> | undefined
   /** How many connections had been destroyed when the drain began. */
   #destroyedBefore = 0
-  /** Resolved when nobody waits for a connection and none is used. */
+  /** How many functions of `after` are running, or will. */
+  #after = 0
+  /** Resolved when nobody waits for a connection, none is used, and all that runs behind transactions has ended. */
   #quiet: Array<() => void> = []
   /** Resolved when there is no connection. */
   #empty: Array<() => void> = []
@@ -155,9 +158,28 @@ export class Closing<C> extends Room<C, Site<C>> {
     supply.cancel(this.line.size, 'closed')
   }
 
+  /**
+   * Calls `fn` in a turn of its own, so that no reply waits for it, and in the caller's async context. `drain()` and
+   * `close()` wait for it.
+   */
+  after (fn: () => unknown, on: After): void {
+    this.#after++
+    setImmediate(() => this.#runAfter(fn, on))
+  }
+
+  async #runAfter (fn: () => unknown, on: After): Promise<void> {
+    try {
+      await fn()
+    } catch (error) {
+      this.events.report(error, on)
+    }
+    this.#after--
+    this.settle()
+  }
+
   /** Resolves `drain()` and `close()` where they are due. */
   settle (): void {
-    if (this.#quiet.length > 0 && this.entries.used === 0 && this.line.size === 0) {
+    if (this.#quiet.length > 0 && this.entries.used === 0 && this.line.size === 0 && this.#after === 0) {
       for (const resolve of this.#quiet.splice(0)) resolve()
     }
     if (this.#empty.length > 0 && this.entries.total === 0) {

@@ -1,5 +1,6 @@
 import type { DestroyReason, Transactions } from '../../types/connector.js'
 import type { ErrorPhase, WrapInfo } from '../../types/pool.js'
+import type { After } from './aftermath.js'
 import type { Checks } from './checks.js'
 import { LENT, RESETTING, type Entry } from './entry.js'
 import { PoolError } from './errors.js'
@@ -14,6 +15,7 @@ export interface Failed { readonly error: unknown, readonly phase: ErrorPhase }
 /** What the transactions of leases ask of the engine. */
 export interface Site<C> extends Parts<C> {
   readonly checks: Checks<C>
+  readonly closing: { after (fn: () => unknown, on: After): void }
   transactionsOf (entry: Entry<C>): LeaseTransactions<C>
   /** The pool itself ends a lease. */
   revoke (entry: Entry<C>, reason: DestroyReason, failed: Failed): void
@@ -116,6 +118,10 @@ export class LeaseHost<C> implements Host<C> {
   fail (error: unknown, phase: Phase): void {
     // Several transactions may be past the same deadline; the first of them ends the lease.
     if (!this.ended) this.#site.revoke(this.#entry, 'error', { error, phase })
+  }
+
+  after (fn: () => unknown, on: After): void {
+    this.#site.closing.after(fn, on)
   }
 
   isTransient (error: unknown): boolean {

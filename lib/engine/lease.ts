@@ -1,5 +1,6 @@
 import type { DestroyReason } from '../../types/connector.js'
 import type { AcquireOptions, HolderLabel, HoldOptions, Lease, RunOptions } from '../../types/pool.js'
+import type { After } from './aftermath.js'
 import type { Borrower, Entry } from './entry.js'
 import { PoolError, badOption } from './errors.js'
 import { isTime, timeExpected } from './time.js'
@@ -101,13 +102,19 @@ export class PoolLease<C> implements Lease<C> {
 
   /** For the request scope: see `hold`. */
   static async hold<C> (lease: Lease<C>, options: HoldOptions): Promise<HeldTransaction> {
+    const { lender, entry } = PoolLease.#ours(lease)
+    const { commitTimeout = lender.options.commitTimeout } = options
+    return await lender.transactionsOf(entry).hold({ ...options, commitTimeout })
+  }
+
+  /** @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_LEASE_RELEASED` */
+  static #ours<C> (lease: Lease<C>): { readonly lender: Lender<C>, readonly entry: Entry<C> } {
     if (!(lease instanceof PoolLease)) {
       const message = `the lease on pool '${lease.pool}' is not one of ours: it has no transactions`
       throw new PoolError('FST_POOL_NOT_SUPPORTED', message)
     }
     lease.#mustBeOut()
-    const { commitTimeout = lease.#lender.options.commitTimeout } = options
-    return await lease.#lender.transactionsOf(lease.#entry).hold({ ...options, commitTimeout })
+    return { lender: lease.#lender, entry: lease.#entry }
   }
 
   /** For the request scope: see `transact`. */
@@ -117,6 +124,12 @@ export class PoolLease<C> implements Lease<C> {
     if (!(lease instanceof PoolLease)) return await lease.transaction(fn, options)
     lease.#mustBeOut()
     return await lease.#lender.transactionsOf(lease.#entry).run(fn, options, lease.#lender.options.commitTimeout)
+  }
+
+  /** See `after`. */
+  static after<C> (lease: Lease<C>, on: After, fn: () => unknown): void {
+    const { lender, entry } = PoolLease.#ours(lease)
+    lender.transactionsOf(entry).after(on, fn)
   }
 
   /** For the request scope: see `isBeside`. */
@@ -212,3 +225,11 @@ export const isBeside: <C>(lease: Lease<C>) => boolean = PoolLease.isBeside
 export const transact: <C, T>(
   lease: Lease<C>, fn: (connection: C) => T | Promise<T>, options?: RunOptions
 ) => Promise<T> = PoolLease.transact
+
+/**
+ * Calls `fn` a turn after the innermost transaction of the calling code on this lease was stored ('afterCommit'), or
+ * undone ('afterRollback'). Where no transaction is open: `afterCommit` at once, `afterRollback` never.
+ *
+ * @throws `FST_POOL_NOT_SUPPORTED`, `FST_POOL_LEASE_RELEASED`
+ */
+export const after: <C>(lease: Lease<C>, on: After, fn: () => unknown) => void = PoolLease.after

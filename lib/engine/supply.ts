@@ -11,7 +11,7 @@ import { Room } from './room.js'
 
 /** What the supply asks of the engine. */
 export interface Site<C> extends CreatorSite<C> {
-  readonly closing: { readonly phase: Phase }
+  readonly closing: CreatorSite<C>['closing'] & { readonly phase: Phase }
   readonly isSuspended: boolean
   /** Nothing is lent to those who wait, and nothing created. */
   readonly isHalted: boolean

@@ -1,6 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Isolation, Transaction, TransactionOptions, Transactions } from '../../types/connector.js'
 import type { HoldOptions, RunOptions } from '../../types/pool.js'
+import { Aftermath, type After } from './aftermath.js'
 import { PoolError, badOption, isCommitUnknown } from './errors.js'
 import { isTime, timeExpected } from './time.js'
 
@@ -43,6 +44,8 @@ export interface Host<C> {
   callLate (work: () => Promise<void>): Promise<void>
   /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
   fail (error: unknown, phase: Phase): void
+  /** Calls `fn` a turn later, in the caller's async context. The pool's `drain` and `close` wait for it. */
+  after (fn: () => unknown, on: After): void
   /** Whether a transaction that failed with this error can be run again. */
   isTransient (error: unknown): boolean
   /** In ms, without the time in which the event loop stood still. */
@@ -130,6 +133,7 @@ export class LeaseTransactions<C> {
   #held: Level<C> | undefined
   /** How many transactions of `run` are open or about to open, each nested in the one before. */
   #runs = 0
+  #aftermath: Aftermath | undefined
   /** The connector's begin, commit or rollback that is under way; never rejects. */
   #work: Promise<unknown> | undefined
 
@@ -230,6 +234,23 @@ export class LeaseTransactions<C> {
     }
   }
 
+  /**
+   * Calls `fn` once the innermost transaction of the calling code is stored, all around it included, or once it is
+   * undone. Where none is open, `afterCommit` is called at once, and `afterRollback` never.
+   */
+  after (on: After, fn: () => unknown): void {
+    const level = this.#parent() ?? this.#root
+    if (level?.open === true) {
+      this.#aftermath ??= new Aftermath((fn, on) => { this.#host.after(fn, on) })
+      this.#aftermath.add(level.depth, on, fn)
+    } else if (on === 'afterCommit') this.#host.after(fn, on)
+  }
+
+  /** The lease ends, and what is open on it is undone with it. A commit that is under way tells by itself. */
+  leaseEnds (): void {
+    if (this.#root?.open === true) this.#aftermath?.rolledBack(0)
+  }
+
   /** The lease has ended: undoes what is open, whoever began it. Undefined: nothing is open. */
   abandon (): Promise<void> | undefined {
     return this.#work === undefined && this.#root === undefined ? undefined : this.#abandon()
@@ -293,7 +314,18 @@ export class LeaseTransactions<C> {
     return level
   }
 
-  async #commit (level: Level<C>, spent = 0): Promise<void> {
+  async #commit (level: Level<C>, spent?: number): Promise<void> {
+    try {
+      await this.#store(level, spent)
+    } catch (error) {
+      if (isCommitUnknown(error)) this.#aftermath?.unknown()
+      else this.#aftermath?.rolledBack(level.depth)
+      throw error
+    }
+    this.#aftermath?.committed(level.depth)
+  }
+
+  async #store (level: Level<C>, spent = 0): Promise<void> {
     const host = this.#host
     const { transaction, depth, commitTimeout: timeout } = level
     const deadline = timeout === 0 ? Infinity : host.now() + Math.max(1, timeout - spent)
@@ -324,6 +356,7 @@ export class LeaseTransactions<C> {
       host.fail(new Error(message), 'rollback')
     }
     await this.#undo(level)
+    this.#aftermath?.rolledBack(level.depth)
   }
 
   /**

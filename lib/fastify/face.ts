@@ -1,7 +1,8 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AcquireOptions, Lease, RunOptions } from '../../types/pool.js'
 import { PoolError } from '../engine/errors.js'
-import { transact } from '../engine/lease.js'
+import type { After } from '../engine/aftermath.js'
+import { after, transact } from '../engine/lease.js'
 import { checkNames } from '../pool/calls.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kGiven, kReply, kScope } from './request/scope.js'
@@ -16,6 +17,8 @@ export function decorateRequests (app: FastifyInstance): void {
   app.decorateRequest('lease', lease as FastifyRequest['lease'])
   app.decorateRequest('acquire', acquire as FastifyRequest['acquire'])
   app.decorateRequest('transaction', transaction as FastifyRequest['transaction'])
+  app.decorateRequest('afterCommit', function (name, fn) { runAfter(this, name, 'afterCommit', fn) })
+  app.decorateRequest('afterRollback', function (name, fn) { runAfter(this, name, 'afterRollback', fn) })
 }
 
 /** `request.<name>`. */
@@ -54,6 +57,16 @@ async function transaction (this: FastifyRequest, name: string, fn: Run, options
   // Where the request has a connection already, it is that one.
   const lease = await this.acquire(name, options.readOnly === true ? {} : { role: 'primary' })
   return await transact(lease, fn, options)
+}
+
+function runAfter (request: FastifyRequest, name: string, on: After, fn: () => unknown): void {
+  after(request.lease(name), on, async () => {
+    try {
+      await fn()
+    } catch (err) {
+      request.log.error({ err, pool: name }, `${on} failed`)
+    }
+  })
 }
 
 /** As holders and the log show it. */

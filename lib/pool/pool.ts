@@ -2,13 +2,14 @@ import type { CallArguments, CallName, CallResult } from '../../types/calls.js'
 import type { Connector } from '../../types/connector.js'
 import type { EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, CallOptions, Clock, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats,
-  RunOptions, UseOptions,
+  AcquireOptions, CallOptions, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener,
+  PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
+import { begin } from './begin.js'
 import { checkNames } from './calls.js'
 import { execute } from './execute.js'
 import { checkEngineOptions } from './options.js'
@@ -100,6 +101,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       acquireTimeout,
       backoff,
     }, fn, options)
+  }
+
+  async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<C>> {
+    return await begin(this, options)
   }
 
   async execute<M extends CallName<C>, A extends CallArguments<C, M>> (

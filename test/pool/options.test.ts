@@ -115,7 +115,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   circuit: { takes: ['false', 'object'], expected: 'false or an object' },
   overload: { takes: ['true', 'false'], expected: 'true or false' },
   allowExitOnIdle: { takes: ['true', 'false'], expected: 'true or false' },
-  reset: { takes: [], expected: "'session', 'transaction' or 'none'" },
+  reset: { takes: [], expected: "'session', 'transaction', 'none' or 'joined'" },
   onConnect: hook,
   onAcquire: hook,
   onRelease: hook,
@@ -779,7 +779,7 @@ t.test('the list of what a request has is what a real request has', async (t) =>
     return ''
   })
   await app.inject('/')
-  for (const ours of ['acquire', 'lease', 'transaction']) found.add(ours)
+  for (const ours of ['acquire', 'afterCommit', 'afterRollback', 'lease', 'transaction']) found.add(ours)
   t.strictSame([...found].sort(), [...requestProperties].sort())
 })
 

@@ -45,7 +45,7 @@ interface BuiltIn {
 
 // Their databases have names: they refuse a number themselves.
 type Connect = BuiltIn['connect']
-type BothRedis = RedisOptions & RedisClusterOptions
+type AnyRedis = RedisOptions & RedisClusterOptions
 
 export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
   mongodb: {
@@ -55,8 +55,8 @@ export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
     noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
   },
   redis: {
-    connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options as BothRedis),
-    adopt: async (client, options) => await (await import('./redis/choice.js')).adoptRedis(client, options as BothRedis),
+    connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options as AnyRedis),
+    adopt: async (client, options) => await (await import('./redis/choice.js')).adoptRedis(client, options as AnyRedis),
   },
   postgresql: { connect: postgresql as Connect },
   postgres: { connect: postgresql as Connect, system: 'postgresql' },

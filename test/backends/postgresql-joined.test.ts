@@ -99,7 +99,7 @@ async function leaveLocked (t: Teardown, pool: Pool<Client>, sql = 'SELECT 1') {
   const other = await client(t)
   const pid = await pool.use(async (c) => {
     await c.query('CREATE TEMP TABLE held (x int)')
-    const schema = await value(c, "SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()")
+    const schema = await value(c, 'SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()')
     await other.query(`BEGIN; DROP TABLE ${String(schema)}.held`)
     await c.query(sql)
     return await pidOf(c)

@@ -255,7 +255,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.#typed = false
   }
 
-  /** From here on resets are joined. A query that reads the socket by itself gets its turn behind the reset's answer. */
+  /** From here on resets are joined. A query that may read the socket by itself waits for the reset's answer. */
   #join (): void {
     const { connection: client } = this
     const { own, rounds } = this.#common

@@ -9,6 +9,7 @@ import {
 } from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
+import * as faults from './faults.js'
 import { Hooks } from './hooks.js'
 import { LeaseHost, type Failed } from './host.js'
 import { PoolLease } from './lease.js'
@@ -480,7 +481,7 @@ export class Engine<C> implements Parts<C> {
     if (entry.broken !== undefined || entry.state >= CLOSING) return
     // Set before the report, so that listeners that acquire do not get this connection.
     entry.broken = new Error('the connection was closed')
-    if (cause !== undefined) entry.broken = this.events.report(cause, 'death')
+    if (cause !== undefined) entry.broken = this.events.report(cause, faults.phaseOfDeath(cause))
     if (entry.state === IDLE) this.destroy(entry, 'error', entry.broken)
   }
 

@@ -148,6 +148,11 @@ export function resetFailed (name: string, cause: Error): PoolError {
     `the reset of a connection of pool '${name}' failed; the connection was destroyed`, { cause })
 }
 
+/** A connection may die of a reset that goes out in front of the next borrower's statements. */
+export function phaseOfDeath (cause: Error): 'death' | 'reset' {
+  return isPoolError(cause) && cause.code === 'FST_POOL_RESET_FAILED' ? 'reset' : 'death'
+}
+
 /** @param obstacle what hinders the begin */
 export function beginTimedOut (name: string, timeout: number, obstacle: string | undefined): PoolError {
   const why = obstacle === undefined ? '' : `in the way is ${obstacle}; `

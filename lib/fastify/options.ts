@@ -10,7 +10,7 @@ import { balances } from '../balance/choice.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import type { KeyOf } from './rules/keys.js'
 import {
-  addressProperties, checkAddress, checkTogether, connectorSchema, engineProperties, hookProperties, seal,
+  addressProperties, checkAddress, checkReset, checkTogether, connectorSchema, engineProperties, hookProperties, seal,
   type ResolvedEngineOptions,
 } from '../pool/options.js'
 import {
@@ -304,7 +304,11 @@ export function checkPoolOptions<C = unknown> (
       throw badOption(join(path, key), given[key], 'none without backend')
     }
   }
-  if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
+  if (given.backend !== undefined) {
+    const { adapt, system = given.backend } = catalogue[given.backend as Backend]
+    adapt?.(result, given, path)
+    checkReset(result, system, path)
+  } else if (given.connector !== undefined) checkReset(result, (given.connector as { system?: unknown }).system, path)
   checkTogether(result, given, path)
   checkSticky(result, path)
   const policy = own === undefined ? lease : mergePolicy(own, lease)

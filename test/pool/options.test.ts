@@ -116,7 +116,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   circuit: { takes: ['false', 'object'], expected: 'false or an object' },
   overload: { takes: ['true', 'false'], expected: 'true or false' },
   allowExitOnIdle: { takes: ['true', 'false'], expected: 'true or false' },
-  reset: { takes: [], expected: "'session', 'transaction' or 'none'" },
+  reset: { takes: [], expected: "'session', 'transaction', 'none' or 'joined'" },
   onConnect: hook,
   onAcquire: hook,
   onRelease: hook,

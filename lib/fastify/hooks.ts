@@ -73,10 +73,9 @@ export function addEndHooks (app: FastifyInstance): void {
   })
 
   app.addHook('onSend', (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: OnSendDone) => {
-    const { httpVersionMajor } = request.raw
     // A client that keeps its connection open would hold up `app.close()` for `keepAliveTimeout` (72 s;
     // fastify/fastify#7044). HTTP/2 forbids the header, and closes its sessions itself.
-    if (closing && httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
+    if (closing && request.raw.httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
     const scope = request[kScope]
     if (scope !== null) return scope.replying(payload, done)
     RequestScope.replying(request, payload)
@@ -86,7 +85,9 @@ export function addEndHooks (app: FastifyInstance): void {
   app.addHook('onError', (request: FastifyRequest, reply: FastifyReply, error: Error, done: () => void) => {
     // Fastify sets an error's headers only where no error handler of the app's own answers.
     if (isPoolError(error) && error.headers !== undefined) reply.headers(error.headers)
-    request[kScope]?.failing(error)
+    const scope = request[kScope]
+    if (scope === null) RequestScope.failing(request)
+    else scope.failing(error)
     done()
   })
 

@@ -42,11 +42,14 @@ export interface Plan {
   readonly named: boolean
   /** The manager's, when the plan was made. */
   readonly version: number
+  readonly method: string
+  /** The plan for another method of the route. */
+  readonly next: Plan | undefined
 }
 
 /**
  * The plans of one scope's routes. A route's config object is its own (Fastify copies it), so its plans are kept there:
- * under a symbol of this scope, by method.
+ * under a symbol of this scope, in a chain, one for each method.
  */
 export class Plans {
   readonly #key = Symbol('fastify-pool.plan')
@@ -63,11 +66,14 @@ export class Plans {
 
   /** Worked out at a route's first request, and again when a pool has come or gone. */
   of (request: FastifyRequest): Plan {
-    const config = request.routeOptions.config as object as { [key: symbol]: Record<string, Plan> | undefined }
-    const plans = (config[this.#key] ??= {})
-    const known = plans[request.method]
-    if (known !== undefined && known.version === this.#manager.version) return known
-    return (plans[request.method] = this.#make(config, request.method, request.routeOptions.url ?? ''))
+    // A getter that makes an object each time: asked once.
+    const { config, url } = request.routeOptions
+    const { method } = request
+    const kept = config as object as { [key: symbol]: Plan | undefined }
+    const first = kept[this.#key]
+    let plan = first?.version === this.#manager.version ? first : undefined
+    while (plan !== undefined && plan.method !== method) plan = plan.next
+    return plan ?? (kept[this.#key] = this.#make(config, method, url ?? '', first))
   }
 
   /**
@@ -87,7 +93,7 @@ export class Plans {
     return this.#outer === undefined ? undefined : this.#outer.#planned(request, name)
   }
 
-  #make (config: unknown, method: string, url: string): Plan {
+  #make (config: unknown, method: string, url: string, known: Plan | undefined): Plan {
     const route = `${method} ${url}`
     const named = readRoutePools(config, `route ${route}`)
     const wanted = this.#manager.own.flatMap((managed) => {
@@ -109,6 +115,8 @@ export class Plans {
       manual: phase('manual'),
       named: named !== undefined,
       version,
+      method,
+      next: known?.version === version ? known : undefined,
     }
   }
 

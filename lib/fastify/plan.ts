@@ -6,6 +6,7 @@ import { PoolError } from '../engine/errors.js'
 import { checkTransactionOptions } from '../engine/transaction.js'
 import { defaultPolicy, readRoutePools } from './options.js'
 import type { Managed, PoolManager } from './pools.js'
+import { isBodiless } from './request/body.js'
 import type { Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -55,13 +56,16 @@ export class Plans {
   readonly #key = Symbol('fastify-pool.plan')
   readonly #manager: PoolManager
   readonly #outer: Plans | undefined
-  /** Whether some route leases in `preHandler`: until then that hook need not look for the plan of its request. */
-  usePreHandler = false
 
   /** @param outer those of the scope around */
   constructor (manager: PoolManager, outer: Plans | undefined) {
     this.#manager = manager
     this.#outer = outer
+  }
+
+  /** Whether a plan of the request's route is the one for this request. */
+  fits (plan: Plan, request: FastifyRequest): boolean {
+    return plan.method === request.method && plan.version === this.#manager.version
   }
 
   /** Worked out at a route's first request, and again when a pool has come or gone. */
@@ -105,13 +109,11 @@ export class Plans {
     })
     const phase = (when: Policy['acquire']): Step[] =>
       wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
-    const preHandler = phase('preHandler')
-    this.usePreHandler ||= preHandler.length > 0
     const { version } = this.#manager
     return {
       route,
       onRequest: phase('onRequest'),
-      preHandler,
+      preHandler: phase('preHandler'),
       manual: phase('manual'),
       named: named !== undefined,
       version,
@@ -155,6 +157,13 @@ export function checkPolicy (policy: Partial<Policy> | false, { name, backend }:
 }
 
 interface Route { readonly method: string | string[], readonly url: string, readonly config?: unknown }
+
+/** Whether requests of a route may have something left to do before their handler: see `preHandlerHook`. */
+export function needsPreHandler (route: Route): boolean {
+  if (![route.method].flat().every(isBodiless)) return true
+  const pools = readRoutePools(route.config, route.url)
+  return pools !== undefined && [...pools.values()].some(({ acquire }) => acquire === 'preHandler')
+}
 
 /**
  * Checks a route's `config.pools` at boot, where a mistake costs a start and no request.

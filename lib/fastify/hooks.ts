@@ -42,7 +42,7 @@ export function addRequestHooks (app: FastifyInstance, setting: Setting): void {
   // Right after the body has been read: before any other hook may look for its connection.
   app.addHook('preValidation', (request: FastifyRequest, _reply: FastifyReply, done: Done) => {
     const scope = request[kScope]
-    if (scope === null) done()
+    if (scope === undefined) done()
     else scope.slots.bodyParsed(done)
   })
 }
@@ -103,7 +103,7 @@ export function addEndHooks (app: FastifyInstance): void {
     // fastify/fastify#7044). HTTP/2 forbids the header, and closes its sessions itself.
     if (closing && request.raw.httpVersionMajor === 1 && !reply.raw.headersSent) reply.header('connection', 'close')
     const scope = request[kScope]
-    if (scope !== null) return scope.replying(payload, done)
+    if (scope !== undefined) return scope.replying(payload, done)
     RequestScope.replying(request, payload)
     done()
   })
@@ -112,7 +112,7 @@ export function addEndHooks (app: FastifyInstance): void {
     // Fastify sets an error's headers only where no error handler of the app's own answers.
     if (isPoolError(error) && error.headers !== undefined) reply.headers(error.headers)
     const scope = request[kScope]
-    if (scope === null) RequestScope.failing(request)
+    if (scope === undefined) RequestScope.failing(request)
     else scope.failing(error)
     done()
   })

@@ -17,9 +17,9 @@ export const kGiven = Symbol('fastify-pool.given')
 
 declare module 'fastify' {
   interface FastifyRequest {
-    [kScope]: RequestScope | null
-    [kReply]: FastifyReply | null
-    [kGiven]: None | Given | null
+    [kScope]: RequestScope | undefined
+    [kReply]: FastifyReply | undefined
+    [kGiven]: None | Given | undefined
   }
 }
 
@@ -134,7 +134,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces
   ): RequestScope | undefined {
     const known = request[kScope]
-    if (known !== null) return known.over ? undefined : known
+    if (known !== undefined) return known.over ? undefined : known
     if (isOver(request, reply)) return undefined
     return (request[kScope] = new RequestScope(request, reply, route, graces))
   }
@@ -197,7 +197,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
   /** A reply is about to be sent, and the request has no scope until now. */
   static replying (request: FastifyRequest, payload: unknown): void {
     // The reply of a timeout is not the handler's, which goes on.
-    if (request[kGiven] !== null && hasTimedOut(request)) return
+    if (request[kGiven] !== undefined && hasTimedOut(request)) return
     request[kGiven] = isStream(payload) ? stream : whole
   }
 

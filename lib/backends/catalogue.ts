@@ -1,14 +1,12 @@
-// The backends that are built in. A further one is a folder and a line here (docs/adding-a-backend.md).
+// The backends that are built in. A further one is a folder and a line here (docs/adding-a-backend.md). The code of a
+// backend is loaded when a pool names it.
 import type { Options } from '../pool/schema.js'
 import type { Connector } from '../../types/connector.js'
 import type { Address } from '../../types/options.js'
 import type { Backend, DriverOption } from '../../types/plugin.js'
+import type { MongoOptions } from './mongodb/options.js'
 import type { ResetMode } from './shared/session.js'
-import { adoptMongo, mongodb } from './mongodb/connector.js'
-import { mysql } from './mysql/connector.js'
-import { postgresql } from './postgresql/connector.js'
-import { adoptRedis, redisOrCluster } from './redis/choice.js'
-import { sqlite } from './sqlite/connector.js'
+import { mongodb, mysql, postgresql, sqlite } from './connectors.js'
 import { adaptToSqlite } from './sqlite/options.js'
 
 /** What a backend gets of a pool's options, with their defaults. */
@@ -29,7 +27,7 @@ interface BuiltIn {
    */
   connect (options: BackendOptions): Promise<Connector<unknown>>
   /** Makes a connector over a client that the app made. undefined: this is no such client. */
-  adopt? (client: object, options: BackendOptions): Promise<Connector<unknown>> | undefined
+  adopt? (client: object, options: BackendOptions): Promise<Connector<unknown> | undefined>
   /** What `targets` should be where there can be none, with the reason. undefined: there can. */
   readonly noTargets?: string
   /**
@@ -46,10 +44,14 @@ type Connect = BuiltIn['connect']
 export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
   mongodb: {
     connect: mongodb as Connect,
-    adopt: adoptMongo as NonNullable<BuiltIn['adopt']>,
+    adopt: async (client, options) =>
+      await (await import('./mongodb/connector.js')).adoptMongo(client, options as MongoOptions),
     noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
   },
-  redis: { connect: redisOrCluster, adopt: adoptRedis },
+  redis: {
+    connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options),
+    adopt: async (client, options) => await (await import('./redis/choice.js')).adoptRedis(client, options),
+  },
   postgresql: { connect: postgresql as Connect },
   postgres: { connect: postgresql as Connect },
   mysql: { connect: mysql as Connect },

@@ -1,4 +1,3 @@
-import { CircuitState, ConsecutiveBreaker, CountBreaker } from 'cockatiel'
 import type { Circuit as State } from '../../types/pool.js'
 
 /** When the circuit opens, and for how long. */
@@ -16,26 +15,20 @@ export interface CircuitOptions {
  *
  * Creates that are under way together are a round, and the failures of a round count once: whatever hit one of them
  * most likely hit all.
- *
- * cockatiel's breakers decide when it opens. Its circuit breaker policy is not used: it reads the system's clock, and
- * tries again with a caller's call, while this pool creates by itself.
  */
 export class Circuit {
   state: State = 'closed'
   /** When the next create may begin, while the circuit is open. */
   retryAt = 0
   readonly #options: CircuitOptions | false
-  readonly #breakers: ReadonlyArray<ConsecutiveBreaker | CountBreaker>
+  /** How many rounds have failed since the last create that succeeded. */
+  #inARow = 0
+  /** Whether the last creates failed: `sample` of them, or fewer while there are no more. */
+  readonly #sample: boolean[] = []
 
   /** @param options `false`: the circuit never opens */
   constructor (options: CircuitOptions | false) {
     this.#options = options
-    this.#breakers = options === false
-      ? []
-      : [
-          new ConsecutiveBreaker(options.failures),
-          new CountBreaker({ threshold: options.rate, size: options.sample }),
-        ]
   }
 
   /** A create begins. */
@@ -44,8 +37,10 @@ export class Circuit {
   }
 
   succeeded (): void {
-    const state = this.state === 'closed' ? CircuitState.Closed : CircuitState.HalfOpen
-    for (const breaker of this.#breakers) breaker.success(state)
+    this.#inARow = 0
+    // What was before the outage does not count any more.
+    if (this.state !== 'closed') this.#sample.length = 0
+    this.#record(false)
     this.state = 'closed'
   }
 
@@ -56,11 +51,24 @@ export class Circuit {
    */
   failed (now: number, isFirst: boolean, since: number, random: number): void {
     if (this.#options === false) return
-    const state = this.state === 'closed' ? CircuitState.Closed : CircuitState.HalfOpen
-    // All breakers must be told, so this is no `some`.
-    const isEnough = isFirst && this.#breakers.map((breaker) => breaker.failure(state)).includes(true)
+    if (isFirst) {
+      this.#inARow++
+      this.#record(true)
+    }
+    const isEnough = isFirst && this.#isEnough(this.#options)
     if (this.state === 'closed' && !(isEnough && now - since >= this.#options.after)) return
     this.state = 'open'
     this.retryAt = now + this.#options.openFor * (1 + 0.1 * random)
+  }
+
+  #isEnough ({ failures, rate, sample }: CircuitOptions): boolean {
+    if (this.#inARow >= failures) return true
+    return this.#sample.length === sample && this.#sample.filter((failed) => failed).length > rate * sample
+  }
+
+  #record (failed: boolean): void {
+    if (this.#options === false) return
+    this.#sample.push(failed)
+    if (this.#sample.length > this.#options.sample) this.#sample.shift()
   }
 }

@@ -19,6 +19,7 @@ const silent: Readonly<Record<PoolEventName, boolean>> = {
   error: false,
   circuit: false,
   failover: false,
+  lag: false,
   driver: false,
   open: false,
   drain: false,

@@ -8,7 +8,7 @@ import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Hooks } from './hooks.js'
 import { Lendable } from './lendable.js'
-import { Returned, Waiter, kPlace, type Placed } from './line.js'
+import { Guest, Moment, Waiter, kPlace, type Placed } from './line.js'
 import { Pace } from './pace.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
@@ -47,6 +47,10 @@ export interface Site<C> extends Parts<C> {
  */
 const MARGIN = 0.8
 
+// A promise calls its executor at once: this keeps what it is given, without a closure for each promise.
+let kept: (lease: never) => void
+const keep = (resolve: typeof kept) => { kept = resolve }
+
 /** The callers that wait for a connection: who may wait, who is served, who is sent away. */
 export class Waiting<C> extends Room<C, Site<C>> {
   readonly pace = new Pace()
@@ -56,6 +60,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** In which order connections were first prepared for waiters: several may be put back into the line. */
   readonly #prepareds = new WeakMap<Waiter<C>, number>()
   #lastPrepared = 0
+  /** When the last caller came. */
+  #moment = new Moment(-1)
   /** The event `overflow` was emitted for this line. */
   #overflowing = false
   /** The same in the errors of all callers whose deadline passes in one tick. */
@@ -67,35 +73,34 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   // --- Coming --------------------------------------------------------------------------------------------------------
 
-  /** @param since when the caller began to wait, where that was at another engine */
-  join (
-    options: AcquireOptions | undefined, since: number | undefined, resolve: Waiter<C>['resolve'],
-    reject: (error: Error) => void
-  ): void {
+  /**
+   * Stands a caller in the line, where it may wait.
+   *
+   * @param came when the caller began to wait, where that was at another engine
+   */
+  join (options: AcquireOptions | undefined, came: number | undefined): Promise<Lease<C>> {
     // No default `{}`: every caller that waits would allocate one.
     const signal = options?.signal
     const holder = options?.holder
     const timeout = options?.timeout ?? this.options.acquireTimeout
     // First, since listeners of that lease's end may do anything: abort the signal, close the pool.
     if (signal?.aborted !== true) this.recall()
-    // Exactly: right behind a stall of the event loop the deadline would be in the past.
-    const now = this.time.read(true)
+    const moment = this.#now()
     if (signal?.aborted === true) {
       this.books.aborted++
-      return reject(faults.aborted(this.name, signal))
+      return Promise.reject(faults.aborted(this.name, signal))
     }
     this.site.supply.start()
     const place = (options as Placed | undefined)?.[kPlace]
     const refusal = this.#refusal(timeout, holder, place !== undefined)
-    if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))
+    if (refusal !== undefined) return Promise.reject(this.#refuse(refusal, holder, 0))
 
-    const deadline = now + timeout
-    const waiter = place === undefined
-      ? new Waiter<C>(holder, since ?? now, deadline, resolve)
-      : new Returned<C>(place, holder, since ?? now, deadline, resolve)
-    if (signal !== undefined) this.#listen(waiter, signal)
+    const leased = new Promise<Lease<C>>(keep)
+    const waiter = came === undefined && signal === undefined && place === undefined
+      ? new Waiter<C>(holder, moment, timeout, kept as Waiter<C>['resolve'])
+      : this.#guest(options!, came, moment, timeout)
     if (this.line.size === 0) {
-      this.pace.begin(now)
+      this.pace.begin(moment.at)
       this.site.checks.begin()
     }
     if (place === undefined) this.line.add(waiter)
@@ -105,22 +110,49 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { idle, max, total } = this.entries
     if (idle.length > 0 || total < max || this.work.doubted > 0) this.site.pump()
     if (waiter.inLine) this.#tell(holder)
+    return leased
   }
 
-  #listen (waiter: Waiter<C>, signal: AcquireSignal): void {
-    waiter.leaveOn(signal, () => {
-      this.leave(waiter)
-      this.books.aborted++
-      waiter.reject(faults.aborted(this.name, signal))
-    })
+  #guest (options: AcquireOptions & Placed, came: number | undefined, moment: Moment, timeout: number): Guest<C> {
+    const { holder, signal, [kPlace]: place } = options
+    const began = came === undefined ? moment : new Moment(came)
+    const left = came === undefined ? timeout : moment.at - came + timeout
+    const guest = new Guest<C>(place, holder, began, left, kept as Waiter<C>['resolve'])
+    if (signal !== undefined) guest.leaveOn(signal, this.#aborted)
+    return guest
+  }
+
+  /**
+   * When a caller comes. The clock is read exactly for the first one of a turn of the event loop: right behind a stall
+   * the others' deadline would else be in the past.
+   */
+  #now (): Moment {
+    if (this.time.read() !== this.#moment.at) this.#moment = new Moment(this.time.read(true))
+    return this.#moment
+  }
+
+  readonly #aborted = (guest: Guest<C>, signal: AcquireSignal): void => {
+    this.leave(guest)
+    this.books.aborted++
+    this.#failed(guest)
+    guest.reject(faults.withoutStack(() => faults.aborted(this.name, signal)))
   }
 
   #tell (holder: HolderLabel | undefined): void {
     if (this.events.heard.wait) this.events.emit('wait', { pending: this.line.size, ...label(holder) })
     if (!this.#overflowing && this.#isOverflow) {
       this.#overflowing = true
+      this.#saturate()
       if (this.events.heard.overflow) this.events.emit('overflow', { pending: this.line.size })
     }
+  }
+
+  /** Since when each caller has waited, in the line or for a connection that is being prepared. */
+  get since (): number[] {
+    const all = [...this.line].map(({ since }) => since)
+    if (this.#preparing === 0) return all
+    const prepared = [...this.entries].map(({ operation }) => operation?.prepared)
+    return [...all, ...prepared.filter((waiter) => waiter?.waiting === true).map((waiter) => waiter!.since)]
   }
 
   /** @param recall see `lendable` */
@@ -160,6 +192,13 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.line.size < maxPending) return false
     const { idle, coming, max, total } = this.entries
     return this.line.size >= maxPending + idle.length + coming + this.work.awaited + Math.max(0, max - total)
+  }
+
+  /** Tells the books whether all connections are used while somebody waits. */
+  #saturate (): void {
+    const { here, idle, max } = this.entries
+    const hasRoom = here < max && this.owner?.hasRoom() !== false
+    this.books.saturate(this.line.size > 0 && here > 0 && idle.length === 0 && !hasRoom, this.time.now)
   }
 
   get #isOverflow (): boolean {
@@ -272,7 +311,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
     // In another state, the caller does not wait for this connection any more.
     if (entry.state !== PREPARING) return
     this.site.destroy(entry, 'error', reported)
-    if (this.leave(waiter)) waiter.reject(error as Error)
+    if (!this.leave(waiter)) return
+    this.#failed(waiter)
+    waiter.reject(error as Error)
   }
 
   #handOver (entry: Entry<C>, waiter: Waiter<C>): void {
@@ -281,9 +322,10 @@ export class Waiting<C> extends Room<C, Site<C>> {
     this.books.waits.record(wait)
     this.pace.turn(now, this.entries.max)
     this.site.supply.creator.refusals.succeeded()
-    const { resolve, holder } = waiter
-    this.leave(waiter)
-    resolve(this.site.lend(entry, holder, wait))
+    this.#setPreparing(waiter, false)
+    waiter.end()
+    this.#left()
+    waiter.resolve(this.site.lend(entry, waiter.holder, wait))
   }
 
   #setPreparing (waiter: Waiter<C>, preparing: boolean): void {
@@ -314,14 +356,19 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (waiter.inLine) this.#remove(waiter)
     else this.#setPreparing(waiter, false)
     waiter.end()
-    if (this.entries.creating > 0) this.site.supply.cancelSpare()
-    if (this.line.size === 0) {
-      this.#overflowing = false
-      // A pool that drains keeps idle connections and creates only for callers that wait.
-      if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
-      this.site.closing.settle()
-    }
+    this.#left()
     return true
+  }
+
+  /** One wait has ended. */
+  #left (): void {
+    if (this.entries.creating > 0) this.site.supply.cancelSpare()
+    if (this.line.size > 0) return
+    this.#overflowing = false
+    this.#saturate()
+    // A pool that drains keeps idle connections and creates only for callers that wait.
+    if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
+    this.site.closing.settle()
   }
 
   /** The acquire's deadline has passed. */
@@ -330,6 +377,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { obstacle } = this.site.checks
     if (!this.leave(waiter)) return
     this.books.timeouts++
+    this.#failed(waiter)
     const { holder, since, deadline } = waiter
     const error = faults.withoutStack(() => this.#timeoutError(deadline - since, obstacle))
     if (this.events.heard.timeout) this.events.emit('timeout', { error, wait: this.time.now - since, ...label(holder) })
@@ -358,17 +406,31 @@ export class Waiting<C> extends Room<C, Site<C>> {
   }
 
   turnAway (waiter: Waiter<C>, error: PoolError): void {
-    if (this.leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.time.now - waiter.since))
+    if (!this.leave(waiter)) return
+    waiter.reject(this.#refuse(error, waiter.holder, this.#failed(waiter)))
+  }
+
+  /** All that wait now go on waiting elsewhere. */
+  sendAllAway (why: () => PoolError): void {
+    for (const waiter of [...this.line]) if (this.leave(waiter)) waiter.reject(faults.withoutStack(why))
+  }
+
+  /** A caller has waited in vain. Returns how long, in ms. */
+  #failed ({ since }: Waiter<C>): number {
+    const wait = Math.max(0, this.time.read() - since)
+    this.books.failedWait(wait)
+    return wait
   }
 
   /** A tick is over. Leases that could not be recalled before may be now. */
   endTick (): void {
     this.#crowd = undefined
+    this.#saturate()
     for (let { size } = this.line; size > 0 && this.recall(); size--) { /* One for each that waits. */ }
   }
 
   #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
-    this.books.refused++
+    this.books.refuse(error.code)
     if (this.events.heard.refuse) this.events.emit('refuse', { error, wait, ...label(holder) })
     return error
   }
@@ -391,8 +453,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** How long a new caller would wait, in ms, by the pace of the line or else by how long leases are held. */
   get #wait (): number {
     if (this.#isPaced) return this.#nextTurn
-    const { count, p50 } = this.books.holds.summary()
-    return count === 0 ? 1000 : (this.line.size + 1) * p50 / this.entries.max
+    const { holds: { count, median } } = this.books
+    return count === 0 ? 1000 : (this.line.size + 1) * median / this.entries.max
   }
 
   get closedError (): PoolError {

@@ -6,7 +6,6 @@ import type { PoolFace } from '../../types/pool.js'
 import { TargetPool } from '../balance/target-pool.js'
 import { catalogue } from '../backends/catalogue.js'
 import type { MongoConnector } from '../backends/mongodb/connector.js'
-import { mongoDriver } from '../backends/mongodb/options.js'
 import type { AnyRedisConnector } from '../backends/redis/choice.js'
 import { facesOf, isInstalled, loadDriver, requirePackage } from '../backends/shared/driver.js'
 import type { Module } from '../backends/shared/driver.js'
@@ -144,6 +143,7 @@ async function shareMongo (
     await app.register(plugin, taken ? { client, database } : { client, database, name })
     return
   }
+  const { mongoDriver } = await import('../backends/mongodb/options.js')
   const shared = { client, ObjectId: loadDriver(mongoDriver, driver).ObjectId, db: client.db(database) }
   if (mongo === undefined) app.decorate('mongo' as string, shared as unknown)
   if (!taken) Object.assign(mongo ?? shared, { [name]: shared })

@@ -22,6 +22,7 @@ const defaultLevels: Readonly<Record<PoolEventName, Level>> = {
   hold: 'warn',
   overdue: 'warn',
   failover: 'warn',
+  lag: 'warn',
   // One that opens is logged as an error, unless the user has set a level.
   circuit: 'info',
   open: 'info',
@@ -54,6 +55,9 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
     if (to === undefined) return `no primary any more: it was ${from}`
     return from === undefined ? `the primary is ${to} now` : `the primary is ${to} now, and was ${from}`
   },
+  lag: ({ target, lag, maxLag, over }) => over
+    ? `${target} is left out: it is ${lag ?? 'an unknown time'} behind, which is more than maxLag (${maxLag})`
+    : `${target} is used again: it is ${lag} behind (maxLag ${maxLag})`,
   open: ({ driver }) => driver === undefined ? 'pool is open' : `pool is open, on ${driver}`,
   drain: () => 'pool drains',
   close: ({ took, holders }) => {

@@ -127,6 +127,7 @@ export const pluginProperties = {
         error: level,
         circuit: level,
         failover: level,
+        lag: level,
         driver: level,
         open: level,
         drain: level,
@@ -225,7 +226,7 @@ export const requestProperties: ReadonlySet<string> = new Set([
   'hostname', 'id', 'ip', 'ips', 'is404', 'log', 'mediaType', 'method', 'originalUrl', 'params', 'port', 'protocol',
   'query', 'raw', 'routeOptions', 'server', 'setDecorator', 'signal', 'socket', 'url', 'validateInput',
   'validationError',
-  'acquire', 'lease', 'transaction',
+  'acquire', 'afterCommit', 'afterRollback', 'lease', 'transaction',
 ])
 
 /** Fastify's own options of `register`: it leaves them in the plugin's options. */

@@ -1,8 +1,8 @@
 // Reading options by a schema: every option is checked, an error names the option, what was given and what is expected.
 //
-// The schemas are plain JSON Schema with TypeBox's `type: 'function'`, checked by `typebox/schema`. TypeBox's builder
-// (`Type.Object(...)`, package root) describes the same schemas, but importing it costs twice as long.
-import { Check } from 'typebox/schema'
+// The schemas are plain JSON Schema with TypeBox's `type: 'function'`. The members of objects are read one by one, so
+// all that is left to check is single values, of a few kinds: loading TypeBox's validator for that would take longer
+// than loading Fastify. A test holds `isValid` equal to it.
 import { PoolError, badOption, show, undefinedUrl } from '../engine/errors.js'
 import { LONGEST } from '../engine/time.js'
 
@@ -17,6 +17,8 @@ export interface Schema {
   readonly maximum?: number
   readonly exclusiveMinimum?: number
   readonly exclusiveMaximum?: number
+  readonly minLength?: number
+  readonly pattern?: string
   readonly minItems?: number
   readonly minProperties?: number
   readonly items?: Schema
@@ -47,9 +49,28 @@ export const nameSchema = {
   title: "a name of letters, digits, '_', '$' and '-', a letter first",
 } as const
 
-/** Whether a value is what a schema says. */
+const kinds: Readonly<Record<string, (value: unknown) => boolean>> = {
+  string: (value) => typeof value === 'string',
+  number: Number.isFinite,
+  integer: Number.isInteger,
+  boolean: (value) => typeof value === 'boolean',
+  function: (value) => typeof value === 'function',
+  object: isObject,
+  array: Array.isArray,
+}
+
+/** Whether a value is what a schema says. The members of an object or an array are not looked at. */
 export function isValid (schema: Schema, value: unknown): boolean {
-  return Check(schema, value)
+  const { type, enum: values, minLength = 0, pattern, minimum = -Infinity, maximum = Infinity } = schema
+  if (type !== undefined && !kinds[type]!(value)) return false
+  if ('const' in schema && value !== schema.const) return false
+  if (values !== undefined && !values.includes(value)) return false
+  if (typeof value === 'string') {
+    return value.length >= minLength && (pattern === undefined || new RegExp(pattern, 'u').test(value))
+  }
+  const { exclusiveMinimum = -Infinity, exclusiveMaximum = Infinity } = schema
+  return typeof value !== 'number' ||
+    (value >= minimum && value <= maximum && value > exclusiveMinimum && value < exclusiveMaximum)
 }
 
 /**
@@ -85,7 +106,7 @@ export function readAll (properties: Properties, given: Options, path: string): 
 export function read (schema: Schema, value: unknown, path: string): unknown {
   const { anyOf, items, properties } = schema
   if (anyOf !== undefined) {
-    if (Check(anyOf[0], value)) return value
+    if (isValid(anyOf[0], value)) return value
     if (!isObject(value) && anyOf[1].properties !== undefined) throw badOption(path, value, expected(schema))
     return read(schema.title === undefined ? anyOf[1] : { ...anyOf[1], title: schema.title }, value, path)
   }
@@ -94,7 +115,7 @@ export function read (schema: Schema, value: unknown, path: string): unknown {
     return Object.freeze(value.map((item, index) => read(items, item, join(path, String(index)))))
   }
   if (properties === undefined) {
-    if (!Check(schema, value)) throw badOption(path, value, expected(schema))
+    if (!isValid(schema, value)) throw badOption(path, value, expected(schema))
     return value
   }
   if (!isObject(value)) throw badOption(path, value, expected(schema))

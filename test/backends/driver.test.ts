@@ -8,12 +8,13 @@ import mongoose from 'mongoose'
 import * as mysql2 from 'mysql2'
 import * as mysql2Promise from 'mysql2/promise'
 import { execFileSync } from 'node:child_process'
-import { cpSync, mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { join } from 'node:path'
-import { fileURLToPath, pathToFileURL } from 'node:url'
+import { dirname, join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import * as pgModule from 'pg'
 import t, { type Test } from 'tap'
+import ts from 'typescript'
 import fastifyPool, { mongodb, mysql, Pool, PoolError, postgresql, redis, redisCluster, sqlite } from '../../index.js'
 import type { Backend, PluginOptions, PoolOptions } from '../../types/plugin.js'
 import type { Connector } from '../../types/connector.js'
@@ -279,12 +280,14 @@ t.test("a driver's name is for SQLite, and tells what is missing", async (t) => 
 
 // --- The look-up -----------------------------------------------------------------------------------------------------
 
-/** Runs the built look-up of a package that says in which of these folders it was found. */
+/** Runs a copy of the look-up of a package that says in which of these folders it was found. */
 function lookUp (t: Test, plants: ReadonlyArray<'ours' | 'app' | 'cwd'>): string {
   const folder = t.testdir({ ours: {}, app: {}, cwd: {} })
-  const dist = fileURLToPath(new URL('../../dist/lib/', import.meta.url))
-  for (const name of ['backends/shared/driver.js', 'engine/errors.js', 'engine/secrets.js']) {
-    cpSync(join(dist, name), join(folder, 'ours/lib', name))
+  for (const name of ['backends/shared/driver', 'engine/errors', 'engine/secrets']) {
+    const source = readFileSync(new URL(`../../lib/${name}.ts`, import.meta.url), 'utf8')
+    const to = join(folder, 'ours/lib', `${name}.js`)
+    mkdirSync(dirname(to), { recursive: true })
+    writeFileSync(to, ts.transpile(source, { module: ts.ModuleKind.ESNext, target: ts.ScriptTarget.ES2022 }))
   }
   writeFileSync(join(folder, 'ours/package.json'), '{ "type": "module" }')
   for (const where of plants) {

@@ -3,6 +3,8 @@
 //
 //   node --import @tapjs/typescript/import test/bench/fastify.mjs [--rounds 15] [--only process,socket] [--quick]
 //
+// --only names some of import, process and socket.
+//
 // The built package is measured: build first. BENCH_OURS names the folder of another one (with package.json and dist),
 // to compare builds. --only and --quick (3 short rounds) print, and write nothing.
 //
@@ -22,6 +24,7 @@ import { Duplex } from 'node:stream'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
 import { home, inProcess, max, overSocket, peers } from './fastify-apps.mjs'
+import { importReport } from './import.mjs'
 
 const { values: args, positionals } = parseArgs({
   allowPositionals: true,
@@ -370,7 +373,7 @@ async function main () {
   const rounds = Number(args.rounds ?? (args.quick ? 3 : 15))
   if (!Number.isInteger(rounds) ||
     rounds < 1) throw new Error(`--rounds ${args.rounds}: a number of rounds, at least 1`)
-  const parts = (args.only ?? 'process,socket').split(',')
+  const parts = (args.only ?? 'import,process,socket').split(',')
   const begun = performance.now()
   const load = loadavg().map((number) => number.toFixed(1)).join(', ')
   installPeers()
@@ -378,6 +381,9 @@ async function main () {
   process.env.BENCH_OURS ??= copy
   const sections = []
   try {
+    if (parts.includes('import')) {
+      sections.push('## An import', '', importReport(process.env.BENCH_OURS, rounds), '')
+    }
     if (parts.includes('process')) {
       const options =
         JSON.stringify(args.quick

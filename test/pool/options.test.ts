@@ -779,7 +779,7 @@ t.test('the list of what a request has is what a real request has', async (t) =>
     return ''
   })
   await app.inject('/')
-  for (const ours of ['acquire', 'lease', 'transaction']) found.add(ours)
+  for (const ours of ['acquire', 'afterCommit', 'afterRollback', 'lease', 'transaction']) found.add(ours)
   t.strictSame([...found].sort(), [...requestProperties].sort())
 })
 

@@ -6,9 +6,9 @@ import { join } from 'node:path'
 import { rollup } from 'rollup'
 import { dts } from 'rollup-plugin-dts'
 import { root } from './find.mjs'
+import { entries } from './roll.mjs'
 
 const dist = join(root, 'dist')
-const entries = ['index', 'lib/fastify/env', 'lib/wrap/kysely', 'lib/wrap/drizzle', 'lib/wrap/knex', 'lib/wrap/mongoose']
 /** The packages that types/drivers.ts names: a user has some of them, and no error for the others. */
 const drivers = ['mongodb', 'ioredis', 'pg', 'mysql2/promise']
 const unknownTypes = new RegExp(`^import \\* as \\S+ from '(?:${drivers.join('|')})';$`, 'gm')

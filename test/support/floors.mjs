@@ -18,9 +18,8 @@ const packages = {
   // Each adapter imports the library that it is for, and nobody imports an adapter but its user.
   'lib/wrap': (name, file) => node(name) || file === `lib/wrap/${name}.ts`,
   'lib/backends': node,
-  'lib/pool': (name, file) => node(name) ||
-    (/^typebox(\/|$)/.test(name) && file === 'lib/pool/schema.ts'),
-  'lib/engine': (name, file) => node(name) || (name === 'cockatiel' && file === 'lib/engine/circuit.ts'),
+  'lib/pool': node,
+  'lib/engine': node,
   types: () => false,
 }
 /** The same for `import type`. Drivers' types come from types/drivers.ts, which works without them. */

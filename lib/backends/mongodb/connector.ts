@@ -28,20 +28,7 @@ export interface MongoConnector extends Connector<Db> {
   isTransient (error: unknown): boolean
 }
 
-/**
- * MongoDB. A connection is the right to use one shared `MongoClient`, as a `Db` of its own. The driver keeps the
- * sockets, and finds the primary.
- *
- * A create opens nothing where the client has a server. Otherwise it waits for one as long as any server answers (an
- * election will end); once the driver has looked at all of them since then and found none, it rejects with the reason.
- *
- * A function for `url` or `connection` should give the same answer as long as it is valid: each other answer means
- * another client, with sockets and monitors of its own, up to 4; while there are that many, creates use the newest. The
- * driver gives up a client whose login is refused, so its connections are broken: the next create asks again.
- *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; `FST_POOL_CONNECT_FAILED` where a function fails, or takes
- * longer than `connectTimeout`. Nothing is opened yet.
- */
+/** What it is: ../connectors.ts, whose function of the same name calls this one. */
 export async function mongodb (options: MongoOptions): Promise<MongoConnector> {
   const { client, url, host, port, connection = {}, connectTimeout = 3000 } = options
   refuseNumber(options.database)

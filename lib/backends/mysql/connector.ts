@@ -19,26 +19,7 @@ export interface MysqlConnector extends Connector<Connection> {
   isTransient (error: unknown): boolean
 }
 
-/**
- * MySQL 8 and MariaDB 10.2.4 or later, on mysql2. A connection is one of mysql2's promise connections.
- *
- * In mode 'session' a connection is reset (COM_RESET_CONNECTION) before its first loan too, since a reset changes what
- * connecting had set: the `IGNORE_SPACE` of mysql2's flags, the `wait_timeout` of the flag `INTERACTIVE`, and what the
- * server's `init_connect` set (except for the character set, which is kept).
- *
- * A reset does not undo properties set on the object, nor a role (SET ROLE) that a stored function or trigger sets. A
- * statement from `prepare()` that is kept over a reset fails.
- *
- * A statement that runs when its connection is destroyed is killed, and the connection counts until the server has let
- * go of it. Not over a Unix socket, behind NAT or behind a balancer: there it goes on, for nobody, and a warning of the
- * process says so, once.
- *
- * A connection on which the server refused a write because it is read only (1290, 1836; 1792, unless the borrower asked
- * for a transaction that only reads) is broken, since another connection may reach a server that takes it. It is not
- * broken where `inspect` has found a replica.
- *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
- */
+/** What it is: ../connectors.ts, whose function of the same name calls this one. */
 export async function mysql (options: MysqlOptions): Promise<MysqlConnector> {
   return new MysqlBackend(options)
 }

@@ -29,22 +29,7 @@ export interface PostgresConnector extends Connector<Client> {
   listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>>
 }
 
-/**
- * PostgreSQL (10 and later). A connection is one `pg.Client`.
- *
- * Where a connection is destroyed while a statement runs, the server is asked to cancel it (over a second, short
- * connection), so that its slot there is free when it counts as closed here. What the server does not end within 500 ms
- * is cut off.
- *
- * A connection on which the server refused a write (25006) is broken, since another connection may reach a server that
- * takes it. It is not broken where the server itself takes writes and only the borrower's transaction was read only
- * (PostgreSQL 14 and later tell the difference), nor where `inspect` has found a replica.
- *
- * Settings that every borrower should have belong into `connection` (`options: '-c search_path=app'`,
- * `statement_timeout`, ...): a reset goes back to them.
- *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
- */
+/** What it is: ../connectors.ts, whose function of the same name calls this one. */
 export async function postgresql (options: PostgresOptions): Promise<PostgresConnector> {
   return new PostgresBackend(options)
 }

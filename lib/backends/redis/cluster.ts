@@ -25,27 +25,7 @@ export interface RedisClusterConnector extends Connector<Cluster> {
   isTransient (error: unknown): boolean
 }
 
-/**
- * A Redis Cluster. A connection is the right to use one shared ioredis `Cluster`, the same object for all: the pool's
- * limits, deadlines and events work as in any pool, but nobody has a connection of his own, and nothing is reset.
- *
- * Safe beside other borrowers: single commands; `pipeline()`; `multi()` up to its `exec()`, which go out in one piece;
- * scripts. All keys of one of these must belong to one slot, or one node.
- *
- * Not safe, and refused with `FST_POOL_NOT_SUPPORTED` unless they stand in a pipeline: `multi({ pipeline: false })` and
- * WATCH, since commands of others would get into the transaction; and what changes the connection for all (AUTH,
- * CLIENT, HELLO, MONITOR, READONLY, RESET).
- *
- * Not safe, and not refused: blocking commands (BLPOP, WAIT, XREAD with BLOCK) hold up all others at that node.
- * Subscriptions and listeners are shared by all and stay until somebody removes them. `quit()` and `disconnect()` fail
- * everybody's commands; the next acquire connects again. For any of that, `duplicate()` gives a client outside of the
- * pool, for its caller to close.
- *
- * Where a node dies, its commands wait for its replica as ioredis is told to (`retryDelayOnFailover`,
- * `retryDelayOnClusterDown`, `maxRedirections`: 16 times 100 ms).
- *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
- */
+/** What it is: ../connectors.ts, whose function of the same name calls this one. */
 export async function redisCluster (options: RedisClusterOptions): Promise<RedisClusterConnector> {
   const given = options.client === undefined ? clusterOptions(options) : undefined
   checkClient(options)

@@ -30,22 +30,7 @@ export interface RedisConnector extends Connector<Redis> {
   isTransient (error: unknown): boolean
 }
 
-/**
- * Redis. A connection is one exclusive ioredis connection that never reconnects by itself: the pool replaces a dead
- * one, and, when it is given back, one whose server answered READONLY.
- *
- * With `connection: { sentinels, name }` each create asks the sentinels once for the present master; the pool retries.
- * Another connection to each sentinel hears of a new master: then every connection to the old one is cut off, lent ones
- * too, since what is written there is lost.
- *
- * For a cluster there is `redisCluster`.
- *
- * Not undone by a reset: commands added by `defineCommand`, and other properties set on the object. What `duplicate()`
- * and `monitor()` open are connections outside of the pool, for the borrower to close. `options` of an exclusive
- * connection is frozen.
- *
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
- */
+/** What it is: ../connectors.ts, whose function of the same name calls this one. */
 export async function redis (options: RedisOptions): Promise<RedisConnector> {
   const source = new Source(options)
   // Beside a client of the app, the app's own copy of the driver is used.

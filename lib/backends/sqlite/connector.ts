@@ -22,38 +22,7 @@ export interface SqliteConnector<D = SqliteDatabase> extends Connector<D> {
   readonly replica?: Connector<D>
 }
 
-/**
- * SQLite, on better-sqlite3, libsql or node:sqlite. A connection is a handle of its own, in WAL mode where it is a
- * file: one handle writes, and any number of others (`replica`) read at the same time.
- *
- * A write that resolved is stored, whatever failed before it on its handle. For that, rows of a write (RETURNING) and
- * of a PRAGMA are fetched at once, also by `iterate` (better-sqlite3 does nothing else while an iterator is open), and
- * a statement that is run again ends its earlier iterator.
- *
- * At return an open transaction is rolled back and iterators are ended. A handle with other temp objects, attached
- * databases or settings than before its first loan (after `onConnect`) is refused, so that the pool opens a new one.
- * That costs nothing where no statement was seen that can do so. Not undone: `last_insert_rowid()` and `changes()`, and
- * the rows of temp tables that `onConnect` made.
- *
- * A statement ends with the lease in which it was prepared: run later, it throws `FST_POOL_LEASE_RELEASED` (not with
- * reset 'none'). Those that `onConnect` prepared stay for all borrowers. A handle that is kept after its lease can't be
- * told from the next borrower's: it is the same object.
- *
- * A handle that reads has `query_only` on from its first loan (`onConnect` may still write); a write on it throws
- * `FST_POOL_NOT_SUPPORTED`. A borrower that switches it off on purpose can write; the next one can't.
- *
- * ':memory:' is one handle that lives, with its data, until `close()`: `destroy` only makes it clean, whatever the
- * pool's reason, and the next `create` returns it again. On it, what a borrower leaves is undone one by one; functions
- * that were defined and extensions stay.
- *
- * While another process has the lock, statements fail at once with SQLITE_BUSY, unless `connection.timeout` says to
- * block the event loop. Where another process was seen to write within the last minute, the handle that writes is lent
- * only when the lock is free, and its callers wait for that. `transactions` wait for the lock too, without blocking:
- * they try BEGIN IMMEDIATE again and again.
- *
- * @param D what a connection is: `DatabaseSync` with node:sqlite
- * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`. Nothing is opened yet.
- */
+/** What it is: ../connectors.ts, whose function of the same name calls this one. */
 export async function sqlite<D = SqliteDatabase> (options: SqliteOptions): Promise<SqliteConnector<D>> {
   for (const key of ['url', 'connection'] as const) {
     if (typeof options[key] === 'function') {

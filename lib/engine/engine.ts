@@ -281,7 +281,7 @@ export class Engine<C> implements Parts<C> {
     const { holder, extras } = entry
     entry.state = RESETTING
     entry.turn++
-    entry.holder = undefined
+    entry.holder = entry.borrower = undefined
     entry.extras = undefined
     this.books.released++
     extras?.onEnd?.()

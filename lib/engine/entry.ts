@@ -128,8 +128,6 @@ export class LeaseExtras<C> {
   watch: Watch | undefined
   /** Called when the lease ends: set by `onEnd`. */
   onEnd: (() => void) | undefined
-  /** Who has the lease, where it may not be out for as long as it likes: set by `lentTo`. */
-  borrower: Borrower | undefined
   /** Set at the first look at it. */
   hold: Hold | undefined
   /** How long the lease was held, in ms, where the pool itself ended it. */
@@ -154,6 +152,8 @@ export class Entry<C> {
    */
   turn = 0
   holder: HolderLabel | undefined
+  /** Who has the lease, where it may not be out for as long as it likes: set by `lentTo`. */
+  borrower: Borrower | undefined
   takenAt = 0
   /** How the lease is timed: bits of `EXACT` and `SEEN`. */
   timed = 0

@@ -164,7 +164,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
   }
 
   borrowed (entry: Entry<C>, borrower: Borrower): void {
-    entry.more.borrower = borrower
+    entry.borrower = borrower
     const { holdTimeout = this.options.holdTimeout } = borrower
     if (holdTimeout === 0) return
     // The next tick looks at it; a short hold is over before that.
@@ -175,7 +175,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
   /** Looks after a lease. Returns when to look again. */
   #look (entry: Entry<C>, now: number): number {
     const lookAt = this.leaks.look(entry, now)
-    const borrower = entry.extras?.borrower
+    const { borrower } = entry
     // The listeners of a leak may have ended the lease.
     return borrower === undefined ? lookAt : Math.min(lookAt, this.#holds.look(entry, borrower, now))
   }

@@ -12,9 +12,8 @@ import { keyless } from './tenants/source.js'
 // What a request sees: its connections, `lease`, `acquire` and `transaction`.
 
 export function decorateRequests (app: FastifyInstance): void {
-  app.decorateRequest(kScope, null)
-  app.decorateRequest(kReply, null)
-  app.decorateRequest(kGiven, null)
+  // Only so that all requests have one shape: those of a scope that was there before the plugin have none of them.
+  for (const key of [kScope, kReply, kGiven]) app.decorateRequest(key, undefined)
   app.decorateRequest('lease', lease as FastifyRequest['lease'])
   app.decorateRequest('acquire', acquire as FastifyRequest['acquire'])
   app.decorateRequest('transaction', transaction as FastifyRequest['transaction'])
@@ -46,7 +45,7 @@ async function acquire (this: FastifyRequest, name: string, options?: AcquireOpt
   const { manager, plans } = setting
   const managed = manager.require(name)
   const reply = this[kReply]
-  if (reply === null) throw notLeased(this, name)
+  if (reply === undefined) throw notLeased(this, name)
   const scope = RequestScope.of(this, reply, routeOf(this), setting)
   if (scope === undefined) throw overError()
   return await scope.slots.acquire(plans.stepOf(this, managed), options)

@@ -72,6 +72,10 @@ export class Bulkhead implements Source {
     return this.#shares.size
   }
 
+  serves (): boolean {
+    return true
+  }
+
   /**
    * As the pool's own: null where the request would have to wait, for a connection or for its share.
    *

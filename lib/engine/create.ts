@@ -229,7 +229,10 @@ export class Creator<C> extends Room<C, Site<C>> {
       backoff.failed(now)
     }
     // A server that refuses us is there: that is nothing for the circuit, unless it is open already.
+    const { state } = circuit
     circuit.failed(now, isFirst && !isRefused, backoff.since, time.random())
+    // Whoever the creates were for, somebody needed them.
+    if (state === 'closed' && circuit.state !== state) this.site.checks.evidence.missed()
   }
 
   /**

@@ -97,7 +97,8 @@ export class Report<C> extends Room<C, Site<C>> {
   }
 
   #judge (latency: number | null): PoolHealth {
-    const { closing: { phase }, checks: { evidence: { news, works } }, supply: { creator: { lastFailure } } } = this.site
+    const { closing: { phase }, checks: { evidence: { news, works } }, supply: { creator } } = this.site
+    const { lastFailure } = creator
     const { stats } = this
     const { circuit, pending } = stats
     const judged = (status: PoolHealth['status'], reason?: string, since?: number): PoolHealth => ({

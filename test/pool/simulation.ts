@@ -549,7 +549,7 @@ class World {
   #drains: Array<{ settled: boolean, readonly leases: readonly Held[] }> = []
   /** When `health()` was called last. */
   #askedAt = -Infinity
-  /** How many connections had been made at the last rest, and how many creates had failed when the last of them came. */
+  /** Connections made by the last rest, and creates that had failed when the last of them came. */
   #createdAtRest = 0
   #errorsAtConnect = 0
   #healths: Array<{ by: number, settled: boolean }> = []
@@ -1619,7 +1619,7 @@ class World {
   }
 
   #works (conn: Conn): boolean {
-    return conn.made && conn.destroyedFor === undefined && !conn.dead
+    return conn.made && conn.destroyedFor === undefined && !conn.dead && !conn.broken && !conn.isBrokenThrows
   }
 
   #checkCreate (now: number): void {

@@ -268,6 +268,10 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return await useWithRetry(this.#retrying, fn, options)
   }
 
+  of (_key: string): never {
+    throw faults.oneForAll(this.name)
+  }
+
   async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<C>> {
     return await begin(this, options)
   }

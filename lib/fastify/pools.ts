@@ -5,7 +5,6 @@ import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolSta
 import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
-import type { Bulkhead } from './rules/bulkhead.js'
 import { Direct, type Front, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -22,7 +21,8 @@ export interface Managed {
 /** What a pool asks of the requests that lease it. */
 interface Rules {
   readonly policy?: Policy | false | undefined
-  readonly bulkhead?: Bulkhead | undefined
+  /** undefined: the pool itself. */
+  readonly source?: Source | undefined
   readonly sticky?: Sticky | undefined
 }
 
@@ -101,7 +101,7 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    const source = rules.bulkhead ?? new Direct(pool)
+    const source = rules.source ?? new Direct(pool)
     const managed: Managed = { name, pool, policy, source, sticky: rules.sticky }
     this.#own.set(name, managed)
     this.version++
@@ -194,7 +194,7 @@ function healthWith (health: PoolHealth, front: Front | undefined): PoolHealth {
   const stats = withFront(health.stats, front)
   const { pending } = front.stats
   if (health.status !== 'up' || pending === 0) return { ...health, stats }
-  return { ...health, stats, status: 'degraded', reason: `${pending} wait for their share of the connections (bulkhead)` }
+  return { ...health, stats, status: 'degraded', reason: `${pending} wait for their share (bulkhead)` }
 }
 
 /** Closes a pool. Requests that wait in front of it, for their share, are turned away. */

@@ -1,7 +1,8 @@
 import type { FastifyRequest } from 'fastify'
 import type { BulkheadOptions } from '../../../types/plugin.js'
 import type {
-  AcquireOptions, AcquireSignal, BulkheadStats, Clock, Holder, HolderLabel, Lease, PoolEventName, PoolFace, PoolListener,
+  AcquireOptions, AcquireSignal, BulkheadStats, Clock, Holder, HolderLabel, Lease, PoolEventName, PoolFace,
+  PoolListener,
 } from '../../../types/pool.js'
 import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../engine/time.js'
 import { PoolError, badOption } from '../../engine/errors.js'
@@ -9,7 +10,7 @@ import { Events, label } from '../../engine/events.js'
 import { Histogram } from '../../engine/histogram.js'
 import { lendable, onEnd } from '../../engine/lease.js'
 import { Lendable } from '../../engine/lendable.js'
-import { Returned, Waiter, Waiters, kPlace, type Placed } from '../../engine/line.js'
+import { Guest, Moment, Waiters, kPlace, type Placed, type Waiter } from '../../engine/line.js'
 import { RequestHolder } from '../request/holder.js'
 import { askKey, shown } from './keys.js'
 import type { Front, Source } from './source.js'
@@ -125,6 +126,10 @@ export class Bulkhead implements Source, Front {
     return this.#shares.size
   }
 
+  serves (): boolean {
+    return true
+  }
+
   /**
    * As the pool's own: null where the request would have to wait, for a connection or for its share.
    *
@@ -229,17 +234,13 @@ export class Bulkhead implements Source, Front {
     }
     const deadline = now + timeout
     await new Promise<unknown>((resolve) => {
-      const waiter = place === undefined
-        ? new Waiter<never>(holder, now, deadline, resolve)
-        : new Returned<never>(place, holder, now, deadline, resolve)
+      const waiter = new Guest<never>(place, holder, new Moment(now), timeout, resolve)
       if (signal !== undefined) {
-        const leave = () => {
+        waiter.leaveOn(signal, () => {
           this.#take(share, waiter)
           this.#aborted++
           waiter.reject(this.#abortError(signal))
-        }
-        signal.addEventListener('abort', leave, { once: true })
-        waiter.unlisten = () => { signal.removeEventListener('abort', leave) }
+        })
       }
       if (place === undefined) share.add(waiter)
       else share.insert(waiter)
@@ -257,7 +258,6 @@ export class Bulkhead implements Source, Front {
   #take (share: Share, waiter: Waiter<never>): void {
     share.remove(waiter)
     this.#waits.record(this.#clock.now() - waiter.since)
-    waiter.unlisten?.()
     waiter.end()
     this.#pending--
     if (this.#pending === 0) this.#alarm.cancel()

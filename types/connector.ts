@@ -187,6 +187,11 @@ export interface Connector<C = unknown> {
    * `connection` is a function, it is asked once more before that.
    */
   isPermanent? (error: unknown): boolean
+  /**
+   * Whether a connection that died of this was ended by the server because it was idle for too long, as the server
+   * says: that is no sign of trouble. Where there is no such function, every death is.
+   */
+  isIdleTimeout? (error: unknown): boolean
   /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
   describe? (connection: C): Activity | undefined
   /**

@@ -87,6 +87,21 @@ export class Roles<C> {
     return replicas.length > 0 && useAll ? replicas : primary
   }
 
+  /** Replicas that are further behind than `maxLag` since the last call, or not any more: the events to emit. */
+  takeLags (): Array<{ target: string, lag: number | null, maxLag: number, over: boolean }> {
+    if (this.#maxLag === Infinity) return []
+    const moved = this.#targets.filter((target) => {
+      const lag = this.lagOf(target)
+      // Where the lag is not known, nothing is told; the primary has none.
+      if (lag === null && target.role === 'replica') return false
+      return target.isBehind !== (lag !== null && lag > this.#maxLag)
+    })
+    return moved.map((target) => {
+      target.isBehind = !target.isBehind
+      return { target: target.name, lag: this.lagOf(target), maxLag: this.#maxLag, over: target.isBehind }
+    })
+  }
+
   #isClose (target: Target<C>): boolean {
     return this.#maxLag === Infinity || (this.lagOf(target) ?? Infinity) <= this.#maxLag
   }

@@ -26,6 +26,7 @@ import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { Budget } from './budget.js'
 import { Choice, balances } from './choice.js'
 import { Dispatch, readRole } from './dispatch.js'
+import { healthOf, reasonsOf, sumOf } from './report.js'
 import { Roles } from './roles.js'
 import { Moved, Target, type TargetSpec } from './target.js'
 import { Watch } from './watch.js'
@@ -353,6 +354,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     if (isLost && another !== undefined) return this.#become(another)
     const failover = this.#roles.takeFailover()
     if (failover !== undefined) this.#events.emit('failover', failover)
+    for (const lag of this.#roles.takeLags()) this.#events.emit('lag', lag)
     this.#dispatch.review()
     // While the pool is suspended, targets are not asked.
     const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
@@ -379,7 +381,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const { primary } = this.#roles
     if (primary === undefined || (primary.speaks && !primary.usable)) {
       const { cause, noPrimary } = this.#dispatch
-      throw new PoolError('FST_POOL_CONNECT_FAILED', `${noPrimary} (${this.#reasons})`, { cause })
+      throw new PoolError('FST_POOL_CONNECT_FAILED', `${noPrimary} (${reasonsOf(this.#targets)})`, { cause })
     }
     await primary.engine.open()
     // The writers were opened first: they make the file that the readers read.
@@ -552,43 +554,10 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return this.#targets.flatMap(({ engine }) => engine.report.holders).sort((a, b) => b.heldFor - a.heldFor)
   }
 
-  /** Why no target is the primary. */
-  get #reasons (): string {
-    return this.#targets.map(({ name, why }) => `${name}: ${why}`).join('; ')
-  }
-
-  /**
-   * The health of the primary; `degraded` where another target is not up, or an old primary still says that it is the
-   * primary; `down` where there is no primary.
-   */
   async health (): Promise<PoolHealth> {
-    const ask = async (target: Target<C>) => ({ target, ...await target.engine.report.health() })
-    const all = await Promise.all(this.#targets.map(ask))
-    const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
-    const latency = latencies.length === 0 ? null : Math.max(...latencies)
-    const stats = this.stats()
-    const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>
-      ({ status, ...(reason !== undefined && { reason }), latency, circuit: stats.circuit, stats })
-    const primary = all.find(({ target }) => target === this.#roles.primary)
-    const ill = all.find((one) => one !== primary && one.status !== 'up')
-    const old = this.#targets.find(({ isSuperseded }) => isSuperseded)
-    if (this.#phase !== 'open') return judged('draining', `the pool is ${this.#phase}`)
-    if (primary !== undefined && primary.status !== 'up') return judged(primary.status, primary.reason)
-    if (primary === undefined && this.#started) return judged('down', `no primary: ${this.#reasons}`)
-    if (ill !== undefined) return judged('degraded', `${ill.target.name}: ${ill.reason}`)
-    return old === undefined ? judged('up') : judged('degraded', `${old.name}: ${old.why}`)
+    const [targets, roles, phase, started] = [this.#targets, this.#roles, this.#phase, this.#started]
+    return await healthOf({ targets, roles, phase, started, stats: () => this.stats() })
   }
 }
 
 interface Around<C> { readonly transactions: LeaseTransactions<C>, readonly target: Target<C> }
-
-/** Adds up the numbers of all targets, but not those that `Books.tell` adds up. */
-function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
-  const { target: _target, role: _role, lag: _lag, ...whole } = first!
-  const add = <T extends object>(to: T, more: T): T => {
-    const other = more as Record<string, number>
-    const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number')
-    return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + other[key]!])) }
-  }
-  return others.reduce((sum, stats) => add(sum, stats), whole)
-}

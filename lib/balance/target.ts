@@ -53,6 +53,8 @@ export class Target<C> implements Member<C>, Candidate {
   supersededBy: Target<C> | undefined
   /** The time, on the pool's clock, up to which a replica that tells its lag in ms shows all that was done. */
   shows = -Infinity
+  /** An event told that it is further behind than `maxLag`. */
+  isBehind = false
   /** Set while the target is asked. */
   check: AbortController | undefined
   /** How many checks gave up waiting for a connection. */

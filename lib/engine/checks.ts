@@ -1,5 +1,6 @@
 import { IDLE, VALIDATING, type Entry, type Operation } from './entry.js'
 import type { DestroyReason } from '../../types/connector.js'
+import { Evidence } from './evidence.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
 
@@ -34,7 +35,10 @@ const LOOK_LATER = 25
  * connections that were not seen alive since it began suspect: none of them is lent before it has answered.
  */
 export class Checks<C> extends Room<C, Site<C>> {
+  readonly evidence: Evidence<C>
   readonly #asks: boolean
+  /** The connection that was last found dead. */
+  #dead: Entry<C> | undefined
   /** The connector can tell of obstacles. */
   readonly meets: boolean
   /** The obstacle that hinders those who wait, in the connector's words. */
@@ -47,6 +51,7 @@ export class Checks<C> extends Room<C, Site<C>> {
 
   constructor (site: Site<C>) {
     super(site)
+    this.evidence = new Evidence(site)
     this.#asks = site.backend.isBroken !== undefined
     this.meets = site.backend.obstacle !== undefined
   }
@@ -58,13 +63,21 @@ export class Checks<C> extends Room<C, Site<C>> {
 
   #isBroken (entry: Entry<C>): boolean {
     try {
-      return this.backend.isBroken!(entry.connection)
+      if (!this.backend.isBroken!(entry.connection)) return false
+      this.#dead = entry
+      return true
     } catch (error) {
       // Set before the report, so that listeners that acquire do not get this connection.
       entry.broken = this.events.scrub(error)
       this.events.report(error, 'isBroken')
       return true
     }
+  }
+
+  /** A connection is destroyed. */
+  lost (entry: Entry<C>, reason: DestroyReason): void {
+    if (reason === 'error' && (entry.broken !== undefined || this.#dead === entry)) this.evidence.lost(entry)
+    this.#dead = undefined
   }
 
   /** Whether a command is under way on it, as far as its driver says. */
@@ -139,11 +152,13 @@ export class Checks<C> extends Room<C, Site<C>> {
     if (entry.operation !== operation) return undefined
     this.work.finish(entry)
     if (!valid) {
+      this.evidence.bad(`a validation failed${failure === undefined ? '' : `: ${failure.message}`}`)
       this.site.destroy(entry, 'invalid', failure, false)
       return undefined
     }
     const now = this.time.read(true)
     const latency = now - began
+    this.evidence.good()
     entry.freshAt = Math.floor(now)
     this.site.offer(entry, false, entry.idleSince)
     return latency
@@ -157,6 +172,7 @@ export class Checks<C> extends Room<C, Site<C>> {
     this.work.finish(entry)
     // Where the event loop stood still the silence may be our own. Where the driver knows of the end, it is none.
     if (!stalled && !this.isDead(entry)) this.#suspect(since)
+    this.evidence.bad(`a validation failed: ${error.message}`)
     this.site.destroy(entry, 'invalid', this.events.report(error, 'validate'), true)
     this.#askSuspects()
   }
@@ -180,6 +196,7 @@ export class Checks<C> extends Room<C, Site<C>> {
       const error = new Error(`no answer within ${DOUBT} ms, and somebody waits`)
       this.work.abort(entry, error)
       this.work.finish(entry)
+      this.evidence.bad(`a validation failed: ${error.message}`)
       this.site.destroy(entry, 'invalid', this.events.report(error, 'validate'), true)
     }
   }

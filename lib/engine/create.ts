@@ -90,7 +90,10 @@ export class Creator<C> extends Room<C, Site<C>> {
       creation.delivered = true
       entry.freshAt = Math.floor(time.clock.now())
       if (entry.state === LATE) return site.destroyLate(entry)
-      backend.onDeath?.(entry.connection, (error) => { site.died(entry, error) })
+      backend.onDeath?.(entry.connection, (error) => {
+        if (error !== undefined) site.checks.evidence.died(entry, error)
+        site.died(entry, error)
+      })
       if (creation.unwanted === undefined) {
         const failed = await hooks.call('onConnect', entry)
         if (failed !== undefined) return this.#notMade(entry, creation, failed, failed)
@@ -118,6 +121,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.books.creates.record(took)
     this.backoff.succeeded()
     this.lastFailure = undefined
+    this.site.checks.evidence.good()
     this.isRefused = false
     this.allowed = 0
     this.circuit.succeeded()
@@ -177,15 +181,9 @@ export class Creator<C> extends Room<C, Site<C>> {
     const isRefused = isPermanent && (this.#wasRefused || !this.#told.loginChanges)
     this.#wasRefused = isPermanent
     this.#count(creation, isRefused)
-    const isLimit = isAnswer && !isRefused && this.backoff.failures >= SURE && this.#works
+    const isLimit = isAnswer && !isRefused && this.backoff.failures >= SURE && this.site.checks.evidence.works
     this.allowed = isLimit ? this.entries.here + this.entries.closing : 0
     return this.#tell(cause, isAnswer || reported !== undefined, reported)
-  }
-
-  /** A connection is here, and is not known to be dead. */
-  get #works (): boolean {
-    for (const entry of this.entries) if (entry.isHere && entry.broken === undefined) return true
-    return false
   }
 
   #isPermanent (cause: unknown): boolean {
@@ -211,7 +209,7 @@ export class Creator<C> extends Room<C, Site<C>> {
   #failedLate (creation: Creation, error: Error): void {
     this.allowed = 0
     this.#count(creation, false)
-    this.lastFailure = error
+    this.#fail(error)
     creation.explain = (cause) => {
       creation.explain = undefined
       this.#tell(cause === undefined || cause === error ? error : new Error(error.message, { cause }), false)
@@ -231,7 +229,10 @@ export class Creator<C> extends Room<C, Site<C>> {
       backoff.failed(now)
     }
     // A server that refuses us is there: that is nothing for the circuit, unless it is open already.
+    const { state } = circuit
     circuit.failed(now, isFirst && !isRefused, backoff.since, time.random())
+    // Whoever the creates were for, somebody needed them.
+    if (state === 'closed' && circuit.state !== state) this.site.checks.evidence.missed()
   }
 
   /**
@@ -242,11 +243,16 @@ export class Creator<C> extends Room<C, Site<C>> {
   #tell (cause: unknown, isInTime: boolean, reported?: Error): Error {
     const error = reported ?? this.events.report(cause, 'create')
     this.books.createFailed(isInTime ? error : undefined)
-    this.lastFailure = error
+    this.#fail(error)
     this.owner?.createFailed()
     this.#told.failed(cause, error)
     this.#tellCircuit(error)
     return error
+  }
+
+  #fail (error: Error): void {
+    this.lastFailure = error
+    this.site.checks.evidence.bad(`the last create failed: ${error.message}`)
   }
 
   #tellCircuit (error?: Error): void {

@@ -432,6 +432,7 @@ export class Engine<C> implements Parts<C> {
     if (events.heard.disconnect) {
       events.emit('disconnect', { id, reason, age: now - createdAt, uses, ...(error && { error }) })
     }
+    this.checks.lost(entry, reason)
     this.owner?.lost(reason === 'error' || reason === 'invalid')
     hooks.call('onDisconnect', entry, { reason })
     this.#end(entry, reason, silent)

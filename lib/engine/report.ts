@@ -1,7 +1,8 @@
+import type { DestroyReason } from '../../types/connector.js'
 import type { Holder, PoolHealth, PoolStats } from '../../types/pool.js'
 import { Books, type Going } from './books.js'
 import type { Checks } from './checks.js'
-import { LENT, RESETTING, type Entry } from './entry.js'
+import { IDLE, LENT, RESETTING, type Entry } from './entry.js'
 import * as faults from './faults.js'
 import type { Parts, Phase } from './parts.js'
 import { Room } from './room.js'
@@ -15,6 +16,8 @@ export interface Site<C> extends Parts<C> {
   readonly waiting: { readonly since: readonly number[] }
   /** Starts the periodic ticks. */
   wake (): void
+  pump (): void
+  destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
 /** What an engine tells about itself. */
@@ -74,33 +77,44 @@ export class Report<C> extends Room<C, Site<C>> {
     return { holders: this.#tell(held), inVain }
   }
 
-  /** Asks one idle connection, if there is one and the connector can; never waits for a connection, never opens one. */
+  /**
+   * Asks one idle connection, if there is one and the connector can; never waits for a connection. Where the last news
+   * of the server was bad and no connection is left, creates are tried from now on, for a minute.
+   */
   async health (): Promise<PoolHealth> {
+    const { checks } = this.site
+    checks.evidence.asked()
+    for (const idle of [...this.entries.idle]) {
+      if (idle.state === IDLE && checks.isDead(idle)) this.site.destroy(idle, 'error', idle.broken)
+    }
+    // It may be time to learn how the server is.
+    this.site.pump()
     const entry = this.entries.idle.at(-1)
     // The answer is waited for, so the connection has to keep the process alive.
     if (entry !== undefined) this.site.wake()
-    const ping = entry === undefined || this.backend.validate === undefined ? undefined : this.site.checks.ping(entry)
+    const ping = entry === undefined || this.backend.validate === undefined ? undefined : checks.ping(entry)
     return this.#judge(await ping ?? null)
   }
 
   #judge (latency: number | null): PoolHealth {
-    const { closing: { phase }, supply: { creator: { lastFailure } } } = this.site
+    const { closing: { phase }, checks: { evidence: { news, works } }, supply: { creator } } = this.site
+    const { lastFailure } = creator
     const { stats } = this
-    const { circuit, idle, used, pending } = stats
-    const judged = (status: PoolHealth['status'], reason?: string): PoolHealth =>
-      ({ status, ...(reason !== undefined && { reason }), latency, circuit, stats })
-    const isThere = idle + used > 0
+    const { circuit, pending } = stats
+    const judged = (status: PoolHealth['status'], reason?: string, since?: number): PoolHealth => ({
+      status, ...(reason !== undefined && { reason }), ...(since !== undefined && { since }), latency, circuit, stats,
+    })
+    const [what, since] = news.is === 'bad' ? [news.what, news.since] : []
     const late = faults.tooLate(stats)
     if (phase !== 'open') return judged('draining', `the pool is ${phase}`)
-    if (late !== undefined) return judged(isThere ? 'degraded' : 'down', late)
+    if (late !== undefined) return judged(works ? 'degraded' : 'down', late, since)
     if (circuit !== 'closed') {
-      return judged(isThere ? 'degraded' : 'down', `the circuit is ${circuit}: creates keep failing`)
+      const why = lastFailure === undefined ? '' : `: ${lastFailure.message}`
+      return judged(works ? 'degraded' : 'down', `the circuit is ${circuit}: creates keep failing${why}`, since)
     }
-    if (lastFailure !== undefined) {
-      return isThere
-        ? judged('degraded', 'the last create failed')
-        : judged('down', 'no connection, and the last create failed')
-    }
+    if (what !== undefined && works) return judged('degraded', what, since)
+    if (what !== undefined) return judged('down', `no connection, and ${what}`, since)
+    if (news.is === 'none') return judged('degraded', 'no connection was made yet: nothing is known of the server')
     return pending > 0 ? judged('degraded', `${pending} wait for a connection`) : judged('up')
   }
 }

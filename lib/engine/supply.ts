@@ -132,10 +132,17 @@ export class Supply<C> extends Room<C, Site<C>> {
     if (circuit.state !== 'closed') {
       if (circuit.state !== 'open' && creating > 0) return false
       if (this.isFull) return this.lacking > 0 || this.#openers.size > 0
-      return phase === 'open' || this.line.size > 0
+      return this.line.size > 0 || this.#isProbed
     }
     const isKept = phase === 'open' && this.#started && !(this.isFull && this.#openers.size === 0)
-    return (isKept && this.#target > here + coming) || this.lacking > 0
+    const isProbe = phase === 'open' && this.site.checks.evidence.isWanted
+    return (isKept && this.#target > here + coming) || this.lacking > 0 || isProbe
+  }
+
+  /** While the circuit is open, creates are tried though nobody waits. */
+  get #isProbed (): boolean {
+    const { checks: { evidence }, closing: { phase } } = this.site
+    return phase === 'open' && ((this.#started && this.#target > this.entries.here) || evidence.isOfInterest)
   }
 
   /** How many creates those who wait need, besides those under way. */
@@ -221,13 +228,14 @@ export class Supply<C> extends Room<C, Site<C>> {
   /** There is no connection, and there won't be one soon. */
   get isHopeless (): boolean {
     const { circuit } = this.creator
-    const { closing: { phase }, isSuspended } = this.site
+    const { isSuspended } = this.site
     if (this.entries.here > 0 || isSuspended) return false
     // Whoever comes waits for what the app's functions say by now.
     if (this.isRefused) return !this.#login.changes
     if (circuit.state === 'closed') return false
-    // A pool that drains probes only while somebody waits, so a waiter must not be sent away when it is time to probe.
-    return phase === 'open' || (circuit.state === 'open' && this.time.read() < circuit.retryAt)
+    // Where the pool probes only while somebody waits, a waiter must not be sent away when it is time to probe.
+    if (this.#isProbed || this.entries.late >= this.entries.max) return true
+    return circuit.state === 'open' && this.time.read() < circuit.retryAt
   }
 
   /** How many connections there should be even when nobody waits. */

@@ -421,6 +421,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
   #failed ({ since }: Waiter<C>): number {
     const wait = Math.max(0, this.time.read() - since)
     this.books.failedWait(wait)
+    this.site.checks.evidence.missed()
     return wait
   }
 
@@ -433,6 +434,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
     this.books.refuse(error.code)
+    this.site.checks.evidence.missed()
     if (this.events.heard.refuse) this.events.emit('refuse', { error, wait, ...label(holder) })
     return error
   }

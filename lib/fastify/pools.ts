@@ -5,7 +5,7 @@ import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolSta
 import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
-import { Direct, type Source } from './rules/source.js'
+import { Direct, type Front, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
 /** A pool in a manager, with what its requests go by. */
@@ -29,7 +29,7 @@ interface Rules {
 /** One listener on all pools of a manager. */
 interface Subscription {
   /** A pool was added. */
-  begin (pool: PoolFace<unknown>): void
+  begin (managed: Managed): void
   /** A pool was removed, and is closed: it emits no more. */
   forget (pool: PoolFace<unknown>): void
 }
@@ -101,9 +101,11 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    this.#own.set(name, { name, pool, policy, source: rules.source ?? new Direct(pool), sticky: rules.sticky })
+    const source = rules.source ?? new Direct(pool)
+    const managed: Managed = { name, pool, policy, source, sticky: rules.sticky }
+    this.#own.set(name, managed)
     this.version++
-    for (const { begin } of this.#subscriptions) begin(pool)
+    for (const { begin } of this.#subscriptions) begin(managed)
   }
 
   async remove (name: string): Promise<void> {
@@ -116,12 +118,18 @@ export class PoolManager implements Pools {
   }
 
   stats (): Record<string, PoolStats> {
-    return Object.fromEntries(this.names.map((name) => [name, this.require(name).pool.stats()]))
+    return Object.fromEntries(this.names.map((name) => {
+      const { pool, source: { front } } = this.require(name)
+      return [name, withFront(pool.stats(), front)]
+    }))
   }
 
   holders (name?: string): Holder[] {
     const names = name === undefined ? this.names : [name]
-    return names.flatMap((one) => this.require(one).pool.holders()).sort((a, b) => b.heldFor - a.heldFor)
+    return names.flatMap((one) => {
+      const { pool, source: { front } } = this.require(one)
+      return front === undefined ? pool.holders() : front.tell(pool.holders())
+    }).sort((a, b) => b.heldFor - a.heldFor)
   }
 
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
@@ -133,10 +141,13 @@ export class PoolManager implements Pools {
   onOwn<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
     const undos = new Map<PoolFace<unknown>, () => void>()
     const subscription: Subscription = {
-      begin: (pool) => { undos.set(pool, pool.on(event, listener)) },
+      begin: ({ pool, source: { front } }) => {
+        const all = [pool.on(event, listener), front?.on(event, listener)]
+        undos.set(pool, () => { for (const undo of all) undo?.() })
+      },
       forget: (pool) => { undos.delete(pool) },
     }
-    for (const { pool } of this.#own.values()) subscription.begin(pool)
+    for (const managed of this.#own.values()) subscription.begin(managed)
     this.#subscriptions.add(subscription)
     return () => {
       this.#subscriptions.delete(subscription)
@@ -146,7 +157,10 @@ export class PoolManager implements Pools {
   }
 
   async health (): Promise<PoolsHealth> {
-    const health = async (name: string) => [name, await this.require(name).pool.health()] as const
+    const health = async (name: string) => {
+      const { pool, source: { front } } = this.require(name)
+      return [name, healthWith(await pool.health(), front)] as const
+    }
     const all = await Promise.all(this.names.map(health))
     const worse = (one: PoolHealth['status'], other: PoolHealth['status']) =>
       healthRank.indexOf(other) > healthRank.indexOf(one) ? other : one
@@ -167,6 +181,20 @@ export class PoolManager implements Pools {
     const others = names === '' ? '' : ` (there is ${names})`
     return new PoolError('FST_POOL_NOT_FOUND', `there is no pool '${name}'${others}`)
   }
+}
+
+/** A pool's stats, with those of the place in front of it. */
+function withFront (stats: PoolStats, front: Front | undefined): PoolStats {
+  return front === undefined ? stats : Object.freeze({ ...stats, bulkhead: front.stats })
+}
+
+/** As a pool where somebody waits, one where somebody waits for a share is not quite up. */
+function healthWith (health: PoolHealth, front: Front | undefined): PoolHealth {
+  if (front === undefined) return health
+  const stats = withFront(health.stats, front)
+  const { pending } = front.stats
+  if (health.status !== 'up' || pending === 0) return { ...health, stats }
+  return { ...health, stats, status: 'degraded', reason: `${pending} wait for their share (bulkhead)` }
 }
 
 /** Closes a pool. Requests that wait in front of it, for their share, are turned away. */

@@ -360,7 +360,7 @@ t.test('where the old primary steps down first there is none for a moment, and a
   await all.clock.advance(1000)
   t.match(all.seen('failover'), [{ from: 'a', to: undefined }])
   t.match(await all.pool.health(),
-    { status: 'down', reason: 'no primary: a: it says that it is a replica; b: it says that it is a replica' })
+    { status: 'degraded', reason: 'no primary: a: it says that it is a replica; b: it says that it is a replica' })
   const before = all.servers.b!.questions
   const waiting = watch(all.pool.acquire())
   await all.clock.advance(1000)
@@ -505,7 +505,7 @@ t.test('an old primary is it again where the new one follows it, also where nobo
   await all.clock.advance(2000)
   t.match(all.seen('failover').at(-1), { to: undefined }, 'it follows nobody: another one may soon be promoted')
   t.match(await all.pool.health(),
-    { status: 'down', reason: 'no primary: a: it says that it is a primary, but another one has become it since; b: it says that it is a replica' })
+    { status: 'degraded', reason: 'no primary: a: it says that it is a primary, but another one has become it since; b: it says that it is a replica' })
   all.servers.b!.says = { role: 'replica', lag: 0 }
   await all.clock.advance(300)
   t.equal(all.pool.backend, all.servers.a)
@@ -1460,7 +1460,7 @@ t.test('transactions nest within those of the same role', async (t) => {
 
 t.test('the numbers are the sums; health is that of the primary', async (t) => {
   const all = cluster(t, trio, { max: 4 })
-  t.match(await all.pool.health(), { status: 'up' }, 'before it was used')
+  t.match(await all.pool.health(), { status: 'degraded' }, 'before it was used')
   await opened(all)
   const leases = await all.take(2)
   const stats = all.pool.stats()
@@ -1472,4 +1472,44 @@ t.test('the numbers are the sums; health is that of the primary', async (t) => {
   all.servers.c!.kill()
   await all.clock.advance(100)
   t.match(await all.pool.health(), { status: 'degraded', reason: /^c: / })
+})
+
+t.test('a lag beyond maxLag is an event, when it begins and when it ends', async (t) => {
+  const all = cluster(t, pair, { maxLag: 1000 })
+  all.servers.b!.says = { role: 'replica', lag: 100 }
+  await opened(all)
+  await all.clock.advance(3000)
+  const lags: Array<PoolEvents['lag']> = []
+  all.pool.on('lag', (event) => { lags.push(event) })
+  all.servers.b!.says = { role: 'replica', lag: 5000 }
+  await all.clock.advance(3000)
+  t.match(lags, [{ target: 'b', maxLag: 1000, over: true }])
+  t.ok(lags[0]!.lag! > 1000)
+  all.servers.b!.says = { role: 'replica', lag: 10 }
+  await all.clock.advance(3000)
+  t.match(lags.slice(1), [{ target: 'b', lag: 10, maxLag: 1000, over: false }])
+  t.equal(lags.length, 2)
+})
+
+t.test('health is degraded, not down, while reads work, and names each part', async (t) => {
+  const all = cluster(t, pair)
+  await opened(all)
+  const read = await all.pool.acquire({ role: 'replica' })
+  read.release()
+  t.match(await all.pool.health(), {
+    status: 'up',
+    targets: [{ target: 'a', role: 'primary', status: 'up' }, { target: 'b', role: 'replica', status: 'up' }],
+  })
+  all.servers.a!.kill()
+  await all.clock.advance(2000)
+  const health = await all.pool.health()
+  t.match(health, {
+    status: 'degraded',
+    reason: /^a: .*; reads work \(b\)$/,
+    targets: [{ target: 'a', status: 'down', reason: /create failed/ }, { target: 'b', status: 'up' }],
+  })
+  t.ok(health.since! > 0)
+  all.servers.b!.kill()
+  await all.clock.advance(2000)
+  t.match(await all.pool.health(), { status: 'down', targets: [{ status: 'down' }, { status: 'down' }] })
 })

@@ -571,14 +571,14 @@ t.test('health: down while it is open and there is no connection, degraded while
   const lease = await pool.acquire()
   await breaks(fake)
   t.match(await pool.health(),
-    { status: 'degraded', circuit: 'open', reason: 'the circuit is open: creates keep failing', stats: { circuit: 'open' } })
+    { status: 'degraded', circuit: 'open', reason: 'the circuit is open: creates keep failing: create failed', stats: { circuit: 'open' } })
   lease.destroy()
   await settle()
   t.match(await pool.health(), { status: 'down', circuit: 'open', latency: null })
   connector.outcomes.create = 'gate'
   await clock.advance(551)
   t.match(await pool.health(),
-    { status: 'down', circuit: 'half-open', reason: 'the circuit is half-open: creates keep failing' })
+    { status: 'down', circuit: 'half-open', reason: 'the circuit is half-open: creates keep failing: create failed' })
   const before = connector.creates
   connector.pass('create')
   await settle()

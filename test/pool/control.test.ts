@@ -327,11 +327,12 @@ t.test('holders tells who holds what and for how long, the longest first', async
 
 t.test('a pool where nothing is wrong is up, and says how fast an idle connection answers', async (t) => {
   const { pool, connector, clock } = fakePool({ name: 'shop' })
-  t.match(await pool.health(), { status: 'up', latency: null, circuit: 'closed', stats: { name: 'shop' } },
+  const unknown = { status: 'degraded', reason: 'no connection was made yet: nothing is known of the server' }
+  t.match(await pool.health(), { ...unknown, latency: null, circuit: 'closed', stats: { name: 'shop' } },
     'nothing is opened for it')
   t.equal(connector.creates, 0)
-  t.notOk('reason' in await pool.health())
   await warm(pool)
+  t.notOk('reason' in await pool.health())
   connector.outcomes.validate = 'gate'
   const asked = watch(pool.health())
   t.match(pool.stats(), { used: 1 })
@@ -364,10 +365,10 @@ t.test('a pool whose last create failed is degraded, or down if there is no conn
   const lease = await pool.acquire()
   watch(pool.acquire())
   await clock.advance(5000)
-  t.match(await pool.health(), { status: 'degraded', reason: 'the last create failed' })
+  t.match(await pool.health(), { status: 'degraded', reason: 'the last create failed: create failed' })
   lease.destroy()
   await settle()
-  t.match(await pool.health(), { status: 'down', reason: 'no connection, and the last create failed', latency: null })
+  t.match(await pool.health(), { status: 'down', reason: 'no connection, and the last create failed: create failed', latency: null })
   connector.outcomes.create = 'ok'
   await clock.advance(1000)
   await warm(pool)
@@ -379,9 +380,10 @@ t.test('a connection that does not answer health is closed, and health does not 
     const { pool, connector, clock } = fakePool({ validateTimeout: 200 })
     await warm(pool)
     connector.outcomes.validate = outcome
+    connector.outcomes.create = 'hang'
     const asked = watch(pool.health())
     await clock.advance(200)
-    t.match(asked.value, { status: 'up', latency: null })
+    t.match(asked.value, { status: 'down', reason: /^no connection, and a validation failed/, latency: null })
     t.match(pool.stats(), { idle: 0, destroyed: { invalid: 1 } })
   }
 })

@@ -549,6 +549,11 @@ class World {
   readonly #own = new WeakSet<object>()
   readonly #openers: Array<{ readonly target: number, settled: boolean }> = []
   #drains: Array<{ settled: boolean, readonly leases: readonly Held[] }> = []
+  /** When `health()` was called last. */
+  #askedAt = -Infinity
+  /** Connections made by the last rest, and creates that had failed when the last of them came. */
+  #createdAtRest = 0
+  #errorsAtConnect = 0
   #healths: Array<{ by: number, settled: boolean }> = []
   readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
   readonly #connected = new Set<number>()
@@ -760,8 +765,14 @@ class World {
       case 'health': {
         const health = { by: this.#clock.now() + this.#options.validateTimeout, settled: false }
         this.#healths.push(health)
-        pool.health().then(({ latency }) => {
+        this.#askedAt = this.#clock.now()
+        pool.health().then(({ latency, status, stats }) => {
           health.settled = true
+          const isThere = stats.idle + stats.used > 0
+          if (status === 'up' && stats.created === 0) this.#violate('health() says up, and no connection was ever made')
+          if (status === 'up' && !isThere && stats.created === this.#createdAtRest && stats.createErrors > this.#errorsAtConnect) {
+            this.#violate('health() says up, and there is no connection, and the last create failed')
+          }
           if (latency !== null &&
             !this.#plan.can.validate) this.#violate('health() tells a latency, and there is no validate')
         })
@@ -1633,6 +1644,10 @@ class World {
       (destroying === undefined ? unanswered === undefined : destroying.deadline > now)).length
   }
 
+  #works (conn: Conn): boolean {
+    return conn.made && conn.destroyedFor === undefined && !conn.dead && !conn.broken && !conn.isBrokenThrows
+  }
+
   #checkCreate (now: number): void {
     const stats = this.#pool.stats()
     const creating = this.#calls.filter(({ method, deadline }) => method === 'create' && deadline > now)
@@ -1658,7 +1673,9 @@ class World {
     // Another one would meet it, too.
     const pending = this.#met && stats.idle > 0 ? 0 : stats.pending
     const isNeeded = pending > wanted || stats.idle + stats.used + wanted < this.#target()
-    if (!probe && !isNeeded) this.#violate('a create that nobody needs')
+    // Somebody asks how the server is, and no connection can tell.
+    const learns = now - this.#askedAt < 60_000 && wanted === 0 && ![...this.#conns].some((conn) => this.#works(conn))
+    if (!probe && !isNeeded && !learns) this.#violate('a create that nobody needs')
     this.#noteOverdue(now - 1)
     const { min = 50, max = 1000 } = backoff ?? {}
     const least = probe ? this.#openFor : Math.max(1, 0.5 * Math.min(max, min * 2 ** (this.#failures - 1)))
@@ -2115,6 +2132,8 @@ class World {
     this.#checkAsks(stats)
     this.#checkBooks(stats)
     this.#checkTruth(stats)
+    if (stats.created > this.#createdAtRest) this.#errorsAtConnect = stats.createErrors
+    this.#createdAtRest = stats.created
     this.#checkSuspects()
     this.#checkDeadlines()
     this.#checkOpeners(stats)
@@ -2435,7 +2454,10 @@ class World {
     // Beside a validation that takes long a create begins, and at `max` the connection is given up for it.
     const given = idle === 0 ? doubted : 0
     const lacking = hindered ? 0 : claiming - (validating - given) - wanted
-    const missing = Math.max(lacking, this.#started ? this.#target() - there : 0)
+    // Somebody asks how the server is, and the last that was heard of it was a failed create.
+    const learns = there === 0 && creating === 0 && createErrors > this.#errorsAtConnect && !this.#draining &&
+      this.#clock.now() - this.#askedAt < 59_000
+    const missing = Math.max(lacking, this.#started ? this.#target() - there : 0, learns ? 1 : 0)
     const room = this.#max - total + (lacking > 0 ? given : 0)
     const mayCreate = Math.min(missing, room, maxConnecting - creating)
     if (mayCreate <= 0 || late >= this.#max) return

@@ -100,3 +100,9 @@ export function isPermanent (error: unknown): boolean {
     // mysql2 replaces the code of a certificate that is not trusted.
     (code === 'HANDSHAKE_SSL_ERROR' && /certificate/i.test(String(message))))
 }
+
+/** The server's wait_timeout, as MySQL tells it since 8.0.24 (ER_CLIENT_INTERACTION_TIMEOUT). MariaDB only hangs up. */
+export function isIdleTimeout (error: unknown): boolean {
+  return somewhere(error, ({ code, errno }) =>
+    errno === 4031 || code === 4031 || code === 'ER_CLIENT_INTERACTION_TIMEOUT')
+}

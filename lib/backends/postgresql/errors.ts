@@ -46,6 +46,11 @@ export function isPermanent (error: unknown): boolean {
     (code === '42501' && severity === 'FATAL') || (code === undefined && unready.test(String(message))))
 }
 
+/** The server's idle_session_timeout (57P05). */
+export function isIdleTimeout (error: unknown): boolean {
+  return somewhere(error, ({ code }) => code === '57P05')
+}
+
 /**
  * transaction_resolution_unknown, statement_completion_unknown: the server does not know either whether it committed.
  */

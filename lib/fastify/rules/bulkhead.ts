@@ -1,16 +1,21 @@
 import type { FastifyRequest } from 'fastify'
 import type { BulkheadOptions } from '../../../types/plugin.js'
-import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace } from '../../../types/pool.js'
+import type {
+  AcquireOptions, AcquireSignal, BulkheadStats, Clock, Holder, HolderLabel, Lease, PoolEventName, PoolFace,
+  PoolListener,
+} from '../../../types/pool.js'
 import { callerOfTargets } from '../../balance/target-pool.js'
 import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../engine/time.js'
 import { PoolError, badOption } from '../../engine/errors.js'
+import { Events, label } from '../../engine/events.js'
+import { Histogram } from '../../engine/histogram.js'
 import { acquiredBy, lendable, onEnd } from '../../engine/lease.js'
 import { Lendable } from '../../engine/lendable.js'
 import { Guest, Moment, Waiters, kPlace, type Placed, type Waiter } from '../../engine/line.js'
 import { callerOf } from '../../pool/pool.js'
 import { RequestHolder } from '../request/holder.js'
-import { askKey } from './keys.js'
-import type { Source } from './source.js'
+import { askKey, shown } from './keys.js'
+import type { Front, Source } from './source.js'
 
 /** What a bulkhead needs of its pool's options. */
 interface Options {
@@ -18,6 +23,9 @@ interface Options {
   readonly maxPending: number
   readonly bulkhead: BulkheadOptions
 }
+
+/** So many keys are shown. */
+const SHOWN = 10
 
 /**
  * The share of one key: what its requests have of the pool, and which of them wait for more. It is kept only while
@@ -28,6 +36,9 @@ class Share extends Waiters<never> {
   used = 0
   /** How long requests of this key hold a connection, in ms: a moving mean. */
   held = 0
+  timeouts = 0
+  refused = 0
+  readonly leases = new Set<Lease<unknown>>()
   /** Leases of this key that go back as soon as another request of it waits. */
   readonly lendable = new Lendable()
 
@@ -38,7 +49,7 @@ class Share extends Waiters<never> {
  * Fair shares of one pool: requests of the same key have at most `max` of its connections, and the next ones wait in
  * front of the pool, where they take no place in its line. First come, first served; anybody can leave in O(1).
  */
-export class Bulkhead implements Source {
+export class Bulkhead implements Source, Front {
   readonly #pool: PoolFace<unknown>
   readonly #options: BulkheadOptions
   readonly #acquireTimeout: number
@@ -47,6 +58,14 @@ export class Bulkhead implements Source {
   readonly #shares = new Map<string, Share>()
   /** How many wait, of all keys together. */
   #pending = 0
+  readonly #events: Events
+  readonly #waits = new Histogram()
+  /** How many requests got a connection, and how many of them had waited for their share. */
+  #served = 0
+  #servedLate = 0
+  #timeouts = 0
+  #refused = 0
+  #aborted = 0
   /** Which share a lease is of. */
   readonly #sharesOf = new WeakMap<Lease<unknown>, Share>()
   #closed = false
@@ -59,12 +78,49 @@ export class Bulkhead implements Source {
     this.#acquireTimeout = options.acquireTimeout
     this.#maxPending = options.maxPending
     this.#clock = clock
+    // Errors of the bulkhead's own have no secret in them.
+    this.#events = new Events(pool.name, undefined, () => [])
     this.#alarm = new Alarm(clock, (fn) => fn(), () => { this.#sweep() }, () => true)
   }
 
   /** How many requests wait for their share. */
   get pending (): number {
     return this.#pending
+  }
+
+  get front (): Front {
+    return this
+  }
+
+  get stats (): BulkheadStats {
+    const now = this.#clock.now()
+    const shares = [...this.#shares.values()].sort((a, b) => b.size - a.size || b.used - a.used)
+    const waiting = shares.flatMap((share) => [...share].map(({ since }) => Math.max(0, now - since)))
+    return Object.freeze({
+      pending: this.#pending,
+      timeouts: this.#timeouts,
+      refused: this.#refused,
+      aborted: this.#aborted,
+      wait: this.#waits.summary(this.#served - this.#servedLate, waiting),
+      shares: shares.length,
+      keys: Object.freeze(shares.slice(0, SHOWN).map(({ key, used, size, timeouts, refused }) =>
+        Object.freeze({ key: shown(key), used, pending: size, timeouts, refused }))),
+    })
+  }
+
+  tell (holders: readonly Holder[]): Holder[] {
+    const keys = new Map<HolderLabel, string>()
+    for (const { key, leases } of this.#shares.values()) {
+      for (const { holder } of leases) if (typeof holder === 'object') keys.set(holder, shown(key))
+    }
+    return holders.map((one) => {
+      const key = one.holder && keys.get(one.holder)
+      return key === undefined ? one : { ...one, bulkhead: key }
+    })
+  }
+
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+    return this.#events.on(event, listener)
   }
 
   /** How many keys are in use. */
@@ -136,7 +192,7 @@ export class Bulkhead implements Source {
     for (const share of this.#shares.values()) {
       for (let waiter = share.first(); waiter !== undefined; waiter = share.first()) {
         this.#take(share, waiter)
-        waiter.reject(this.#closedError())
+        waiter.reject(this.#refuse(share, this.#closedError(), waiter.holder, waiter.since))
       }
     }
   }
@@ -158,7 +214,10 @@ export class Bulkhead implements Source {
   #lent (share: Share, lease: Lease<unknown>): void {
     const since = this.#clock.now()
     this.#sharesOf.set(lease, share)
+    share.leases.add(lease)
+    this.#served++
     onEnd(lease, () => {
+      share.leases.delete(lease)
       share.held += (this.#clock.now() - since - share.held) / (share.held === 0 ? 1 : 8)
       this.#leave(share)
     })
@@ -168,16 +227,22 @@ export class Bulkhead implements Source {
   async #wait (share: Share, options: AcquireOptions & Placed): Promise<number> {
     const { timeout = this.#acquireTimeout, signal, holder, [kPlace]: place } = options
     if (!isDeadline(timeout)) throw badOption('timeout', timeout, deadlineExpected)
-    if (signal?.aborted === true) throw this.#abortError(signal)
-    if (this.#closed) throw this.#closedError()
-    if (place === undefined && this.#pending >= this.#maxPending) throw this.#fullError(share)
     const now = this.#clock.now(true)
+    if (signal?.aborted === true) {
+      this.#aborted++
+      throw this.#abortError(signal)
+    }
+    if (this.#closed) throw this.#refuse(share, this.#closedError(), holder, now)
+    if (place === undefined && this.#pending >= this.#maxPending) {
+      throw this.#refuse(share, this.#fullError(share), holder, now)
+    }
     const deadline = now + timeout
     await new Promise<unknown>((resolve) => {
       const waiter = new Guest<never>(place, holder, new Moment(now), timeout, resolve)
       if (signal !== undefined) {
         waiter.leaveOn(signal, () => {
           this.#take(share, waiter)
+          this.#aborted++
           waiter.reject(this.#abortError(signal))
         })
       }
@@ -185,13 +250,18 @@ export class Bulkhead implements Source {
       else share.insert(waiter)
       this.#pending++
       this.#alarm.set(deadline)
+      if (this.#events.heard.wait) {
+        this.#events.emit('wait', { pending: share.size, bulkhead: shown(share.key), ...label(holder) })
+      }
     })
+    this.#servedLate++
     return deadline
   }
 
   /** Takes somebody out of the line. */
   #take (share: Share, waiter: Waiter<never>): void {
     share.remove(waiter)
+    this.#waits.record(this.#clock.now() - waiter.since)
     waiter.end()
     this.#pending--
     if (this.#pending === 0) this.#alarm.cancel()
@@ -216,10 +286,33 @@ export class Bulkhead implements Source {
       next = Math.min(next, share.sweep(now, (waiter) => {
         const error = this.#timeoutError(share, waiter.deadline - waiter.since)
         this.#take(share, waiter)
+        share.timeouts++
+        this.#timeouts++
+        if (this.#events.heard.timeout) {
+          const wait = now - waiter.since
+          this.#events.emit('timeout', { error, wait, bulkhead: shown(share.key), ...label(waiter.holder) })
+        }
         waiter.reject(error)
       }))
     }
     this.#alarm.set(next)
+  }
+
+  /** @param since when the caller came */
+  #refuse (share: Share, error: PoolError, holder: HolderLabel | undefined, since: number): PoolError {
+    share.refused++
+    this.#refused++
+    if (this.#events.heard.refuse) {
+      const wait = this.#clock.now() - since
+      this.#events.emit('refuse', { error, wait, bulkhead: shown(share.key), ...label(holder) })
+    }
+    return error
+  }
+
+  /** Who has the connections of a share, the longest held first. */
+  #holders ({ leases }: Share): Holder[] {
+    const own = new Set([...leases].map(({ holder }) => holder))
+    return this.tell(this.#pool.holders().filter(({ holder }) => holder !== undefined && own.has(holder)))
   }
 
   // --- Errors: they go to clients, so they never show the key --------------------------------------------------------
@@ -237,7 +330,9 @@ export class Bulkhead implements Source {
     const what = `no connection from pool '${this.#pool.name}' within ${Math.round(timeout)} ms`
     const why = `requests of the same key have their whole share of it (${this.#numbers(share)})`
     const message = `${what}: ${why}. Look for slow queries, or raise bulkhead.max.`
-    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, this.#predicted(share))
+    return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, {
+      ...this.#predicted(share), holders: this.#holders(share).slice(0, 10),
+    })
   }
 
   #fullError (share: Share): PoolError {

@@ -22,6 +22,11 @@ export function bounded (key: string): string {
   return hashed + createHash('sha256').update(key, 'utf16le').digest('base64')
 }
 
+/** What stats, events and holders show of a key: it may be a secret, and they only have to tell keys apart. */
+export function shown (key: string): string {
+  return createHash('sha256').update(key).digest('hex').slice(0, 12)
+}
+
 /**
  * Asks the app's function.
  *

@@ -1,5 +1,7 @@
 import type { FastifyRequest } from 'fastify'
-import type { AcquireOptions, Lease, PoolFace } from '../../../types/pool.js'
+import type {
+  AcquireOptions, BulkheadStats, Holder, Lease, PoolEventName, PoolFace, PoolListener,
+} from '../../../types/pool.js'
 import { lendable } from '../../engine/lease.js'
 
 /** Where requests take the connections of a pool: at the pool itself, or at the bulkhead in front of it. */
@@ -11,8 +13,18 @@ export interface Source {
   acquire (request: FastifyRequest, options: AcquireOptions): Promise<Lease<unknown>>
   /** See `lendable`: somebody may wait for the connection, or for the place in front of the pool. */
   lendable (lease: Lease<unknown>, recall: () => boolean): () => void
+  /** What the pool itself does not know of those who wait here; undefined: nobody does. */
+  readonly front?: Front
   /** Turns away those who wait here. The pool itself is closed by its manager. */
   close (): void
+}
+
+/** The place in front of a pool, where requests wait for their shares. */
+export interface Front {
+  readonly stats: BulkheadStats
+  /** The pool's holders, with whose share each one has. */
+  tell (holders: readonly Holder[]): Holder[]
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void
 }
 
 /** A pool without a bulkhead: all requests are the same to it. */

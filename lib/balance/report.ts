@@ -1,0 +1,79 @@
+import type { PoolHealth, PoolStats, TargetHealth, TargetStats } from '../../types/pool.js'
+import type { Roles } from './roles.js'
+import type { Target } from './target.js'
+
+// What a pool over several targets tells of itself, from what each target tells.
+
+/** Adds up the numbers of all targets, but not those that `Books.tell` adds up. */
+export function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
+  const { target: _target, role: _role, lag: _lag, ...whole } = first!
+  const add = <T extends object>(to: T, more: T): T => {
+    const other = more as Record<string, number>
+    const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number')
+    return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + other[key]!])) }
+  }
+  return others.reduce((sum, stats) => add(sum, stats), whole)
+}
+
+/** Why no target is the primary. */
+export function reasonsOf<C> (targets: ReadonlyArray<Target<C>>): string {
+  return targets.map(({ name, why }) => `${name}: ${why}`).join('; ')
+}
+
+/** Targets that nobody has needed yet are not ill. */
+function isKnown<C> ({ engine }: Target<C>): boolean {
+  return engine.checks.evidence.news.is !== 'none'
+}
+
+/** What `healthOf` asks of its pool. */
+interface Site<C> {
+  readonly targets: ReadonlyArray<Target<C>>
+  readonly roles: Roles<C>
+  readonly phase: string
+  /** The pool was used, so the targets were asked what they are. */
+  readonly started: boolean
+  stats (): PoolStats
+}
+
+/**
+ * The health of the primary, by name; `degraded` while reads work without it, where another target is not up, or an old
+ * primary still says that it is the primary; `down` where there is no primary, and nothing can be read.
+ */
+export async function healthOf<C> ({ targets, roles, phase, started, stats: read }: Site<C>): Promise<PoolHealth> {
+  const all = await Promise.all(targets.map(async (target) => ({ target, ...await target.engine.report.health() })))
+  const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
+  const latency = latencies.length === 0 ? null : Math.max(...latencies)
+  const stats = read()
+  const parts = Object.freeze(all.map(({ target, stats: _, ...health }): TargetHealth =>
+    Object.freeze({ target: target.name, role: target.role, lag: roles.lagOf(target), ...health })))
+  const judged = (status: PoolHealth['status'], reason?: string, since?: number): PoolHealth => ({
+    status,
+    ...(reason !== undefined && { reason }),
+    ...(since !== undefined && { since }),
+    latency,
+    circuit: stats.circuit,
+    stats,
+    targets: parts,
+  })
+  const primary = all.find(({ target }) => target === roles.primary)
+  const reader = all.find(({ target, status }) =>
+    target !== roles.primary && status !== 'down' && roles.eligible('replica').includes(target))
+  const ill = all.find((one) => one !== primary && one.status !== 'up' && isKnown(one.target))
+  const old = targets.find(({ isSuperseded }) => isSuperseded)
+  // Down, unless somebody can read.
+  const down = (reason: string, since?: number) => reader === undefined
+    ? judged('down', reason, since)
+    : judged('degraded', `${reason}; reads work (${reader.target.name})`, since)
+  if (phase !== 'open') return judged('draining', `the pool is ${phase}`)
+  if (primary?.status === 'down') return down(`${primary.target.name}: ${primary.reason}`, primary.since)
+  if (primary !== undefined && primary.status !== 'up') {
+    return judged(primary.status, `${primary.target.name}: ${primary.reason}`, primary.since)
+  }
+  if (primary === undefined && started) {
+    const since = all.map(({ since }) => since).find((since) => since !== undefined)
+    return down(`no primary: ${reasonsOf(targets)}`, since)
+  }
+  if (primary === undefined) return judged('degraded', 'nothing is known of the servers yet')
+  if (ill !== undefined) return judged('degraded', `${ill.target.name}: ${ill.reason}`, ill.since)
+  return old === undefined ? judged('up') : judged('degraded', `${old.name}: ${old.why}`)
+}

@@ -63,15 +63,17 @@ export class Slots implements Awaiting, Owner {
       const slot = this.#slotFor(steps[at]!)
       // Taken by hand before its turn.
       if (slot.isOut) continue
-      let lease: Lease<unknown> | null = null
+      let lease: Lease<unknown> | null | undefined = null
       try {
         // A transaction begins with a round trip: it takes the way that waits.
-        if (!slot.isAwaited && slot.step.transaction === undefined) {
-          lease = slot.step.source.tryAcquire(this.#reply.request, this.#askedOf(slot))
-        }
+        const { source, transaction } = slot.step
+        const waits = slot.isAwaited || transaction !== undefined
+        if (waits && !source.serves(this.#reply.request)) continue
+        if (!waits) lease = source.tryAcquire(this.#reply.request, this.#askedOf(slot))
       } catch (error) {
         return this.#failed(errorOf(error), done)
       }
+      if (lease === undefined) continue
       if (lease === null) {
         this.#leaseOf(slot).then(() => { this.take(steps, done, at + 1) }, (error: unknown) => {
           this.#failed(errorOf(error), done)

@@ -105,8 +105,8 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
 }
 
 /**
- * Adds the `preHandler` hook to the routes that need it: in `onRoute`, so a route that was declared before, and that the
- * instance's hooks see all the same, may be missed. Where there are such routes it is a hook of the instance.
+ * Adds the `preHandler` hook to the routes that need it: in `onRoute`, which does not see routes that were declared
+ * before, as the instance's hooks do. Where there are such routes it is a hook of the instance.
  *
  * @returns makes it a hook of the instance, for all routes
  */

@@ -82,7 +82,7 @@ function idle (hooks) {
 export const inProcess = {
   bare: () => idle([]),
   // As many as the plugin has.
-  hooks: () => idle(['onRequest', 'preValidation', 'preHandler', 'onSend', 'onError', 'onResponse']),
+  hooks: () => idle(['onRequest', 'preValidation', 'onSend', 'onError', 'onResponse']),
   'hooks of a pair': () => idle(['onRequest', 'onResponse']),
   'pair, array': () => {
     const connections = [{ connection: { ready: true } }]

@@ -90,7 +90,9 @@ t.test('a plugin that wraps the hooks of others: each route still has its own pl
   const { addHook } = app
   app.addHook = function (this: FastifyInstance, name: string, fn: (...args: unknown[]) => unknown) {
     const wrapped = name === 'onRequest'
-      ? function (this: unknown, request: unknown, reply: unknown, done: unknown) { return fn.call(this, request, reply, done) }
+      ? function (this: unknown, request: unknown, reply: unknown, done: unknown) {
+        return fn.call(this, request, reply, done)
+      }
       : fn
     return Reflect.apply(addHook, this, [name, wrapped]) as FastifyInstance
   } as typeof app.addHook

@@ -5,16 +5,23 @@ import Fastify from 'fastify'
 import { fastifyPool } from '../../index.js'
 
 const requests = 50_000
+/** So many are asked before `begun` is said. */
+const warm = 20_000
 const question = 'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n'
 
 const connector = {
   system: 'test',
-  create: async () => ({ ask: async () => await new Promise<object>((resolve) => { setImmediate(resolve, { v: 1 }) }) }),
+  create: async () => ({
+    ask: async () => await new Promise<object>((resolve) => { setImmediate(resolve, { v: 1 }) }),
+  }),
   destroy () {},
 }
 const app = Fastify()
 await app.register(fastifyPool, { connector, max: 10 })
-app.get('/', async (request) => await (request.db as unknown as { ask (): Promise<object> }).ask())
+app.get('/', async (request) => {
+  const { connection } = request.lease('db' as never) as unknown as { connection: { ask (): Promise<object> } }
+  return await connection.ask()
+})
 await app.listen({ port: 0, host: '127.0.0.1' })
 const { port } = app.server.address() as { port: number }
 
@@ -23,6 +30,7 @@ await Promise.all(Array.from({ length: 64 }, async () => {
   const socket = connect({ port, host: '127.0.0.1', noDelay: true })
   socket.on('data', (answer) => {
     if (!answer.toString('latin1').startsWith('HTTP/1.1 200')) throw new Error(answer.toString())
+    if (left === requests - warm) console.log('begun')
     if (left-- > 0) socket.write(question)
     else socket.end()
   })

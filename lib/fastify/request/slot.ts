@@ -115,6 +115,7 @@ export class Slot implements Borrower {
 
   leave (wait: Wait): void {
     wait.end()
+    if (wait.isShared) this.taking = undefined
     if (this.waits === wait) this.waits = wait.next
     else {
       let other = this.waits

@@ -67,9 +67,9 @@ export class Slots implements Awaiting, Owner {
       try {
         const { source, transaction } = slot.step
         // A transaction begins with a round trip: it takes the way that waits.
-        if (!slot.isAwaited && transaction === undefined) {
-          lease = source.tryAcquire(this.#reply.request, this.#askedOf(slot))
-        } else if (!source.serves(this.#reply.request)) lease = undefined
+        const waits = slot.isAwaited || transaction !== undefined
+        if (waits && !source.serves(this.#reply.request)) continue
+        if (!waits) lease = source.tryAcquire(this.#reply.request, this.#askedOf(slot))
       } catch (error) {
         return this.#failed(errorOf(error), done)
       }
@@ -129,22 +129,17 @@ export class Slots implements Awaiting, Owner {
     const { visit } = slot
     slot.join(wait)
     return slot.step.source.acquire(this.#reply.request, wait).then((lease) => {
-      this.#left(slot, wait)
+      slot.leave(wait)
       if (slot.served === undefined && !slot.isOut) return this.#serve(slot, lease, visit)
       // Two were served in the same turn.
       lease.release()
       return slot.served ?? slot.lease!
     }, (error: unknown) => {
-      this.#left(slot, wait)
+      slot.leave(wait)
       if (wait.reason instanceof Served) return wait.reason.lease
       if (slot.waits === undefined) slot.writes = false
       throw error
     })
-  }
-
-  #left (slot: Slot, wait: Wait): void {
-    slot.leave(wait)
-    if (wait.isShared) slot.taking = undefined
   }
 
   /** One who waited has a connection: makes it ready, for all who wait. */
@@ -239,11 +234,6 @@ export class Slots implements Awaiting, Owner {
     return undefined
   }
 
-  /** For what few requests do: those that do it often walk along `next`. */
-  * #slots (): Generator<Slot, void> {
-    for (let slot = this.#first; slot !== undefined; slot = slot.next) yield slot
-  }
-
   // --- How long they may be held ------------------------------------------------------------------------------------
 
   get isHijacked (): boolean {
@@ -294,7 +284,7 @@ export class Slots implements Awaiting, Owner {
 
   bodyIsSlow (): void {
     if (this.#body !== 'awaited' || this.#site.over || this.#reply.request.raw.complete) return
-    for (const slot of this.#slots()) {
+    for (const slot of chain(this.#first)) {
       if (slot.isUnused) slot.undoOffer = slot.step.source.lendable(slot.lease!, () => this.#recall(slot))
     }
   }
@@ -306,7 +296,7 @@ export class Slots implements Awaiting, Owner {
   #recall (slot: Slot): boolean {
     if (!slot.isUnused || slot.lease!.ended || this.#reply.request.raw.complete) return false
     const { order } = slot.step
-    for (const other of this.#slots()) {
+    for (const other of chain(this.#first)) {
       if (other.step.order > order && (other.isOut || other.isAwaited)) return false
     }
     this.#park(slot)
@@ -314,7 +304,7 @@ export class Slots implements Awaiting, Owner {
   }
 
   #parkAll (): void {
-    for (const slot of this.#slots()) if (slot.isUnused) this.#park(slot)
+    for (const slot of chain(this.#first)) if (slot.isUnused) this.#park(slot)
   }
 
   #park (slot: Slot): void {
@@ -333,7 +323,7 @@ export class Slots implements Awaiting, Owner {
     // Set where a body was awaited: nearly all requests have none.
     if (this.#bodyTimer === undefined) return
     clearTimeout(this.#bodyTimer)
-    for (const slot of this.#slots()) {
+    for (const slot of chain(this.#first)) {
       slot.undoOffer?.()
       slot.undoOffer = undefined
     }
@@ -356,7 +346,7 @@ export class Slots implements Awaiting, Owner {
   bodyParsed (done: (error?: Error) => void): void {
     if (this.#body !== 'awaited' || !isBodyRead(this.#reply.request)) return done()
     this.#bodyCame('read')
-    const parked = [...this.#slots()].filter(({ is }) => is === 'parked').map(({ step }) => step)
+    const parked = [...chain(this.#first)].filter(({ is }) => is === 'parked').map(({ step }) => step)
     if (parked.length === 0) return done()
     this.take(parked, done)
   }
@@ -423,14 +413,14 @@ export class Slots implements Awaiting, Owner {
 
   /** The headers of the reply are out: gives back the connections that nobody has seen. */
   headersOut (): void {
-    for (const slot of this.#slots()) {
+    for (const slot of chain(this.#first)) {
       if (slot.isUnused && !this.#site.isEnding(slot.lease!)) this.#giveBack(slot, 'unused')
     }
   }
 
   /** The request has had its time: destroys the connections on which commands of it still run. */
   abandonBusy (): void {
-    for (const slot of this.#slots()) {
+    for (const slot of chain(this.#first)) {
       if (!slot.isOut || !isBusy(slot.lease!)) continue
       slot.is = 'done'
       abandon(slot.lease!)
@@ -445,7 +435,7 @@ export class Slots implements Awaiting, Owner {
    */
   end (well: boolean): boolean {
     this.#stopWaiting()
-    this.#abortWaits()
+    abortWaits(this.#first)
     let doubt = false
     for (let slot = this.#first; slot !== undefined; slot = slot.next) {
       // What nobody has seen nobody can be using.
@@ -459,27 +449,32 @@ export class Slots implements Awaiting, Owner {
     return doubt
   }
 
-  #abortWaits (): void {
-    // Made only where an acquire waits: the error has a stack.
-    let error: PoolError | undefined
-    for (let slot = this.#first; slot !== undefined; slot = slot.next) {
-      if (slot.waits !== undefined) slot.abort(error ??= overError())
-    }
-  }
-
   /**
    * Decides on connections that are in doubt.
    *
    * @param clean nobody uses them any more: they go back. Else they are destroyed.
    */
   settle (clean: boolean): void {
-    for (const slot of this.#slots()) {
+    for (const slot of chain(this.#first)) {
       if (slot.is !== 'doubtful') continue
       slot.is = 'done'
       if (clean) slot.lease!.release()
       else abandon(slot.lease!)
     }
     this.#holder.forget()
+  }
+}
+
+/** For what few requests do: those that do it often walk along `next`. */
+function * chain (first: Slot | undefined): Generator<Slot, void> {
+  for (let slot = first; slot !== undefined; slot = slot.next) yield slot
+}
+
+function abortWaits (first: Slot | undefined): void {
+  // Made only where an acquire waits: the error has a stack.
+  let error: PoolError | undefined
+  for (let slot = first; slot !== undefined; slot = slot.next) {
+    if (slot.waits !== undefined) slot.abort(error ??= overError())
   }
 }
 

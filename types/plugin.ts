@@ -153,6 +153,22 @@ export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
 /** A level of Fastify's logger, or `false`: not logged. */
 export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | false
 
+/** The routes that an orchestrator asks. They lease no connection, and Fastify logs them at `warn` and above only. */
+export interface HealthRoutes {
+  /** 200 as long as the process answers; never asks a pool. Default `'/livez'`. */
+  live?: string | undefined
+  /**
+   * How the pools of the scope are: 503 while one drains or the app closes, and while a pool of `downIs503` is down.
+   * Default `'/readyz'`.
+   */
+  ready?: string | undefined
+  /**
+   * The pools without which the process can't serve. Default none: all processes share one database, and if none is
+   * ready while it is away, nobody tells the clients why.
+   */
+  downIs503?: string[] | undefined
+}
+
 /** What the plugin's options have beside its pools. */
 export interface CommonPluginOptions {
   /**
@@ -175,6 +191,8 @@ export interface CommonPluginOptions {
    * written. 0: not at all. Default 1000.
    */
   replyGrace?: number | undefined
+  /** Adds routes for liveness and readiness to the scope of this registration. Default false. */
+  healthRoutes?: boolean | HealthRoutes | undefined
   /**
    * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event
    * or for all: not at all.

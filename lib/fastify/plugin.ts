@@ -5,6 +5,7 @@ import type { PoolFace } from '../../types/pool.js'
 import { PoolError } from '../engine/errors.js'
 import { makePool, type Share } from './backends.js'
 import { decorateConnection, decorateRequests } from './face.js'
+import { HealthProbes } from './health.js'
 import { addEndHooks, addRequestHooks } from './hooks.js'
 import { logEvents } from './logging.js'
 import {
@@ -40,6 +41,7 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
     }
     await Promise.all([...checked.pools].map(([, poolOptions], at) => start(app, made[at]!, poolOptions)))
     for (const share of shares) await share()
+    setting.probes.add(checked.healthRoutes)
   } catch (error) {
     await Promise.all(made.map((pool) => pool.close()))
     throw error
@@ -78,7 +80,8 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
     return policy
   })
   const plans = new Plans(manager, outer?.plans)
-  const setting: Setting = { manager, plans, abortGrace, bodyGrace, replyGrace }
+  const probes = new HealthProbes(app, manager)
+  const setting: Setting = { manager, plans, probes, abortGrace, bodyGrace, replyGrace }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
   // Before any pool opens: what happens then is logged, too.

@@ -169,6 +169,12 @@ export interface HealthRoutes {
   downIs503?: string[] | undefined
 }
 
+/** Where the pools' numbers for Prometheus go. */
+export interface PrometheusOptions {
+  /** A registry of prom-client. Default: prom-client's own, which fastify-metrics uses, too. */
+  register?: object | undefined
+}
+
 /** What the plugin's options have beside its pools. */
 export interface CommonPluginOptions {
   /**
@@ -193,6 +199,11 @@ export interface CommonPluginOptions {
   replyGrace?: number | undefined
   /** Adds routes for liveness and readiness to the scope of this registration. Default false. */
   healthRoutes?: boolean | HealthRoutes | undefined
+  /**
+   * Adds the numbers of this scope's pools to a registry of prom-client, read when it is collected. Default false.
+   * Needs the package `prom-client`, unless `register` is given.
+   */
+  prometheus?: boolean | PrometheusOptions | undefined
   /**
    * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event
    * or for all: not at all.

@@ -2,7 +2,8 @@
 import type { Connector, Role } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
-  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, Policy, StickyOptions,
+  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, Policy, PrometheusOptions,
+  StickyOptions,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
@@ -120,6 +121,12 @@ export const pluginProperties = {
   bodyGrace: time(1000),
   replyGrace: time(1000),
   healthRoutes: { anyOf: [{ type: 'boolean' }, healthRoutesSchema], default: false },
+  prometheus: {
+    anyOf: [{ type: 'boolean' }, {
+      type: 'object', properties: { register: { type: 'object' } }, additionalProperties: false,
+    }],
+    default: false,
+  },
   log: {
     anyOf: [{ const: false }, {
       type: 'object',
@@ -219,6 +226,7 @@ export interface ResolvedPluginOptions {
   readonly bodyGrace: number
   readonly replyGrace: number
   readonly healthRoutes: boolean | HealthRoutes
+  readonly prometheus: boolean | PrometheusOptions
   /** Only what was given; lib/fastify/logging.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }

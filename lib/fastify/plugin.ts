@@ -42,10 +42,20 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
     await Promise.all([...checked.pools].map(([, poolOptions], at) => start(app, made[at]!, poolOptions)))
     for (const share of shares) await share()
     setting.probes.add(checked.healthRoutes)
+    await addPrometheus(app, setting.manager, checked.prometheus)
   } catch (error) {
     await Promise.all(made.map((pool) => pool.close()))
     throw error
   }
+}
+
+async function addPrometheus (
+  app: FastifyInstance, manager: PoolManager, option: ResolvedPluginOptions['prometheus']
+): Promise<void> {
+  if (option === false) return
+  const { exportPrometheus } = await import('./metrics/prometheus.js')
+  const undo = await exportPrometheus(manager, option === true ? undefined : option.register)
+  app.addHook('onClose', async () => { undo() })
 }
 
 type Starting = Pick<ResolvedPoolOptions, 'name' | 'startup'>

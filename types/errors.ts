@@ -34,7 +34,11 @@ export type PoolErrorCode =
   | 'FST_POOL_NOT_LEASED'
   /** The lease has ended. */
   | 'FST_POOL_LEASE_RELEASED'
-  /** `reset` failed or took too long; the connection was destroyed. Only in `error` events. */
+  /**
+   * `reset` failed or took too long; the connection was destroyed. Only in `error` events; with the mode 'joined' of
+   * PostgreSQL also what the next borrower's first statements reject with. None of them was run, unless the server did
+   * not answer in time, and could not be asked to cancel either.
+   */
   | 'FST_POOL_RESET_FAILED'
   /**
    * The database, or this connection of it, can't do what was asked: no transactions, no savepoints, a write on a

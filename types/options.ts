@@ -129,9 +129,10 @@ export interface EngineNumbers {
   allowExitOnIdle?: boolean | undefined
   /**
    * What the next borrower must not see. `'session'`: anything that the last one left. `'transaction'`: only an open
-   * transaction. `'none'`: nothing is undone. Default `'session'`.
+   * transaction. `'none'`: nothing is undone. `'joined'`, for PostgreSQL alone: as `'session'`, sent in front of the
+   * next borrower's first statement. Default `'session'`.
    */
-  reset?: 'session' | 'transaction' | 'none' | undefined
+  reset?: 'session' | 'transaction' | 'none' | 'joined' | undefined
 }
 
 /**

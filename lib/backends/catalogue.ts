@@ -5,7 +5,9 @@ import type { Connector } from '../../types/connector.js'
 import type { Address } from '../../types/options.js'
 import type { Backend, DriverOption } from '../../types/plugin.js'
 import type { MongoOptions } from './mongodb/options.js'
-import type { ResetMode } from './shared/session.js'
+import type { PostgresReset } from './postgresql/options.js'
+import type { RedisClusterOptions } from './redis/cluster-options.js'
+import type { RedisOptions } from './redis/options.js'
 import { mongodb, mysql, postgresql, sqlite } from './connectors.js'
 import { adaptToSqlite } from './sqlite/options.js'
 
@@ -14,7 +16,9 @@ interface BackendOptions extends Readonly<Address>, Readonly<DriverOption> {
   readonly name: string
   readonly connection: NonNullable<Address['connection']>
   readonly max: number
-  readonly reset: ResetMode
+  readonly reset: PostgresReset
+  readonly resetTimeout: number
+  readonly appName?: string
   readonly acquireTimeout: number
   readonly connectTimeout: number
 }
@@ -30,6 +34,8 @@ interface BuiltIn {
   adopt? (client: object, options: BackendOptions): Promise<Connector<unknown> | undefined>
   /** What `targets` should be where there can be none, with the reason. undefined: there can. */
   readonly noTargets?: string
+  /** What its connectors call their database, where that is not the name here. */
+  readonly system?: string
   /**
    * Refuses what the backend can't have, and sets its own defaults in `result`.
    *
@@ -40,6 +46,7 @@ interface BuiltIn {
 
 // Their databases have names: they refuse a number themselves.
 type Connect = BuiltIn['connect']
+type AnyRedis = RedisOptions & RedisClusterOptions
 
 export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
   mongodb: {
@@ -49,11 +56,11 @@ export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
     noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
   },
   redis: {
-    connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options),
-    adopt: async (client, options) => await (await import('./redis/choice.js')).adoptRedis(client, options),
+    connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options as AnyRedis),
+    adopt: async (client, options) => await (await import('./redis/choice.js')).adoptRedis(client, options as AnyRedis),
   },
   postgresql: { connect: postgresql as Connect },
-  postgres: { connect: postgresql as Connect },
+  postgres: { connect: postgresql as Connect, system: 'postgresql' },
   mysql: { connect: mysql as Connect },
-  sqlite: { connect: sqlite, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
+  sqlite: { connect: sqlite as Connect, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
 }

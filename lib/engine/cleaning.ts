@@ -67,8 +67,8 @@ export class Cleaning<C> extends Room<C, Site<C>> {
       if (reset === undefined) return undefined
       this.#spare = undefined
       if (controller !== undefined) this.work.own(entry).controller = controller
-      // A session reset undoes what `onConnect` has set, so `onConnect` runs again before the next loan.
-      const again = this.options.reset === 'session' && this.options.onConnect !== undefined
+      // A session reset, joined or not, undoes what `onConnect` has set: it runs again before the next loan.
+      const again = this.options.reset !== 'transaction' && this.options.onConnect !== undefined
       return reset.then(() => {
         entry.freshAt = Math.floor(this.time.read())
         return again && entry.state === RESETTING ? this.site.hooks.call('onConnect', entry) : undefined

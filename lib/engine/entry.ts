@@ -78,7 +78,8 @@ export class Watch {
   /** The lease object was garbage collected: nobody can release it. */
   lost = false
 
-  constructor (readonly stack: string | undefined) {}
+  /** @param stack names the code that acquired the lease */
+  constructor (public stack: string | undefined) {}
 
   /** What the events `leak` and `unleak` tell. */
   get told (): { readonly stack?: string } {
@@ -127,8 +128,6 @@ export class LeaseExtras<C> {
   watch: Watch | undefined
   /** Called when the lease ends: set by `onEnd`. */
   onEnd: (() => void) | undefined
-  /** Who has the lease, where it may not be out for as long as it likes: set by `lentTo`. */
-  borrower: Borrower | undefined
   /** Set at the first look at it. */
   hold: Hold | undefined
   /** How long the lease was held, in ms, where the pool itself ended it. */
@@ -153,6 +152,8 @@ export class Entry<C> {
    */
   turn = 0
   holder: HolderLabel | undefined
+  /** Who has the lease, where it may not be out for as long as it likes: set by `lentTo`. */
+  borrower: Borrower | undefined
   takenAt = 0
   /** How the lease is timed: bits of `EXACT` and `SEEN`. */
   timed = 0

@@ -119,6 +119,12 @@ export function closed (name: string, phase: string, closeTimeout: number): Pool
   return new PoolError('FST_POOL_CLOSED', `pool '${name}' is ${phase}`, { retryAfter: closeTimeout / 1000 })
 }
 
+/** The pool has no pools of tenants. */
+export function oneForAll (name: string): PoolError {
+  const message = `pool '${name}' is one for all: a pool for each tenant has the option key`
+  return new PoolError('FST_POOL_NOT_SUPPORTED', message)
+}
+
 export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>): PoolError {
   const message = `an acquire from pool '${name}' was aborted by its signal`
   return new PoolError('FST_POOL_ABORTED', message, { cause: reason })
@@ -140,6 +146,11 @@ export function cannotOpen (name: string, cause: unknown, error: Error): PoolErr
 export function resetFailed (name: string, cause: Error): PoolError {
   return new PoolError('FST_POOL_RESET_FAILED',
     `the reset of a connection of pool '${name}' failed; the connection was destroyed`, { cause })
+}
+
+/** A connection may die of a reset that goes out in front of the next borrower's statements. */
+export function phaseOfDeath (cause: Error): 'death' | 'reset' {
+  return isPoolError(cause) && cause.code === 'FST_POOL_RESET_FAILED' ? 'reset' : 'death'
 }
 
 /** @param obstacle what hinders the begin */

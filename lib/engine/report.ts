@@ -70,7 +70,7 @@ export class Report<C> extends Room<C, Site<C>> {
   /** Who holds connections, for errors. */
   get holding (): faults.Holding {
     const held = this.#held.slice(0, 10)
-    const inVain = held.map(({ extras }) => extras?.borrower?.inVain).filter((why) => why !== undefined)
+    const inVain = held.map(({ borrower }) => borrower?.inVain).filter((why) => why !== undefined)
     return { holders: this.#tell(held), inVain }
   }
 

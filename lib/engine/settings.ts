@@ -33,13 +33,16 @@ export interface Settings<C> {
   readonly circuit: false | CircuitOptions
   readonly overload: boolean
   readonly allowExitOnIdle: boolean
-  readonly reset: 'session' | 'transaction' | 'none'
+  readonly reset: 'session' | 'transaction' | 'none' | 'joined'
   readonly onConnect?: Hook<C> | undefined
   readonly onAcquire?: Hook<C> | undefined
   readonly onRelease?: Hook<C> | undefined
   readonly onDisconnect?: Hook<C> | undefined
   readonly wrap?: ((connection: C, info: WrapInfo) => unknown) | undefined
 }
+
+/** What `reset` may be where it is no PostgreSQL. */
+export const unjoined = "'session', 'transaction' or 'none', since 'joined' is for postgresql alone"
 
 /** The most connections that the connector can have. */
 export const limitOf = ({ max = Number.MAX_SAFE_INTEGER }: Pick<Connector<never>, 'max'>): number => max

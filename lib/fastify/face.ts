@@ -7,13 +7,13 @@ import { checkNames } from '../pool/calls.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kGiven, kReply, kScope } from './request/scope.js'
 import { kSetting } from './setting.js'
+import { keyless } from './tenants/source.js'
 
 // What a request sees: its connections, `lease`, `acquire` and `transaction`.
 
 export function decorateRequests (app: FastifyInstance): void {
-  app.decorateRequest(kScope, null)
-  app.decorateRequest(kReply, null)
-  app.decorateRequest(kGiven, null)
+  // Only so that all requests have one shape: those of a scope that was there before the plugin have none of them.
+  for (const key of [kScope, kReply, kGiven]) app.decorateRequest(key, undefined)
   app.decorateRequest('lease', lease as FastifyRequest['lease'])
   app.decorateRequest('acquire', acquire as FastifyRequest['acquire'])
   app.decorateRequest('transaction', transaction as FastifyRequest['transaction'])
@@ -45,7 +45,7 @@ async function acquire (this: FastifyRequest, name: string, options?: AcquireOpt
   const { manager, plans } = setting
   const managed = manager.require(name)
   const reply = this[kReply]
-  if (reply === null) throw notLeased(this, name)
+  if (reply === undefined) throw notLeased(this, name)
   const scope = RequestScope.of(this, reply, routeOf(this), setting)
   if (scope === undefined) throw overError()
   return await scope.slots.acquire(plans.stepOf(this, managed), options)
@@ -75,6 +75,9 @@ function routeOf ({ method, routeOptions }: FastifyRequest): string {
 }
 
 function notLeased (request: FastifyRequest, name: string): PoolError {
+  if (!request.is404 && request.server[kSetting].manager.find(name)?.source.serves(request) === false) {
+    return keyless(name)
+  }
   const error = new PoolError('FST_POOL_NOT_LEASED', whyNotLeased(request, name))
   // A hook of the app's that runs for all requests makes no failure of the app out of a wrong address.
   return request.is404 ? Object.assign(error, { statusCode: 404 }) : error

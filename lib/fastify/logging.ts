@@ -41,7 +41,11 @@ const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => strin
   timeout: ({ error }) => error.message,
   refuse: ({ error }) => error.message,
   leak: ({ held }) => `a lease is out for ${duration(held)}: is it ever released?`,
-  unleak: ({ held }) => `the lease that was reported came back after ${duration(held)}`,
+  unleak: ({ held, taken }) => {
+    if (taken === undefined) return `the lease that was reported came back after ${duration(held)}`
+    const why = taken === 'leaked' ? 'it was lost, and nobody could release it' : taken
+    return `the lease that was reported was taken back after ${duration(held)} (${why}): its connection is destroyed`
+  },
   hold: (event) => `${held(event)}: that is half of its holdTimeout (${duration(event.holdTimeout)})`,
   overdue: (event) => `${held(event)}, longer than its holdTimeout (${duration(event.holdTimeout)}): ` +
     'the lease was revoked and the connection destroyed',

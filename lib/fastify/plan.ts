@@ -6,6 +6,7 @@ import { PoolError } from '../engine/errors.js'
 import { checkTransactionOptions } from '../engine/transaction.js'
 import { defaultPolicy, readRoutePools } from './options.js'
 import type { Managed, PoolManager } from './pools.js'
+import { isBodiless } from './request/body.js'
 import type { Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -42,18 +43,19 @@ export interface Plan {
   readonly named: boolean
   /** The manager's, when the plan was made. */
   readonly version: number
+  readonly method: string
+  /** The plan for another method of the route. */
+  readonly next: Plan | undefined
 }
 
 /**
  * The plans of one scope's routes. A route's config object is its own (Fastify copies it), so its plans are kept there:
- * under a symbol of this scope, by method.
+ * under a symbol of this scope, in a chain, one for each method.
  */
 export class Plans {
   readonly #key = Symbol('fastify-pool.plan')
   readonly #manager: PoolManager
   readonly #outer: Plans | undefined
-  /** Whether some route leases in `preHandler`: until then that hook need not look for the plan of its request. */
-  usePreHandler = false
 
   /** @param outer those of the scope around */
   constructor (manager: PoolManager, outer: Plans | undefined) {
@@ -61,13 +63,21 @@ export class Plans {
     this.#outer = outer
   }
 
+  /** Whether a plan of the request's route is the one for this request. */
+  fits (plan: Plan, request: FastifyRequest): boolean {
+    return plan.method === request.method && plan.version === this.#manager.version
+  }
+
   /** Worked out at a route's first request, and again when a pool has come or gone. */
   of (request: FastifyRequest): Plan {
-    const config = request.routeOptions.config as object as { [key: symbol]: Record<string, Plan> | undefined }
-    const plans = (config[this.#key] ??= {})
-    const known = plans[request.method]
-    if (known !== undefined && known.version === this.#manager.version) return known
-    return (plans[request.method] = this.#make(config, request.method, request.routeOptions.url ?? ''))
+    // A getter that makes an object each time: asked once.
+    const { config, url } = request.routeOptions
+    const { method } = request
+    const kept = config as object as { [key: symbol]: Plan | undefined }
+    const first = kept[this.#key]
+    let plan = first?.version === this.#manager.version ? first : undefined
+    while (plan !== undefined && plan.method !== method) plan = plan.next
+    return plan ?? (kept[this.#key] = this.#make(config, method, url ?? '', first))
   }
 
   /**
@@ -87,7 +97,7 @@ export class Plans {
     return this.#outer === undefined ? undefined : this.#outer.#planned(request, name)
   }
 
-  #make (config: unknown, method: string, url: string): Plan {
+  #make (config: unknown, method: string, url: string, known: Plan | undefined): Plan {
     const route = `${method} ${url}`
     const named = readRoutePools(config, `route ${route}`)
     const wanted = this.#manager.own.flatMap((managed) => {
@@ -99,16 +109,16 @@ export class Plans {
     })
     const phase = (when: Policy['acquire']): Step[] =>
       wanted.filter(({ acquire }) => acquire === when).map(({ step }) => step)
-    const preHandler = phase('preHandler')
-    this.usePreHandler ||= preHandler.length > 0
     const { version } = this.#manager
     return {
       route,
       onRequest: phase('onRequest'),
-      preHandler,
+      preHandler: phase('preHandler'),
       manual: phase('manual'),
       named: named !== undefined,
       version,
+      method,
+      next: known?.version === version ? known : undefined,
     }
   }
 
@@ -147,6 +157,13 @@ export function checkPolicy (policy: Partial<Policy> | false, { name, backend }:
 }
 
 interface Route { readonly method: string | string[], readonly url: string, readonly config?: unknown }
+
+/** Whether requests of a route may have something left to do before their handler: see `preHandlerHook`. */
+export function needsPreHandler (route: Route): boolean {
+  if (![route.method].flat().every(isBodiless)) return true
+  const pools = readRoutePools(route.config, route.url)
+  return pools !== undefined && [...pools.values()].some(({ acquire }) => acquire === 'preHandler')
+}
 
 /**
  * Checks a route's `config.pools` at boot, where a mistake costs a start and no request.

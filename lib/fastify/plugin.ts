@@ -6,18 +6,20 @@ import { PoolError } from '../engine/errors.js'
 import { makePool, type Share } from './backends.js'
 import { decorateConnection, decorateRequests } from './face.js'
 import { HealthProbes } from './health.js'
-import { addEndHooks, addRequestHooks } from './hooks.js'
+import { addEndHooks, addRequestHooks, preHandlerHook } from './hooks.js'
 import { logEvents } from './logging.js'
 import {
   checkPluginOptions, checkRequestName, type ResolvedPluginOptions, type ResolvedPoolOptions,
 } from './options.js'
-import { Plans, checkPolicy, checkRoute } from './plan.js'
+import { Plans, checkPolicy, checkRoute, needsPreHandler } from './plan.js'
 import { PoolManager, close, type Managed } from './pools.js'
 import { RequestHolder } from './request/holder.js'
 import { kReply } from './request/scope.js'
 import { Bulkhead } from './rules/bulkhead.js'
 import { Sticky } from './rules/sticky.js'
 import { kSetting, type Setting } from './setting.js'
+import { TenantPool } from './tenants/pool.js'
+import { TenantSource } from './tenants/source.js'
 
 async function register (app: FastifyInstance, options: PluginOptions): Promise<void> {
   const checked = checkPluginOptions(options)
@@ -34,7 +36,9 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
       const { lease: policy, bulkhead, sticky, stickyFor } = poolOptions
       setting.manager.add(name, pool, {
         policy,
-        bulkhead: bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
+        source: pool instanceof TenantPool
+          ? new TenantSource(pool, poolOptions.tenants!.key)
+          : bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
         sticky: sticky && new Sticky(name, sticky, stickyFor),
       })
       if (share !== undefined) shares.push(share)
@@ -78,6 +82,7 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
     checkRequestName(name)
     const policy = own ?? lease
     checkPolicy(policy, pool)
+    if (!ready && policy !== false && policy.acquire === 'preHandler') forAllRoutes()
     // Fastify takes no decorators once it is ready: a later pool is there for `request.acquire(name)` only.
     if (ready) return policy === false ? false : { ...policy, acquire: 'manual' }
     // A pool of that name was here before, and has been removed.
@@ -99,6 +104,7 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
   if (outer === undefined) decorateRequests(app)
 
   addRouteChecks(app, setting)
+  const forAllRoutes = addPreHandlerHooks(app, setting)
   app.addHook('onReady', (done) => {
     ready = true
     done()
@@ -110,6 +116,31 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
   addCloseHooks(app, manager)
   return setting
 }
+
+/**
+ * Adds the `preHandler` hook to the routes that need it: in `onRoute`, so a route that was declared before, and that the
+ * instance's hooks see all the same, may be missed. Where there are such routes it is a hook of the instance.
+ *
+ * @returns makes it a hook of the instance, for all routes
+ */
+function addPreHandlerHooks (app: FastifyInstance, setting: Setting): () => void {
+  const hook = preHandlerHook(setting)
+  let isAdded = false
+  const forAllRoutes = () => {
+    if (!isAdded) app.addHook('preHandler', hook)
+    isAdded = true
+  }
+  if (app.printRoutes() !== noRoutes) forAllRoutes()
+  app.addHook('onRoute', (route) => {
+    if (isAdded || !needsPreHandler(route)) return
+    const own = [route.preHandler ?? []].flat() as unknown[]
+    if (!own.includes(hook)) route.preHandler = [hook, ...own] as typeof route.preHandler
+  })
+  return forAllRoutes
+}
+
+/** What `printRoutes` prints of an app without routes. */
+const noRoutes = '(empty tree)'
 
 /**
  * Checks each route where it is declared. In a scope inside this one pools of its own may still be to come: whether

@@ -5,7 +5,6 @@ import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolSta
 import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
-import type { Bulkhead } from './rules/bulkhead.js'
 import { Direct, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -22,7 +21,8 @@ export interface Managed {
 /** What a pool asks of the requests that lease it. */
 interface Rules {
   readonly policy?: Policy | false | undefined
-  readonly bulkhead?: Bulkhead | undefined
+  /** undefined: the pool itself. */
+  readonly source?: Source | undefined
   readonly sticky?: Sticky | undefined
 }
 
@@ -101,7 +101,7 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    this.#own.set(name, { name, pool, policy, source: rules.bulkhead ?? new Direct(pool), sticky: rules.sticky })
+    this.#own.set(name, { name, pool, policy, source: rules.source ?? new Direct(pool), sticky: rules.sticky })
     this.version++
     for (const { begin } of this.#subscriptions) begin(pool)
   }

@@ -1,6 +1,8 @@
 // The options of one pool without Fastify: schemas, defaults and the check. Their types: types/options.ts.
+import type { Connector } from '../../types/connector.js'
 import type { Address, Backoff, CircuitOptions, EngineNumbers, PoolHooks } from '../../types/options.js'
 import { badOption } from '../engine/errors.js'
+import { unjoined } from '../engine/settings.js'
 import {
   deadline, join, nameSchema, optionalFunction, read, readAll, readObject, time, type Options,
 } from './schema.js'
@@ -75,7 +77,7 @@ export const engineProperties = {
   },
   overload: { type: 'boolean', default: true },
   allowExitOnIdle: { type: 'boolean', default: true },
-  reset: { enum: ['session', 'transaction', 'none'], default: 'session' },
+  reset: { enum: ['session', 'transaction', 'none', 'joined'], default: 'session' },
 } as const
 
 export const hookProperties = {
@@ -154,12 +156,14 @@ export const poolDefaults =
 export function checkEngineOptions<C = unknown> (connector: unknown, options: unknown): ResolvedEngineOptions<C> {
   read(connectorSchema, connector, 'connector')
   if (typeof options === 'object' && options !== null && checked.has(options)) {
+    checkReset(options as Options, (connector as Connector<C>).system, '')
     return options as ResolvedEngineOptions<C>
   }
   const properties = { name: { ...nameSchema, default: 'db' }, ...engineProperties, ...hookProperties }
   const given = readObject(properties, options, '')
   const result = readAll(properties, given, '')
   checkTogether(result, given, '')
+  checkReset(result, (connector as Connector<C>).system, '')
   return seal<ResolvedEngineOptions<C>>(result)
 }
 
@@ -172,6 +176,14 @@ export function checkTogether (result: Options, given: Options, path: string): v
   checkAddress(given, path)
   checkRange(result, given, path)
   checkRange(result.backoff as Options, given.backoff as Options | undefined, join(path, 'backoff'))
+}
+
+/**
+ * @param system what the connector calls its database
+ * @throws `FST_POOL_BAD_OPTIONS`
+ */
+export function checkReset ({ reset }: Options, system: unknown, path: string): void {
+  if (reset === 'joined' && system !== 'postgresql') throw badOption(join(path, 'reset'), reset, unjoined)
 }
 
 export function checkAddress (given: Options, path: string): void {

@@ -318,14 +318,19 @@ const failures: Array<Failing<Client>> = [
   failing('too many connections (53300)', false, { username: `${ours}_none` }),
 ]
 
+/** @param whole the mode that undoes everything */
+const connectorOf = (whole: 'session' | 'joined'): Subject<Client>['connector'] =>
+  ({ host, port }, { reset, name, password, resetTimeout = 1000 }) => {
+    const url = new URL(server.url)
+    Object.assign(url, { hostname: host, port: String(port), ...(password !== undefined && { password }) })
+    const mode = reset === 'session' ? whole : reset
+    return postgresql({ url: url.href, reset: mode, resetTimeout, connection: { application_name: name } })
+  }
+
 const subject: Subject<Client> = {
   address: server,
   max: 4,
-  connector: ({ host, port }, { reset, name, password }) => {
-    const url = new URL(server.url)
-    Object.assign(url, { hostname: host, port: String(port), ...(password !== undefined && { password }) })
-    return postgresql({ url: url.href, reset, connection: { application_name: name } })
-  },
+  connector: connectorOf('session'),
   isDriver: (connection) => connection instanceof pg.Client,
   id: (connection) => value(connection, 'SELECT pg_backend_pid()::text').then(Number),
   count: async (name) =>
@@ -378,3 +383,7 @@ const subject: Subject<Client> = {
 }
 
 t.test('postgresql', (t) => contract(t, subject))
+t.test("postgresql, reset: 'joined'", async (t) => {
+  await admin.query(`TRUNCATE ${ours}_lines, ${ours}_skew`)
+  await contract(t, { ...subject, whole: 'joined', connector: connectorOf('joined') })
+})

@@ -74,6 +74,8 @@ export interface Setup {
   readonly name: string
   /** Where none is asked for: to be looked for in errors. */
   readonly password?: string
+  /** Of the pool. */
+  readonly resetTimeout?: number | undefined
 }
 
 /** One database, and all that the contract has to know of it. */
@@ -83,6 +85,8 @@ export interface Subject<C> {
   connector (at: Address, setup: Setup): Promise<Connector<C>>
   /** How many connections the pools of these tests have at most. */
   readonly max: number
+  /** The mode that undoes everything, where it is another one than 'session': `reset` of the pool. */
+  readonly whole?: 'joined'
   /** Default: a `Pool`. */
   pool? (connector: Connector<C>, options: EngineOptions<C>): PoolFace<C>
   readonly role?: Role
@@ -240,7 +244,7 @@ const nowhere: Address = { host: '', port: 0 }
 /** What every backend promises. Each case is a pool of its own on the subject's server. */
 export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> {
   const cases = new Cases(t)
-  const { max, role, describes } = subject
+  const { max, role, describes, whole } = subject
   const traces = typeof subject.traces === 'string' ? [] : subject.traces
 
   async function open (t: Test, options: OpenOptions<C> = {}): Promise<Opened<C>> {
@@ -250,7 +254,9 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
         : subject.address, password, blind = false, beforeCreate, ...rest
     } = options
     const name = `contract_${process.pid}_${++names}`
-    const connector = await subject.connector(at, { reset, name, ...(password !== undefined && { password }) })
+    const { resetTimeout } = options
+    const setup = { reset, name, resetTimeout, ...(password !== undefined && { password }) }
+    const connector = await subject.connector(at, setup)
     const made = new Set<C>()
     for (const one of [connector, connector.replica]) {
       if (one === undefined) continue
@@ -263,7 +269,7 @@ export async function contract<C> (t: Test, subject: Subject<C>): Promise<void> 
       }
       if (blind) Object.assign(one, { isBroken: undefined, onDeath: undefined })
     }
-    const all = { max, reset, ...rest }
+    const all = { max, reset: reset === 'session' ? whole ?? reset : reset, ...rest }
     const pool = subject.pool?.(connector, all) ?? new Pool(connector, all)
     t.teardown(() => pool.close({ timeout: 500 }))
     const opened = { pool, connector, name, made }

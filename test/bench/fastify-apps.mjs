@@ -174,6 +174,7 @@ export const overSocket = {
     "ours, `reset: 'none'`": ours('none'),
     "ours, `reset: 'transaction'`": ours('transaction'),
     "ours, `reset: 'session'`": ours('session'),
+    "ours, `reset: 'joined'`": ours('joined'),
   },
   Redis: {
     'no database': () => answering(async () => ({ v: '1' })),

@@ -30,7 +30,7 @@ async function postgresWays (url: string): Promise<Way[]> {
     },
     end: () => own.end(),
   }
-  const ours = await Promise.all(modes.map(async (reset): Promise<Way> => {
+  const ours = await Promise.all([...modes, 'joined' as const].map(async (reset): Promise<Way> => {
     const pool = new Pool(await postgresql({ url, reset }), { max, reset })
     return { name: reset, lease: () => pool.use((client) => client.query('select 1')), end: () => pool.close() }
   }))

@@ -91,6 +91,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
       'function'],
     expected: "the driver's module or class, or of sqlite 'better-sqlite3', 'libsql' or 'node:sqlite'"
   },
+  appName: { takes: ['text'], expected: 'a text that is not empty' },
   connection: { takes: ['object', 'function'], expected: 'an object, or a function that returns one' },
   min: { ...count, beside: { max: 2 ** 31 } },
   max: positive,
@@ -115,7 +116,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   circuit: { takes: ['false', 'object'], expected: 'false or an object' },
   overload: { takes: ['true', 'false'], expected: 'true or false' },
   allowExitOnIdle: { takes: ['true', 'false'], expected: 'true or false' },
-  reset: { takes: [], expected: "'session', 'transaction' or 'none'" },
+  reset: { takes: [], expected: "'session', 'transaction', 'none' or 'joined'" },
   onConnect: hook,
   onAcquire: hook,
   onRelease: hook,

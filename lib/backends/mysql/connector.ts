@@ -5,7 +5,7 @@ import type { Connection } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
-import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { isConflict, isPassing, isPermanent } from './errors.js'
 import { Killer } from './killer.js'
 import { configsOf, type Config, type MysqlOptions } from './options.js'
@@ -68,6 +68,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
 
   constructor (options: MysqlOptions) {
     super()
+    refuseJoined(options)
     this.#addresses = new Addresses(options)
     this.#config = configsOf(options, this.#addresses)
     this.#driver = loadDriver(mysqlDriver, options.driver)

@@ -8,6 +8,7 @@ import { ServerConnector, sessionOf } from '../shared/session.js'
 import { cutAtAbort, unlessAborted } from '../shared/signal.js'
 import { isConflict, isPassing, isPermanent } from './errors.js'
 import { Inspection } from './inspect.js'
+import { JoinedRounds, refuseUnlessJoined } from './joined.js'
 import { Listening, type ListenOptions, type NotificationListener } from './listening.js'
 import { configsOf, type Config, type PostgresOptions } from './options.js'
 import { ownQueries } from './queries.js'
@@ -67,11 +68,17 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
 
   constructor (options: PostgresOptions) {
     super()
-    const { reset = 'session', connectTimeout = 3000 } = options
+    const { reset = 'session', connectTimeout = 3000, resetTimeout = 1000 } = options
     this.#addresses = new Addresses(options, { password: process.env.PGPASSWORD })
     this.#config = configsOf(options, this.#addresses)
     this.#driver = loadDriver(postgresDriver, options.driver)
-    this.#common = { own: ownQueries(this.#driver), inspection: new Inspection(), mode: reset }
+    this.#common = {
+      own: ownQueries(this.#driver),
+      inspection: new Inspection(),
+      mode: reset,
+      rounds: new JoinedRounds(resetTimeout),
+      scrub: (error) => scrub(error, this.secrets),
+    }
     this.#listening = new Listening({
       open: (signal) => this.open(signal),
       connectTimeout,
@@ -98,6 +105,8 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
     return await cutAtAbort(signal, () => session.cut(), async () => {
       try {
         await client.connect()
+        signal.throwIfAborted()
+        if (this.#common.mode === 'joined') await refuseUnlessJoined(client)
         signal.throwIfAborted()
         session.open()
         return session
@@ -129,6 +138,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   }
 
   close (): Promise<void> {
+    this.#common.rounds.close()
     return this.#listening.close()
   }
 }

@@ -14,9 +14,10 @@ export const outdated: ReadonlySet<unknown> = new Set(['0A000', '26000', '42P05'
 
 /**
  * From the server: it shuts down (57P01), one of its processes crashed (57P02), it is not up yet (57P03). From the
- * socket, once it was connected: Node's codes.
+ * socket, once it was connected: Node's codes. Ours: the statement stood behind a joined reset that failed.
  */
-const passing: ReadonlySet<unknown> = new Set([readOnly, '57P01', '57P02', '57P03', ...socketCodes])
+const passing: ReadonlySet<unknown> =
+  new Set([readOnly, '57P01', '57P02', '57P03', 'FST_POOL_RESET_FAILED', ...socketCodes])
 
 const ofTheDriver = /^Connection terminated\b|^Client .+ is not queryable$/
 

@@ -5,8 +5,11 @@ import {
   assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
+import { appNameOf } from '../shared/app-name.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
 import { postgresDriver, type Inside } from './wire.js'
+
+export type PostgresReset = 'session' | 'joined' | 'transaction' | 'none'
 
 export interface PostgresOptions {
   /**
@@ -33,10 +36,21 @@ export interface PostgresOptions {
    *   listeners and type parsers of the object, properties and methods that were set on it. Statements that the driver
    *   named stay prepared. What `LOAD` loaded stays, and a PREPARE within a function where the driver holds named
    *   statements.
+   * - 'joined': the same, without a round trip: the reset goes out in front of the next borrower's first statement, in
+   *   the same write, or in the next turn of the event loop. If it fails, the server ends the session before that
+   *   statement, which rejects with `FST_POOL_RESET_FAILED`. Not behind a proxy such as PgBouncer: a create finds that
+   *   out and fails.
    * - 'transaction': an open transaction, nothing else. No round trip where none is open.
    * - 'none': nothing.
    */
-  reset?: 'session' | 'transaction' | 'none'
+  reset?: PostgresReset
+  /** How long the server may take to answer a joined reset, in ms. Then the connection is destroyed. Default 1000. */
+  resetTimeout?: number
+  /**
+   * By which name the server shows these connections, where neither `url`, `connection` nor `PGAPPNAME` says another
+   * one: `application_name`. At most 63 characters of ASCII. Default: the name in the app's package.json.
+   */
+  appName?: string
   /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
   connectTimeout?: number
   /**
@@ -104,6 +118,8 @@ function driverOptions (address: AddressNow, options: PostgresOptions, parse: Pa
   }
   const base: ClientConfig = { keepAlive: true, keepAliveInitialDelayMillis: keepAliveAfter }
   assignGiven(base, url === undefined ? {} : { ...parseUrl(url, parse!) }, { host, port, database }, connection)
+  // pg takes it where there is no `application_name`, from wherever.
+  base.fallback_application_name ||= appNameOf(options.appName, { longest: 63 })
   const { ssl } = base
   // A pg that was given the same object before has made its key invisible to a copy.
   if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }

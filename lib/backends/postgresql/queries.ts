@@ -5,7 +5,10 @@ import type { Driver, Wire } from './wire.js'
 /** What the query that undoes asks of its session. */
 interface UndoSite {
   readonly connection: Client
-  /** What is to be sent, now that all that came before is answered. undefined: nothing. */
+  /**
+   * What is to be sent, now that all that came before is answered. Empty: it was sent, and its answer will come.
+   * undefined: nothing.
+   */
   undoing (): Buffer | undefined
   undone (): void
   /** Ends the connection at once. */
@@ -31,11 +34,13 @@ export interface OwnQueries {
   readonly Undo: new (site: UndoSite) => Undo
   /** A statement whose text is decided when its turn comes. */
   readonly Step: StepClass
+  /** Whether the driver's own class reads the answers to a query. Others may read the socket by themselves. */
+  isPlain (query: object): boolean
 }
 
 export function ownQueries (driver: Driver): OwnQueries {
   const Query = driver.Query as unknown as QueryClass
-  return { Undo: undoClass(Query), Step: stepClass(Query) }
+  return { Undo: undoClass(Query), Step: stepClass(Query), isPlain: (query) => query instanceof Query }
 }
 
 /** What a query of ours is refused with where there is nothing to send. That is no failure. */
@@ -81,7 +86,7 @@ function undoClass (Base: QueryClass): OwnQueries['Undo'] {
     override submit (wire: Wire): Error | null {
       const message = this.#site.undoing()
       if (message === undefined) return nothingToDo
-      wire.stream.write(message)
+      if (message.length > 0) wire.stream.write(message)
       return null
     }
 

@@ -3,10 +3,12 @@ import type { Socket } from 'node:net'
 import type { Activity, ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { Properties } from '../shared/properties.js'
-import { ServerSession, type ResetMode } from '../shared/session.js'
+import { ServerSession } from '../shared/session.js'
 import { cancelLeft, end } from './ending.js'
 import { outdated, readOnly, type Failed } from './errors.js'
 import type { Inspection } from './inspect.js'
+import { JoinedReset, type JoinedRounds } from './joined.js'
+import type { PostgresReset } from './options.js'
 import { PreparedNames } from './prepared.js'
 import type { OwnQueries, Undo } from './queries.js'
 import { messages, type Inside } from './wire.js'
@@ -18,8 +20,16 @@ type Failing = (error: Error, first: boolean) => Error
 export interface Common {
   readonly own: OwnQueries
   readonly inspection: Inspection
-  readonly mode: ResetMode
+  readonly mode: PostgresReset
+  /** Of mode 'joined'. */
+  readonly rounds: JoinedRounds
+  scrub (error: unknown): Error
 }
+
+const nothing = Buffer.alloc(0)
+
+/** What a reset resolves to that goes out in front of whatever is sent next. */
+const joined = Promise.resolve()
 
 /** Watches what goes through one `pg.Client`, and knows how to undo it. */
 export class PostgresSession extends ServerSession<Client> {
@@ -45,8 +55,12 @@ export class PostgresSession extends ServerSession<Client> {
   readonly #raw: Socket
   readonly #undo: Undo
   readonly #prepared: PreparedNames
+  /** In mode 'joined'. */
+  #joined: JoinedReset | undefined
+  /** The server was asked to cancel what ran when the connection was abandoned. */
+  #left: Promise<void> | undefined
   #stream: Socket
-  #mode: ResetMode = 'none'
+  #mode: PostgresReset = 'none'
   /** The stream's `bytesWritten` when the connection was clean last. */
   #mark = 0
   /** Whether the driver asks for binary results, as it was configured. */
@@ -103,7 +117,8 @@ export class PostgresSession extends ServerSession<Client> {
     this.#mode = this.#common.mode
     this.#stream = this.#inside.connection.stream
     this.mark()
-    if (this.#mode !== 'session') return
+    if (!this.#isWhole) return
+    if (this.#mode === 'joined') this.#join()
     this.listeners.follow()
     const set = this.connection.setTypeParser as (...args: unknown[]) => unknown
     const value = (...args: unknown[]) => {
@@ -123,7 +138,10 @@ export class PostgresSession extends ServerSession<Client> {
 
   override unfit (): boolean {
     // pg marks a client that has sent a query by `hasExecuted`.
-    this.#properties ??= new Properties(this.connection, ['hasExecuted'], ['setTypeParser'])
+    if (this.#properties === undefined) {
+      const hidden = this.#joined === undefined ? ['setTypeParser'] : ['setTypeParser', 'query']
+      this.#properties = new Properties(this.connection, ['hasExecuted'], hidden)
+    }
     return this.broken || this.#spoilt
   }
 
@@ -155,18 +173,34 @@ export class PostgresSession extends ServerSession<Client> {
 
   /** Declares the connection clean: what was sent until now needs no reset. */
   mark (): void {
+    this.#joined?.clean()
     this.#mark = this.#stream.bytesWritten
+  }
+
+  /** Nothing was sent since it was clean last. */
+  get #isUnused (): boolean {
+    return this.#joined === undefined ? this.#stream.bytesWritten === this.#mark : !this.#joined.used
   }
 
   // --- Reset ---------------------------------------------------------------------------------------------------------
 
+  /** Everything that a borrower leaves is undone. */
+  get #isWhole (): boolean {
+    return this.#mode === 'session' || this.#mode === 'joined'
+  }
+
   /** Queues the reset behind what is still running. undefined: there is nothing to undo. */
   undo (): Promise<void> | undefined {
-    if (this.#mode === 'session') {
+    if (this.#isWhole) {
       const restored = this.#isTouched
       if (restored) this.#restoreObject()
       // `onConnect` may have added those listeners: a promise lets the pool run it again.
-      if (this.idle && this.#stream.bytesWritten === this.#mark) return restored ? Promise.resolve() : undefined
+      if (this.idle && this.#isUnused) return restored ? Promise.resolve() : undefined
+      if (this.#joined?.isAhead === false && this.idle && this.status === 'I') {
+        this.#joined.begin(this.#forgetsStatements() ? messages.joinedDiscard : messages.joinedFresh)
+        this.undone()
+        return joined
+      }
     } else if (this.#mode === 'none' || (this.idle && this.status === 'I')) {
       return undefined
     }
@@ -185,11 +219,17 @@ export class PostgresSession extends ServerSession<Client> {
   /** The message to send when all earlier queries are answered. undefined: nothing. */
   undoing (): Buffer | undefined {
     if (this.#mode === 'transaction') return this.status === 'I' ? undefined : messages.rollback
-    const discard = this.#prepared.doubtful || this.#prepared.empty
-    if (discard) this.#prepared.clear()
+    const discard = this.#forgetsStatements()
     if (this.status === 'I') return discard ? messages.discard : messages.fresh
     // In one message with ROLLBACK, where DISCARD ALL is refused.
     return discard ? messages.rollbackDiscard : messages.rollbackFresh
+  }
+
+  /** Whether all prepared statements go. Those that the driver knows of stay where it can trust what it knows. */
+  #forgetsStatements (): boolean {
+    const goes = this.#prepared.doubtful || this.#prepared.empty
+    if (goes) this.#prepared.clear()
+    return goes
   }
 
   undone (): void {
@@ -213,6 +253,36 @@ export class PostgresSession extends ServerSession<Client> {
     types.text = {}
     types.binary = {}
     this.#typed = false
+  }
+
+  /** From here on resets are joined. A query that may read the socket by itself waits for the reset's answer. */
+  #join (): void {
+    const { connection: client } = this
+    const { own, rounds } = this.#common
+    const reset = this.#joined = new JoinedReset(this, this.#inside.connection, rounds)
+    const before = new own.Undo({
+      connection: client,
+      undoing: () => reset.awaitEnd() ? nothing : undefined,
+      undone: () => {},
+      cut: () => this.cut(),
+    })
+    const driver = Object.getPrototypeOf(client) as { query: (...args: unknown[]) => unknown }
+    const value = (...args: unknown[]) => {
+      const [query] = args
+      const isOther = typeof query === 'object' && query !== null && 'submit' in query && !own.isPlain(query)
+      if (isOther && reset.isAhead && this.idle) before.send()
+      return Reflect.apply(driver.query, client, args)
+    }
+    Object.defineProperty(client, 'query', { value, writable: true, configurable: true })
+  }
+
+  abandon (error: Error, isRunning: boolean): void {
+    if (isRunning) this.#left = cancelLeft(this)
+    this.cut(error)
+  }
+
+  scrub (error: unknown): Error {
+    return this.#common.scrub(error)
   }
 
   // --- What the server says ------------------------------------------------------------------------------------------
@@ -240,7 +310,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.#failing = true
     if (error.code === readOnly) this.#writeRefused = true
     else if (outdated.has(error.code) && !this.#prepared.refused(error)) {
-      if (this.#mode === 'session') this.#prepared.doubtful = true
+      if (this.#isWhole) this.#prepared.doubtful = true
       else this.#spoilt = true
     }
   }
@@ -279,8 +349,10 @@ export class PostgresSession extends ServerSession<Client> {
 
   protected override async close (): Promise<void> {
     const cut = this.ended || this.#inside.connection.stream.destroyed
+    this.#joined?.end()
     if (!this.ended) await end(this)
-    if (cut && !this.idle && !this.#finished) await cancelLeft(this)
+    if (this.#left !== undefined) await this.#left
+    else if (cut && !this.idle && !this.#finished) await cancelLeft(this)
   }
 
   onEnd (told: () => void): void {
@@ -291,9 +363,9 @@ export class PostgresSession extends ServerSession<Client> {
     this.cut()
   }
 
-  /** Ends the connection at once. Whatever waits for an answer is rejected. */
-  cut (): void {
-    this.#inside.connection.stream.destroy()
+  /** Ends the connection at once. Whatever waits for an answer is rejected, with `error` where there is one. */
+  cut (error?: Error): void {
+    this.#inside.connection.stream.destroy(error)
     this.#raw.destroy()
   }
 
@@ -303,6 +375,7 @@ export class PostgresSession extends ServerSession<Client> {
     this.dead = true
     this.error = error
     this.#undo.handleError(error)
+    this.#joined?.end()
     this.die()
   }
 }

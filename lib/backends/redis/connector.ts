@@ -3,7 +3,7 @@ import type { Connector, DriverEvent, ServerState } from '../../../types/connect
 import type { Redis } from '../../../types/drivers.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
-import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
 import { isPermanent, isTransient } from './errors.js'
@@ -59,6 +59,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
 
   constructor (driver: Driver, source: Source, options: RedisOptions) {
     super()
+    refuseJoined(options)
     const { reset = 'session', connectTimeout = 3000, client: theirs } = options
     this.#site = { driver, source, connectTimeout, events: new DriverEvents() }
     this.#mode = reset

@@ -20,7 +20,7 @@ export class Properties {
   constructor (object: object, later: readonly string[] = [], hidden: readonly string[] = []) {
     this.#object = object as Record<string, unknown>
     const names = Object.keys(object)
-    this.#names = new Set([...names, ...later])
+    this.#names = new Set([...names, ...later, ...hidden])
     this.#methods = [...names, ...hidden]
       .filter((name) => typeof this.#object[name] === 'function')
       .map((name) => [name, this.#object[name]])

@@ -1,9 +1,20 @@
 import type { Activity, Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
+import { badOption } from '../../engine/errors.js'
+import { unjoined } from '../../engine/settings.js'
 import { Listeners } from './listeners.js'
 import { cutAtAbort, unlessAborted } from './signal.js'
 
 /** What is undone when a connection is given back. */
 export type ResetMode = 'session' | 'transaction' | 'none'
+
+/**
+ * For all backends but PostgreSQL.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS` for its mode 'joined'
+ */
+export function refuseJoined (options: object): void {
+  if ('reset' in options && options.reset === 'joined') throw badOption('reset', 'joined', unjoined)
+}
 
 const sessionKey: unique symbol = Symbol('fastify-pool session')
 

@@ -3,7 +3,7 @@ import { dirname } from 'node:path'
 import { badOption } from '../../engine/errors.js'
 import type { Connector, Transactions } from '../../../types/connector.js'
 import { refuseNumber } from '../shared/address.js'
-import { SessionConnector, sessionOf, type ResetMode } from '../shared/session.js'
+import { SessionConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { dialectOf, isBusy, isPermanent, Unopenable, type Dialect, type DriverName, type Handle } from './dialect.js'
 import { driverOf } from './driver.js'
 import type { SqliteDatabase, SqliteDriver } from './handle.js'
@@ -57,6 +57,7 @@ class Handles extends SessionConnector<Handle, SqliteSession> {
 
   constructor (Database: SqliteDriver<unknown>, path: string, options: SqliteOptions, reads: boolean) {
     super()
+    refuseJoined(options)
     const { connection, reset = 'session', name } = options
     this.#Database = Database
     this.#dialect = dialectOf(Database)

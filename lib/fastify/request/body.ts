@@ -1,14 +1,17 @@
 import type { FastifyRequest } from 'fastify'
 import { isStream } from './payload.js'
+import { Turn } from './turn.js'
 
 // The body of a request: whether it has one, and whether somebody has read it.
 
 /** Methods whose body Fastify never reads. A client may send one all the same: that must not change anything. */
-const bodiless: ReadonlySet<string> = new Set(['GET', 'HEAD', 'TRACE'])
+export function isBodiless (method: string): boolean {
+  return method === 'GET' || method === 'HEAD' || method === 'TRACE'
+}
 
 /** Whether the headers announce a body that will be read. */
 export function hasBody ({ method, raw }: FastifyRequest): boolean {
-  if (bodiless.has(method)) return false
+  if (isBodiless(method)) return false
   const { stream } = raw as { stream?: { endAfterHeaders?: boolean } }
   if (stream?.endAfterHeaders !== undefined) return !stream.endAfterHeaders
   const length = raw.headers['content-length']
@@ -21,20 +24,15 @@ export interface Awaiting {
   bodyIsSlow (): void
 }
 
-let awaited: Awaiting[] = []
-
 /**
- * A request begins to wait for its body. Nearly all bodies are in before the next turn of the event loop: one look for
- * all requests of a turn is cheaper than to be ready to give back the connections of each.
+ * Requests that began just now to wait for their bodies. Nearly all bodies are in before the next turn of the event
+ * loop: one look for all requests of a turn is cheaper than to be ready to give back the connections of each.
  */
-export function expectBody (request: Awaiting): void {
-  if (awaited.push(request) === 1) setImmediate(look)
-}
+const awaited = new Turn<Awaiting>((request) => { request.bodyIsSlow() })
 
-function look (): void {
-  const all = awaited
-  awaited = []
-  for (const request of all) request.bodyIsSlow()
+/** A request begins to wait for its body. */
+export function expectBody (request: Awaiting): void {
+  awaited.add(request)
 }
 
 /**

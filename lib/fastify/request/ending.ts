@@ -1,40 +1,6 @@
 import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { AcquireSignal } from '../../../types/pool.js'
 import { PoolError, fieldOf, isReadable, scrub } from '../../engine/errors.js'
-
-/**
- * Tells the acquires of one request that the request is over. An AbortController would cost a third of what waiting for
- * a connection costs a request.
- */
-export class Leave implements AcquireSignal {
-  aborted = false
-  reason: unknown
-  #listeners: Array<() => void> = []
-
-  addEventListener (_type: 'abort', listener: () => void): void {
-    this.#listeners.push(listener)
-  }
-
-  removeEventListener (_type: 'abort', listener: () => void): void {
-    this.#listeners = this.#listeners.filter((one) => one !== listener)
-  }
-
-  abort (reason: unknown): void {
-    if (this.aborted) return
-    this.aborted = true
-    this.reason = reason
-    for (const listener of this.#listeners.splice(0)) listener()
-  }
-
-  /** Aborts when another signal does, with its reason. Returns its own undo. */
-  follow (signal: AcquireSignal): () => void {
-    const abort = () => { this.abort(signal.reason) }
-    if (signal.aborted) abort()
-    else signal.addEventListener('abort', abort, { once: true })
-    return () => { signal.removeEventListener('abort', abort) }
-  }
-}
 
 /**
  * The pipelined requests whose responses are queued on one socket, behind others. One listener for all of them: thirty

@@ -1,4 +1,5 @@
 import type { FastifyReply } from 'fastify'
+import { Turn } from './turn.js'
 
 // Replies that were handed over, and may be read slowly or not at all.
 
@@ -9,20 +10,15 @@ export interface Replied {
   linger (): void
 }
 
-let handed: Replied[] = []
-
 /**
- * A reply is handed over now. Nearly all requests are over before the next turn of the event loop: one look for all
- * replies of a turn is cheaper than a timer for each of them.
+ * Replies that were handed over just now. Nearly all requests are over before the next turn of the event loop: one look
+ * for all replies of a turn is cheaper than a timer for each of them.
  */
-export function handOver (request: Replied): void {
-  if (handed.push(request) === 1) setImmediate(look)
-}
+const handed = new Turn<Replied>((request) => { if (!request.over) request.linger() })
 
-function look (): void {
-  const all = handed
-  handed = []
-  for (const request of all) if (!request.over) request.linger()
+/** A reply is handed over now. */
+export function handOver (request: Replied): void {
+  handed.add(request)
 }
 
 /**

@@ -5,12 +5,22 @@ import type { HolderLabel } from '../../../types/pool.js'
 export class RequestHolder {
   readonly route: string
   readonly id: string
-  readonly #request: FastifyRequest
+  #request: FastifyRequest | undefined
 
   constructor (route: string, request: FastifyRequest, id: string = request.id) {
     this.route = route
     this.id = id
     this.#request = request
+  }
+
+  /** As the options of an acquire: for a request that asks for nothing else, there is no object of its own. */
+  get holder (): this {
+    return this
+  }
+
+  /** The request has ended, and holds nothing any more. Whoever keeps its holder must not keep the request. */
+  forget (): void {
+    this.#request = undefined
   }
 
   static requestOf (holder: HolderLabel | undefined): FastifyRequest | undefined {

@@ -12,14 +12,14 @@ import { Slots, type Site as SlotsSite } from './slots.js'
 export const kScope = Symbol('fastify-pool.scope')
 /** Where a request keeps its reply. */
 export const kReply = Symbol('fastify-pool.reply')
-/** Where a request keeps what became of a reply that was sent before there was a scope. */
+/** Where a request keeps what became of its reply before there was a scope: 'none' where it has failed. */
 export const kGiven = Symbol('fastify-pool.given')
 
 declare module 'fastify' {
   interface FastifyRequest {
-    [kScope]: RequestScope | null
-    [kReply]: FastifyReply | null
-    [kGiven]: Given | null
+    [kScope]: RequestScope | undefined
+    [kReply]: FastifyReply | undefined
+    [kGiven]: None | Given | undefined
   }
 }
 
@@ -65,8 +65,8 @@ const stream: Given = { is: 'given', streams: true }
 /** What Fastify gives an `onSend` hook to call. */
 export type OnSendDone = (error?: Error | null, payload?: unknown) => void
 
-/** Methods of replies that tell the request's scope. */
-const telling = new WeakSet<object>()
+/** Marks a method of replies that tells the request's scope. */
+const kTells = Symbol('fastify-pool.tells')
 
 /**
  * No hook tells what a handler sends before other hooks have seen it, nor that it writes its reply by hand. So `send`
@@ -74,18 +74,18 @@ const telling = new WeakSet<object>()
  * reply's own would make a request three times as expensive.
  */
 function tell (reply: FastifyReply): void {
-  if (telling.has(reply.send)) return
+  if (kTells in reply.send) return
   const kind = Object.getPrototypeOf(reply) as FastifyReply
   const { send, hijack } = kind
-  kind.send = function (payload) {
+  const telling: FastifyReply['send'] = function (this: FastifyReply, payload) {
     this.request[kScope]?.sends(payload)
     return send.call(this, payload)
   }
+  kind.send = Object.assign(telling, { [kTells]: true })
   kind.hijack = function () {
     this.request[kScope]?.linger()
     return hijack.call(this)
   }
-  telling.add(kind.send)
 }
 
 /**
@@ -134,7 +134,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     request: FastifyRequest, reply: FastifyReply, route: string, graces: Graces
   ): RequestScope | undefined {
     const known = request[kScope]
-    if (known !== null) return known.over ? undefined : known
+    if (known !== undefined) return known.over ? undefined : known
     if (isOver(request, reply)) return undefined
     return (request[kScope] = new RequestScope(request, reply, route, graces))
   }
@@ -189,10 +189,16 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     return this.#handler === 'timed out' || (this.#handler === 'failed' && hasTimedOut(this.reply.request))
   }
 
+  /** As `failing`, and the request has no scope until now. */
+  static failing (request: FastifyRequest): void {
+    request[kGiven] ??= none
+  }
+
   /** A reply is about to be sent, and the request has no scope until now. */
   static replying (request: FastifyRequest, payload: unknown): void {
     // The reply of a timeout is not the handler's, which goes on.
-    if (!hasTimedOut(request)) request[kGiven] = isStream(payload) ? stream : whole
+    if (request[kGiven] !== undefined && hasTimedOut(request)) return
+    request[kGiven] = isStream(payload) ? stream : whole
   }
 
   /**
@@ -333,7 +339,7 @@ export class RequestScope implements SlotsSite, CommitSite, Replied {
     const { raw } = this.reply
     raw.off('close', this.#end)
     this.#leaveQueue?.()
-    clearTimeout(this.#lookTimer)
+    if (this.#lookTimer !== undefined) clearTimeout(this.#lookTimer)
     const timedOut = this.#isTimedOut
     // Where the client left before there was a reply, nobody expects a commit. A hijacked reply counts as sent.
     if (this.#transactions?.open === true && this.reply.sent && !timedOut) {

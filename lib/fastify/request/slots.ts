@@ -1,16 +1,17 @@
 import type { FastifyReply } from 'fastify'
+import type { Role } from '../../../types/connector.js'
 import type { RouteTransaction } from '../../../types/plugin.js'
 import type { AcquireOptions, Lease } from '../../../types/pool.js'
 import { PoolError } from '../../engine/errors.js'
-import type { Borrower } from '../../engine/entry.js'
-import { kPlace } from '../../engine/line.js'
 import { abandon, lentTo, checkHoldTimeout, isBeside, isBusy } from '../../engine/lease.js'
 import type { Step } from '../plan.js'
 import type { Visit } from '../rules/sticky.js'
 import { expectBody, isBodyRead, type Awaiting } from './body.js'
-import { Leave, errorOf, overError } from './ending.js'
+import { errorOf, overError } from './ending.js'
 import type { RequestHolder } from './holder.js'
+import { Slot, type Owner } from './slot.js'
 import { Traffic } from './traffic.js'
+import { Asked, Served, Wait, isShared } from './wait.js'
 
 /** What the connections of a request ask of its scope. */
 export interface Site {
@@ -26,121 +27,27 @@ export interface Site {
   readonly isHijacked: boolean
 }
 
-/**
- * A request's place for the connection of one pool.
- *
- * ```
- *           lent             the body is slow
- *   empty --------> held ---------------------> parked
- *                   | ^ ^                         |
- *                   | | '------- lent again ------'
- *         released  | | lent again
- *                   v |
- *                   done <------------------- doubtful
- *                           not in use any more
- * ```
- *
- * A slot is 'parked' from the beginning where the handler reads the body and the connection is taken in `preHandler`. A
- * slot that is 'held' becomes 'doubtful' when the response is cut and the handler may still run; and 'unused', which
- * is 'done' by another name, when the headers of the reply are out and nobody has read its connection. The handler or
- * the pool may end a lease while its slot is 'held': `isOut` sees that.
- */
-class Slot implements Borrower {
-  readonly #all: Slots
-  step: Step
-  is: 'empty' | 'held' | 'parked' | 'doubtful' | 'unused' | 'done' = 'empty'
-  /** The last one that was lent; none while the slot is parked. */
-  lease: Lease<unknown> | undefined = undefined
-  /** The next lease, while it is waited for: whoever else wants the connection waits for the same one. */
-  taking: Promise<Lease<unknown>> | undefined = undefined
-  /** Those who stand in the pool's line: several, where calls have deadlines or signals of their own. */
-  waits: Leave[] | undefined = undefined
-  /** The first of them has been served: the connection is made ready, for all of them. */
-  served: Promise<Lease<unknown>> | undefined = undefined
-  /** Somebody has seen the connection, or asked for it, and may use it until the request ends. */
-  touched = false
-  /** Where the pool is sticky: the acquire that the lease comes from. */
-  visit: Visit | undefined = undefined
-  /** One of those who wait has asked for the primary. */
-  writes = false
-  /** When it was first waited for, or lent, in ms of `performance.now()`: set where it may have to come back. */
-  since: number | undefined = undefined
-  /** The `holdTimeout` of a call of `request.acquire`. */
-  asked: number | undefined = undefined
-
-  constructor (all: Slots, step: Step) {
-    this.#all = all
-    this.step = step
-  }
-
-  get #isOwn (): boolean {
-    return this.asked !== undefined || this.step.ownHold
-  }
-
-  get holdTimeout (): number | undefined {
-    return this.#all.isHijacked && !this.#isOwn ? 0 : this.asked ?? this.step.holdTimeout
-  }
-
-  get moved (): number | undefined {
-    return this.#all.moved
-  }
-
-  get restarts (): number {
-    return this.#isOwn ? Infinity : RESTARTS
-  }
-
-  get inVain (): string | undefined {
-    return isUnused(this) ? UNREAD : undefined
-  }
-}
-
-/**
- * So it is in an app whose handlers take their connections from `app.pools`, and have one more each by default: where
- * all wait for a second one, none comes.
- */
-const UNREAD = 'requests that have never read theirs: where handlers take connections from app.pools, or need none, ' +
-  'set lease: false (of the plugin or of the pool) and name the pools of other routes in their config.pools.'
-
-/** How many times the hold of a request whose bytes move starts again, unless its route has a hold of its own. */
-const RESTARTS = 10
-
 /** What is known of the request's body. */
 type Body = 'none' | 'awaited' | 'read' | 'left to the handler'
 
-/** Why a wait ends: another one for the same slot has been served. */
-class Served {
-  constructor (readonly lease: Promise<Lease<unknown>>) {}
-}
-
-/** Whether its next connection is waited for. */
-function isAwaited ({ waits, served }: Slot): boolean {
-  return served !== undefined || (waits !== undefined && waits.length > 0)
-}
-
-/** Whether its connection can be used. */
-function isOut ({ is, lease }: Slot): boolean {
-  return is === 'held' && !lease!.ended
-}
-
 /** The connections of one request, one for each pool that it leases. */
-export class Slots implements Awaiting {
+export class Slots implements Awaiting, Owner {
   readonly #site: Site
   readonly #reply: FastifyReply
-  readonly #holder: { readonly holder: RequestHolder }
-  readonly #all: Slot[] = []
+  readonly #holder: RequestHolder
+  /** The others follow as `next`: an array of its own would be a literal that reaches the request (see `Wait`). */
+  #first: Slot | undefined
   /** Made where a hold is looked at. */
   #traffic: Traffic | undefined
   #body: Body = 'none'
   #bodyTimer: NodeJS.Timeout | undefined
-  /** While the body is slow: take back the offers to lend the connections on. */
-  #undoOffers: Array<() => void> | undefined
   /** Acquires that may write, where the pool is sticky. */
   #writes: Set<Visit> | undefined
 
   constructor (site: Site, reply: FastifyReply, holder: RequestHolder) {
     this.#site = site
     this.#reply = reply
-    this.#holder = { holder }
+    this.#holder = holder
   }
 
   // --- Taking -------------------------------------------------------------------------------------------------------
@@ -149,33 +56,33 @@ export class Slots implements Awaiting {
    * Takes a connection for each step, one after the other. Calls `done` at once where all are idle; else when it has
    * them, or can't have one.
    */
-  take (steps: readonly Step[], done: (error?: Error) => void): void {
+  take (steps: readonly Step[], done: (error?: Error) => void, from = 0): void {
     // An earlier hook may have waited while the request ended: then nothing would ever end a lease.
     if (this.#site.over) return this.#failed(overError(), done)
-    for (let at = 0; at < steps.length; at++) {
+    for (let at = from; at < steps.length; at++) {
       const slot = this.#slotFor(steps[at]!)
       // Taken by hand before its turn.
-      if (isOut(slot)) continue
-      let lease: Lease<unknown> | null = null
+      if (slot.isOut) continue
+      let lease: Lease<unknown> | null | undefined = null
       try {
+        const { source, transaction } = slot.step
         // A transaction begins with a round trip: it takes the way that waits.
-        if (!isAwaited(slot) && slot.step.transaction === undefined) {
-          lease = slot.step.source.tryAcquire(this.#reply.request, this.#optionsOf(slot))
-        }
+        if (!slot.isAwaited && transaction === undefined) {
+          lease = source.tryAcquire(this.#reply.request, this.#askedOf(slot))
+        } else if (!source.serves(this.#reply.request)) lease = undefined
       } catch (error) {
         return this.#failed(errorOf(error), done)
       }
+      if (lease === undefined) continue
       if (lease === null) {
-        this.#takeRest(steps, at).then(() => { done() }, (error: unknown) => { this.#failed(errorOf(error), done) })
+        this.#leaseOf(slot).then(() => { this.take(steps, done, at + 1) }, (error: unknown) => {
+          this.#failed(errorOf(error), done)
+        })
         return
       }
       this.#lent(slot, lease)
     }
     done()
-  }
-
-  async #takeRest (steps: readonly Step[], from: number): Promise<void> {
-    for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
   }
 
   /**
@@ -188,7 +95,7 @@ export class Slots implements Awaiting {
     if (options?.holdTimeout !== undefined) this.#bound(slot, options)
     if (options?.role === 'primary') slot.writes = true
     // Also where the lease is out already, and was taken for reading.
-    if (slot.writes && isOut(slot)) this.#mayWrite(slot)
+    if (slot.writes && slot.isOut) this.#mayWrite(slot)
     return this.#leaseOf(slot, options)
   }
 
@@ -196,80 +103,95 @@ export class Slots implements Awaiting {
   #bound (slot: Slot, options: AcquireOptions): void {
     checkHoldTimeout(options)
     slot.asked = options.holdTimeout
-    if (isOut(slot)) lentTo(slot.lease!, slot)
+    if (slot.isOut) lentTo(slot.lease!, slot)
   }
 
   #leaseOf (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
-    if (isOut(slot)) return Promise.resolve(slot.lease!)
-    if (options?.timeout !== undefined || options?.signal !== undefined) return this.#wait(slot, options)
-    return (slot.taking ??= this.#wait(slot, options).finally(() => { slot.taking = undefined }))
+    if (slot.isOut) return Promise.resolve(slot.lease!)
+    const shares = isShared(options)
+    if (shares && slot.taking !== undefined) return slot.taking
+    if (this.#site.over) return Promise.reject(overError())
+    if (slot.served !== undefined) return slot.served
+    try {
+      const lease = this.#wait(slot, options)
+      if (shares) slot.taking = lease
+      return lease
+    } catch (error) {
+      return Promise.reject(error)
+    }
   }
 
   /** Waits in the pool's line. Of several waits for one slot, whichever is served first ends the others. */
-  async #wait (slot: Slot, options?: AcquireOptions): Promise<Lease<unknown>> {
-    if (this.#site.over) throw overError()
-    if (slot.served !== undefined) return await slot.served
-    const leave = new Leave()
-    const waits = (slot.waits ??= [])
-    waits.push(leave)
-    const unlink = options?.signal && leave.follow(options.signal)
+  #wait (slot: Slot, options: AcquireOptions | undefined): Promise<Lease<unknown>> {
     const came = slot.is === 'parked' ? slot.since : undefined
     slot.since ??= performance.now()
-    let lease: Lease<unknown>
-    let visit: Visit | undefined
-    try {
-      const place = came !== undefined && { [kPlace]: came }
-      const asked = { ...this.#optionsOf(slot, options), signal: leave, ...place }
-      visit = slot.visit
-      lease = await slot.step.source.acquire(this.#reply.request, asked)
-    } catch (error) {
-      if (leave.reason instanceof Served) return await leave.reason.lease
-      if (waits.length === 1) slot.writes = false
+    const wait = new Wait(this.#holder, this.#roleOf(slot, options?.role), options, came)
+    const { visit } = slot
+    slot.join(wait)
+    return slot.step.source.acquire(this.#reply.request, wait).then((lease) => {
+      this.#left(slot, wait)
+      if (slot.served === undefined && !slot.isOut) return this.#serve(slot, lease, visit)
+      // Two were served in the same turn.
+      lease.release()
+      return slot.served ?? slot.lease!
+    }, (error: unknown) => {
+      this.#left(slot, wait)
+      if (wait.reason instanceof Served) return wait.reason.lease
+      if (slot.waits === undefined) slot.writes = false
       throw error
-    } finally {
-      unlink?.()
-      waits.splice(waits.indexOf(leave), 1)
-    }
-    if (slot.served === undefined && !isOut(slot)) return await this.#serve(slot, lease, visit)
-    // Two were served in the same turn.
-    lease.release()
-    return await (slot.served ?? slot.lease!)
+    })
+  }
+
+  #left (slot: Slot, wait: Wait): void {
+    slot.leave(wait)
+    if (wait.isShared) slot.taking = undefined
   }
 
   /** One who waited has a connection: makes it ready, for all who wait. */
-  async #serve (slot: Slot, lease: Lease<unknown>, visit: Visit | undefined): Promise<Lease<unknown>> {
-    const ready = async (): Promise<Lease<unknown>> => {
-      const { transaction } = slot.step
+  #serve (slot: Slot, lease: Lease<unknown>, visit: Visit | undefined): Lease<unknown> | Promise<Lease<unknown>> {
+    const { transaction } = slot.step
+    if (transaction === undefined) {
+      this.#ready(slot, lease, visit)
+      if (slot.waits !== undefined) slot.abort(new Served(Promise.resolve(lease)))
+      return lease
+    }
+    const begin = async (): Promise<Lease<unknown>> => {
       try {
-        if (transaction !== undefined) await this.#site.begin(lease, transaction)
-        // The request may have ended between the loan and now.
-        if (this.#site.over) throw overError()
-        slot.visit = visit
-        this.#lent(slot, lease)
-        return lease
+        await this.#site.begin(lease, transaction)
       } catch (error) {
         lease.release()
         throw error
       }
+      this.#ready(slot, lease, visit)
+      return lease
     }
-    slot.served = ready()
-    for (const leave of slot.waits!) leave.abort(new Served(slot.served))
-    try {
-      return await slot.served
-    } finally {
-      slot.served = undefined
-    }
+    slot.served = begin().finally(() => { slot.served = undefined })
+    slot.abort(new Served(slot.served))
+    return slot.served
   }
 
-  #optionsOf (slot: Slot, options?: AcquireOptions): AcquireOptions {
-    const { role, sticky, writes } = slot.step
-    if (sticky === undefined && options === undefined) {
-      return role === 'primary' ? this.#holder : { ...this.#holder, role }
+  /** @throws where the request has ended between the loan and now */
+  #ready (slot: Slot, lease: Lease<unknown>, visit: Visit | undefined): void {
+    if (this.#site.over) {
+      lease.release()
+      throw overError()
     }
-    const asked = options?.role
+    slot.visit = visit
+    this.#lent(slot, lease)
+  }
+
+  #askedOf (slot: Slot): AcquireOptions {
+    const role = this.#roleOf(slot, undefined)
+    return role === 'primary' ? this.#holder : new Asked(this.#holder, role)
+  }
+
+  /** Which kind of connection a request gets. @param asked the one that its call asks for */
+  #roleOf (slot: Slot, asked: Role | undefined): Role {
+    const { role, sticky, writes } = slot.step
+    if (sticky === undefined) return asked ?? role
     const may = asked === undefined ? writes : asked === 'primary'
-    slot.visit = sticky?.visit(this.#reply.request, asked ?? role, may)
-    return { ...this.#holder, ...options, role: slot.visit?.role ?? asked ?? role, holdTimeout: undefined }
+    slot.visit = sticky.visit(this.#reply.request, asked ?? role, may)
+    return slot.visit?.role ?? asked ?? role
   }
 
   #lent (slot: Slot, lease: Lease<unknown>): void {
@@ -290,7 +212,7 @@ export class Slots implements Awaiting {
 
   /** One connection can't be had: those of the request that nobody has seen go back at once. */
   #failed (error: Error, done: (error: Error) => void): void {
-    for (const slot of this.#all) if (!slot.touched) release(slot)
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) if (!slot.touched) slot.release()
     // Nobody reads the reply of a request that is over: with 499 its log line does not look like a fault of the app.
     // A reply whose headers are out keeps its status.
     if (this.#site.over && !this.#reply.raw.headersSent) this.#reply.code(499)
@@ -298,18 +220,28 @@ export class Slots implements Awaiting {
   }
 
   #slotFor (step: Step): Slot {
-    let slot = this.#find(step.name)
-    if (slot === undefined) {
-      slot = new Slot(this, step)
-      this.#all.push(slot)
+    let last: Slot | undefined
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) {
+      if (slot.step.name === step.name) {
+        slot.step = step
+        return slot
+      }
+      last = slot
     }
-    slot.step = step
+    const slot = new Slot(this, step)
+    if (last === undefined) this.#first = slot
+    else last.next = slot
     return slot
   }
 
   #find (name: string): Slot | undefined {
-    for (const slot of this.#all) if (slot.step.name === name) return slot
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) if (slot.step.name === name) return slot
     return undefined
+  }
+
+  /** For what few requests do: those that do it often walk along `next`. */
+  * #slots (): Generator<Slot, void> {
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) yield slot
   }
 
   // --- How long they may be held ------------------------------------------------------------------------------------
@@ -362,9 +294,8 @@ export class Slots implements Awaiting {
 
   bodyIsSlow (): void {
     if (this.#body !== 'awaited' || this.#site.over || this.#reply.request.raw.complete) return
-    const offers: Array<() => void> = this.#undoOffers = []
-    for (const slot of this.#all) {
-      if (isUnused(slot)) offers.push(slot.step.source.lendable(slot.lease!, () => this.#recall(slot)))
+    for (const slot of this.#slots()) {
+      if (slot.isUnused) slot.undoOffer = slot.step.source.lendable(slot.lease!, () => this.#recall(slot))
     }
   }
 
@@ -373,16 +304,17 @@ export class Slots implements Awaiting {
    * another request may hold this one and wait for that.
    */
   #recall (slot: Slot): boolean {
-    if (!isUnused(slot) || slot.lease!.ended || this.#reply.request.raw.complete) return false
+    if (!slot.isUnused || slot.lease!.ended || this.#reply.request.raw.complete) return false
     const { order } = slot.step
-    const isLater = (other: Slot) => other.step.order > order && (isOut(other) || isAwaited(other))
-    if (this.#all.some(isLater)) return false
+    for (const other of this.#slots()) {
+      if (other.step.order > order && (other.isOut || other.isAwaited)) return false
+    }
     this.#park(slot)
     return true
   }
 
   #parkAll (): void {
-    for (const slot of this.#all) if (isUnused(slot)) this.#park(slot)
+    for (const slot of this.#slots()) if (slot.isUnused) this.#park(slot)
   }
 
   #park (slot: Slot): void {
@@ -398,10 +330,13 @@ export class Slots implements Awaiting {
   }
 
   #stopWaiting (): void {
+    // Set where a body was awaited: nearly all requests have none.
+    if (this.#bodyTimer === undefined) return
     clearTimeout(this.#bodyTimer)
-    if (this.#undoOffers === undefined) return
-    for (const undo of this.#undoOffers) undo()
-    this.#undoOffers = undefined
+    for (const slot of this.#slots()) {
+      slot.undoOffer?.()
+      slot.undoOffer = undefined
+    }
   }
 
   /** Gives a connection back that nobody has used, and its transaction, which has done nothing. */
@@ -421,7 +356,7 @@ export class Slots implements Awaiting {
   bodyParsed (done: (error?: Error) => void): void {
     if (this.#body !== 'awaited' || !isBodyRead(this.#reply.request)) return done()
     this.#bodyCame('read')
-    const parked = this.#all.filter(({ is }) => is === 'parked').map(({ step }) => step)
+    const parked = [...this.#slots()].filter(({ is }) => is === 'parked').map(({ step }) => step)
     if (parked.length === 0) return done()
     this.take(parked, done)
   }
@@ -466,7 +401,7 @@ export class Slots implements Awaiting {
     if (slot.is === 'unused') throw unusedError(name)
     slot.touched = true
     const { connection } = slot.lease
-    if (isBeside(slot.lease)) warnOf(this.#reply, this.#holder.holder, name)
+    if (isBeside(slot.lease)) warnOf(this.#reply, this.#holder, name)
     return connection
   }
 
@@ -481,20 +416,22 @@ export class Slots implements Awaiting {
 
   /** The reply is about to be sent: gives back the connections that the route holds only until then. */
   releaseOnSend (): void {
-    for (const slot of this.#all) if (slot.step.release === 'onSend') release(slot)
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) {
+      if (slot.step.release === 'onSend') slot.release()
+    }
   }
 
   /** The headers of the reply are out: gives back the connections that nobody has seen. */
   headersOut (): void {
-    for (const slot of this.#all) {
-      if (isUnused(slot) && !this.#site.isEnding(slot.lease!)) this.#giveBack(slot, 'unused')
+    for (const slot of this.#slots()) {
+      if (slot.isUnused && !this.#site.isEnding(slot.lease!)) this.#giveBack(slot, 'unused')
     }
   }
 
   /** The request has had its time: destroys the connections on which commands of it still run. */
   abandonBusy (): void {
-    for (const slot of this.#all) {
-      if (!isOut(slot) || !isBusy(slot.lease!)) continue
+    for (const slot of this.#slots()) {
+      if (!slot.isOut || !isBusy(slot.lease!)) continue
       slot.is = 'done'
       abandon(slot.lease!)
     }
@@ -508,21 +445,26 @@ export class Slots implements Awaiting {
    */
   end (well: boolean): boolean {
     this.#stopWaiting()
-    // Only where an acquire waits: most have long been served, and the error has a stack.
-    if (this.#all.some(isAwaited)) {
-      const error = overError()
-      for (const { waits } of this.#all) if (waits !== undefined) for (const leave of waits) leave.abort(error)
-    }
+    this.#abortWaits()
     let doubt = false
-    for (const slot of this.#all) {
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) {
       // What nobody has seen nobody can be using.
-      if (well || !slot.touched || !isOut(slot)) release(slot)
+      if (well || !slot.touched || !slot.isOut) slot.release()
       else {
         slot.is = 'doubtful'
         doubt = true
       }
     }
+    if (!doubt) this.#holder.forget()
     return doubt
+  }
+
+  #abortWaits (): void {
+    // Made only where an acquire waits: the error has a stack.
+    let error: PoolError | undefined
+    for (let slot = this.#first; slot !== undefined; slot = slot.next) {
+      if (slot.waits !== undefined) slot.abort(error ??= overError())
+    }
   }
 
   /**
@@ -531,30 +473,20 @@ export class Slots implements Awaiting {
    * @param clean nobody uses them any more: they go back. Else they are destroyed.
    */
   settle (clean: boolean): void {
-    for (const slot of this.#all) {
+    for (const slot of this.#slots()) {
       if (slot.is !== 'doubtful') continue
       slot.is = 'done'
       if (clean) slot.lease!.release()
       else abandon(slot.lease!)
     }
+    this.#holder.forget()
   }
-}
-
-/** Whether it has a connection that nobody has seen. */
-function isUnused ({ is, touched }: Slot): boolean {
-  return is === 'held' && !touched
 }
 
 function unusedError (name: string): PoolError {
   return new PoolError('FST_POOL_LEASE_RELEASED', `the connection of pool '${name}' went back when the headers ` +
     `of the reply were out, as nobody had read request.${name} until then: read it before, or ` +
       `await request.acquire('${name}')`)
-}
-
-function release (slot: Slot): void {
-  if (slot.is !== 'held') return
-  slot.is = 'done'
-  slot.lease!.release()
 }
 
 /** By a route's config: the pools of which it was warned that they are used beside a transaction. */

@@ -200,6 +200,28 @@ export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
 /** A level of Fastify's logger, or `false`: not logged. */
 export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | false
 
+/** The routes that an orchestrator asks. They lease no connection, and Fastify logs them at `warn` and above only. */
+export interface HealthRoutes {
+  /** 200 as long as the process answers; never asks a pool. Default `'/livez'`. */
+  live?: string | undefined
+  /**
+   * How the pools of the scope are: 503 while one drains or the app closes, and while a pool of `downIs503` is down.
+   * Default `'/readyz'`.
+   */
+  ready?: string | undefined
+  /**
+   * The pools without which the process can't serve. Default none: all processes share one database, and if none is
+   * ready while it is away, nobody tells the clients why.
+   */
+  downIs503?: string[] | undefined
+}
+
+/** Where the pools' numbers for Prometheus go. */
+export interface PrometheusOptions {
+  /** A registry of prom-client. Default: prom-client's own, which fastify-metrics uses, too. */
+  register?: object | undefined
+}
+
 /** What the plugin's options have beside its pools. */
 export interface CommonPluginOptions {
   /**
@@ -222,6 +244,13 @@ export interface CommonPluginOptions {
    * written. 0: not at all. Default 1000.
    */
   replyGrace?: number | undefined
+  /** Adds routes for liveness and readiness to the scope of this registration. Default false. */
+  healthRoutes?: boolean | HealthRoutes | undefined
+  /**
+   * Adds the numbers of this scope's pools to a registry of prom-client, read when it is collected. Default false.
+   * Needs the package `prom-client`, unless `register` is given.
+   */
+  prometheus?: boolean | PrometheusOptions | undefined
   /**
    * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event
    * or for all: not at all.

@@ -2,7 +2,8 @@
 import type { Connector, Role } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
-  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, LogLevel, Policy, StickyOptions, TenantRules,
+  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, Policy, PrometheusOptions,
+  StickyOptions, TenantRules,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
@@ -114,13 +115,31 @@ export const poolProperties = {
   ...tenantProperties,
 } as const
 
+const pathSchema = { type: 'string', pattern: '^/', title: "a path that begins with '/'" } as const
 const level = { enum: ['fatal', 'error', 'warn', 'info', 'debug', 'trace', false] } as const
+
+const healthRoutesSchema = {
+  type: 'object',
+  properties: {
+    live: pathSchema,
+    ready: pathSchema,
+    downIs503: { type: 'array', items: nameSchema, title: "a list of pools' names" },
+  },
+  additionalProperties: false,
+} as const
 
 export const pluginProperties = {
   lease: policyOrFalse,
   abortGrace: time(5000),
   bodyGrace: time(1000),
   replyGrace: time(1000),
+  healthRoutes: { anyOf: [{ type: 'boolean' }, healthRoutesSchema], default: false },
+  prometheus: {
+    anyOf: [{ type: 'boolean' }, {
+      type: 'object', properties: { register: { type: 'object' } }, additionalProperties: false,
+    }],
+    default: false,
+  },
   log: {
     anyOf: [{ const: false }, {
       type: 'object',
@@ -238,6 +257,8 @@ export interface ResolvedPluginOptions {
   readonly abortGrace: number
   readonly bodyGrace: number
   readonly replyGrace: number
+  readonly healthRoutes: boolean | HealthRoutes
+  readonly prometheus: boolean | PrometheusOptions
   /** Only what was given; lib/fastify/logging.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }

@@ -5,6 +5,7 @@ import type { PoolFace } from '../../types/pool.js'
 import { PoolError } from '../engine/errors.js'
 import { makePool, type Share } from './backends.js'
 import { decorateConnection, decorateRequests } from './face.js'
+import { HealthProbes } from './health.js'
 import { addEndHooks, addRequestHooks, preHandlerHook } from './hooks.js'
 import { logEvents } from './logging.js'
 import {
@@ -44,10 +45,21 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
     }
     await Promise.all([...checked.pools].map(([, poolOptions], at) => start(app, made[at]!, poolOptions)))
     for (const share of shares) await share()
+    setting.probes.add(checked.healthRoutes)
+    await addPrometheus(app, setting.manager, checked.prometheus)
   } catch (error) {
     await Promise.all(made.map((pool) => pool.close()))
     throw error
   }
+}
+
+async function addPrometheus (
+  app: FastifyInstance, manager: PoolManager, option: ResolvedPluginOptions['prometheus']
+): Promise<void> {
+  if (option === false) return
+  const { exportPrometheus } = await import('./metrics/prometheus.js')
+  const undo = await exportPrometheus(manager, option === true ? undefined : option.register)
+  app.addHook('onClose', async () => { undo() })
 }
 
 type Starting = Pick<ResolvedPoolOptions, 'name' | 'startup'>
@@ -83,7 +95,8 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
     return policy
   })
   const plans = new Plans(manager, outer?.plans)
-  const setting: Setting = { manager, plans, abortGrace, bodyGrace, replyGrace }
+  const probes = new HealthProbes(app, manager)
+  const setting: Setting = { manager, plans, probes, abortGrace, bodyGrace, replyGrace }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
   // Before any pool opens: what happens then is logged, too.

@@ -1,3 +1,4 @@
+import type { HealthProbes } from './health.js'
 import type { Plans } from './plan.js'
 import type { PoolManager } from './pools.js'
 import type { Graces } from './request/scope.js'
@@ -6,6 +7,7 @@ import type { Graces } from './request/scope.js'
 export interface Setting extends Graces {
   readonly manager: PoolManager
   readonly plans: Plans
+  readonly probes: HealthProbes
   readonly bodyGrace: number
 }
 

@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import type { FailureKind } from '../../types/connector.js'
 import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { badOption, scrub } from './errors.js'
 
@@ -19,6 +20,7 @@ const silent: Readonly<Record<PoolEventName, boolean>> = {
   error: false,
   circuit: false,
   failover: false,
+  lag: false,
   driver: false,
   open: false,
   drain: false,
@@ -90,10 +92,14 @@ export class Events {
     }
   }
 
-  /** Reports a failure that no caller is told of to the listeners of `error`. Returns the scrubbed copy. */
-  report (error: unknown, phase: ErrorPhase): Error {
+  /**
+   * Reports a failure that no caller is told of to the listeners of `error`. Returns the scrubbed copy.
+   *
+   * @param kind of a create: why it failed, where that is known
+   */
+  report (error: unknown, phase: ErrorPhase, kind?: FailureKind): Error {
     const copy = this.scrub(error)
-    if (this.heard.error) this.emit('error', { error: copy, phase })
+    if (this.heard.error) this.emit('error', { error: copy, phase, ...(kind !== undefined && { kind }) })
     return copy
   }
 

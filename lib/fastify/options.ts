@@ -2,7 +2,7 @@
 import type { Connector, Role } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
-  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, LogLevel, Policy, StickyOptions,
+  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, LogLevel, Policy, StickyOptions, StoryLine,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
@@ -127,11 +127,30 @@ export const pluginProperties = {
         error: level,
         circuit: level,
         failover: level,
+        lag: level,
         driver: level,
         open: level,
         drain: level,
         close: level,
-      } satisfies Record<PoolEventName, { readonly enum: readonly LogLevel[] }>,
+        'pool.open': level,
+        'pool.exhausted': level,
+        'pool.exhausted.end': level,
+        'pool.down': level,
+        'pool.up': level,
+        'pool.died': level,
+        'pool.leak': level,
+        'pool.leak.end': level,
+        'pool.leak.taken': level,
+        'pool.hold': level,
+        'pool.overdue': level,
+        'pool.deadlock': level,
+        'pool.lag': level,
+        'pool.failover': level,
+        'pool.limit': level,
+        'pool.limit.end': level,
+        'pool.closing': level,
+        'pool.error': level,
+      } satisfies Record<PoolEventName | StoryLine, { readonly enum: readonly LogLevel[] }>,
       additionalProperties: false,
     }],
     default: {},
@@ -205,7 +224,7 @@ export interface ResolvedPluginOptions {
   readonly abortGrace: number
   readonly bodyGrace: number
   readonly replyGrace: number
-  /** Only what was given; lib/fastify/logging.ts has the defaults. */
+  /** Only what was given; lib/fastify/log/levels.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }
 

@@ -5,6 +5,7 @@ import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolSta
 import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
+import type { Place } from './log/place.js'
 import type { Bulkhead } from './rules/bulkhead.js'
 import { Direct, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
@@ -17,6 +18,8 @@ export interface Managed {
   readonly policy: Policy | false
   readonly source: Source
   readonly sticky: Sticky | undefined
+  /** Where its server is, for the log; each target's, where there are several. */
+  readonly places: readonly Place[]
 }
 
 /** What a pool asks of the requests that lease it. */
@@ -24,12 +27,13 @@ interface Rules {
   readonly policy?: Policy | false | undefined
   readonly bulkhead?: Bulkhead | undefined
   readonly sticky?: Sticky | undefined
+  readonly places?: readonly Place[] | undefined
 }
 
 /** One listener on all pools of a manager. */
 interface Subscription {
   /** A pool was added. */
-  begin (pool: PoolFace<unknown>): void
+  begin (managed: Managed): void
   /** A pool was removed, and is closed: it emits no more. */
   forget (pool: PoolFace<unknown>): void
 }
@@ -101,9 +105,11 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    this.#own.set(name, { name, pool, policy, source: rules.bulkhead ?? new Direct(pool), sticky: rules.sticky })
+    const { bulkhead, sticky, places = [] } = rules
+    const managed: Managed = { name, pool, policy, source: bulkhead ?? new Direct(pool), sticky, places }
+    this.#own.set(name, managed)
     this.version++
-    for (const { begin } of this.#subscriptions) begin(pool)
+    for (const { begin } of this.#subscriptions) begin(managed)
   }
 
   async remove (name: string): Promise<void> {
@@ -129,14 +135,16 @@ export class PoolManager implements Pools {
     return () => { for (const undo of undos) undo?.() }
   }
 
-  /** As `on`, without the pools of the scopes around. */
-  onOwn<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+  /** As `on`, without the pools of the scopes around. @param isMeant asked of each pool whether to listen to it */
+  onOwn<E extends PoolEventName> (
+    event: E, listener: PoolListener<E>, isMeant: (managed: Managed) => boolean = () => true
+  ): () => void {
     const undos = new Map<PoolFace<unknown>, () => void>()
     const subscription: Subscription = {
-      begin: (pool) => { undos.set(pool, pool.on(event, listener)) },
+      begin: (managed) => { if (isMeant(managed)) undos.set(managed.pool, managed.pool.on(event, listener)) },
       forget: (pool) => { undos.delete(pool) },
     }
-    for (const { pool } of this.#own.values()) subscription.begin(pool)
+    for (const managed of this.#own.values()) subscription.begin(managed)
     this.#subscriptions.add(subscription)
     return () => {
       this.#subscriptions.delete(subscription)

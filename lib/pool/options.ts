@@ -114,6 +114,7 @@ export const connectorSchema = {
     replica: { type: 'object', title: 'another connector' },
     isTransient: optionalFunction,
     isPermanent: optionalFunction,
+    kindOf: optionalFunction,
     inspect: optionalFunction,
     max: { type: 'integer', minimum: 1 },
     secrets: { type: 'array', title: 'a list of texts' },

@@ -6,7 +6,7 @@ import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, sessionOf, type ResetMode } from '../shared/session.js'
-import { isConflict, isPassing, isPermanent } from './errors.js'
+import { isConflict, isPassing, isPermanent, kindOf } from './errors.js'
 import { Killer } from './killer.js'
 import { configsOf, type Config, type MysqlOptions } from './options.js'
 import { MysqlSession } from './session.js'
@@ -40,6 +40,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   readonly system = 'mysql'
   readonly isTransient = isPassing
   readonly isPermanent = isPermanent
+  readonly kindOf = kindOf
   readonly transactions: Transactions<Connection> = {
     isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
     readOnly: true,

@@ -6,7 +6,7 @@ import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, sessionOf } from '../shared/session.js'
 import { cutAtAbort, unlessAborted } from '../shared/signal.js'
-import { isConflict, isPassing, isPermanent } from './errors.js'
+import { isConflict, isPassing, isPermanent, kindOf } from './errors.js'
 import { Inspection } from './inspect.js'
 import { Listening, type ListenOptions, type NotificationListener } from './listening.js'
 import { configsOf, type Config, type PostgresOptions } from './options.js'
@@ -51,6 +51,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   readonly system = 'postgresql'
   readonly isTransient = isPassing
   readonly isPermanent = isPermanent
+  readonly kindOf = kindOf
   readonly transactions: Transactions<Client> = {
     isolation: [...levels.keys()],
     readOnly: true,

@@ -2,6 +2,9 @@ import type { CallArguments, CallName, CallResult } from './calls.js'
 import type {
   Activity, Connector, DestroyReason, DriverEvent, FailureKind, Role, TransactionOptions,
 } from './connector.js'
+import type { Circuit, PoolHealth, PoolStats } from './stats.js'
+
+export type * from './stats.js'
 
 /**
  * Who takes a connection: a text, or the route and id of a request. Shown by `holders()`, events and the log, never to
@@ -64,8 +67,6 @@ export interface UseOptions extends AcquireOptions {
 
 /** What `execute` calls, and how. */
 export interface CallOptions<M extends string> extends UseOptions { method: M }
-
-export type Circuit = 'closed' | 'open' | 'half-open'
 
 /** How a transaction begins, and how long its commit may take. */
 export interface HoldOptions extends TransactionOptions {
@@ -154,80 +155,6 @@ export interface Tx<C> {
   [Symbol.asyncDispose] (): Promise<void>
 }
 
-/** A distribution of durations in ms. Percentiles are exact to about 6 %. */
-export interface Durations { readonly count: number, readonly p50: number, readonly p99: number, readonly max: number }
-
-/** A frozen copy of the pool's books. */
-export interface PoolStats {
-  readonly name: string
-  readonly system: string
-  readonly min: number
-  readonly max: number
-  /** `creating + idle + used + closing <= max`, always. */
-  readonly creating: number
-  readonly idle: number
-  /** Lent, or being validated, kept alive or reset. */
-  readonly used: number
-  readonly closing: number
-  /** Callers that wait for a connection. */
-  readonly pending: number
-  /**
-   * Creates and destroys that are past their deadline and have not come back, and destroys of connections that were
-   * silent. A destroy counts for 60 s.
-   */
-  readonly late: number
-  /**
-   * Of creates: 'open' while only one is tried now and then, 'half-open' while that is under way. Of several targets:
-   * the worst of those in use.
-   */
-  readonly circuit: Circuit
-  readonly acquired: number
-  readonly released: number
-  readonly created: number
-  readonly createErrors: number
-  readonly destroyed: Readonly<Record<DestroyReason, number>>
-  /** Acquires that failed because their deadline passed. */
-  readonly timeouts: number
-  /**
-   * Acquires refused at once: the line was full or too slow, the circuit open, the login refused, a deadlock, or the
-   * pool closed.
-   */
-  readonly refused: number
-  /** Acquires that their signal ended. */
-  readonly aborted: number
-  /** Leases that were out for longer than `leakAfter`. */
-  readonly leaked: number
-  /** How long acquires waited. Those served at once count as 0. */
-  readonly wait: Durations
-  /** How long leases were held: a sample, the first 64 leases of each 100 ms. */
-  readonly held: Durations
-  /** How long creates took. */
-  readonly create: Durations
-  /** Where there are several targets: each one's books, whose sum the others are. */
-  readonly targets?: readonly TargetStats[]
-}
-
-export interface TargetStats extends PoolStats {
-  readonly target: string
-  /** What it is now: as it said when it was last asked, or else as it was given. */
-  readonly role: Role
-  /** Of a replica, as of `maxLag`; null: not known. */
-  readonly lag: number | null
-}
-
-export interface PoolHealth {
-  /**
-   * `degraded`: somebody waits, or the last create failed. `down`: no connection, and the last create failed or the
-   * circuit is open. `draining`: it drains, closes or is closed.
-   */
-  readonly status: 'up' | 'degraded' | 'down' | 'draining'
-  readonly reason?: string
-  /** Of one ping on an idle connection, in ms. `null`: none was idle, or the connector has no `validate`. */
-  readonly latency: number | null
-  readonly circuit: Circuit
-  readonly stats: PoolStats
-}
-
 interface Event {
   readonly pool: string
   /** Where the pool has several: which one. */
@@ -249,6 +176,11 @@ interface HoldEvent extends Event {
   readonly holder?: HolderLabel
 }
 
+interface Shared {
+  /** It was for a share of the pool, not for the pool: the key's hash, as in `stats().bulkhead`. */
+  readonly bulkhead?: string
+}
+
 /** All durations are in ms. Errors are scrubbed copies: no secret of the options is in them. */
 export interface PoolEvents {
   connect: Event & { readonly id: number, readonly took: number }
@@ -262,11 +194,11 @@ export interface PoolEvents {
   acquire: Event & { readonly id: number, readonly wait: number, readonly holder?: HolderLabel }
   release: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel }
   /** A caller waits: no idle connection. */
-  wait: Event & { readonly pending: number, readonly holder?: HolderLabel }
+  wait: Event & Shared & { readonly pending: number, readonly holder?: HolderLabel }
   /** At capacity, and now queueing. Once per episode. */
   overflow: Event & { readonly pending: number }
-  timeout: Event & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
-  refuse: Event & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
+  timeout: Event & Shared & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
+  refuse: Event & Shared & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
   leak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
   unleak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
   /** Half of a lease's `holdTimeout` has passed. Once per lease, but again where the hold has started again. */

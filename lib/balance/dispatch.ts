@@ -1,6 +1,7 @@
 import type { Role } from '../../types/connector.js'
 import type { PoolErrorCode } from '../../types/errors.js'
 import type { AcquireOptions, Clock, Lease } from '../../types/pool.js'
+import { Books, type Going } from '../engine/books.js'
 import { PoolError, badOption, isPoolError } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
@@ -77,19 +78,24 @@ export class Dispatch<C> {
   /** How many acquires were not served at once and have not settled. */
   #unsettled = 0
   #quiet: Array<() => void> = []
-  timeouts = 0
-  refused = 0
-  aborted = 0
+  /** Of callers that no target served, and of the waits for a primary. */
+  readonly books: Books
 
   constructor (site: Site<C>) {
     this.#site = site
     const { clock, events } = site
+    this.books = new Books(clock.now())
     this.time = new Time(clock, (fn) => events.run(fn), () => { this.#tick() }, () => this.#line.size > 0)
   }
 
   /** How many callers wait for a primary. */
   get pending (): number {
     return this.#line.size
+  }
+
+  get going (): Going {
+    const now = this.time.read()
+    return { now, waiting: [...this.#line].map(({ since }) => Math.max(0, now - since)), out: [] }
   }
 
   acquire (options: AcquireOptions): Promise<Lease<C>> {
@@ -168,13 +174,14 @@ export class Dispatch<C> {
     const wait = now - since
     // Of a server that refuses us for good its callers are told at once.
     const isTimeout = timeouts.has(error.code) && (error.code !== 'FST_POOL_CONNECT_FAILED' || now >= deadline)
-    if (error.code === 'FST_POOL_ABORTED' && target === undefined) this.aborted++
+    this.books.tick(now, 0, true)
+    if (error.code === 'FST_POOL_ABORTED' && target === undefined) this.books.aborted++
     if (refusals.has(error.code) || (timeouts.has(error.code) && !isTimeout)) {
-      this.refused++
+      this.books.refuse(error.code)
       events.emit('refuse', { error, wait, ...label(holder) })
     }
     if (isTimeout) {
-      if (target === undefined) this.timeouts++
+      if (target === undefined) this.books.timeouts++
       events.emit('timeout', { error, wait, ...(target !== undefined && { target }), ...label(holder) })
     }
   }
@@ -239,6 +246,9 @@ export class Dispatch<C> {
 
   #reject (claim: Waiter<C>, error: PoolError): void {
     this.#leave(claim)
+    const now = this.time.read()
+    this.books.tick(now, 0, true)
+    this.books.failedWait(Math.max(0, now - claim.since))
     claim.reject(error)
   }
 

@@ -44,7 +44,7 @@ const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
  * Events of the pool as a whole. Those of a single engine are not passed on: an acquire may go on at another target.
  */
 const wholes: ReadonlySet<PoolEventName> =
-  new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'open', 'drain', 'close'])
+  new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'lag', 'open', 'drain', 'close'])
 
 /** As `renamePool`. */
 export let renameTargetPool: (pool: object, name: string) => void
@@ -326,7 +326,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     // Connections of the old primary were made, or waited for, because it was the primary.
     if (from !== undefined) {
       // The line first: without waiters its creates are cancelled, which makes room for the new primary.
-      from.engine.waiting.turnAllAway(() => new Moved(this.name))
+      from.engine.waiting.sendAllAway(() => new Moved(this.name))
       from.engine.evict()
     }
     this.#review()
@@ -336,7 +336,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   #relieve (target: Target<C>): void {
     if (target === this.#roles.primary || target.sound || target.engine.line.size === 0) return
     if (!this.#roles.eligible('replica').some((other) => other !== target)) return
-    target.engine.waiting.turnAllAway(() => new Moved(this.name))
+    target.engine.waiting.sendAllAway(() => new Moved(this.name))
   }
 
   /** Called after every change: chooses another primary where needed, and looks after those who wait for one. */
@@ -512,22 +512,30 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** The sums over all targets, and each one's numbers in `targets`. `refused` counts callers that no target served. */
   stats (): PoolStats {
-    const { pending, timeouts, refused, aborted } = this.#dispatch
     const targets = this.#targets.map((target) => {
       const { engine: { report: { stats } }, name, role, gaveUp } = target
       const lag = this.#roles.lagOf(target)
       return Object.freeze<TargetStats>({ target: name, role, lag, ...stats, aborted: stats.aborted - gaveUp })
     })
     const whole = sumOf(targets)
+    const parts = this.#targets.map(({ engine: { books, report } }) => ({ books, going: report.going }))
+    const { pending, books, going } = this.#dispatch
+    const all = Books.tell([...parts, { books, going }])
+    // A caller that one target refused may have been served by another one.
+    const { refused, refusals, lastMinute } = Books.tell([{ books, going }])
+    const gaveUp = this.#targets.reduce((sum, target) => sum + target.gaveUp, 0)
     return Object.freeze<PoolStats>({
       ...whole,
-      ...Books.durations(this.#targets.map(({ engine }) => engine.books)),
+      ...all,
+      refused,
+      refusals,
+      aborted: all.aborted - gaveUp,
+      lastMinute: Object.freeze({
+        ...all.lastMinute, refused: lastMinute.refused, refusals: lastMinute.refusals,
+      }),
       min: this.#min,
       max: Math.min(this.#budget.max, whole.max),
       pending: whole.pending + pending,
-      timeouts: whole.timeouts + timeouts,
-      refused,
-      aborted: whole.aborted + aborted,
       circuit: worst(circuitRank, targets.map(({ circuit }) => circuit)),
       targets: Object.freeze(targets),
     })
@@ -567,16 +575,13 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
 interface Around<C> { readonly transactions: LeaseTransactions<C>, readonly target: Target<C> }
 
-/** Adds up the numbers of all targets. */
+/** Adds up the numbers of all targets, but not those that `Books.tell` adds up. */
 function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
-  const { target: _target, role: _role, lag: _lag, destroyed, ...whole } = first!
+  const { target: _target, role: _role, lag: _lag, ...whole } = first!
   const add = <T extends object>(to: T, more: T): T => {
     const other = more as Record<string, number>
     const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number')
     return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + other[key]!])) }
   }
-  return {
-    ...others.reduce((sum, stats) => add(sum, stats), whole),
-    destroyed: Object.freeze(others.reduce((sum, stats) => add(sum, stats.destroyed), destroyed)),
-  }
+  return others.reduce((sum, stats) => add(sum, stats), whole)
 }

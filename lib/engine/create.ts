@@ -183,7 +183,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.#count(creation, isRefused)
     const isLimit = isAnswer && !isRefused && this.backoff.failures >= SURE && this.#works
     this.allowed = isLimit ? this.entries.here + this.entries.closing : 0
-    return this.#tell(cause, reported)
+    return this.#tell(cause, isAnswer || reported !== undefined, reported)
   }
 
   /** A connection is here, and is not known to be dead. */
@@ -228,17 +228,17 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.lastKind = 'timeout'
     creation.explain = (cause) => {
       creation.explain = undefined
-      this.#tell(cause === undefined || cause === error ? error : new Error(error.message, { cause }))
+      this.#tell(cause === undefined || cause === error ? error : new Error(error.message, { cause }), false)
     }
     // After all promises that are about to settle now.
     queueMicrotask(() => { process.nextTick(() => { creation.explain?.(undefined) }) })
   }
 
   #count ({ round }: Creation, isRefused: boolean): void {
-    const { backoff, books, circuit, time } = this
+    const { backoff, circuit, time } = this
     const now = time.read()
     const isFirst = round === this.#round
-    books.createErrors++
+    this.books.createErrors++
     this.isRefused = isRefused
     if (isFirst) {
       this.#round++
@@ -248,10 +248,15 @@ export class Creator<C> extends Room<C, Site<C>> {
     circuit.failed(now, isFirst && !isRefused, backoff.since, time.random())
   }
 
-  /** Called after `#count`: listeners that acquire must not begin another create at once. */
-  #tell (cause: unknown, reported?: Error): Error {
+  /**
+   * Called after `#count`: listeners that acquire must not begin another create at once.
+   *
+   * @param isInTime its deadline has not passed
+   */
+  #tell (cause: unknown, isInTime: boolean, reported?: Error): Error {
     this.lastKind = this.#kindOf(cause)
     const error = reported ?? this.events.report(cause, 'create', this.lastKind)
+    this.books.createFailed(isInTime ? error : undefined)
     this.lastFailure = error
     this.owner?.createFailed()
     this.#told.failed(cause, error)

@@ -5,7 +5,7 @@ import { Checks } from './checks.js'
 import { Cleaning } from './cleaning.js'
 import { Closing } from './closing.js'
 import {
-  CLOSING, Entries, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, type Entry, type Watch,
+  CLOSING, EXACT, Entries, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, SEEN, VALIDATING, type Entry, type Watch,
 } from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
@@ -81,7 +81,7 @@ export class Engine<C> implements Parts<C> {
   declare readonly events: Events
   declare readonly time: Time
   declare readonly work: Operations<C>
-  readonly books = new Books()
+  declare readonly books: Books
   declare readonly hooks: Hooks<C>
   declare readonly checks: Checks<C>
   declare readonly cleaning: Cleaning<C>
@@ -116,6 +116,7 @@ export class Engine<C> implements Parts<C> {
     })
     this.time = new Time(clock, (fn) => this.events.run(fn), () => { this.upkeep.tick() },
       () => this.waiting.isAwaited || this.supply.isAwaited, (ms) => { this.upkeep.stood(ms) })
+    this.books = new Books(this.time.now)
     this.work = new Operations(this.time, this.events)
     this.hooks = new Hooks(options, this.events)
     this.checks = new Checks(this)
@@ -174,7 +175,7 @@ export class Engine<C> implements Parts<C> {
     entry.state = LENT
     entry.turn++
     entry.holder = holder
-    entry.timed = false
+    entry.timed = 0
     entry.takenAt = this.time.now
     this.books.acquired++
     return new PoolLease<C>(this, entry)
@@ -239,8 +240,8 @@ export class Engine<C> implements Parts<C> {
 
   #tellLoan (lease: Lease<C>, entry: Entry<C>, wait: number): void {
     const { events } = this
-    entry.timed = this.#samples > 0 || events.heard.release
-    if (entry.timed) entry.takenAt = this.time.read(true)
+    entry.timed = this.#samples > 0 || events.heard.release ? EXACT : 0
+    if (entry.timed !== 0) entry.takenAt = this.time.read(true)
     if (--this.#samples <= 0) this.#setGate(SAMPLED, false)
     this.upkeep.watchOver(lease, entry)
     if (events.heard.acquire) events.emit('acquire', { id: entry.id, wait, ...label(entry.holder) })
@@ -284,7 +285,7 @@ export class Engine<C> implements Parts<C> {
     extras?.onEnd?.()
     extras?.transactions?.leaseEnds()
     // While there are no periodic ticks the coarse clock stands still.
-    const exactly = entry.timed || (this.#gate & (ASLEEP | HEARD)) !== 0 || extras?.watch?.reported === true
+    const exactly = entry.timed !== 0 || (this.#gate & (ASLEEP | HEARD)) !== 0 || extras?.watch?.reported === true
     return exactly ? this.#tellReturn(entry, holder, extras?.watch) : Math.max(0, this.time.now - entry.takenAt)
   }
 
@@ -292,10 +293,8 @@ export class Engine<C> implements Parts<C> {
     const { events } = this
     const { id, takenAt, timed } = entry
     const held = Math.max(0, this.time.read(true) - takenAt)
-    if (timed) {
-      this.books.holds.record(held)
-      this.supply.holds.record(held, this.time.now)
-    }
+    if ((timed & EXACT) !== 0) this.supply.holds.record(held, this.time.now)
+    if (timed !== 0) this.books.ended(held, (timed & SEEN) !== 0, holder)
     if (events.heard.release) events.emit('release', { id, held, ...label(holder) })
     if (watch?.reported === true && events.heard.unleak) {
       events.emit('unleak', { id, held, ...label(holder), ...watch.told })
@@ -304,7 +303,7 @@ export class Engine<C> implements Parts<C> {
   }
 
   heldSince (entry: Entry<C>): number {
-    const exactly = entry.timed || (this.#gate & ASLEEP) !== 0
+    const exactly = entry.timed !== 0 || (this.#gate & ASLEEP) !== 0
     return Math.max(0, (exactly ? this.time.read(true) : this.time.now) - entry.takenAt)
   }
 

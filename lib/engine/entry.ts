@@ -22,6 +22,11 @@ export const CLOSING = 6
 export const LATE = 7
 export const GONE = 8
 
+/** `takenAt` is exact, and not read from the coarse clock. */
+export const EXACT = 1
+/** A tick has seen the lease. */
+export const SEEN = 2
+
 export type State =
   | typeof CREATING | typeof IDLE | typeof LENT | typeof PREPARING | typeof VALIDATING | typeof RESETTING
   | typeof CLOSING | typeof LATE | typeof GONE
@@ -149,8 +154,8 @@ export class Entry<C> {
   turn = 0
   holder: HolderLabel | undefined
   takenAt = 0
-  /** `takenAt` is exact, and not read from the coarse clock. */
-  timed = false
+  /** How the lease is timed: bits of `EXACT` and `SEEN`. */
+  timed = 0
   /** Of the lease that is out, or of the last one where the pool itself ended it. */
   extras: LeaseExtras<C> | undefined
   idleSince = 0

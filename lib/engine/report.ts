@@ -1,7 +1,7 @@
 import type { Holder, PoolHealth, PoolStats } from '../../types/pool.js'
-import { Books } from './books.js'
+import { Books, type Going } from './books.js'
 import type { Checks } from './checks.js'
-import { LENT, type Entry } from './entry.js'
+import { LENT, RESETTING, type Entry } from './entry.js'
 import * as faults from './faults.js'
 import type { Parts, Phase } from './parts.js'
 import { Room } from './room.js'
@@ -12,6 +12,7 @@ export interface Site<C> extends Parts<C> {
   readonly closing: { readonly phase: Phase }
   readonly checks: Checks<C>
   readonly supply: Supply<C>
+  readonly waiting: { readonly since: readonly number[] }
   /** Starts the periodic ticks. */
   wake (): void
 }
@@ -33,13 +34,23 @@ export class Report<C> extends Room<C, Site<C>> {
       creating,
       idle: idle.length,
       used,
+      resetting: [...this.entries].filter(({ state }) => state === RESETTING).length,
       closing,
       pending: this.line.size,
       late,
       circuit: this.site.supply.creator.circuit.state,
-      ...this.books.counters,
-      ...Books.durations([this.books]),
+      ...Books.tell([{ books: this.books, going: this.going }]),
     })
+  }
+
+  /** The waits and leases that go on. */
+  get going (): Going {
+    const now = this.time.read(true)
+    return {
+      now,
+      waiting: this.site.waiting.since.map((since) => Math.max(0, now - since)),
+      out: this.#held.map(({ takenAt, holder }) => ({ held: Math.max(0, now - takenAt), holder })),
+    }
   }
 
   /** The leases that are out now, the longest held first. */

@@ -3,7 +3,7 @@ import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import type { Closing } from './closing.js'
 import {
-  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, VALIDATING, Watch, type Borrower, type Entry,
+  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, SEEN, VALIDATING, Watch, type Borrower, type Entry,
 } from './entry.js'
 import { label } from './events.js'
 import * as faults from './faults.js'
@@ -67,12 +67,17 @@ export class Upkeep<C> extends Room<C, Site<C>> {
   tick (): void {
     const now = this.time.read()
     let works = false
+    let out = 0
     this.site.sample()
     this.site.supply.tick(now)
     this.time.arm(this.line.sweep(now, (waiter) => { this.site.waiting.expire(waiter) }))
     this.time.wakeSleepers(now)
     for (const entry of this.entries) {
       const deadline = entry.operation?.deadline ?? Infinity
+      if (entry.state === LENT) {
+        entry.timed |= SEEN
+        out += Math.max(0, now - entry.takenAt)
+      }
       if (deadline <= now) this.#overdue(entry)
       else if (entry.state === IDLE) this.time.arm(this.#keep(entry, now))
       else if (entry.state === LENT) this.time.arm(this.#look(entry, now))
@@ -88,6 +93,7 @@ export class Upkeep<C> extends Room<C, Site<C>> {
     // While nothing is lent and nobody waits there are no periodic ticks; the next acquire wakes the clock.
     const quiet = this.books.acquired === this.#acquiredAtTick && this.line.size === 0
     this.#acquiredAtTick = this.books.acquired
+    this.books.tick(now, out, quiet)
     if (quiet) this.site.fallAsleep()
     if (!quiet || works) this.time.arm(now + TICK)
     this.time.keepAlive()

@@ -111,6 +111,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     waiter.leaveOn(signal, () => {
       this.leave(waiter)
       this.books.aborted++
+      this.#failed(waiter)
       waiter.reject(faults.aborted(this.name, signal))
     })
   }
@@ -119,8 +120,17 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.events.heard.wait) this.events.emit('wait', { pending: this.line.size, ...label(holder) })
     if (!this.#overflowing && this.#isOverflow) {
       this.#overflowing = true
+      this.#saturate()
       if (this.events.heard.overflow) this.events.emit('overflow', { pending: this.line.size })
     }
+  }
+
+  /** Since when each caller has waited, in the line or for a connection that is being prepared. */
+  get since (): number[] {
+    const all = [...this.line].map(({ since }) => since)
+    if (this.#preparing === 0) return all
+    const prepared = [...this.entries].map(({ operation }) => operation?.prepared)
+    return [...all, ...prepared.filter((waiter) => waiter?.waiting === true).map((waiter) => waiter!.since)]
   }
 
   /** @param recall see `lendable` */
@@ -160,6 +170,13 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.line.size < maxPending) return false
     const { idle, coming, max, total } = this.entries
     return this.line.size >= maxPending + idle.length + coming + this.work.awaited + Math.max(0, max - total)
+  }
+
+  /** Tells the books whether all connections are used while somebody waits. */
+  #saturate (): void {
+    const { here, idle, max } = this.entries
+    const hasRoom = here < max && this.owner?.hasRoom() !== false
+    this.books.saturate(this.line.size > 0 && here > 0 && idle.length === 0 && !hasRoom, this.time.now)
   }
 
   get #isOverflow (): boolean {
@@ -272,7 +289,9 @@ export class Waiting<C> extends Room<C, Site<C>> {
     // In another state, the caller does not wait for this connection any more.
     if (entry.state !== PREPARING) return
     this.site.destroy(entry, 'error', reported)
-    if (this.leave(waiter)) waiter.reject(error as Error)
+    if (!this.leave(waiter)) return
+    this.#failed(waiter)
+    waiter.reject(error as Error)
   }
 
   #handOver (entry: Entry<C>, waiter: Waiter<C>): void {
@@ -317,6 +336,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (this.entries.creating > 0) this.site.supply.cancelSpare()
     if (this.line.size === 0) {
       this.#overflowing = false
+      this.#saturate()
       // A pool that drains keeps idle connections and creates only for callers that wait.
       if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
       this.site.closing.settle()
@@ -330,6 +350,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { obstacle } = this.site.checks
     if (!this.leave(waiter)) return
     this.books.timeouts++
+    this.#failed(waiter)
     const { holder, since, deadline } = waiter
     const error = faults.withoutStack(() => this.#timeoutError(deadline - since, obstacle))
     if (this.events.heard.timeout) this.events.emit('timeout', { error, wait: this.time.now - since, ...label(holder) })
@@ -358,17 +379,31 @@ export class Waiting<C> extends Room<C, Site<C>> {
   }
 
   turnAway (waiter: Waiter<C>, error: PoolError): void {
-    if (this.leave(waiter)) waiter.reject(this.#refuse(error, waiter.holder, this.time.now - waiter.since))
+    if (!this.leave(waiter)) return
+    waiter.reject(this.#refuse(error, waiter.holder, this.#failed(waiter)))
+  }
+
+  /** All that wait now go on waiting elsewhere. */
+  sendAllAway (why: () => PoolError): void {
+    for (const waiter of [...this.line]) if (this.leave(waiter)) waiter.reject(faults.withoutStack(why))
+  }
+
+  /** A caller has waited in vain. Returns how long, in ms. */
+  #failed ({ since }: Waiter<C>): number {
+    const wait = Math.max(0, this.time.read() - since)
+    this.books.failedWait(wait)
+    return wait
   }
 
   /** A tick is over. Leases that could not be recalled before may be now. */
   endTick (): void {
     this.#crowd = undefined
+    this.#saturate()
     for (let { size } = this.line; size > 0 && this.recall(); size--) { /* One for each that waits. */ }
   }
 
   #refuse (error: PoolError, holder: HolderLabel | undefined, wait: number): PoolError {
-    this.books.refused++
+    this.books.refuse(error.code)
     if (this.events.heard.refuse) this.events.emit('refuse', { error, wait, ...label(holder) })
     return error
   }
@@ -391,8 +426,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** How long a new caller would wait, in ms, by the pace of the line or else by how long leases are held. */
   get #wait (): number {
     if (this.#isPaced) return this.#nextTurn
-    const { count, p50 } = this.books.holds.summary()
-    return count === 0 ? 1000 : (this.line.size + 1) * p50 / this.entries.max
+    const { holds: { count, median } } = this.books
+    return count === 0 ? 1000 : (this.line.size + 1) * median / this.entries.max
   }
 
   get closedError (): PoolError {

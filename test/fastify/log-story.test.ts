@@ -2,7 +2,7 @@ import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import { logEvents } from '../../lib/fastify/log/log.js'
 import { PoolManager } from '../../lib/fastify/pools.js'
-import type { Activity } from '../../types/connector.js'
+import type { Activity, FailureKind } from '../../types/connector.js'
 import type { EngineOptions } from '../../types/options.js'
 import type { PluginOptions } from '../../types/plugin.js'
 import type { Lease } from '../../types/pool.js'
@@ -19,6 +19,11 @@ const error = 50
 /** A connector that says what its connections do. */
 class Describing extends FakeConnector {
   doing: Activity | undefined
+  kind: FailureKind | undefined
+
+  kindOf (): FailureKind | undefined {
+    return this.kind
+  }
 
   describe (): Activity | undefined {
     return this.doing
@@ -242,8 +247,7 @@ t.test('a deadlock is an error at once, and not once per request', async (t) => 
 
 t.test('a server that allows fewer connections than max', async (t) => {
   const { pool, clock, named, lines, connector } = staged(t, { max: 3, acquireTimeout: 20_000, overload: false })
-  connector.isPermanent = () => false
-  connector.kindOf = () => 'full'
+  connector.kind = 'full'
   const lease = await pool.acquire()
   connector.outcomes.create = 'error'
   const second = pool.acquire()

@@ -250,6 +250,7 @@ t.test('stats are a frozen copy of the books', async (t) => {
     creating: 0,
     idle: 1,
     used: 0,
+    resetting: 0,
     closing: 0,
     pending: 0,
     late: 0,
@@ -275,9 +276,15 @@ t.test('stats are a frozen copy of the books', async (t) => {
     refused: 0,
     aborted: 0,
     leaked: 0,
-    wait: { count: 1, p50: 0, p99: 0, max: 0 },
-    held: { count: 1, p50: stats.held.p50, p99: stats.held.p99, max: 40 },
-    create: { count: 1, p50: 0, p99: 0, max: 0 },
+    refusals: { full: 0, overload: 0, circuit: 0, connect: 0, deadlock: 0, closed: 0 },
+    createFailures: {},
+    saturated: 0,
+    busy: 40,
+    routes: {},
+    lastMinute: stats.lastMinute,
+    wait: { count: 1, sum: 0, p50: 0, p99: 0, max: 0, buckets: stats.wait.buckets },
+    held: { count: 1, sum: 40, p50: stats.held.p50, p99: stats.held.p99, max: 40, buckets: stats.held.buckets },
+    create: { count: 1, sum: 0, p50: 0, p99: 0, max: 0, buckets: stats.create.buckets },
   })
   t.ok(Math.abs(stats.held.p50 - 40) <= 40 * 0.0625)
   t.ok([stats, stats.destroyed, stats.wait, stats.held, stats.create].every(Object.isFrozen))

@@ -79,7 +79,8 @@ t.test('heldFor is coarse when many leases are taken at once, and still right in
   await clock.advance(60_000)
   const held = lease?.heldFor ?? 0
   t.ok(held >= 60_000 && held <= 60_100, `${held}`)
-  t.equal(pool.stats().held.count, 64)
+  // The 64 that were timed stand for all, and one is out.
+  t.equal(pool.stats().held.count, 101)
 })
 
 t.test('destroy ends the connection, and says why', async (t) => {

@@ -524,6 +524,12 @@ class World {
   /** Errors for which a transaction may be run again. */
   readonly #transient = new WeakSet<object>()
   #leases = 0
+  /** How long anybody has waited, and how long anybody has held a connection, at most. */
+  #longestWait = 0
+  #longestHold = 0
+  /** Callers that got no connection, and how many of them have waited, at least. */
+  #failed = 0
+  #inVain = 0
   #leaked = 0
   #mayHaveLeaked = 0
   #latestServed = 0
@@ -959,6 +965,7 @@ class World {
     if (ask.settled) return this.#violate(`${ask.holder} settled twice`)
     this.#asks.delete(ask)
     ask.settled = true
+    this.#longestWait = Math.max(this.#longestWait, this.#clock.now() - ask.since)
     if (this.#clock.now() > Math.max(ask.deadline, this.#judgedAt) +
       1) this.#violate(`${ask.holder} was served ${this.#clock.now() - ask.deadline} ms after its deadline`)
     this.#lent(ask.n, ask.holder, lease, finish, ask)
@@ -1046,13 +1053,19 @@ class World {
     conn.validated = false
   }
 
+  #countFailed ({ since }: Ask): void {
+    this.#failed++
+    if (this.#clock.now() > since) this.#inVain++
+  }
+
   #refused (ask: Ask, error: unknown): void {
     if (ask.settled) return this.#violate(`${ask.holder} settled twice`)
     this.#asks.delete(ask)
     ask.settled = true
     const now = this.#clock.now()
+    this.#longestWait = Math.max(this.#longestWait, now - ask.since)
     if (now > Math.max(ask.deadline, this.#judgedAt) + 1) this.#violate(`${ask.holder} was refused ${now - ask.deadline} ms after its deadline`)
-    if (this.#isOwn(error)) return
+    if (this.#isOwn(error)) return this.#countFailed(ask)
     if (!(error instanceof PoolError)) return this.#violate(`${ask.holder} was refused with ${String(error)}`)
     if (tells(error)) this.#violate(`an error tells a secret: ${inspect(error)}`)
     const isTaken = this.#close !== undefined || this.#interruptedIn === this.#batch
@@ -1061,6 +1074,7 @@ class World {
       this.#leases++
       return
     }
+    this.#countFailed(ask)
     if (!(error.code in this.#refusals)) return this.#violate(`${ask.holder} was refused with ${error.code}`)
     const code = error.code as Refusal
     const turnedAway = code === 'FST_POOL_CIRCUIT_OPEN' && now > ask.since
@@ -2074,6 +2088,7 @@ class World {
     this.#checkHeld(stats)
     this.#checkAsks(stats)
     this.#checkBooks(stats)
+    this.#checkTruth(stats)
     this.#checkSuspects()
     this.#checkDeadlines()
     this.#checkOpeners(stats)
@@ -2207,6 +2222,44 @@ class World {
     }
   }
 
+  /** No number leaves out those who failed, still wait, or still hold. */
+  #checkTruth (stats: PoolStats): void {
+    const now = this.#clock.now()
+    const { acquired, wait, held, create, busy, saturated, refused, refusals, routes, lastMinute, resetting } = stats
+    for (const { since } of this.#asks) this.#longestWait = Math.max(this.#longestWait, now - since)
+    for (const { since, lease } of this.#held) {
+      if (!lease.ended) this.#longestHold = Math.max(this.#longestHold, now - since)
+    }
+    if (wait.max !== this.#longestWait) this.#violate(`somebody has waited ${this.#longestWait} ms, stats() has ${wait.max}`)
+    const least = acquired + this.#asks.size + this.#inVain
+    if (wait.count < least || wait.count > least + this.#failed - this.#inVain) {
+      this.#violate(`${acquired} were served, ${this.#inVain} in vain, ${this.#asks.size} wait: stats() has ${wait.count}`)
+    }
+    if (held.count !== acquired || create.count !== stats.created) {
+      this.#violate(`${held.count} leases, ${create.count} creates were timed`)
+    }
+    if (held.max < this.#longestHold) this.#violate(`a lease is out for ${this.#longestHold} ms, stats() has ${held.max}`)
+    const known = Object.values(routes).reduce((sum, ms) => sum + ms, 0)
+    const near = (one: number, other: number) => Math.abs(one - other) < 0.001
+    if (!near(busy, held.sum) || known > busy + 0.001) this.#violate(`busy is ${busy}, held ${held.sum}, routes ${known}`)
+    if (saturated > now || saturated < 0) this.#violate(`saturated for ${saturated} ms after ${now}`)
+    const reasons = Object.values(refusals).reduce((sum, count) => sum + count, 0)
+    if (reasons !== refused) this.#violate(`${refused} were refused, for reasons ${inspect(refusals)}`)
+    for (const { buckets, count } of [wait, held, create]) {
+      const counts = [0, ...buckets.map((bucket) => bucket.count), count]
+      if (counts.some((one, at) => one < counts[at - 1]!)) this.#violate(`buckets fall: ${inspect(counts)}`)
+    }
+    if (resetting > stats.used) this.#violate(`${resetting} are reset, and ${stats.used} used`)
+    const { span } = lastMinute
+    if (span > Math.min(now, 65_000)) this.#violate(`the last minute is ${span} ms long, after ${now}`)
+    for (const key of ['acquired', 'released', 'timeouts', 'refused', 'busy', 'saturated'] as const) {
+      if (now <= 60_000 ? !near(lastMinute[key], stats[key]) : lastMinute[key] > stats[key] + 0.001) {
+        this.#violate(`${key} is ${stats[key]} by now, and within the last minute ${lastMinute[key]}`)
+      }
+    }
+    if (lastMinute.busy > 4 * span + 1) this.#violate(`busy for ${lastMinute.busy} ms of ${span}`)
+  }
+
   #compare (stats: PoolStats, books: Partial<PoolStats>): void {
     for (const [key, expected] of Object.entries(books)) {
       const given = stats[key as keyof PoolStats]
@@ -2260,9 +2313,6 @@ class World {
     for (const [reason, count] of Object.entries(stats.destroyed)) {
       const expected = this.#destroyed[reason as DestroyReason] ?? 0
       if (count !== expected) this.#violate(`${expected} were destroyed for the reason ${reason}, stats() has ${count}`)
-    }
-    if (stats.wait.count !== stats.acquired || stats.create.count !== stats.created) {
-      this.#violate(`${stats.wait.count} waits, ${stats.create.count} creates were timed`)
     }
     if (late > 12) this.#violate(`${late} are late`)
     for (const id of ids) {

@@ -65,8 +65,7 @@ export class Story {
   readonly heard: Heard = {
     open: (event) => { this.#at(event.pool, (one) => one.opened(event)) },
     overflow: ({ pool, target }) => { this.#at(pool, (one, now) => one.overflow(target, now)) },
-    wait: ({ pool, ...event }) => {
-      const { bulkhead } = event as { readonly bulkhead?: string }
+    wait: ({ pool, bulkhead }) => {
       if (bulkhead !== undefined) this.#at(pool, (one, now) => one.shareUsed(bulkhead, now))
     },
     refuse: (event) => {
@@ -107,15 +106,6 @@ export class Story {
   #look (): void {
     const now = this.#clock.now(true)
     for (const one of this.#pools.values()) this.#alarm.set(one.look(now))
-  }
-}
-
-/** Of `PoolStats`, where the pool has a bulkhead. */
-interface Shared {
-  readonly bulkhead?: {
-    readonly keys: ReadonlyArray<
-      Readonly<Record<'used' | 'pending' | 'timeouts' | 'refused', number>> & { readonly key: string }
-    >
   }
 }
 
@@ -281,7 +271,7 @@ class PoolStory {
 
   #shareOf (key: string): Used | undefined {
     const stats = this.#site.stats(this.#pool)
-    const share = (stats as Shared | undefined)?.bulkhead?.keys.find((one) => one.key === key)
+    const share = stats?.bulkhead?.keys.find((one) => one.key === key)
     if (stats === undefined || share === undefined) return undefined
     const { used, pending, timeouts, refused } = share
     // What is served of one share, nobody counts: what the whole pool serves says more than nothing.

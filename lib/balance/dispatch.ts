@@ -5,7 +5,7 @@ import { Books, type Going } from '../engine/books.js'
 import { PoolError, badOption, isPoolError } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
-import { Waiter, Waiters } from '../engine/line.js'
+import { Guest, Moment, Waiters, type Waiter } from '../engine/line.js'
 import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
 import type { Roles } from './roles.js'
@@ -60,11 +60,12 @@ interface Request {
 }
 
 /** A request that waits until a target has its role. */
-class Claim<C> extends Waiter<C> {
+class Claim<C> extends Guest<C> {
   readonly request: Request
 
   constructor (request: Request, resolve: Waiter<C>['resolve']) {
-    super(request.options.holder, request.since, request.deadline, resolve)
+    const { deadline, options: { holder }, since } = request
+    super(undefined, holder, new Moment(since), deadline - since, resolve)
     this.request = request
   }
 }

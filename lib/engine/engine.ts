@@ -158,7 +158,7 @@ export class Engine<C> implements Parts<C> {
         return Promise.reject(error)
       }
     }
-    return new Promise((resolve, reject) => { this.waiting.join(options, since, resolve, reject) })
+    return this.waiting.join(options, since)
   }
 
   /** Lends an idle connection, or returns null. This is the fast path: it reads no clock and sets no timer. */

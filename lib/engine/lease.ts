@@ -41,6 +41,11 @@ export class PoolLease<C> implements Lease<C> {
     this.#turn = entry.turn
   }
 
+  static {
+    // A promise that is resolved with a lease looks for a `then`: found here, it does not look further.
+    Object.defineProperty(PoolLease.prototype, 'then', { value: undefined })
+  }
+
   get connection (): C {
     this.#mustBeOut()
     return this.#entry.extras?.transactions?.connection ?? this.#entry.face

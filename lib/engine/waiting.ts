@@ -8,7 +8,7 @@ import { label } from './events.js'
 import * as faults from './faults.js'
 import type { Hooks } from './hooks.js'
 import { Lendable } from './lendable.js'
-import { Returned, Waiter, kPlace, type Placed } from './line.js'
+import { Guest, Moment, Waiter, kPlace, type Placed } from './line.js'
 import { Pace } from './pace.js'
 import type { Parts, Phase } from './parts.js'
 import type { Report } from './report.js'
@@ -47,6 +47,10 @@ export interface Site<C> extends Parts<C> {
  */
 const MARGIN = 0.8
 
+// A promise calls its executor at once: this keeps what it is given, without a closure for each promise.
+let kept: (lease: never) => void
+const keep = (resolve: typeof kept) => { kept = resolve }
+
 /** The callers that wait for a connection: who may wait, who is served, who is sent away. */
 export class Waiting<C> extends Room<C, Site<C>> {
   readonly pace = new Pace()
@@ -56,6 +60,8 @@ export class Waiting<C> extends Room<C, Site<C>> {
   /** In which order connections were first prepared for waiters: several may be put back into the line. */
   readonly #prepareds = new WeakMap<Waiter<C>, number>()
   #lastPrepared = 0
+  /** When the last caller came. */
+  #moment = new Moment(-1)
   /** The event `overflow` was emitted for this line. */
   #overflowing = false
   /** The same in the errors of all callers whose deadline passes in one tick. */
@@ -67,35 +73,34 @@ export class Waiting<C> extends Room<C, Site<C>> {
 
   // --- Coming --------------------------------------------------------------------------------------------------------
 
-  /** @param since when the caller began to wait, where that was at another engine */
-  join (
-    options: AcquireOptions | undefined, since: number | undefined, resolve: Waiter<C>['resolve'],
-    reject: (error: Error) => void
-  ): void {
+  /**
+   * Stands a caller in the line, where it may wait.
+   *
+   * @param came when the caller began to wait, where that was at another engine
+   */
+  join (options: AcquireOptions | undefined, came: number | undefined): Promise<Lease<C>> {
     // No default `{}`: every caller that waits would allocate one.
     const signal = options?.signal
     const holder = options?.holder
     const timeout = options?.timeout ?? this.options.acquireTimeout
     // First, since listeners of that lease's end may do anything: abort the signal, close the pool.
     if (signal?.aborted !== true) this.recall()
-    // Exactly: right behind a stall of the event loop the deadline would be in the past.
-    const now = this.time.read(true)
+    const moment = this.#now()
     if (signal?.aborted === true) {
       this.books.aborted++
-      return reject(faults.aborted(this.name, signal))
+      return Promise.reject(faults.aborted(this.name, signal))
     }
     this.site.supply.start()
     const place = (options as Placed | undefined)?.[kPlace]
     const refusal = this.#refusal(timeout, holder, place !== undefined)
-    if (refusal !== undefined) return reject(this.#refuse(refusal, holder, 0))
+    if (refusal !== undefined) return Promise.reject(this.#refuse(refusal, holder, 0))
 
-    const deadline = now + timeout
-    const waiter = place === undefined
-      ? new Waiter<C>(holder, since ?? now, deadline, resolve)
-      : new Returned<C>(place, holder, since ?? now, deadline, resolve)
-    if (signal !== undefined) this.#listen(waiter, signal)
+    const leased = new Promise<Lease<C>>(keep)
+    const waiter = came === undefined && signal === undefined && place === undefined
+      ? new Waiter<C>(holder, moment, timeout, kept as Waiter<C>['resolve'])
+      : this.#guest(options!, came, moment, timeout)
     if (this.line.size === 0) {
-      this.pace.begin(now)
+      this.pace.begin(moment.at)
       this.site.checks.begin()
     }
     if (place === undefined) this.line.add(waiter)
@@ -105,15 +110,32 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const { idle, max, total } = this.entries
     if (idle.length > 0 || total < max || this.work.doubted > 0) this.site.pump()
     if (waiter.inLine) this.#tell(holder)
+    return leased
   }
 
-  #listen (waiter: Waiter<C>, signal: AcquireSignal): void {
-    waiter.leaveOn(signal, () => {
-      this.leave(waiter)
-      this.books.aborted++
-      this.#failed(waiter)
-      waiter.reject(faults.aborted(this.name, signal))
-    })
+  #guest (options: AcquireOptions & Placed, came: number | undefined, moment: Moment, timeout: number): Guest<C> {
+    const { holder, signal, [kPlace]: place } = options
+    const began = came === undefined ? moment : new Moment(came)
+    const left = came === undefined ? timeout : moment.at - came + timeout
+    const guest = new Guest<C>(place, holder, began, left, kept as Waiter<C>['resolve'])
+    if (signal !== undefined) guest.leaveOn(signal, this.#aborted)
+    return guest
+  }
+
+  /**
+   * When a caller comes. The clock is read exactly for the first one of a turn of the event loop: right behind a stall
+   * the others' deadline would else be in the past.
+   */
+  #now (): Moment {
+    if (this.time.read() !== this.#moment.at) this.#moment = new Moment(this.time.read(true))
+    return this.#moment
+  }
+
+  readonly #aborted = (guest: Guest<C>, signal: AcquireSignal): void => {
+    this.leave(guest)
+    this.books.aborted++
+    this.#failed(guest)
+    guest.reject(faults.withoutStack(() => faults.aborted(this.name, signal)))
   }
 
   #tell (holder: HolderLabel | undefined): void {
@@ -300,9 +322,10 @@ export class Waiting<C> extends Room<C, Site<C>> {
     this.books.waits.record(wait)
     this.pace.turn(now, this.entries.max)
     this.site.supply.creator.refusals.succeeded()
-    const { resolve, holder } = waiter
-    this.leave(waiter)
-    resolve(this.site.lend(entry, holder, wait))
+    this.#setPreparing(waiter, false)
+    waiter.end()
+    this.#left()
+    waiter.resolve(this.site.lend(entry, waiter.holder, wait))
   }
 
   #setPreparing (waiter: Waiter<C>, preparing: boolean): void {
@@ -333,15 +356,19 @@ export class Waiting<C> extends Room<C, Site<C>> {
     if (waiter.inLine) this.#remove(waiter)
     else this.#setPreparing(waiter, false)
     waiter.end()
-    if (this.entries.creating > 0) this.site.supply.cancelSpare()
-    if (this.line.size === 0) {
-      this.#overflowing = false
-      this.#saturate()
-      // A pool that drains keeps idle connections and creates only for callers that wait.
-      if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
-      this.site.closing.settle()
-    }
+    this.#left()
     return true
+  }
+
+  /** One wait has ended. */
+  #left (): void {
+    if (this.entries.creating > 0) this.site.supply.cancelSpare()
+    if (this.line.size > 0) return
+    this.#overflowing = false
+    this.#saturate()
+    // A pool that drains keeps idle connections and creates only for callers that wait.
+    if (this.site.closing.phase !== 'open') this.site.closing.closeIdle()
+    this.site.closing.settle()
   }
 
   /** The acquire's deadline has passed. */

@@ -1,7 +1,8 @@
 import t from 'tap'
-import { Returned, Waiter, Waiters } from '../../lib/engine/line.js'
+import fc from 'fast-check'
+import { Guest, Moment, Waiter, Waiters } from '../../lib/engine/line.js'
 
-const waiter = (deadline = 1000) => new Waiter<object>(undefined, 0, deadline, () => {})
+const waiter = (deadline = 1000) => new Waiter<object>(undefined, new Moment(0), deadline, () => {})
 
 /** The line from first to last, taken apart. */
 function rest (waiters: Waiters<object>): Array<Waiter<object>> {
@@ -43,13 +44,30 @@ t.test('anybody can leave: the first, the last, one in the middle, the only one'
   t.end()
 })
 
-t.test('one who has left keeps nobody else alive', (t) => {
-  const waiters = new Waiters<object>()
-  const all = [waiter(), waiter(), waiter()]
-  for (const one of all) waiters.add(one)
-  waiters.remove(all[1]!)
-  t.same([all[1]?.previous, all[1]?.next], [undefined, undefined])
-  t.end()
+t.test('however many come and go, and wherever they stood, the order is that of their coming', async (t) => {
+  // 0: one comes; else one leaves, by its place in the line.
+  const steps = fc.array(fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 60 })), { minLength: 1, maxLength: 400 })
+  const seed = 20_251
+  t.comment(`seed ${seed}`)
+  fc.assert(fc.property(steps, (steps) => {
+    const waiters = new Waiters<object>()
+    const model: Array<Waiter<object>> = []
+    for (const step of steps) {
+      if (step === 0) {
+        const one = waiter(model.length % 3)
+        waiters.add(one)
+        model.push(one)
+      } else if (model.length > 0) {
+        const [one] = model.splice(step % model.length, 1)
+        waiters.remove(one!)
+      }
+      const line = [...waiters]
+      if (waiters.size !== model.length || waiters.first() !== model[0]) return false
+      if (line.length !== model.length || line.some((one, at) => one !== model[at])) return false
+      if (model.length > 0 && waiters.at(model.length - 1) !== model.at(-1)) return false
+    }
+    return true
+  }), { seed, numRuns: 300 })
 })
 
 t.test('a sweep finds those whose deadline has come, and tells the next one', (t) => {
@@ -171,8 +189,8 @@ t.test('several who are put back stand in the order in which they were called', 
 })
 
 t.test('one who comes back stands behind those who came before, and in front of all others', (t) => {
-  const came = (since: number) => new Waiter<object>(undefined, since, since + 1000, () => {})
-  const back = (place: number, now: number) => new Returned<object>(place, undefined, now, now + 1000, () => {})
+  const came = (since: number) => new Waiter<object>(undefined, new Moment(since), 1000, () => {})
+  const back = (place: number, now: number) => new Guest<object>(place, undefined, new Moment(now), 1000, () => {})
   const waiters = new Waiters<object>()
   const [first, second, third] = [came(10), came(20), came(30)]
   waiters.insert(back(5, 30))

@@ -5,7 +5,7 @@ import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../
 import { PoolError, badOption } from '../../engine/errors.js'
 import { lendable, onEnd } from '../../engine/lease.js'
 import { Lendable } from '../../engine/lendable.js'
-import { Returned, Waiter, Waiters, kPlace, type Placed } from '../../engine/line.js'
+import { Guest, Moment, Waiters, kPlace, type Placed, type Waiter } from '../../engine/line.js'
 import { RequestHolder } from '../request/holder.js'
 import { askKey } from './keys.js'
 import type { Source } from './source.js'
@@ -166,16 +166,12 @@ export class Bulkhead implements Source {
     const now = this.#clock.now(true)
     const deadline = now + timeout
     await new Promise<unknown>((resolve) => {
-      const waiter = place === undefined
-        ? new Waiter<never>(holder, now, deadline, resolve)
-        : new Returned<never>(place, holder, now, deadline, resolve)
+      const waiter = new Guest<never>(place, holder, new Moment(now), timeout, resolve)
       if (signal !== undefined) {
-        const leave = () => {
+        waiter.leaveOn(signal, () => {
           this.#take(share, waiter)
           waiter.reject(this.#abortError(signal))
-        }
-        signal.addEventListener('abort', leave, { once: true })
-        waiter.unlisten = () => { signal.removeEventListener('abort', leave) }
+        })
       }
       if (place === undefined) share.add(waiter)
       else share.insert(waiter)
@@ -188,7 +184,6 @@ export class Bulkhead implements Source {
   /** Takes somebody out of the line. */
   #take (share: Share, waiter: Waiter<never>): void {
     share.remove(waiter)
-    waiter.unlisten?.()
     waiter.end()
     this.#pending--
     if (this.#pending === 0) this.#alarm.cancel()

@@ -310,3 +310,14 @@ t.test('levels can be set for each line, and false turns one off', async (t) => 
   t.match(lines, [{ level: 60, event: 'pool.leak' }])
   t.equal(lines.length, 1)
 })
+
+t.test('what to do is said by why connects fail', async (t) => {
+  const { pool, clock, connector } = staged(t, { acquireTimeout: 100 })
+  connector.outcomes.create = 'error'
+  for (const [kind, remedy] of [['full', /no connection left/], ['login', /refuses the login/], [undefined, /address and login right/]] as const) {
+    connector.kind = kind
+    const failed = t.rejects(pool.acquire(), { code: 'FST_POOL_CONNECT_FAILED', message: remedy })
+    await clock.advance(150)
+    await failed
+  }
+})

@@ -38,11 +38,12 @@ export interface Pools {
   readonly names: readonly string[]
   /**
    * Adds a pool that was made elsewhere, and gives it this name, whatever it was called before; the manager closes it.
-   * Before the app listens, routes lease it as any other; later it is there for `request.acquire(name)`.
+   * Before the app listens, routes lease it as any other; later it is there for `request.acquire(name)`. (Its `execute`
+   * is not compared: where a driver has hundreds of methods, TypeScript gives up.)
    *
    * @throws `FST_POOL_DUPLICATE_NAME`, `FST_POOL_BAD_OPTIONS`
    */
-  add<C, K extends Connector<C>> (name: string, pool: PoolFace<C, K>): void
+  add<C, K extends Connector<C>> (name: string, pool: Omit<PoolFace<C, K>, 'execute'>): void
   /** Closes a pool of this scope and forgets it. @throws `FST_POOL_NOT_FOUND` */
   remove (name: string): Promise<void>
   stats (): Record<string, PoolStats>

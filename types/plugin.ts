@@ -111,6 +111,39 @@ export interface RequestOptions {
   stickyFor?: number | undefined
 }
 
+/** A pool for each tenant. */
+export interface TenantRules {
+  /**
+   * Whose pool a request uses, asked when it takes its connection. `undefined`: the request leases nothing, and
+   * `request.<name>` throws `FST_POOL_NOT_LEASED` with status 400. At most 256 bytes.
+   */
+  key?: ((request: FastifyRequest) => string | undefined) | undefined
+  /**
+   * What the tenant's pool has besides the options of all: its address above all. May be async. A key for which it
+   * throws or rejects is remembered for 10 s. Its request gets that error where it has a `statusCode`, else
+   * `FST_POOL_CONNECT_FAILED`.
+   */
+  options?: ((key: string) => TenantOptions | Promise<TenantOptions>) | undefined
+  /**
+   * The most pools that are open. For one more, the one that was used longest ago is closed, unless somebody holds a
+   * connection of it, or waits for one: where that is so of all, `FST_POOL_QUEUE_FULL`. Default 100.
+   */
+  maxPools?: number | undefined
+  /** A pool that has not been used for so long is closed, in ms. Default 600000. */
+  idlePoolTimeout?: number | undefined
+  /** The most connections of all tenants' pools together. Default: as many as the pools may have. Not for SQLite. */
+  maxTotal?: number | undefined
+  /** Whether stats, events and the log show the keys; else they show hashes. Default false. */
+  showKeys?: boolean | undefined
+}
+
+/** The options of one tenant's pool: those of a pool, but for what is of all tenants together. */
+export type TenantOptions = Partial<Omit<CommonPoolOptions, keyof TenantRules | keyof RequestOptions | 'startup'>> & {
+  targets?: ReadonlyArray<Omit<Target, 'connector'>> | undefined
+  /** How its connections are made, where the pool has no `backend`. */
+  connector?: Connector<any> | undefined
+}
+
 /** One server of a pool over several. */
 export interface Target<C = unknown> extends DriverOption, Address {
   /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
@@ -127,7 +160,14 @@ export interface Target<C = unknown> extends DriverOption, Address {
 
 /** What the options of any pool have. */
 export interface CommonPoolOptions<C = unknown>
-  extends EngineNumbers, DriverOption, Address, RequestOptions, BalanceOptions, PoolHooks<C> {}
+  extends EngineNumbers, DriverOption, Address, RequestOptions, BalanceOptions, TenantRules, PoolHooks<C> {
+  /**
+   * By which name the server shows the pool's connections to whoever looks at them: PostgreSQL's `application_name`,
+   * MySQL's connect attribute `program_name`, Redis' client name, MongoDB's `appName`. What `url`, `connection` or the
+   * environment (`PGAPPNAME`) says comes first. Default: the name in the app's package.json.
+   */
+  appName?: string | undefined
+}
 
 /** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
 export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
@@ -148,6 +188,13 @@ export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
   targets: ReadonlyArray<Target<C> & { connector: Connector<C> }>
   backend?: undefined
   connector?: undefined
+} | {
+  /** A pool for each tenant: the options of each have a `connector`. */
+  key: NonNullable<TenantRules['key']>
+  options: NonNullable<TenantRules['options']>
+  backend?: undefined
+  connector?: undefined
+  targets?: undefined
 })
 
 /** A level of Fastify's logger, or `false`: not logged. */

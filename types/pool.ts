@@ -20,6 +20,8 @@ export interface Holder {
   readonly id: number
   /** How long it has been out, in ms. */
   readonly heldFor: number
+  /** Where each tenant has a pool: whose it is. The key's hash, unless `showKeys` is set. */
+  readonly tenant?: string
   /** Where the pool has a bulkhead: whose share of it the lease is of. The key's hash, as in `stats().bulkhead`. */
   readonly bulkhead?: string
   /** Where the pool has several targets: which one the connection is to. */
@@ -159,6 +161,8 @@ interface Event {
   readonly pool: string
   /** Where the pool has several: which one. */
   readonly target?: string
+  /** Where each tenant has a pool: whose it is. The key's hash, unless `showKeys` is set. */
+  readonly tenant?: string
   /** When, in ms since 1970. */
   readonly time: number
 }
@@ -199,8 +203,23 @@ export interface PoolEvents {
   overflow: Event & { readonly pending: number }
   timeout: Event & Shared & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
   refuse: Event & Shared & { readonly error: Error, readonly wait: number, readonly holder?: HolderLabel }
+  /**
+   * A lease is out for longer than `leakAfter`. Once one was, `stack` names the code that acquired it, also where that
+   * had to wait.
+   */
   leak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
-  unleak: Event & { readonly id: number, readonly held: number, readonly holder?: HolderLabel, readonly stack?: string }
+  /** The lease that was reported has ended. */
+  unleak: Event & {
+    readonly id: number
+    readonly held: number
+    readonly holder?: HolderLabel
+    readonly stack?: string
+    /**
+     * Why the pool itself took it back, and destroyed its connection: 'leaked' where the lease was lost, so that nobody
+     * could release it any more. Left out where its borrower ended it.
+     */
+    readonly taken?: DestroyReason
+  }
   /** Half of a lease's `holdTimeout` has passed. Once per lease, but again where the hold has started again. */
   hold: HoldEvent
   /** A lease was out for longer than its `holdTimeout`: it was revoked, and its connection destroyed. */
@@ -301,6 +320,13 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
   readonly backend: K
   /** How long `close()` takes at most unless its call says otherwise, in ms. */
   readonly closeTimeout: number
+  /**
+   * The pool of one tenant, where the pool has the option `key`: for jobs, which have no request. Made at its first
+   * use, as for requests.
+   *
+   * @throws `FST_POOL_NOT_SUPPORTED`: there is one pool for all
+   */
+  of (key: string): PoolFace<C, K>
   /** Whether `role: 'replica'` may get another kind of connection. */
   readonly replicas: boolean
   /**

@@ -148,6 +148,20 @@ export interface PoolStats extends Counts {
   readonly bulkhead?: BulkheadStats
   /** Where there are several targets: each one's books, whose sum the others are. */
   readonly targets?: readonly TargetStats[]
+  /** Where each tenant has a pool: all others are sums over these, closed ones included. */
+  readonly tenants?: TenantsStats
+}
+
+export interface TenantsStats {
+  /** How many tenants have a pool now. */
+  readonly open: number
+  /** Up to 10 of them: those for whom most wait, then those that have most connections. */
+  readonly largest: readonly TenantStats[]
+}
+
+export interface TenantStats extends PoolStats {
+  /** The key's hash, unless `showKeys` is set. */
+  readonly tenant: string
 }
 
 export interface TargetStats extends PoolStats {

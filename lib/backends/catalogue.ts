@@ -15,6 +15,7 @@ interface BackendOptions extends Readonly<Address>, Readonly<DriverOption> {
   readonly connection: NonNullable<Address['connection']>
   readonly max: number
   readonly reset: ResetMode
+  readonly appName?: string
   readonly acquireTimeout: number
   readonly connectTimeout: number
 }

@@ -41,6 +41,13 @@ export class Budget<C> {
     this.#members.push(member)
   }
 
+  /** A member has no connection any more. */
+  leave (member: Member<C>): void {
+    this.#members.splice(this.#members.indexOf(member), 1)
+    this.#refused.delete(member)
+    this.freed()
+  }
+
   get max (): number {
     return this.#max
   }

@@ -5,6 +5,7 @@ import { Books, type Going } from '../engine/books.js'
 import { PoolError, badOption, isPoolError } from '../engine/errors.js'
 import { label, type Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
+import { acquiredBy } from '../engine/lease.js'
 import { Guest, Moment, Waiters, type Waiter } from '../engine/line.js'
 import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
@@ -157,15 +158,27 @@ export class Dispatch<C> {
   async #serve (role: Role, options: AcquireOptions): Promise<Lease<C>> {
     const since = this.time.read(true)
     const request = { role, options, since, deadline: since + (options.timeout ?? this.#site.acquireTimeout) }
+    const { caller } = this
     this.#unsettled++
     try {
-      return await this.#attempt(request)
+      const lease = await this.#attempt(request)
+      if (caller !== undefined) acquiredBy(lease, caller)
+      return lease
     } catch (error) {
       if (isPoolError(error)) this.#tell(error, request)
       throw error
     } finally {
       if (--this.#unsettled === 0) for (const resolve of this.#quiet.splice(0)) resolve()
     }
+  }
+
+  /** See `Leaks`. */
+  get caller (): string | undefined {
+    for (const { engine: { upkeep: { leaks } } } of this.#site.targets) {
+      const { caller } = leaks
+      if (caller !== undefined) return caller
+    }
+    return undefined
   }
 
   /** Counts an acquire that failed, and emits its event. Failures at a target were counted by its engine. */

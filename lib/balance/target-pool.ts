@@ -48,6 +48,8 @@ const wholes: ReadonlySet<PoolEventName> =
 
 /** As `renamePool`. */
 export let renameTargetPool: (pool: object, name: string) => void
+/** As `callerOf`. */
+export let callerOfTargets: (pool: object) => string | undefined
 
 /**
  * A pool over several targets: one that writes (the primary), and others that only read.
@@ -221,6 +223,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       for (const { engine } of pool.#targets) renameEngine(engine, name)
       pool.#events.pool = name
     }
+    callerOfTargets = (pool) => pool instanceof TargetPool ? pool.#dispatch.caller : undefined
   }
 
   get name (): string {
@@ -265,6 +268,10 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   async use<T> (fn: (connection: C, lease: Lease<C>) => T | Promise<T>, options?: UseOptions): Promise<T> {
     return await useWithRetry(this.#retrying, fn, options)
+  }
+
+  of (_key: string): never {
+    throw faults.oneForAll(this.name)
   }
 
   async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<C>> {

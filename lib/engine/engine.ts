@@ -12,7 +12,7 @@ import { Events, asPromise, label } from './events.js'
 import { Hooks } from './hooks.js'
 import { LeaseHost, type Failed } from './host.js'
 import { PoolLease } from './lease.js'
-import { Waiters } from './line.js'
+import { Waiters, type Waiter } from './line.js'
 import { Operations, TICK } from './operations.js'
 import type { Owner, Parts } from './parts.js'
 import { refer } from './refer.js'
@@ -132,7 +132,7 @@ export class Engine<C> implements Parts<C> {
     this.#setGate(SAMPLED, true)
     this.#setGate(PREPARED, options.onAcquire !== undefined)
     this.#setGate(HINDERED, this.checks.meets)
-    this.#setGate(WATCHED, this.upkeep.watches)
+    this.#setGate(WATCHED, this.upkeep.leaks.areSought)
     this.events.run(() => backend.onDriverEvent?.((event) => {
       if (this.events.heard.driver) this.events.emit('driver', event)
     }))
@@ -232,18 +232,18 @@ export class Engine<C> implements Parts<C> {
   }
 
   /** As `#lend`, with what the gate asks for. @param wait how long the borrower has waited, in ms */
-  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C> {
+  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number, waiter?: Waiter<C>): Lease<C> {
     const lease = this.#lend(entry, holder)
-    if ((this.#gate & (SAMPLED | HEARD | WATCHED)) !== 0) this.#tellLoan(lease, entry, wait)
+    if ((this.#gate & (SAMPLED | HEARD | WATCHED)) !== 0) this.#tellLoan(lease, entry, wait, waiter)
     return lease
   }
 
-  #tellLoan (lease: Lease<C>, entry: Entry<C>, wait: number): void {
+  #tellLoan (lease: Lease<C>, entry: Entry<C>, wait: number, waiter: Waiter<C> | undefined): void {
     const { events } = this
     entry.timed = this.#samples > 0 || events.heard.release ? EXACT : 0
     if (entry.timed !== 0) entry.takenAt = this.time.read(true)
     if (--this.#samples <= 0) this.#setGate(SAMPLED, false)
-    this.upkeep.watchOver(lease, entry)
+    this.upkeep.leaks.begin(lease, entry, waiter)
     if (events.heard.acquire) events.emit('acquire', { id: entry.id, wait, ...label(entry.holder) })
   }
 
@@ -269,13 +269,14 @@ export class Engine<C> implements Parts<C> {
   revoke (entry: Entry<C>, reason: DestroyReason, failed?: Failed): void {
     const held = this.time.read() - entry.takenAt
     // Before the report, since a listener may end the lease, too.
-    this.#endLease(entry)
+    this.#endLease(entry, reason)
     entry.more.held = held
     entry.more.revoked = reason
     this.destroy(entry, reason, failed && this.events.report(failed.error, failed.phase))
   }
 
-  #endLease (entry: Entry<C>): number {
+  /** @param taken why the pool itself ends it */
+  #endLease (entry: Entry<C>, taken?: DestroyReason): number {
     const { holder, extras } = entry
     entry.state = RESETTING
     entry.turn++
@@ -286,19 +287,17 @@ export class Engine<C> implements Parts<C> {
     extras?.transactions?.leaseEnds()
     // While there are no periodic ticks the coarse clock stands still.
     const exactly = entry.timed !== 0 || (this.#gate & (ASLEEP | HEARD)) !== 0 || extras?.watch?.reported === true
-    return exactly ? this.#tellReturn(entry, holder, extras?.watch) : Math.max(0, this.time.now - entry.takenAt)
+    return exactly ? this.#tellReturn(entry, holder, extras?.watch, taken) : Math.max(0, this.time.now - entry.takenAt)
   }
 
-  #tellReturn (entry: Entry<C>, holder: HolderLabel | undefined, watch: Watch | undefined): number {
+  #tellReturn (entry: Entry<C>, holder: HolderLabel | undefined, watch?: Watch, taken?: DestroyReason): number {
     const { events } = this
     const { id, takenAt, timed } = entry
     const held = Math.max(0, this.time.read(true) - takenAt)
     if ((timed & EXACT) !== 0) this.supply.holds.record(held, this.time.now)
     if (timed !== 0) this.books.ended(held, (timed & SEEN) !== 0, holder)
     if (events.heard.release) events.emit('release', { id, held, ...label(holder) })
-    if (watch?.reported === true && events.heard.unleak) {
-      events.emit('unleak', { id, held, ...label(holder), ...watch.told })
-    }
+    if (watch?.reported === true) this.upkeep.leaks.ended(watch, { id, held, ...label(holder) }, taken)
     return held
   }
 

@@ -78,7 +78,8 @@ export class Watch {
   /** The lease object was garbage collected: nobody can release it. */
   lost = false
 
-  constructor (readonly stack: string | undefined) {}
+  /** @param stack names the code that acquired the lease */
+  constructor (public stack: string | undefined) {}
 
   /** What the events `leak` and `unleak` tell. */
   get told (): { readonly stack?: string } {

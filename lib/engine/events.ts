@@ -65,6 +65,11 @@ export class Events {
     return this.#context.runInAsyncScope(newContext).runInAsyncScope(fn)
   }
 
+  /** As `run`, in a copy of the calling code's own context: what the connector sends then belongs to its trace. */
+  runHere<T> (fn: () => T): T {
+    return newContext().runInAsyncScope(fn)
+  }
+
   /**
    * As `run`, without a copy of the context: for the reset, which is called at every return. A copy would cost more
    * than the rest of the return.

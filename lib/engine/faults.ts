@@ -126,6 +126,12 @@ export function closed (name: string, phase: string, closeTimeout: number): Pool
   return new PoolError('FST_POOL_CLOSED', `pool '${name}' is ${phase}`, { retryAfter: closeTimeout / 1000 })
 }
 
+/** The pool has no pools of tenants. */
+export function oneForAll (name: string): PoolError {
+  const message = `pool '${name}' is one for all: a pool for each tenant has the option key`
+  return new PoolError('FST_POOL_NOT_SUPPORTED', message)
+}
+
 export function aborted (name: string, { reason }: Pick<AcquireSignal, 'reason'>): PoolError {
   const message = `an acquire from pool '${name}' was aborted by its signal`
   return new PoolError('FST_POOL_ABORTED', message, { cause: reason })

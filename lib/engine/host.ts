@@ -97,7 +97,7 @@ export class LeaseHost<C> implements Host<C> {
     })
     cut.catch(() => { /* Where the connector was faster, it is asked for below. */ })
     try {
-      return await Promise.race([events.run(() => call(signal)), cut])
+      return await Promise.race([events.runHere(() => call(signal)), cut])
     } catch (error) {
       // An aborted connector only tells that it gave up; the reason is that of the abort.
       if (signal.aborted) return await cut

@@ -167,6 +167,12 @@ export class PoolLease<C> implements Lease<C> {
     if (lease instanceof PoolLease && !lease.ended) lease.#lender.upkeep.borrowed(lease.#entry, borrower)
   }
 
+  /** See `acquiredBy`. */
+  static acquiredBy<C> (lease: Lease<C>, stack: string): void {
+    const watch = lease instanceof PoolLease && !lease.ended ? lease.#entry.extras?.watch : undefined
+    if (watch !== undefined) watch.stack = stack
+  }
+
   /** For the request scope: see `abandon`. */
   static abandon<C> (lease: Lease<C>): void {
     if (lease instanceof PoolLease) lease.#destroy('aborted')
@@ -198,6 +204,9 @@ export const lendable: <C>(lease: Lease<C>, recall: () => boolean) => () => void
 
 /** Names whom the pool asks about a lease. Another one takes the place of the first. */
 export const lentTo: <C>(lease: Lease<C>, borrower: Borrower) => void = PoolLease.lentTo
+
+/** Names the code that acquired a lease, where it waited in another line than its engine's. @param stack its stack */
+export const acquiredBy: <C>(lease: Lease<C>, stack: string) => void = PoolLease.acquiredBy
 
 /** The lease of a job, with what its call says of how long it may be out. */
 export function lendFor<C> (lease: Lease<C>, { holdTimeout }: Pick<AcquireOptions, 'holdTimeout'>): Lease<C> {

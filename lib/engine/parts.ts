@@ -11,7 +11,7 @@ import type { Time } from './time.js'
 /** The owner of several engines behind one name, as an engine sees it. All of it is cheap, and never throws. */
 export interface Owner {
   /** The field `target` of the engine's events. */
-  readonly target: string
+  readonly target: string | undefined
   /** The next connection's id: unique among all engines of the owner. */
   nextId (): number
   /**

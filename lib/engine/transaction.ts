@@ -33,14 +33,14 @@ export interface Host<C> {
   /** What the borrower sees of a connection (the option `wrap`). */
   face (connection: C): C
   /**
-   * Calls the connector, in no caller's async context. Rejects at once when the connection is destroyed meanwhile. Past
-   * the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
+   * Calls the connector, in the caller's async context. Rejects at once when the connection is destroyed meanwhile.
+   * Past the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
    *
    * @throws what `work` throws; `FST_POOL_COMMIT_UNKNOWN` where the outcome of a commit is in doubt: then the
    * connection can not be used any more
    */
   call<T> (phase: Phase, work: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T>
-  /** As `call`, after the lease has ended: the deadline is the one of the reset. */
+  /** As `call`, after the lease has ended, in no caller's async context: the deadline is the one of the reset. */
   callLate (work: () => Promise<void>): Promise<void>
   /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
   fail (error: unknown, phase: Phase): void

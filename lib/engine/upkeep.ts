@@ -3,12 +3,12 @@ import type { Checks } from './checks.js'
 import type { Cleaning } from './cleaning.js'
 import type { Closing } from './closing.js'
 import {
-  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, SEEN, VALIDATING, Watch, type Borrower, type Entry,
+  CLOSING, CREATING, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, SEEN, VALIDATING, type Borrower, type Entry,
 } from './entry.js'
-import { label } from './events.js'
 import * as faults from './faults.js'
 import { Holds } from './holds.js'
 import type { Failed } from './host.js'
+import { Leaks } from './leaks.js'
 import { TICK } from './operations.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
@@ -40,17 +40,14 @@ export const FORGET = 60_000
 
 /** Housekeeping at each tick: deadlines, idle connections, leases that are out for long. */
 export class Upkeep<C> extends Room<C, Site<C>> {
-  readonly #registry: FinalizationRegistry<{ readonly entry: Entry<C>, readonly turn: number }> | undefined
+  readonly leaks: Leaks<C>
   readonly #holds: Holds<C>
   #acquiredAtTick = 0
 
   constructor (site: Site<C>) {
     super(site)
+    this.leaks = new Leaks(site)
     this.#holds = new Holds(site)
-    if (site.options.leakAfter === 0) return
-    this.#registry = new FinalizationRegistry(({ entry, turn }) => {
-      if (entry.turn === turn) this.#lose(entry)
-    })
   }
 
   /** The event loop stood still: what is under way gets that time back. Callers' own deadlines stand. */
@@ -177,46 +174,9 @@ export class Upkeep<C> extends Room<C, Site<C>> {
 
   /** Looks after a lease. Returns when to look again. */
   #look (entry: Entry<C>, now: number): number {
-    const lookAt = this.#registry === undefined ? Infinity : this.#watch(entry, now)
+    const lookAt = this.leaks.look(entry, now)
     const borrower = entry.extras?.borrower
     // The listeners of a leak may have ended the lease.
     return borrower === undefined ? lookAt : Math.min(lookAt, this.#holds.look(entry, borrower, now))
-  }
-
-  // --- Leaks ---------------------------------------------------------------------------------------------------------
-
-  get watches (): boolean {
-    return this.#registry !== undefined
-  }
-
-  /** A lease begins. */
-  watchOver (lease: object, entry: Entry<C>): void {
-    if (this.#registry === undefined) return
-    this.#registry.register(lease, { entry, turn: entry.turn })
-    // A stack costs 3 us, so stacks are only taken once something has leaked.
-    entry.more.watch = new Watch(this.books.leaked > 0 ? new Error('acquired').stack : undefined)
-  }
-
-  /** Reports a lease that has been out for too long. Returns when to look again. */
-  #watch (entry: Entry<C>, now: number): number {
-    const leakAt = entry.takenAt + this.options.leakAfter
-    if (leakAt > now) return leakAt
-    const watch = entry.more.watch!
-    if (watch.reported) return Infinity
-    this.books.leaked++
-    watch.reported = true
-    const { id, holder, takenAt } = entry
-    if (this.events.heard.leak) {
-      this.events.emit('leak', { id, held: now - takenAt, ...label(holder), ...watch.told })
-    }
-    if (watch.lost) this.site.revoke(entry, 'leaked')
-    return Infinity
-  }
-
-  /** The lease object was garbage collected, and the lease was not released. */
-  #lose (entry: Entry<C>): void {
-    const watch = entry.more.watch!
-    watch.lost = true
-    if (watch.reported) this.site.revoke(entry, 'leaked')
   }
 }

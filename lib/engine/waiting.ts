@@ -32,12 +32,13 @@ export interface Site<C> extends Parts<C> {
   /** Callers that wait are not served. */
   readonly isHalted: boolean
   readonly report: Report<C>
+  readonly upkeep: { readonly leaks: { joined (waiter: Waiter<C>): void } }
   /** The line has become empty, or is not empty any more. */
   gateChanged (): void
   /** Starts the periodic ticks. */
   wake (): void
   pump (): void
-  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number): Lease<C>
+  lend (entry: Entry<C>, holder: HolderLabel | undefined, wait: number, waiter: Waiter<C>): Lease<C>
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
@@ -99,6 +100,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     const waiter = came === undefined && signal === undefined && place === undefined
       ? new Waiter<C>(holder, moment, timeout, kept as Waiter<C>['resolve'])
       : this.#guest(options!, came, moment, timeout)
+    if (this.options.leakAfter !== 0) this.site.upkeep.leaks.joined(waiter)
     if (this.line.size === 0) {
       this.pace.begin(moment.at)
       this.site.checks.begin()
@@ -325,7 +327,7 @@ export class Waiting<C> extends Room<C, Site<C>> {
     this.#setPreparing(waiter, false)
     waiter.end()
     this.#left()
-    waiter.resolve(this.site.lend(entry, waiter.holder, wait))
+    waiter.resolve(this.site.lend(entry, waiter.holder, wait, waiter))
   }
 
   #setPreparing (waiter: Waiter<C>, preparing: boolean): void {

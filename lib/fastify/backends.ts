@@ -2,7 +2,7 @@ import { inspect } from 'node:util'
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import type { Connector } from '../../types/connector.js'
 import type { Cluster, MongoClient, Redis } from '../../types/drivers.js'
-import type { PoolFace } from '../../types/pool.js'
+import type { SharedBudget } from '../balance/shared.js'
 import { TargetPool } from '../balance/target-pool.js'
 import { catalogue } from '../backends/catalogue.js'
 import type { MongoConnector } from '../backends/mongodb/connector.js'
@@ -13,11 +13,13 @@ import { badOption, PoolError, scrub } from '../engine/errors.js'
 import { secretsOf } from '../engine/secrets.js'
 import { Pool } from '../pool/pool.js'
 import type { ResolvedPoolOptions } from './options.js'
+import { TenantPool } from './tenants/pool.js'
+import type { Face, Maker } from './tenants/tenants.js'
 
 /** Puts the client that a pool shares with the app on the app: once the pool is open, or need not be waited for. */
 export type Share = () => Promise<void>
 
-export interface MadePool { readonly pool: PoolFace<unknown>, readonly share?: Share }
+export interface MadePool { readonly pool: Face, readonly share?: Share }
 
 interface Connected { readonly connector: Connector<unknown>, readonly share?: Share }
 
@@ -33,12 +35,20 @@ interface Decorated {
  *
  * @throws `FST_POOL_BAD_OPTIONS`, `FST_POOL_MISSING_DRIVER`; nothing is left open then
  */
-export async function makePool (app: FastifyInstance, options: ResolvedPoolOptions): Promise<MadePool> {
+export async function makePool (
+  app: FastifyInstance, options: ResolvedPoolOptions, budget?: SharedBudget
+): Promise<MadePool> {
+  const { tenants } = options
+  if (tenants !== undefined) {
+    const make: Maker = async (own, budget) => (await makePool(app, own, budget)).pool
+    return { pool: new TenantPool({ ...options, tenants }, make) }
+  }
   if (options.targets === undefined) {
     const { connector, ...shared } = await connect(app, options)
     // One connection alone reads and writes.
     const hasRoles = connector.replica !== undefined && options.max > 1
-    return { pool: hasRoles ? TargetPool.ofRoles(connector, options) : new Pool(connector, options), ...shared }
+    if (hasRoles) return { pool: TargetPool.ofRoles(connector, options), ...shared }
+    return { pool: budget?.pool(connector, options) ?? new Pool(connector, options), ...shared }
   }
   const made: Connected[] = []
   try {

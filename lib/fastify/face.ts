@@ -7,6 +7,7 @@ import { checkNames } from '../pool/calls.js'
 import { isUnusual, overError } from './request/ending.js'
 import { RequestScope, kGiven, kReply, kScope } from './request/scope.js'
 import { kSetting } from './setting.js'
+import { keyless } from './tenants/source.js'
 
 // What a request sees: its connections, `lease`, `acquire` and `transaction`.
 
@@ -75,6 +76,9 @@ function routeOf ({ method, routeOptions }: FastifyRequest): string {
 }
 
 function notLeased (request: FastifyRequest, name: string): PoolError {
+  if (!request.is404 && request.server[kSetting].manager.find(name)?.source.serves(request) === false) {
+    return keyless(name)
+  }
   const error = new PoolError('FST_POOL_NOT_LEASED', whyNotLeased(request, name))
   // A hook of the app's that runs for all requests makes no failure of the app out of a wrong address.
   return request.is404 ? Object.assign(error, { statusCode: 404 }) : error

@@ -3,11 +3,13 @@ import type { Connector, Role } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
   Backend, BulkheadOptions, CommonPluginOptions, DriverOption, LogLevel, Policy, StickyOptions, StoryLine,
+  TenantRules,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
 import { balances } from '../balance/choice.js'
 import { PoolError, badOption } from '../engine/errors.js'
+import type { KeyOf } from './rules/keys.js'
 import {
   addressProperties, checkAddress, checkTogether, connectorSchema, engineProperties, hookProperties, seal,
   type ResolvedEngineOptions,
@@ -81,6 +83,16 @@ const targetSchema = {
   type: 'object', properties: { connector: connectorSchema, ...targetProperties }, additionalProperties: false,
 } as const
 
+/** Of a pool per tenant. */
+export const tenantProperties = {
+  key: optionalFunction,
+  options: optionalFunction,
+  maxPools: { type: 'integer', minimum: 1 },
+  idlePoolTimeout: deadlineOnly,
+  maxTotal: { type: 'integer', minimum: 1 },
+  showKeys: { type: 'boolean' },
+} as const
+
 export const backendSchema = { enum: Object.keys(catalogue) as unknown as readonly [Backend, ...Backend[]] }
 
 export const poolProperties = {
@@ -88,6 +100,7 @@ export const poolProperties = {
   connector: connectorSchema,
   targets: { type: 'array', minItems: 1, items: targetSchema, title: 'a list of at least one target' },
   ...driverProperties,
+  appName: { type: 'string', minLength: 1, title: 'a text that is not empty' },
   ...engineProperties,
   ...hookProperties,
   lease: policyOrFalse,
@@ -99,6 +112,7 @@ export const poolProperties = {
     title: 'an object with key and max',
   },
   ...balanceProperties,
+  ...tenantProperties,
 } as const
 
 const level = { enum: ['fatal', 'error', 'warn', 'info', 'debug', 'trace', false] } as const
@@ -202,6 +216,7 @@ export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<
   readonly backend?: Backend
   /** The driver option as it was given. */
   readonly driver?: NonNullable<DriverOption['driver']>
+  readonly appName?: string
   /** The connector option: the very object that was given. */
   readonly connector?: Connector<C>
   /** The whole policy: the pool's own over the plugin's. */
@@ -214,6 +229,24 @@ export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<
   readonly bulkhead?: BulkheadOptions
   readonly sticky?: StickyOptions
   readonly stickyFor: number
+  /** Where each tenant has a pool. */
+  readonly tenants?: ResolvedTenants
+}
+
+/** A pool per tenant: checked, complete and frozen. */
+export interface ResolvedTenants {
+  readonly key: KeyOf
+  /**
+   * The options of a tenant's pool: what the app gives, over those of all.
+   *
+   * @throws what the app's function throws; `FST_POOL_BAD_OPTIONS`
+   */
+  optionsOf (key: string): Promise<ResolvedPoolOptions>
+  readonly maxPools: number
+  readonly idlePoolTimeout: number
+  readonly maxTotal: number | undefined
+  readonly showKeys: boolean
+  readonly acquireTimeout: number
 }
 
 /** The plugin's options: checked, complete and frozen. */
@@ -231,6 +264,7 @@ export interface ResolvedPluginOptions {
 /** The pools that a route leases, each with what the route says about it. */
 export type ResolvedRoutePools = ReadonlyMap<string, Partial<Policy>>
 
+const tenantDefaults = Object.freeze({ maxPools: 100, idlePoolTimeout: 600_000, maxTotal: undefined, showKeys: false })
 const balanceDefaults = Object.freeze({ balance: 'weighted', maxLag: Infinity, checkInterval: 1000, stickyFor: 5000 })
 export const defaultPolicy: Policy = Object.freeze({
   acquire: 'onRequest', release: 'onResponse', transaction: false,
@@ -274,6 +308,8 @@ export function checkPoolOptions<C = unknown> (
   options: unknown, path: string, { name = 'db', lease = defaultPolicy }: { name?: string, lease?: Policy | false } = {}
 ): ResolvedPoolOptions<C> {
   const given = readObject(poolProperties, options, path)
+  const tenants = readTenants(given, path, { name, lease })
+  if (tenants !== undefined) return tenants as ResolvedPoolOptions<C>
   const { lease: own, targets, ...result } = readAll(poolProperties, given, path)
   if (given.backend === undefined && given.connector === undefined && targets === undefined) {
     throw badOption(join(path, 'backend'), undefined, `${expected(backendSchema)}, or a connector or targets instead`)
@@ -282,9 +318,10 @@ export function checkPoolOptions<C = unknown> (
     if (given[other] === undefined || given.connector === undefined) continue
     throw badOption(join(path, 'connector'), given.connector, `none beside ${other}`)
   }
-  if (given.driver !== undefined && given.backend === undefined) {
-    throw badOption(join(path, 'driver'), given.driver,
-      'none without backend')
+  for (const key of ['driver', 'appName']) {
+    if (given[key] !== undefined && given.backend === undefined) {
+      throw badOption(join(path, key), given[key], 'none without backend')
+    }
   }
   if (given.backend !== undefined) catalogue[given.backend as Backend].adapt?.(result, given, path)
   checkTogether(result, given, path)
@@ -299,6 +336,53 @@ export function checkPoolOptions<C = unknown> (
     if (given[key] !== undefined) throw badOption(join(path, key), given[key], 'none without targets')
   }
   return seal<ResolvedPoolOptions<C>>(complete)
+}
+
+const anyConnector: Connector<unknown> = { system: 'other', create: async () => ({}), destroy: () => {} }
+
+/**
+ * A pool per tenant. The options of all are checked as those of one pool, though what each adds is not there yet.
+ *
+ * @returns undefined: it is one pool for all
+ */
+function readTenants (given: Options, path: string, named: { name: string, lease: Policy | false }): unknown {
+  if (given.key === undefined) {
+    for (const name of Object.keys(tenantProperties)) {
+      if (given[name] !== undefined) throw badOption(join(path, name), given[name], 'none without key')
+    }
+    return undefined
+  }
+  if (given.options === undefined) throw badOption(join(path, 'options'), undefined, 'a function beside key')
+  for (const name of ['connector', 'targets', 'bulkhead', 'startup', ...Object.keys(balanceProperties)]) {
+    if (given[name] !== undefined) throw badOption(join(path, name), given[name], 'none beside key')
+  }
+  if (given.maxTotal !== undefined && given.backend === 'sqlite') {
+    throw badOption(join(path, 'maxTotal'), given.maxTotal, 'none, since sqlite has files and no server')
+  }
+  const isOwn = (name: string) => Object.hasOwn(tenantProperties, name)
+  const common = Object.fromEntries(Object.entries(given).filter(([name]) => !isOwn(name)))
+  // Without a backend, each tenant brings a connector.
+  const bare = given.backend === undefined ? { ...common, connector: anyConnector } : common
+  const base = checkPoolOptions(bare, path, named)
+  const rules = Object.fromEntries(Object.entries(given).filter(([name, value]) => isOwn(name) && value !== undefined))
+  const { key, options, ...limits } = readAll(tenantProperties, rules, path) as unknown as
+    Required<TenantRules> & { maxTotal?: number }
+  const where = join(path, 'options(key)')
+  const optionsOf = async (key: string) => {
+    const own: unknown = await options(key)
+    if (!isObject(own)) throw badOption(where, own, 'an object')
+    for (const name of ['key', 'options', 'lease', 'startup', 'maxPools', 'bulkhead', 'sticky', 'stickyFor']) {
+      if (own[name] !== undefined) throw badOption(`${where}.${name}`, own[name], 'none for one tenant')
+    }
+    if (limits.maxTotal !== undefined && own.targets !== undefined) {
+      throw badOption(`${where}.targets`, own.targets, 'none beside maxTotal')
+    }
+    return checkPoolOptions({ ...common, startup: 'lazy', ...own }, where, named)
+  }
+  const { acquireTimeout } = base
+  const tenants = Object.freeze({ ...tenantDefaults, ...limits, key, optionsOf, acquireTimeout })
+  const { connector: _any, ...all } = base
+  return Object.freeze({ ...all, startup: 'lazy', tenants })
 }
 
 /** The targets of a pool, each with the options of a pool of its own. */

@@ -18,6 +18,8 @@ import { kReply } from './request/scope.js'
 import { Bulkhead } from './rules/bulkhead.js'
 import { Sticky } from './rules/sticky.js'
 import { kSetting, type Setting } from './setting.js'
+import { TenantPool } from './tenants/pool.js'
+import { TenantSource } from './tenants/source.js'
 
 async function register (app: FastifyInstance, options: PluginOptions): Promise<void> {
   const checked = checkPluginOptions(options)
@@ -34,7 +36,9 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
       const { lease: policy, bulkhead, sticky, stickyFor } = poolOptions
       setting.manager.add(name, pool, {
         policy,
-        bulkhead: bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
+        source: pool instanceof TenantPool
+          ? new TenantSource(pool, poolOptions.tenants!.key)
+          : bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
         sticky: sticky && new Sticky(name, sticky, stickyFor),
         places: placesOf(poolOptions),
       })

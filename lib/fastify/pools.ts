@@ -6,7 +6,6 @@ import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
 import type { Place } from './log/place.js'
-import type { Bulkhead } from './rules/bulkhead.js'
 import { Direct, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -25,7 +24,8 @@ export interface Managed {
 /** What a pool asks of the requests that lease it. */
 interface Rules {
   readonly policy?: Policy | false | undefined
-  readonly bulkhead?: Bulkhead | undefined
+  /** undefined: the pool itself. */
+  readonly source?: Source | undefined
   readonly sticky?: Sticky | undefined
   readonly places?: readonly Place[] | undefined
 }
@@ -105,8 +105,8 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    const { bulkhead, sticky, places = [] } = rules
-    const managed: Managed = { name, pool, policy, source: bulkhead ?? new Direct(pool), sticky, places }
+    const { source = new Direct(pool), sticky, places = [] } = rules
+    const managed: Managed = { name, pool, policy, source, sticky, places }
     this.#own.set(name, managed)
     this.version++
     for (const { begin } of this.#subscriptions) begin(managed)

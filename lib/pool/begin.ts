@@ -46,7 +46,9 @@ class HeldTx<C> implements Tx<C> {
 }
 
 /** @throws what `acquire` throws, and `Lease.transaction` where it can't begin */
-export async function begin<C> (pool: PoolFace<C>, options: AcquireOptions & HoldOptions = {}): Promise<Tx<C>> {
+export async function begin<C> (
+  pool: Pick<PoolFace<C>, 'name' | 'backend' | 'acquire'>, options: AcquireOptions & HoldOptions = {}
+): Promise<Tx<C>> {
   const { signal, timeout, holder, role, holdTimeout, commitTimeout = 0, ...how } = options
   // Checked before the caller waits for a connection.
   checkTransactionOptions({ name: pool.name, transactions: pool.backend.transactions }, { ...how, commitTimeout })

@@ -6,7 +6,9 @@ import type {
   PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
+import { oneForAll } from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
+import type { Owner } from '../engine/parts.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { begin } from './begin.js'
@@ -19,6 +21,14 @@ export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 
 /** Gives a pool the name under which an app has it. Does nothing where the pool is of another kind. */
 export let renamePool: (pool: object, name: string) => void
+
+/** As `new Pool`, for somebody who owns several engines. */
+export let ownedPool: <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
+  readonly pool: Pool<C>
+  readonly engine: Engine<C>
+}
+/** The stack of the calling code, for a lease that comes later; undefined: the pool has not found a leak. */
+export let callerOf: (pool: object) => string | undefined
 
 export function renameEngine (engine: Pick<Engine<unknown>, 'name' | 'events'>, name: string): void {
   engine.name = name
@@ -36,6 +46,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   readonly backend: K
   readonly closeTimeout: number
   readonly replicas: boolean = false
+  /** The owner of the pool that `ownedPool` makes just now. */
+  static #owner: Owner | undefined
   readonly #engine: Engine<C>
 
   /**
@@ -46,13 +58,23 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     const checked = checkEngineOptions<C>(connector, options)
     this.backend = connector
     this.closeTimeout = checked.closeTimeout
-    this.#engine = new Engine<C>(connector, checked, clock)
+    this.#engine = new Engine<C>(connector, checked, clock, Pool.#owner)
   }
 
   static {
     renamePool = (pool, name) => {
       if (pool instanceof Pool) renameEngine(pool.#engine, name)
     }
+    ownedPool = <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
+      Pool.#owner = owner
+      try {
+        const pool = new Pool<C>(connector, options)
+        return { pool, engine: pool.#engine }
+      } finally {
+        Pool.#owner = undefined
+      }
+    }
+    callerOf = (pool) => pool instanceof Pool ? pool.#engine.upkeep.leaks.caller : undefined
   }
 
   get name (): string {
@@ -101,6 +123,10 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       acquireTimeout,
       backoff,
     }, fn, options)
+  }
+
+  of (_key: string): never {
+    throw oneForAll(this.name)
   }
 
   async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<C>> {

@@ -91,6 +91,7 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
       'function'],
     expected: "the driver's module or class, or of sqlite 'better-sqlite3', 'libsql' or 'node:sqlite'"
   },
+  appName: { takes: ['text'], expected: 'a text that is not empty' },
   connection: { takes: ['object', 'function'], expected: 'an object, or a function that returns one' },
   min: { ...count, beside: { max: 2 ** 31 } },
   max: positive,

@@ -430,7 +430,7 @@ t.test('a leaked lease that nobody can release any more is destroyed, whichever 
     t.equal(seen('leak').length, first === 'leak' ? 1 : 0)
     if (first === 'garbage') await clock.advance(1000)
     t.match(seen('disconnect'), [{ id: 1, reason: 'leaked' }])
-    t.match(seen('unleak'), [{ id: 1 }])
+    t.match(seen('unleak'), [{ id: 1, taken: 'leaked' }])
     await settle()
     t.equal(waiting.value?.connection, connector.connections[1])
     t.match(pool.stats(), { leaked: 1, released: 1, destroyed: { leaked: 1 } })

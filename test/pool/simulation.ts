@@ -327,6 +327,8 @@ interface Run {
   readonly held: Held
   readonly retry: number
   readonly commitTimeout: number | undefined
+  /** The async contexts of whoever called it, and of whoever ended it. */
+  readonly contexts: Set<string | undefined>
   /** When its function ended last, or it was told to commit or to roll back. */
   concludedAt: number
   /** Of the last time that its function ran. */
@@ -1130,11 +1132,18 @@ class World {
   #transact (held: Held | undefined, retry: number, commitTimeout: number | undefined, around?: Run): void {
     if (held === undefined) return
     const { lease, conn } = held
-    const run: Run = {
-      held, retry, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined,
-    }
     const token = {}
     const context = store.getStore()
+    const run: Run = {
+      held,
+      retry,
+      commitTimeout,
+      contexts: new Set([context]),
+      concludedAt: Infinity,
+      level: undefined,
+      conclude: undefined,
+      within: undefined,
+    }
     const fn = (inner: Conn) => new Promise<object>((resolve, reject) => {
       if (store.getStore() !== context) this.#violate('the function of a transaction lost its async context')
       if (inner !== conn) this.#violate('a transaction on another connection')
@@ -1180,7 +1189,14 @@ class World {
     // A scope holds one, and one only.
     if (held === undefined || [...this.#runs].some((run) => run.held === held)) return
     const run: Run = {
-      held, retry: 0, commitTimeout, concludedAt: Infinity, level: undefined, conclude: undefined, within: undefined,
+      held,
+      retry: 0,
+      commitTimeout,
+      contexts: new Set([store.getStore()]),
+      concludedAt: Infinity,
+      level: undefined,
+      conclude: undefined,
+      within: undefined,
     }
     this.#runs.add(run)
     this.#follow(run, hold(held.lease, { readOnly: this.#n % 2 === 0, commitTimeout }), (transaction) => {
@@ -1191,6 +1207,7 @@ class World {
       run.conclude = (how) => {
         run.conclude = undefined
         run.concludedAt = this.#clock.now()
+        run.contexts.add(store.getStore())
         this.#follow(run, how === 'ok' ? transaction.commit() : transaction.rollback(), () => {
           if (run.level?.committed !== (how === 'ok') &&
             run.level?.committed !== 'unknown') this.#violate(`a held transaction was told ${how}, and committed is ${run.level?.committed}`)
@@ -1307,9 +1324,10 @@ class World {
     method: Phase, conn: Conn, timeout: number, signal: AbortSignal | undefined, done: () => T,
     refused: () => void = () => {}
   ): Promise<T> {
-    this.#foreign(method)
     // `use()` gives back a moment after its function has ended.
     const lent = conn.lease?.lease.ended === false
+    if (lent) this.#askedBy(conn, method)
+    else this.#foreign(method)
     if (conn.destroyedFor !== undefined) this.#violate(`a ${method} on connection ${conn.id} behind its end`)
     if (conn.busy !== undefined) this.#violate(`a ${method} on connection ${conn.id} while its ${conn.busy.method} was under way`)
     if (!lent && method !== 'rollback') this.#violate(`a ${method} on connection ${conn.id}, and its lease has ended`)
@@ -1331,6 +1349,14 @@ class World {
       // Never given: the call rejects.
       return undefined as T
     })
+  }
+
+  /** Whoever asked for it: its trace has it. What the pool does by itself, behind the lease, belongs to nobody. */
+  #askedBy (conn: Conn, method: Phase): void {
+    const seen = store.getStore()
+    const isCallers = [...this.#runs].some(({ held, contexts }) => held.conn === conn && contexts.has(seen))
+    if (!isCallers) this.#violate(`a ${method} sees the async context of ${seen}, who has not asked for it`)
+    store.enterWith(method)
   }
 
   /** What a lease that has ended does must touch nobody. */

@@ -1371,11 +1371,15 @@ t.test('a pool\'s transaction called behind the end of the one around it is its 
   t.same(connector.asked, ['begin #1', 'commit #1', 'begin #1', 'commit #1'])
 })
 
-t.test('the code in fn sees its caller\'s async context, and the connector sees nobody\'s', async (t) => {
+t.test('fn and the connector see the async context of whoever asked, and what the pool does by itself nobody\'s', async (t) => {
   const store = new AsyncLocalStorage<string>()
   const { lease, connector, clock } = await leased()
-  const seen = new Set<unknown>()
-  connector.onAsked = () => { seen.add(store.getStore()) }
+  const seen: Record<string, string[]> = {}
+  connector.onAsked = (what) => {
+    (seen[String(store.getStore())] ??= []).push(what.replace(/ .*/, ''))
+    // A connector's own is seen by nobody.
+    store.enterWith('of a connector')
+  }
   const fn = async (name: string) => {
     t.equal(store.getStore(), name)
     await settle()
@@ -1402,6 +1406,13 @@ t.test('the code in fn sees its caller\'s async context, and the connector sees 
     await failure(lease.transaction(() => { lease.release() }))
   })
   await settle()
-  t.same([...seen], [undefined])
+  const both = ['begin', 'savepoint', 'commit', 'savepoint', 'rollback', 'commit']
+  t.same(seen, {
+    a: both,
+    b: both,
+    c: ['begin', 'rollback', 'begin', 'commit'],
+    d: ['begin', 'rollback', 'begin'],
+    undefined: ['rollback'],
+  })
   t.same(connector.violations, [])
 })

@@ -4,6 +4,7 @@ import { secretsOf } from '../../engine/secrets.js'
 import type { MongoClient } from '../../../types/drivers.js'
 import type { Address } from '../../../types/options.js'
 import { refuseNextTo, type AddressNow } from '../shared/address.js'
+import { appNameOf } from '../shared/app-name.js'
 import type { DriverKind } from '../shared/driver.js'
 
 export interface MongoOptions {
@@ -25,6 +26,11 @@ export interface MongoOptions {
   connection?: Address['connection']
   /** The most sockets per server and client; the driver's monitors come on top. Default 10. */
   max?: number
+  /**
+   * By which name the server shows these connections, unless `url` or `connection` says another one: the driver's
+   * `appName`. At most 128 characters of ASCII. Default: the name in the app's package.json.
+   */
+  appName?: string
   /** How long an operation waits for a socket, and at most for a server, in ms. Default 5000. */
   acquireTimeout?: number
   /**
@@ -94,6 +100,7 @@ export function makeClient ({ MongoClient }: Driver, options: MongoOptions, addr
   try {
     return new MongoClient(url, {
       ...Object.fromEntries(Object.entries(connection).filter((one) => !isNamed('serverSelectionTimeoutMS')(one))),
+      ...said('appName') === undefined && { appName: appNameOf(options.appName, { longest: 128 }) },
       ...said('connectTimeoutMS') === undefined && { connectTimeoutMS: connectTimeout },
       maxPoolSize: max,
       // The default of 2 would make requests wait for each other's handshakes.

@@ -5,6 +5,7 @@ import {
   assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
+import { appNameOf } from '../shared/app-name.js'
 
 export interface MysqlOptions {
   /**
@@ -24,6 +25,11 @@ export interface MysqlOptions {
    * called at each create; if its answer is wrong, that create fails with `FST_POOL_BAD_OPTIONS`.
    */
   connection?: Address['connection']
+  /**
+   * By which name the server shows these connections: the connect attribute `program_name`, unless `connection` has
+   * one. At most 128 characters of ASCII. Default: the name in the app's package.json.
+   */
+  appName?: string
   /**
    * How long the server may take until it serves a new connection, in ms. Default: as long as the signal of `create`
    * allows.
@@ -100,6 +106,8 @@ function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions):
   const base: Record<string, unknown> = { maxPreparedStatements: 100, keepAliveInitialDelay: keepAliveAfter }
   if (url !== undefined) assignGiven(base, parseUrl(url))
   assignGiven(base, connection, { host, port, database })
+  const program = { program_name: appNameOf(options.appName, { longest: 128 }) }
+  base.connectAttributes = Object.assign(program, base.connectAttributes)
   // The driver writes into this object, and tells TLS sessions apart by it: one copy for all connections, not the
   // caller's own object.
   if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }

@@ -5,6 +5,7 @@ import {
   assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
+import { appNameOf } from '../shared/app-name.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
 import { postgresDriver, type Inside } from './wire.js'
 
@@ -37,6 +38,11 @@ export interface PostgresOptions {
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'
+  /**
+   * By which name the server shows these connections, where neither `url`, `connection` nor `PGAPPNAME` says another
+   * one: `application_name`. At most 63 characters of ASCII. Default: the name in the app's package.json.
+   */
+  appName?: string
   /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
   connectTimeout?: number
   /**
@@ -104,6 +110,8 @@ function driverOptions (address: AddressNow, options: PostgresOptions, parse: Pa
   }
   const base: ClientConfig = { keepAlive: true, keepAliveInitialDelayMillis: keepAliveAfter }
   assignGiven(base, url === undefined ? {} : { ...parseUrl(url, parse!) }, { host, port, database }, connection)
+  // pg takes it where there is no `application_name`, from wherever.
+  base.fallback_application_name ||= appNameOf(options.appName, { longest: 63 })
   const { ssl } = base
   // A pg that was given the same object before has made its key invisible to a copy.
   if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }

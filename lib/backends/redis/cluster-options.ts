@@ -3,6 +3,7 @@ import { badOption } from '../../engine/errors.js'
 import type { Cluster } from '../../../types/drivers.js'
 import type { Address } from '../../../types/options.js'
 import { refuseKeys, type RefusedKeys } from '../shared/address.js'
+import { clientName } from './options.js'
 
 export interface RedisClusterOptions {
   /**
@@ -11,6 +12,8 @@ export interface RedisClusterOptions {
    * Those that would do the pool's work are refused. Not a function: the client is made once.
    */
   connection?: Address['connection']
+  /** As that of `redis`, unless `connection.redisOptions` has a `connectionName`. */
+  appName?: string
   /** How long one attempt of the client to reach the cluster may take, in ms; its nodes share it. Default 3000. */
   connectTimeout?: number
   /** The module ioredis: for bundles, and copies of one's own. Default: the one that @fastify/redis uses. */
@@ -51,7 +54,7 @@ const belongInside = [
 ]
 
 /** @throws `FST_POOL_BAD_OPTIONS` */
-export function clusterOptions ({ connection }: RedisClusterOptions): Given {
+export function clusterOptions ({ connection, appName }: RedisClusterOptions): Given {
   if (typeof connection === 'function') {
     throw badOption('connection', connection, 'an object with cluster: the client is made once')
   }
@@ -75,7 +78,8 @@ export function clusterOptions ({ connection }: RedisClusterOptions): Given {
   }
   refuseKeys(rest, refused)
   refuseKeys(redisOptions as Record<string, unknown>, refusedOfNodes, 'connection.redisOptions')
-  return { nodes: cluster as ClusterNode[], options: rest }
+  const named = { connectionName: clientName(appName), ...redisOptions }
+  return { nodes: cluster as ClusterNode[], options: { ...rest, redisOptions: named } }
 }
 
 /** Refuses other addresses, since the nodes are the address, and a database, since a cluster has one. */

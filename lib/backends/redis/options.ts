@@ -6,6 +6,7 @@ import {
   Addresses, assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo,
   type AddressNow, type RefusedKeys,
 } from '../shared/address.js'
+import { appNameOf } from '../shared/app-name.js'
 import type { DriverEvents } from '../shared/events.js'
 import { takesNoWrites } from './errors.js'
 import { disconnectTimeout, type Driver } from './wire.js'
@@ -35,6 +36,11 @@ export interface RedisOptions {
    * - 'none': nothing.
    */
   reset?: 'session' | 'transaction' | 'none'
+  /**
+   * By which name the server shows these connections (`CLIENT SETNAME`), unless `connection` or the given client has a
+   * `connectionName`. At most 128 characters of ASCII, without spaces. Default: the name in the app's package.json.
+   */
+  appName?: string
   /**
    * How long one attempt of the shared client may take, in ms; the sentinels share it. Exclusive connections obey the
    * signal of `create`. Default 3000.
@@ -196,7 +202,14 @@ function driverOptions (options: RedisOptions, { url, connection }: AddressNow):
     throw badOption('connection.tls', connection.tls, 'an object, since the url says rediss://')
   }
   const base: IORedisOptions = { keepAlive: keepAliveAfter, ...client?.options, ...fromUrl }
-  return assignGiven(base, { host, port, db: numberOf(database) }, connection)
+  assignGiven(base, { host, port, db: numberOf(database) }, connection)
+  base.connectionName ??= clientName(options.appName)
+  return base
+}
+
+/** Redis refuses names with spaces. */
+export function clientName (appName: string | undefined): string {
+  return appNameOf(appName, { longest: 128, spaces: false })
 }
 
 function numberOf (database: unknown): number | undefined {

@@ -114,7 +114,7 @@ function findRequire (name: string): { require?: NodeJS.Require, error?: unknown
 }
 
 /** The main file of the app. A REPL has none. */
-function mainFile (): string | undefined {
+export function mainFile (): string | undefined {
   const [, script] = process.argv
   return script !== undefined && existsSync(script) ? realpathSync(script) : undefined
 }

@@ -1,5 +1,5 @@
 import type { PoolEventName, PoolEvents } from '../../../types/pool.js'
-import { duration, failed, failover, hold, lag, leak, leakEnd, overdue, tell } from './texts.js'
+import { duration, failed, failover, hold, lag, leak, leakEnd, leakTaken, overdue, tell } from './texts.js'
 
 /** What is logged of single events. */
 export const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) => string } = {
@@ -13,7 +13,7 @@ export const messages: { readonly [E in PoolEventName]: (event: PoolEvents[E]) =
   timeout: ({ error }) => error.message,
   refuse: ({ error }) => error.message,
   leak: (event) => leak(event),
-  unleak: (event) => leakEnd(event),
+  unleak: (event) => event.taken === undefined ? leakEnd(event) : leakTaken(event, event.taken),
   hold: (event) => hold(event, event.holdTimeout),
   overdue: (event) => overdue(event, event.holdTimeout),
   error: ({ error, phase }) => failed(phase, error.message),

@@ -137,8 +137,6 @@ class PoolStory {
   readonly #deaths = new Map<string, Deaths>()
   /** Errors that were told: the end of their connections is no news. */
   readonly #told = new WeakSet<Error>()
-  /** By connection: leases that were reported, and have not come back. */
-  readonly #leaks = new Map<number, PoolEvents['leak'] & { readonly at: number }>()
   #deadlock: Deadlock | undefined
   /** When the drain began, and how many lines were written about it. */
   #closing: { readonly since: number, told: number } | undefined
@@ -210,13 +208,7 @@ class PoolStory {
     return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
   }
 
-  disconnected ({ id, reason, error, target }: PoolEvents['disconnect'], now: number): number {
-    const leak = this.#leaks.get(id)
-    this.#leaks.delete(id)
-    if (reason === 'leaked' && leak !== undefined) {
-      const told = { ...leak, held: leak.held + (now - leak.at) }
-      return this.#write('pool.leak.taken', this.#lease(told), texts.leakTaken(told), { holder: leak.holder })
-    }
+  disconnected ({ reason, error, target }: PoolEvents['disconnect'], now: number): number {
     // Where the driver did not tell of it, a look at the connection did.
     const unheard = reason === 'error' && (error === undefined || error.message === 'the connection was closed')
     return unheard && !(error !== undefined && this.#told.has(error)) ? this.#died(target, error, now) : Infinity
@@ -282,9 +274,8 @@ class PoolStory {
 
   // --- Leases --------------------------------------------------------------------------------------------------------
 
-  leak (event: PoolEvents['leak'], now: number): number {
-    const { id, holder, stack } = event
-    this.#leaks.set(id, { ...event, at: now })
+  leak (event: PoolEvents['leak'], _now: number): number {
+    const { holder, stack } = event
     const remedy = stack === undefined
       ? 'release it on every path (pool.use does); the next leak is told with the stack of its acquire'
       : 'release it on every path (pool.use does): the stack is of its acquire'
@@ -297,8 +288,10 @@ class PoolStory {
   }
 
   unleak (event: PoolEvents['unleak'], _now: number): number {
-    this.#leaks.delete(event.id)
-    return this.#write('pool.leak.end', this.#lease(event), texts.leakEnd(event), { holder: event.holder })
+    const { holder, taken } = event
+    return taken === undefined
+      ? this.#write('pool.leak.end', this.#lease(event), texts.leakEnd(event), { holder })
+      : this.#write('pool.leak.taken', { ...this.#lease(event), taken }, texts.leakTaken(event, taken), { holder })
   }
 
   lent (line: 'pool.hold' | 'pool.overdue', event: PoolEvents['hold'], _now: number): number {

@@ -178,9 +178,12 @@ export const leakEnd = ({ holder, id, held }: Lent): string =>
   `${nameOf(holder) ?? 'a caller without a name'} gave connection ${id} back, which was reported as leaked, after ` +
   duration(held)
 
-export const leakTaken = ({ holder, id, held }: Lent): string =>
-  `${nameOf(holder) ?? 'a caller without a name'} lost its lease of connection ${id} without releasing it: the pool ` +
-  `took it back after ${duration(held)}`
+/** @param taken why: 'leaked' where nobody could release it any more */
+export function leakTaken ({ holder, id, held }: Lent, taken: string): string {
+  const who = nameOf(holder) ?? 'a caller without a name'
+  const why = taken === 'leaked' ? 'it was lost, and nobody could release it' : taken
+  return `the pool took connection ${id} back from ${who} after ${duration(held)} (${why}), and destroyed it`
+}
 
 export const hold = (lent: Lent, holdTimeout: number): string =>
   `${since(lent)}: that is half of its holdTimeout (${duration(holdTimeout)})`

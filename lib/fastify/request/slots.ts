@@ -156,7 +156,7 @@ export class Slots implements Awaiting {
       const slot = this.#slotFor(steps[at]!)
       // Taken by hand before its turn.
       if (isOut(slot)) continue
-      let lease: Lease<unknown> | null = null
+      let lease: Lease<unknown> | null | undefined = null
       try {
         // A transaction begins with a round trip: it takes the way that waits.
         if (!isAwaited(slot) && slot.step.transaction === undefined) {
@@ -165,6 +165,7 @@ export class Slots implements Awaiting {
       } catch (error) {
         return this.#failed(errorOf(error), done)
       }
+      if (lease === undefined) continue
       if (lease === null) {
         this.#takeRest(steps, at).then(() => { done() }, (error: unknown) => { this.#failed(errorOf(error), done) })
         return
@@ -175,7 +176,9 @@ export class Slots implements Awaiting {
   }
 
   async #takeRest (steps: readonly Step[], from: number): Promise<void> {
-    for (const step of steps.slice(from)) await this.#leaseOf(this.#slotFor(step))
+    for (const step of steps.slice(from)) {
+      if (step.source.serves(this.#reply.request)) await this.#leaseOf(this.#slotFor(step))
+    }
   }
 
   /**

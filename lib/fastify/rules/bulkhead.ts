@@ -1,11 +1,13 @@
 import type { FastifyRequest } from 'fastify'
 import type { BulkheadOptions } from '../../../types/plugin.js'
 import type { AcquireOptions, AcquireSignal, Clock, Lease, PoolFace } from '../../../types/pool.js'
+import { callerOfTargets } from '../../balance/target-pool.js'
 import { Alarm, deadlineExpected, isDeadline, leftOf, systemClock } from '../../engine/time.js'
 import { PoolError, badOption } from '../../engine/errors.js'
-import { lendable, onEnd } from '../../engine/lease.js'
+import { acquiredBy, lendable, onEnd } from '../../engine/lease.js'
 import { Lendable } from '../../engine/lendable.js'
 import { Guest, Moment, Waiters, kPlace, type Placed, type Waiter } from '../../engine/line.js'
+import { callerOf } from '../../pool/pool.js'
 import { RequestHolder } from '../request/holder.js'
 import { askKey } from './keys.js'
 import type { Source } from './source.js'
@@ -70,6 +72,10 @@ export class Bulkhead implements Source {
     return this.#shares.size
   }
 
+  serves (): boolean {
+    return true
+  }
+
   /**
    * As the pool's own: null where the request would have to wait, for a connection or for its share.
    *
@@ -100,6 +106,7 @@ export class Bulkhead implements Source {
     const key = this.#keyOf(request)
     if (key === undefined) return await this.#pool.acquire(options)
     const share = this.#shareOf(key)
+    const caller = callerOf(this.#pool) ?? callerOfTargets(this.#pool)
     let { timeout } = options
     if (share.used >= this.#options.max) share.lendable.recall()
     if (share.used < this.#options.max) this.#enter(share)
@@ -107,6 +114,7 @@ export class Bulkhead implements Source {
     try {
       const holder = RequestHolder.named(request, options.holder)
       const lease = await this.#pool.acquire({ ...options, timeout, holder })
+      if (caller !== undefined) acquiredBy(lease, caller)
       this.#lent(share, lease)
       return lease
     } catch (error) {

@@ -4,8 +4,10 @@ import { lendable } from '../../engine/lease.js'
 
 /** Where requests take the connections of a pool: at the pool itself, or at the bulkhead in front of it. */
 export interface Source {
-  /** As the pool's own: null where the request would have to wait. */
-  tryAcquire (request: FastifyRequest, options: AcquireOptions): Lease<unknown> | null
+  /** Whether the request leases a connection at all. */
+  serves (request: FastifyRequest): boolean
+  /** As the pool's own: null where the request would have to wait; undefined where `serves` is false. */
+  tryAcquire (request: FastifyRequest, options: AcquireOptions): Lease<unknown> | null | undefined
   acquire (request: FastifyRequest, options: AcquireOptions): Promise<Lease<unknown>>
   /** See `lendable`: somebody may wait for the connection, or for the place in front of the pool. */
   lendable (lease: Lease<unknown>, recall: () => boolean): () => void
@@ -19,6 +21,10 @@ export class Direct implements Source {
 
   constructor (pool: PoolFace<unknown>) {
     this.#pool = pool
+  }
+
+  serves (): boolean {
+    return true
   }
 
   tryAcquire (_request: FastifyRequest, options: AcquireOptions): Lease<unknown> | null {

@@ -1,0 +1,323 @@
+// What an app sees of a pool per tenant: all of them together, and one of them.
+import type { CallArguments, CallName, CallResult } from '../../../types/calls.js'
+import type { Connector } from '../../../types/connector.js'
+import type {
+  AcquireOptions, CallOptions, Holder, HoldOptions, Lease, PoolEventName, PoolHealth, PoolListener, PoolStats,
+  RunOptions, Tx, UseOptions,
+} from '../../../types/pool.js'
+import { PoolError, badOption } from '../../engine/errors.js'
+import { Events } from '../../engine/events.js'
+import { onEnd } from '../../engine/lease.js'
+import { begin } from '../../pool/begin.js'
+import { execute } from '../../pool/execute.js'
+import { checkNames } from '../../pool/calls.js'
+import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
+import { noStats, sumOf } from './sums.js'
+import { Tenants, type Face, type Maker, type Patience, type Visit } from './tenants.js'
+
+/** What the plan of a route asks before any tenant has a pool: each tenant's own pool says what it can do. */
+const anyBackend = (system: string): Connector<unknown> => ({
+  system,
+  create: () => Promise.reject(new Error('a pool per tenant has no connections of its own')),
+  destroy: () => {},
+})
+
+/** How many tenants stats tell apart. */
+const LARGEST = 10
+
+const taken = ({ creating, idle, used }: PoolStats): number => creating + idle + used
+
+/** The pools of all tenants, behind one name. A caller has to say whose. */
+export class TenantPool implements Face {
+  name: string
+  readonly backend: Connector<unknown>
+  readonly closeTimeout: number
+  /** Some tenants may have replicas. */
+  readonly replicas = true
+  readonly tenants: Tenants
+  readonly #options: ResolvedPoolOptions
+  readonly #events: Events
+  #phase: 'open' | 'draining' | 'closed' = 'open'
+
+  constructor (options: ResolvedPoolOptions & { readonly tenants: ResolvedTenants }, make: Maker) {
+    this.name = options.name
+    this.#options = options
+    this.backend = anyBackend(options.backend ?? 'other')
+    this.closeTimeout = options.closeTimeout
+    this.#events = new Events(this.name, undefined, () => [])
+    this.tenants = new Tenants(() => this.name, options.tenants, make, this.#events)
+  }
+
+  of (key: string): Face {
+    if (typeof key !== 'string') throw badOption('key', key, 'a text')
+    return new OneTenant(this.name, key, this.tenants, this.backend, this.#options)
+  }
+
+  acquire (): Promise<never> { return Promise.reject(this.#whose()) }
+  tryAcquire (): never { throw this.#whose() }
+  use (): Promise<never> { return Promise.reject(this.#whose()) }
+  execute (): Promise<never> { return Promise.reject(this.#whose()) }
+  begin (): Promise<never> { return Promise.reject(this.#whose()) }
+  transaction (): Promise<never> { return Promise.reject(this.#whose()) }
+
+  #whose (): PoolError {
+    return new PoolError('FST_POOL_NOT_SUPPORTED', `pool '${this.name}' has a pool for each tenant: say whose, ` +
+      `app.pools.get('${this.name}').of(key)`)
+  }
+
+  /** The pools are made at their first use: there is nothing to open. */
+  async open (): Promise<void> {
+    if (this.#phase === 'open') this.#events.emit('open', {})
+  }
+
+  evict (options?: { idle?: boolean, used?: boolean }): void {
+    checkNames('evict', options)
+    for (const { pool } of this.tenants.all) pool.evict(options)
+  }
+
+  /** Of each tenant's pool that is there; those that come have what their options say. */
+  resize (options: { min?: number, max?: number }): void {
+    for (const { pool } of this.tenants.all) pool.resize(options)
+  }
+
+  suspend (): void {
+    for (const { pool } of this.tenants.all) pool.suspend()
+  }
+
+  resume (): void {
+    for (const { pool } of this.tenants.all) pool.resume()
+  }
+
+  async drain (): Promise<void> {
+    if (this.#phase === 'open') {
+      this.#phase = 'draining'
+      this.#events.emit('drain', {})
+    }
+    await this.tenants.drain()
+  }
+
+  async close (options?: { timeout?: number }): Promise<void> {
+    checkNames('close', options)
+    const isFirst = this.#phase !== 'closed'
+    this.#phase = 'closed'
+    const began = performance.now()
+    let destroyed = 0
+    const holders: Holder[] = []
+    const counted = this.tenants.all.map(({ pool }) => pool.on('close', (end) => {
+      destroyed += end.destroyed
+      holders.push(...end.holders)
+    }))
+    await this.tenants.close(options)
+    for (const undo of counted) undo()
+    if (!isFirst) return
+    this.#events.emit('close', { took: performance.now() - began, destroyed, holders })
+    this.#events.clear()
+  }
+
+  async [Symbol.asyncDispose] (): Promise<void> {
+    await this.close()
+  }
+
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+    const undo = this.#events.on(event, listener)
+    // The pool as a whole opens, drains and closes once, whenever its tenants come and go.
+    if (event === 'open' || event === 'drain' || event === 'close') return undo
+    const undoAll = this.tenants.on(event, listener)
+    return () => {
+      undo()
+      undoAll()
+    }
+  }
+
+  stats (): PoolStats {
+    const { name, backend: { system }, tenants } = this
+    const all = tenants.all.map(({ label, pool }) => ({ tenant: label, ...pool.stats() }))
+    const largest = all.toSorted((a, b) => b.pending - a.pending || taken(b) - taken(a)).slice(0, LARGEST)
+    return Object.freeze({
+      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.stats]),
+      tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest.map((one) => Object.freeze(one))) }),
+    })
+  }
+
+  holders (): Holder[] {
+    return this.tenants.all.flatMap(({ label, pool }) => pool.holders().map((one) => ({ ...one, tenant: label })))
+      .sort((a, b) => b.heldFor - a.heldFor)
+  }
+
+  async health (): Promise<PoolHealth> {
+    const all = await Promise.all(this.tenants.all.map(async ({ label, pool }) => ({ label, ...await pool.health() })))
+    const stats = this.stats()
+    const latencies = all.map(({ latency }) => latency).filter((latency) => latency !== null)
+    const latency = latencies.length === 0 ? null : Math.max(...latencies)
+    const told = { latency, circuit: stats.circuit, stats }
+    if (this.#phase !== 'open') return { status: 'draining', reason: `the pool is ${this.#phase}`, ...told }
+    if (all.length === 0) return { status: 'degraded', reason: 'no tenant has a pool now', ...told }
+    const ill = all.filter(({ status }) => status !== 'up')
+    const down = ill.filter(({ status }) => status === 'down')
+    const [worst] = [...down, ...ill]
+    if (worst === undefined) return { status: 'up', ...told }
+    // One tenant's database that is down is no reason to send the others away.
+    const status = down.length === all.length ? 'down' : 'degraded'
+    const reason = `${ill.length} of ${all.length} tenants: tenant ${worst.label}: ${worst.reason}`
+    return { status, reason, ...worst.since !== undefined && { since: worst.since }, ...told }
+  }
+}
+
+/** The pool of one tenant. It may be made and closed again and again: each call finds the one that is there. */
+class OneTenant implements Face {
+  readonly name: string
+  readonly backend: Connector<unknown>
+  readonly closeTimeout: number
+  readonly replicas = true
+  readonly #key: string
+  readonly #tenants: Tenants
+  readonly #options: ResolvedPoolOptions
+
+  constructor (
+    name: string, key: string, tenants: Tenants, backend: Connector<unknown>, options: ResolvedPoolOptions
+  ) {
+    this.name = name
+    this.backend = backend
+    this.closeTimeout = options.closeTimeout
+    this.#key = key
+    this.#tenants = tenants
+    this.#options = options
+  }
+
+  get #pool (): Face | undefined {
+    return this.#tenants.peek(this.#key)
+  }
+
+  async acquire (options: AcquireOptions = {}): Promise<Lease<unknown>> {
+    return await acquireOf(this.#tenants, this.#key, options)
+  }
+
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>): Lease<unknown> | null {
+    return tryAcquireOf(this.#tenants, this.#key, options)
+  }
+
+  async #with<T> (patience: Patience, fn: (pool: Face) => Promise<T>): Promise<T> {
+    const visit = await this.#tenants.visit(this.#key, patience)
+    try {
+      return await fn(visit.pool)
+    } finally {
+      visit.leave()
+    }
+  }
+
+  async use<T> (fn: (connection: unknown, lease: Lease<unknown>) => T | Promise<T>, options?: UseOptions): Promise<T> {
+    return await this.#with(options ?? {}, (pool) => pool.use(fn, options))
+  }
+
+  async transaction<T> (
+    fn: (connection: unknown) => T | Promise<T>, options?: AcquireOptions & RunOptions
+  ): Promise<T> {
+    return await this.#with(options ?? {}, (pool) => pool.transaction(fn, options))
+  }
+
+  async execute<M extends CallName<unknown>, A extends CallArguments<unknown, M>> (
+    method: M | CallOptions<M>, ...args: A
+  ): Promise<CallResult<unknown, M, A>> {
+    const patience = typeof method === 'object' ? method : {}
+    return await this.#with(patience, (pool) => execute(pool, method, args)) as CallResult<unknown, M, A>
+  }
+
+  /** It is left when its lease ends. */
+  async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<unknown>> {
+    return await this.#with(options ?? {}, (pool) => begin({
+      name: this.name, backend: pool.backend, acquire: (acquire) => this.acquire(acquire),
+    }, options))
+  }
+
+  of (): never {
+    throw new PoolError('FST_POOL_NOT_SUPPORTED', `this is the pool of one tenant of '${this.name}' already`)
+  }
+
+  async open (): Promise<void> {
+    await this.#with({}, (pool) => pool.open())
+  }
+
+  evict (options?: { idle?: boolean, used?: boolean }): void {
+    checkNames('evict', options)
+    this.#pool?.evict(options)
+  }
+
+  resize (options: { min?: number, max?: number }): void {
+    checkNames('resize', options)
+    this.#pool?.resize(options)
+  }
+
+  suspend (): void {
+    this.#pool?.suspend()
+  }
+
+  resume (): void {
+    this.#pool?.resume()
+  }
+
+  async drain (): Promise<void> {
+    await this.#pool?.drain()
+  }
+
+  async close (options?: { timeout?: number }): Promise<void> {
+    checkNames('close', options)
+    await this.#tenants.closeOne(this.#key, options)
+  }
+
+  async [Symbol.asyncDispose] (): Promise<void> {
+    await this.close()
+  }
+
+  on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+    return this.#tenants.on(event, listener, this.#key)
+  }
+
+  stats (): PoolStats {
+    return this.#pool?.stats() ?? noStats(this.name, this.backend.system, this.#options)
+  }
+
+  holders (): Holder[] {
+    return this.#pool?.holders() ?? []
+  }
+
+  async health (): Promise<PoolHealth> {
+    const pool = this.#pool
+    if (pool !== undefined) return await pool.health()
+    const reason = 'this tenant has no pool now: its next use makes one'
+    return { status: 'degraded', reason, latency: null, circuit: 'closed', stats: this.stats() }
+  }
+}
+
+/** Takes a connection of a tenant's pool, which stays open until the lease ends. */
+export async function acquireOf (tenants: Tenants, key: string, options: AcquireOptions): Promise<Lease<unknown>> {
+  const visit = await tenants.visit(key, options)
+  try {
+    const timeout = visit.timeout ?? options.timeout
+    return held(visit, await visit.pool.acquire(timeout === undefined ? options : { ...options, timeout }))
+  } catch (error) {
+    visit.leave()
+    throw error
+  }
+}
+
+/** null: the caller would have to wait, for a connection or for the pool. */
+export function tryAcquireOf (
+  tenants: Tenants, key: string, options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>
+): Lease<unknown> | null {
+  const visit = tenants.enter(key)
+  if (visit === undefined) return null
+  try {
+    const lease = visit.pool.tryAcquire(options)
+    if (lease !== null) return held(visit, lease)
+  } catch (error) {
+    visit.leave()
+    throw error
+  }
+  visit.leave()
+  return null
+}
+
+function held (visit: Visit, lease: Lease<unknown>): Lease<unknown> {
+  onEnd(lease, () => { visit.leave() })
+  return lease
+}

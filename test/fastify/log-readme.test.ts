@@ -5,9 +5,10 @@ import { storyLevels } from '../../lib/fastify/log/levels.js'
 import { pluginProperties, poolProperties } from '../../lib/fastify/options.js'
 
 const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
-/** All that stands in backticks, but for blocks of code. */
-const inline = readme.replace(/^```[^]*?^```/gm, '')
-const named = new Set([...inline.matchAll(/`([^`]+)`/g)].flatMap(([, text]) => text!.split(/[^\w.]+/)))
+/** All that stands in backticks, or in a block of code. */
+const blocks = /^```[^]*?^```/gm
+const code = [...readme.matchAll(blocks), ...readme.replace(blocks, '').matchAll(/`[^`]+`/g)].map(([text]) => text)
+const named = new Set(code.flatMap((text) => text.split(/[^\w.]+/)))
 
 t.test('every option is in the README', async (t) => {
   for (const name of [...Object.keys(pluginProperties), ...Object.keys(poolProperties)]) t.ok(named.has(name), name)

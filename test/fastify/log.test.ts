@@ -279,3 +279,9 @@ t.test('works without a logger, and with one of the app\'s own', async (t) => {
   await app.close()
   t.ok(said.includes('pool drains'))
 })
+
+t.test('a lost lease that is taken back is called that', async (t) => {
+  const { pool, ofFar } = await telling(t, {}, 'info')
+  pool.tell('unleak', { id: 1, held: 2000, holder: { route: 'GET /lost', id: 'req-1' }, taken: 'leaked' })
+  t.match(ofFar(), [{ level: warn, event: 'pool.leak.taken', route: 'GET /lost', taken: 'leaked', msg: /^the pool took connection 1 back from GET \/lost \(req-1\) after 2\.0 s/ }])
+})

@@ -30,6 +30,14 @@ export type DestroyReason =
   | 'released'
 
 /** An event of the driver's own, passed on as the pool's `driver` event. Plain data only: no connection, no secret. */
+/**
+ * Why a connection can't be made. `refused`: nothing listens there. `name`: its host name is not known. `timeout`: no
+ * answer. `unreachable`: no way leads there. `tls`: no agreement on encryption. `login`: the server refuses the user.
+ * `database`: it has no such database. `full`: it has no connection left. `starting`: it starts, or shuts down.
+ */
+export type FailureKind =
+  'refused' | 'name' | 'timeout' | 'unreachable' | 'tls' | 'login' | 'database' | 'full' | 'starting'
+
 export interface DriverEvent { readonly name: string, readonly [detail: string]: unknown }
 
 /**
@@ -192,6 +200,11 @@ export interface Connector<C = unknown> {
    * says: that is no sign of trouble. Where there is no such function, every death is.
    */
   isIdleTimeout? (error: unknown): boolean
+  /**
+   * Why `create` failed, as far as the server's own answer tells: errors and the log then say what to do. Node's codes
+   * (ECONNREFUSED, ...) are known without it.
+   */
+  kindOf? (error: unknown): FailureKind | undefined
   /** What the connection is doing now. No I/O, must not wait. undefined: the driver does not say. */
   describe? (connection: C): Activity | undefined
   /**

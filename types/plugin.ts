@@ -222,6 +222,12 @@ export interface PrometheusOptions {
   register?: object | undefined
 }
 
+/** A line of the log's story: its field `event`. */
+export type StoryLine =
+  'pool.open' | 'pool.exhausted' | 'pool.exhausted.end' | 'pool.down' | 'pool.up' | 'pool.died' | 'pool.leak' |
+  'pool.leak.end' | 'pool.leak.taken' | 'pool.hold' | 'pool.overdue' | 'pool.deadlock' | 'pool.lag' |
+  'pool.failover' | 'pool.limit' | 'pool.limit.end' | 'pool.closing' | 'pool.error'
+
 /** What the plugin's options have beside its pools. */
 export interface CommonPluginOptions {
   /**
@@ -252,10 +258,11 @@ export interface CommonPluginOptions {
    */
   prometheus?: boolean | PrometheusOptions | undefined
   /**
-   * At which level of Fastify's logger an event is logged; those left out have their defaults. `false`, for one event
-   * or for all: not at all.
+   * At which level of Fastify's logger a line is logged: of a single event (`acquire`), or of the story of what lasts
+   * and what needs somebody (`'pool.exhausted'`). Those left out have their defaults. `false`, for one or for all: not
+   * at all.
    */
-  log?: false | { [E in PoolEventName]?: LogLevel | undefined } | undefined
+  log?: false | { [E in PoolEventName | StoryLine]?: LogLevel | undefined } | undefined
 }
 
 /** The plugin's options: several pools in a map, or the options of one. */

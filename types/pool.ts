@@ -1,5 +1,7 @@
 import type { CallArguments, CallName, CallResult } from './calls.js'
-import type { Connector, DestroyReason, DriverEvent, Role, TransactionOptions } from './connector.js'
+import type {
+  Activity, Connector, DestroyReason, DriverEvent, FailureKind, Role, TransactionOptions,
+} from './connector.js'
 import type { Circuit, PoolHealth, PoolStats } from './stats.js'
 
 export type * from './stats.js'
@@ -22,6 +24,14 @@ export interface Holder {
   readonly tenant?: string
   /** Where the pool has a bulkhead: whose share of it the lease is of. The key's hash, as in `stats().bulkhead`. */
   readonly bulkhead?: string
+  /** Where the pool has several targets: which one the connection is to. */
+  readonly target?: string
+  /** What the connection is doing, where its driver tells. */
+  readonly doing?: Activity['doing']
+  /** For how long it has been doing that, in ms, where that is known. */
+  readonly sinceQuery?: number
+  /** What the server calls the connection: a process or thread id. */
+  readonly serverId?: string | number
 }
 
 /** What ends an acquire: an `AbortSignal`, or whatever has these of its members. */
@@ -214,8 +224,11 @@ export interface PoolEvents {
   hold: HoldEvent
   /** A lease was out for longer than its `holdTimeout`: it was revoked, and its connection destroyed. */
   overdue: HoldEvent
-  /** Something failed that no caller was told of. Without a listener it is silent: it never throws. */
-  error: Event & { readonly error: Error, readonly phase: ErrorPhase }
+  /**
+   * Something failed that no caller was told of. Without a listener it is silent: it never throws. `kind`: of a create,
+   * why it failed, where that is known.
+   */
+  error: Event & { readonly error: Error, readonly phase: ErrorPhase, readonly kind?: FailureKind }
   /** The circuit of creates. `error`: why it opened. */
   circuit: Event & { readonly from: Circuit, readonly to: Circuit, readonly error?: Error }
   /** Another target is the primary now. By name; undefined: none. */

@@ -1,5 +1,5 @@
 import { IDLE, VALIDATING, type Entry, type Operation } from './entry.js'
-import type { DestroyReason } from '../../types/connector.js'
+import type { Activity, DestroyReason } from '../../types/connector.js'
 import { Evidence } from './evidence.js'
 import type { Parts } from './parts.js'
 import { Room } from './room.js'
@@ -87,6 +87,16 @@ export class Checks<C> extends Room<C, Site<C>> {
     } catch (error) {
       this.events.report(error, 'describe')
       return true
+    }
+  }
+
+  /** What it is doing, as far as its driver says. */
+  activityOf (entry: Entry<C>): Activity | undefined {
+    try {
+      return this.backend.describe?.(entry.connection)
+    } catch (error) {
+      this.events.report(error, 'describe')
+      return undefined
     }
   }
 

@@ -1,8 +1,10 @@
+import type { FailureKind } from '../../types/connector.js'
 import type { Circuit as CircuitState } from '../../types/pool.js'
 import { Backoff } from './backoff.js'
 import { Circuit } from './circuit.js'
 import type { Checks } from './checks.js'
 import { CREATING, Creation, Entry, LATE, VALIDATING } from './entry.js'
+import { kindOfSystem } from './failure.js'
 import type { Hooks } from './hooks.js'
 import { wrap, type Site as HostSite } from './host.js'
 import { Room } from './room.js'
@@ -48,6 +50,8 @@ export class Creator<C> extends Room<C, Site<C>> {
   #round = 0
   /** Why the last create failed; undefined: it did not. */
   lastFailure: Error | undefined
+  /** Why, where that is known. */
+  lastKind: FailureKind | undefined
   /** The last create failed for good: it would fail again, however often it is tried. */
   isRefused = false
   /** The last create failed with an error that is permanent for the login that it had. */
@@ -195,6 +199,15 @@ export class Creator<C> extends Room<C, Site<C>> {
     }
   }
 
+  #kindOf (cause: unknown): FailureKind | undefined {
+    try {
+      return this.events.run(() => this.backend.kindOf?.(cause)) ?? kindOfSystem(cause)
+    } catch (error) {
+      this.events.report(error, 'create')
+      return undefined
+    }
+  }
+
   /** What the server refused us for may be over: a long pause ends. */
   forgive (): void {
     if (!this.isRefused && this.allowed === 0) return
@@ -210,6 +223,7 @@ export class Creator<C> extends Room<C, Site<C>> {
     this.allowed = 0
     this.#count(creation, false)
     this.#fail(error)
+    this.lastKind = 'timeout'
     creation.explain = (cause) => {
       creation.explain = undefined
       this.#tell(cause === undefined || cause === error ? error : new Error(error.message, { cause }), false)
@@ -241,7 +255,8 @@ export class Creator<C> extends Room<C, Site<C>> {
    * @param isInTime its deadline has not passed
    */
   #tell (cause: unknown, isInTime: boolean, reported?: Error): Error {
-    const error = reported ?? this.events.report(cause, 'create')
+    this.lastKind = this.#kindOf(cause)
+    const error = reported ?? this.events.report(cause, 'create', this.lastKind)
     this.books.createFailed(isInTime ? error : undefined)
     this.#fail(error)
     this.owner?.createFailed()

@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import type { FailureKind } from '../../types/connector.js'
 import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { badOption, scrub } from './errors.js'
 
@@ -96,10 +97,14 @@ export class Events {
     }
   }
 
-  /** Reports a failure that no caller is told of to the listeners of `error`. Returns the scrubbed copy. */
-  report (error: unknown, phase: ErrorPhase): Error {
+  /**
+   * Reports a failure that no caller is told of to the listeners of `error`. Returns the scrubbed copy.
+   *
+   * @param kind of a create: why it failed, where that is known
+   */
+  report (error: unknown, phase: ErrorPhase, kind?: FailureKind): Error {
     const copy = this.scrub(error)
-    if (this.heard.error) this.emit('error', { error: copy, phase })
+    if (this.heard.error) this.emit('error', { error: copy, phase, ...(kind !== undefined && { kind }) })
     return copy
   }
 

@@ -1,5 +1,7 @@
 import type { AcquireSignal, Holder } from '../../types/pool.js'
+import type { FailureKind } from '../../types/connector.js'
 import { PoolError, isPoolError } from './errors.js'
+import { remedies } from './failure.js'
 
 // Pure functions from a situation to the error that describes it. Whoever throws the error also counts it.
 
@@ -14,8 +16,6 @@ export interface Situation {
   /** Creates and destroys that are past their deadlines. */
   readonly late: number
 }
-
-const CHECK_SERVER = 'Is its server up, and are its address and login right?'
 
 function numbers ({ max, used, idle, creating, pending, late }: Situation): string {
   const more = late > 0 ? `, late ${late}` : ''
@@ -79,17 +79,24 @@ export function timedOut (
   return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', message, { ...detail, holders: holding.holders })
 }
 
-/** There is no connection, and none can be made. @param retryAfter in seconds */
-export function cannotConnect (situation: Situation, cause: Error | undefined, retryAfter: number): PoolError {
-  const late = tooLate(situation)
-  return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${situation.name}' can't connect (${numbers(situation)}). ` +
-    `${CHECK_SERVER}${late === undefined ? '' : ` (${late}.)`}`, { cause, retryAfter })
+/** Why connections can't be made. */
+export interface Failing {
+  readonly cause: Error | undefined
+  readonly kind: FailureKind | undefined
+  /** In seconds. */
+  readonly retryAfter: number
 }
 
-/** @param retryAfter in seconds */
-export function circuitOpen (name: string, openFor: number, cause: Error | undefined, retryAfter: number): PoolError {
+/** There is no connection, and none can be made. */
+export function cannotConnect (situation: Situation, { cause, kind, retryAfter }: Failing): PoolError {
+  const late = tooLate(situation)
+  return new PoolError('FST_POOL_CONNECT_FAILED', `pool '${situation.name}' can't connect (${numbers(situation)}). ` +
+    `${remedies[kind ?? 'other']}${late === undefined ? '' : ` (${late}.)`}`, { cause, retryAfter })
+}
+
+export function circuitOpen (name: string, openFor: number, { cause, kind, retryAfter }: Failing): PoolError {
   return new PoolError('FST_POOL_CIRCUIT_OPEN', `pool '${name}' has no connection, and creates keep failing: one is ` +
-    `tried every ${openFor} ms (circuit). ${CHECK_SERVER}`, { cause, retryAfter })
+    `tried every ${openFor} ms (circuit). ${remedies[kind ?? 'other']}`, { cause, retryAfter })
 }
 
 export function queueFull (situation: Situation, { holding, ...detail }: Detail): PoolError {

@@ -58,7 +58,21 @@ export class Report<C> extends Room<C, Site<C>> {
 
   /** The leases that are out now, the longest held first. */
   get holders (): Holder[] {
-    return this.#tell(this.#held)
+    const held = this.#held
+    return this.#tell(held).map((holder, at) => ({ ...holder, ...this.#activityOf(held[at]!) }))
+  }
+
+  /** What the connection is doing, as far as its driver says. */
+  #activityOf (entry: Entry<C>): Pick<Holder, 'target' | 'doing' | 'sinceQuery' | 'serverId'> {
+    const target = this.owner?.target
+    const activity = this.site.checks.activityOf(entry)
+    const { id, doing, since } = activity ?? {}
+    return {
+      ...(target !== undefined && { target }),
+      ...(doing !== undefined && { doing }),
+      ...(since !== undefined && { sinceQuery: Math.max(0, performance.now() - since) }),
+      ...(id !== undefined && { serverId: id }),
+    }
   }
 
   get #held (): Array<Entry<C>> {

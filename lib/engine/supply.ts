@@ -305,14 +305,15 @@ export class Supply<C> extends Room<C, Site<C>> {
 
   get connectError (): PoolError {
     const { report: { situation } } = this.site
-    return faults.cannotConnect(situation, this.creator.lastFailure, (this.#retryAt - this.time.now) / 1000)
+    const { lastFailure: cause, lastKind: kind } = this.creator
+    return faults.cannotConnect(situation, { cause, kind, retryAfter: (this.#retryAt - this.time.now) / 1000 })
   }
 
   /** Why callers are sent away: it is hopeless. */
   get hopelessError (): PoolError {
-    const { circuit, isRefused, lastFailure } = this.creator
+    const { circuit, isRefused, lastFailure: cause, lastKind: kind } = this.creator
     if (isRefused) return this.connectError
     const { openFor } = this.options.circuit as { readonly openFor: number }
-    return faults.circuitOpen(this.name, openFor, lastFailure, (circuit.retryAt - this.time.now) / 1000)
+    return faults.circuitOpen(this.name, openFor, { cause, kind, retryAfter: (circuit.retryAt - this.time.now) / 1000 })
   }
 }

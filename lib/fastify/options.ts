@@ -3,7 +3,7 @@ import type { Connector, Role } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
   Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, Policy, PrometheusOptions,
-  StickyOptions, TenantRules,
+  StickyOptions, StoryLine, TenantRules,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
@@ -164,7 +164,25 @@ export const pluginProperties = {
         open: level,
         drain: level,
         close: level,
-      } satisfies Record<PoolEventName, { readonly enum: readonly LogLevel[] }>,
+        'pool.open': level,
+        'pool.exhausted': level,
+        'pool.exhausted.end': level,
+        'pool.down': level,
+        'pool.up': level,
+        'pool.died': level,
+        'pool.leak': level,
+        'pool.leak.end': level,
+        'pool.leak.taken': level,
+        'pool.hold': level,
+        'pool.overdue': level,
+        'pool.deadlock': level,
+        'pool.lag': level,
+        'pool.failover': level,
+        'pool.limit': level,
+        'pool.limit.end': level,
+        'pool.closing': level,
+        'pool.error': level,
+      } satisfies Record<PoolEventName | StoryLine, { readonly enum: readonly LogLevel[] }>,
       additionalProperties: false,
     }],
     default: {},
@@ -259,7 +277,7 @@ export interface ResolvedPluginOptions {
   readonly replyGrace: number
   readonly healthRoutes: boolean | HealthRoutes
   readonly prometheus: boolean | PrometheusOptions
-  /** Only what was given; lib/fastify/logging.ts has the defaults. */
+  /** Only what was given; lib/fastify/log/levels.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }
 

@@ -7,7 +7,8 @@ import { makePool, type Share } from './backends.js'
 import { decorateConnection, decorateRequests } from './face.js'
 import { HealthProbes } from './health.js'
 import { addEndHooks, addRequestHooks, preHandlerHook } from './hooks.js'
-import { logEvents } from './logging.js'
+import { logEvents } from './log/log.js'
+import { placeOf, type Place } from './log/place.js'
 import {
   checkPluginOptions, checkRequestName, type ResolvedPluginOptions, type ResolvedPoolOptions,
 } from './options.js'
@@ -40,6 +41,7 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
           ? new TenantSource(pool, poolOptions.tenants!.key)
           : bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
         sticky: sticky && new Sticky(name, sticky, stickyFor),
+        places: placesOf(poolOptions),
       })
       if (share !== undefined) shares.push(share)
     }
@@ -62,13 +64,19 @@ async function addPrometheus (
   app.addHook('onClose', async () => { undo() })
 }
 
+function placesOf ({ targets, ...options }: ResolvedPoolOptions): Place[] {
+  return targets === undefined ? [placeOf(options)] : targets.map((target) => placeOf(target.options))
+}
+
 type Starting = Pick<ResolvedPoolOptions, 'name' | 'startup'>
 
 async function start (app: FastifyInstance, pool: PoolFace<unknown>, { name, startup }: Starting): Promise<void> {
   if (startup === 'require') await pool.open()
   if (startup !== 'warm') return
   pool.open().catch((err: unknown) => {
-    app.log.child({ pool: name }).error({ err }, 'could not connect at start: acquires will try again')
+    const { message, code } = err as Partial<Record<'message' | 'code', unknown>>
+    app.log.child({ pool: name }).error({ event: 'pool.open', code, cause: message },
+      'could not connect at start: acquires will try again')
   })
 }
 

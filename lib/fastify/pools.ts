@@ -5,6 +5,7 @@ import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolSta
 import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
+import type { Place } from './log/place.js'
 import { Direct, type Front, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -16,6 +17,8 @@ export interface Managed {
   readonly policy: Policy | false
   readonly source: Source
   readonly sticky: Sticky | undefined
+  /** Where its server is, for the log; each target's, where there are several. */
+  readonly places: readonly Place[]
 }
 
 /** What a pool asks of the requests that lease it. */
@@ -24,6 +27,7 @@ interface Rules {
   /** undefined: the pool itself. */
   readonly source?: Source | undefined
   readonly sticky?: Sticky | undefined
+  readonly places?: readonly Place[] | undefined
 }
 
 /** One listener on all pools of a manager. */
@@ -101,8 +105,8 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    const source = rules.source ?? new Direct(pool)
-    const managed: Managed = { name, pool, policy, source, sticky: rules.sticky }
+    const { source = new Direct(pool), sticky, places = [] } = rules
+    const managed: Managed = { name, pool, policy, source, sticky, places }
     this.#own.set(name, managed)
     this.version++
     for (const { begin } of this.#subscriptions) begin(managed)
@@ -137,11 +141,15 @@ export class PoolManager implements Pools {
     return () => { for (const undo of undos) undo?.() }
   }
 
-  /** As `on`, without the pools of the scopes around. */
-  onOwn<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
+  /** As `on`, without the pools of the scopes around. @param isMeant asked of each pool whether to listen to it */
+  onOwn<E extends PoolEventName> (
+    event: E, listener: PoolListener<E>, isMeant: (managed: Managed) => boolean = () => true
+  ): () => void {
     const undos = new Map<PoolFace<unknown>, () => void>()
     const subscription: Subscription = {
-      begin: ({ pool, source: { front } }) => {
+      begin: (managed) => {
+        if (!isMeant(managed)) return
+        const { pool, source: { front } } = managed
         const all = [pool.on(event, listener), front?.on(event, listener)]
         undos.set(pool, () => { for (const undo of all) undo?.() })
       },

@@ -117,6 +117,7 @@ export const connectorSchema = {
     isTransient: optionalFunction,
     isPermanent: optionalFunction,
     isIdleTimeout: optionalFunction,
+    kindOf: optionalFunction,
     inspect: optionalFunction,
     max: { type: 'integer', minimum: 1 },
     secrets: { type: 'array', title: 'a list of texts' },

@@ -8,7 +8,7 @@ import { Addresses, refuseNextTo, refuseNumber, type AddressNow } from '../share
 import { loadDriver } from '../shared/driver.js'
 import { SessionConnector, sessionOf } from '../shared/session.js'
 import { Shared } from './client.js'
-import { isPermanent, isRefusedLogin, isTransient } from './errors.js'
+import { isPermanent, isRefusedLogin, isTransient, kindOf } from './errors.js'
 import { makeClient, mongoDriver, type MongoOptions } from './options.js'
 import { MongoSession } from './session.js'
 import { mayRunAgain } from './transaction.js'
@@ -72,6 +72,7 @@ const maxOthers = 3
 class MongoBackend extends SessionConnector<Db, MongoSession> implements MongoConnector {
   readonly system = 'mongodb'
   readonly isPermanent = isPermanent
+  readonly kindOf = kindOf
   readonly transactions: Transactions<Db> = {
     isolation: ['snapshot'],
     readOnly: false,

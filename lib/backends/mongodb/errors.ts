@@ -1,4 +1,5 @@
-import { isHopeless } from '../shared/failures.js'
+import type { FailureKind } from '../../../types/connector.js'
+import { isHopeless, kindBy } from '../shared/failures.js'
 import { labelsOf } from './transaction.js'
 
 /** Labels of the driver or the server: the operation may be tried again, elsewhere or later. */
@@ -70,5 +71,25 @@ export function isPermanent (error: unknown): boolean {
   return isHopeless(error, (failure) => {
     const { code, name } = failure as { readonly code: unknown, readonly name?: unknown }
     return (name === 'MongoServerError' && refusals.has(code)) || unready.has(name)
+  })
+}
+
+/** The driver tells of a server that it can't reach by a message that has Node's code in it. */
+const codesIn: ReadonlyArray<readonly [RegExp, FailureKind]> = [
+  [/\bECONNREFUSED\b/, 'refused'],
+  [/\b(?:ENOTFOUND|EAI_AGAIN)\b/, 'name'],
+  [/\b(?:EHOSTUNREACH|ENETUNREACH)\b/, 'unreachable'],
+  [/\b(?:certificate|SSL|TLS)\b/, 'tls'],
+  [/\btimed out\b/, 'timeout'],
+]
+
+export function kindOf (error: unknown): FailureKind | undefined {
+  return kindBy(error, (failure) => {
+    const { code, message } = failure
+    const { name } = failure as { readonly name?: unknown }
+    if (name === 'MongoServerError' && refusals.has(code)) return 'login'
+    if (name === 'MongoMissingCredentialsError') return 'login'
+    if (code === 91 || code === 11600) return 'starting'
+    return codesIn.find(([text]) => text.test(String(message)))?.[1]
   })
 }

@@ -6,7 +6,7 @@ import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
-import { isConflict, isIdleTimeout, isPassing, isPermanent } from './errors.js'
+import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Killer } from './killer.js'
 import { configsOf, type Config, type MysqlOptions } from './options.js'
 import { MysqlSession } from './session.js'
@@ -41,6 +41,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   readonly isTransient = isPassing
   readonly isPermanent = isPermanent
   readonly isIdleTimeout = isIdleTimeout
+  readonly kindOf = kindOf
   readonly transactions: Transactions<Connection> = {
     isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
     readOnly: true,

@@ -1,4 +1,5 @@
-import { isHopeless, socketCodes, somewhere, type Failure } from '../shared/failures.js'
+import type { FailureKind } from '../../../types/connector.js'
+import { isHopeless, kindBy, socketCodes, somewhere, type Failure } from '../shared/failures.js'
 
 /**
  * Whether the error is the server's answer to a statement. An error by which the server ends the connection is none.
@@ -105,4 +106,18 @@ export function isPermanent (error: unknown): boolean {
 export function isIdleTimeout (error: unknown): boolean {
   return somewhere(error, ({ code, errno }) =>
     errno === 4031 || code === 4031 || code === 'ER_CLIENT_INTERACTION_TIMEOUT')
+}
+
+/**
+ * Full: 1040 (the server), 1203 and 1226 (the user's own limit). No such database: 1049. It shuts down: 1053, 3032. All
+ * other refusals are the user's.
+ */
+export function kindOf (error: unknown): FailureKind | undefined {
+  return kindBy(error, ({ code, errno }) => {
+    if (errno === 1040 || errno === 1203 || errno === 1226) return 'full'
+    if (errno === 1049) return 'database'
+    if (errno === 1053 || errno === 3032) return 'starting'
+    if (code === 'HANDSHAKE_NO_SSL_SUPPORT' || code === 'HANDSHAKE_SSL_ERROR' || errno === 3159) return 'tls'
+    return refusals.has(errno) || unready.has(code) ? 'login' : undefined
+  })
 }

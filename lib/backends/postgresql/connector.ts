@@ -6,7 +6,7 @@ import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, sessionOf } from '../shared/session.js'
 import { cutAtAbort, unlessAborted } from '../shared/signal.js'
-import { isConflict, isIdleTimeout, isPassing, isPermanent } from './errors.js'
+import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Inspection } from './inspect.js'
 import { JoinedRounds, refuseUnlessJoined } from './joined.js'
 import { Listening, type ListenOptions, type NotificationListener } from './listening.js'
@@ -53,6 +53,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   readonly isTransient = isPassing
   readonly isPermanent = isPermanent
   readonly isIdleTimeout = isIdleTimeout
+  readonly kindOf = kindOf
   readonly transactions: Transactions<Client> = {
     isolation: [...levels.keys()],
     readOnly: true,

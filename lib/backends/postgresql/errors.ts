@@ -1,4 +1,5 @@
-import { isHopeless, socketCodes, somewhere } from '../shared/failures.js'
+import type { FailureKind } from '../../../types/connector.js'
+import { isHopeless, kindBy, socketCodes, somewhere } from '../shared/failures.js'
 
 export const readOnly = '25006'
 
@@ -49,6 +50,28 @@ export function isPermanent (error: unknown): boolean {
 /** The server's idle_session_timeout (57P05). */
 export function isIdleTimeout (error: unknown): boolean {
   return somewhere(error, ({ code }) => code === '57P05')
+}
+
+/** Too many connections: of the server, of the role or the database (53300); of a proxy too. */
+const kinds: Readonly<Record<string, FailureKind>> = {
+  28000: 'login',
+  '28P01': 'login',
+  42501: 'login',
+  '3D000': 'database',
+  53300: 'full',
+  '57P03': 'starting',
+  '57P01': 'starting',
+}
+
+/** Messages of pg's own, and of proxies that answer with a code of their own. */
+export function kindOf (error: unknown): FailureKind | undefined {
+  return kindBy(error, ({ code, message }) => {
+    if (typeof code === 'string' && Object.hasOwn(kinds, code)) return kinds[code]
+    const text = String(message)
+    if (/^The server does not support SSL connections$|no pg_hba\.conf entry.*no encryption/.test(text)) return 'tls'
+    if (/^SASL: /.test(text)) return 'login'
+    return /no more connections allowed|max_client_conn|too many clients/.test(text) ? 'full' : undefined
+  })
 }
 
 /**

@@ -9,7 +9,7 @@ import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { checkClient, clusterOptions, type Given, type RedisClusterOptions } from './cluster-options.js'
 import { leavesState } from './commands.js'
-import { codeOf, isPermanent, isTransient } from './errors.js'
+import { codeOf, isPermanent, isTransient, kindOf } from './errors.js'
 import { healScripts } from './scripts.js'
 import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace, type Driver } from './wire.js'
 
@@ -39,6 +39,7 @@ class ClusterBackend implements RedisClusterConnector {
   readonly system = 'redis'
   readonly isTransient = isTransient
   readonly isPermanent = isPermanent
+  readonly kindOf = kindOf
   readonly #driver: Driver
   /** Not a plain field: whoever shows the connector would show them. */
   readonly #secrets: readonly string[]

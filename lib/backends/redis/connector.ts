@@ -6,7 +6,7 @@ import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
-import { isPermanent, isTransient } from './errors.js'
+import { isPermanent, isTransient, kindOf } from './errors.js'
 import { exclusive, Source, type RedisOptions, type Site } from './options.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
@@ -47,6 +47,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   readonly system = 'redis'
   readonly isTransient = isTransient
   readonly isPermanent = isPermanent
+  readonly kindOf = kindOf
   readonly #site: Site
   readonly #mode: ResetMode
   readonly #shared: SharedClient

@@ -1,4 +1,5 @@
-import { codeOf as sharedCodeOf, isHopeless, socketCodes } from '../shared/failures.js'
+import type { FailureKind } from '../../../types/connector.js'
+import { codeOf as sharedCodeOf, isHopeless, kindBy, socketCodes } from '../shared/failures.js'
 
 /** The server is a replica. It says so also from within a script, and for the EXEC of a transaction that has writes. */
 export function takesNoWrites ({ message }: Error): boolean {
@@ -59,6 +60,17 @@ export function isPermanent (error: unknown): boolean {
     // A cluster's client says of its nodes no more than that none answers, and has the last one's error.
     const { message } = (failure as { lastNodeError?: Partial<Error> | null }).lastNodeError ?? failure
     return refused.test(String(message))
+  })
+}
+
+export function kindOf (error: unknown): FailureKind | undefined {
+  return kindBy(error, (failure) => {
+    const { message } = (failure as { lastNodeError?: Partial<Error> | null }).lastNodeError ?? failure
+    const text = String(message)
+    if (/^ERR max number of clients/.test(text)) return 'full'
+    if (/^(?:LOADING|MASTERDOWN|CLUSTERDOWN) /.test(text)) return 'starting'
+    if (/^ERR (?:DB index is out of range|invalid DB index)/.test(text)) return 'database'
+    return refused.test(text) ? 'login' : undefined
   })
 }
 

@@ -1,3 +1,5 @@
+import type { FailureKind } from '../../../types/connector.js'
+
 /** The fields by which drivers tell failures apart. */
 export type Failure = Readonly<Record<'code' | 'errno' | 'severity' | 'message' | 'cause', unknown>>
 
@@ -31,6 +33,15 @@ const distrust: ReadonlySet<unknown> = new Set([
 export function isHopeless (error: unknown, is: (failure: Failure) => boolean): boolean {
   return somewhere(error, (failure) =>
     is(failure) || distrust.has(failure.code) || failure.code === 'FST_POOL_BAD_OPTIONS')
+}
+
+/** The kind of a failed create that `kindOne` tells of the error, or of one of its causes. */
+export function kindBy (
+  error: unknown, kindOne: (failure: Failure) => FailureKind | undefined
+): FailureKind | undefined {
+  let kind: FailureKind | undefined
+  somewhere(error, (failure) => (kind = kindOne(failure)) !== undefined)
+  return kind
 }
 
 /** ECONNREFUSED, 57P01, ...: what events show of an error. Never its message, which may hold anything. */

@@ -1,6 +1,6 @@
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
-import fastifyPool, { Pool, PoolError, type PluginOptions } from '../../index.js'
+import fastifyPool, { Pool, type PluginOptions } from '../../index.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
 import type { PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { settle } from '../support/clock.js'
@@ -51,18 +51,22 @@ t.test('what a request causes is logged with its id, and what the pool does by i
   t.match(ofPool().find(({ msg }) => /given back/.test(msg)),
     { level: trace, pool: 'db', reqId: 'req-7', held: Number })
   connector.connections[0]!.die(new Error('gone'))
-  t.match(ofPool().at(-2), { level: error, pool: 'db', phase: 'death', err: { message: 'gone' } })
+  t.match(ofPool().at(-2), { level: debug, pool: 'db', event: 'error', phase: 'death', err: { message: 'gone' } })
   t.match(ofPool().at(-1),
     { level: debug, pool: 'db', msg: 'disconnected: error', reason: 'error', err: { message: 'gone' } })
   t.notOk(ofPool().at(-1)!.reqId)
   await app.close()
-  t.match(ofPool().at(-2), { level: info, msg: 'pool drains' })
-  t.match(ofPool().at(-1), { level: info, msg: /^pool closed in/, took: Number })
+  t.match(ofPool().find(({ event }) => event === 'drain'), { level: info, msg: 'pool drains' })
+  t.match(ofPool().find(({ event }) => event === 'close'), { level: info, msg: /^pool closed in/, took: Number })
 })
 
 t.test('what happens while pools open is logged', async (t) => {
   const { lines, ofPool } = await logged(t, {})
-  t.match(ofPool(), [{ level: debug, msg: /^connected in/ }, { level: info, msg: 'pool is open' }])
+  t.match(ofPool(), [
+    { level: debug, event: 'connect', msg: /^connected in/ },
+    { level: debug, event: 'open', msg: 'pool is open' },
+    { level: info, event: 'pool.open', system: 'fake', max: 10, min: 0, msg: "pool 'db' is open: fake, max 10, min 0" },
+  ])
   const failing = new FakeConnector()
   failing.outcomes.create = 'error'
   const log = { level: 'info', stream: { write: (line: string) => { lines.push(JSON.parse(line)) } } }
@@ -70,12 +74,14 @@ t.test('what happens while pools open is logged', async (t) => {
   await t.rejects(async () => {
     await app.register(fastifyPool, { connector: failing } as PluginOptions)
   }, { code: 'FST_POOL_CONNECT_FAILED' })
-  t.match(lines.find(({ phase }) => phase === 'create'), { level: error, pool: 'db' })
+  t.match(lines.find(({ event }) => event === 'pool.down'), {
+    level: error, pool: 'db', attempts: 1, cause: 'create failed', remedy: String,
+  })
   await app.close()
   const embedded = Fastify({ logger: log })
   t.teardown(() => embedded.close())
   await embedded.register(fastifyPool, { backend: 'sqlite', url: ':memory:', driver: 'libsql' })
-  t.match(lines.at(-1), { level: info, pool: 'db', msg: 'pool is open, on libsql' })
+  t.match(lines.at(-1), { level: info, pool: 'db', event: 'pool.open', driver: 'libsql', database: ':memory:', msg: "pool 'db' is open: sqlite on libsql at :memory:, max 1, min 0" })
 })
 
 t.test('who held the connections is in the log of a timeout, and not in the answer', async (t) => {
@@ -96,28 +102,12 @@ t.test('who held the connections is in the log of a timeout, and not in the answ
   t.same(Object.keys(second.json()).sort(), ['code', 'error', 'message', 'statusCode'])
   t.notMatch(second.body, /reports|req-7/)
   const line = ofPool().find(({ err }) => err?.code === 'FST_POOL_ACQUIRE_TIMEOUT')!
-  t.match(line, { level: warn, pool: 'db', reqId: 'req-8', longestHeld: /by GET \/reports \(req-7\)/ })
+  t.match(line, { level: debug, pool: 'db', reqId: 'req-8', longestHeld: /by GET \/reports \(req-7\)/ })
   t.match(line.msg, /max 1, used 1, idle 0, creating 0, pending/)
-  t.match(ofPool().find(({ msg }) => /in line from now on/.test(msg)), { level: warn, pending: 1 })
+  t.match(ofPool().find(({ msg }) => /in line from now on/.test(msg)), { level: debug, pending: 1 })
   t.match(ofPool().find(({ msg }) => /waiting/.test(msg)), { level: debug, pending: 1, reqId: 'req-8' })
   finish()
   await first
-})
-
-t.test('failing creates are logged once per episode', async (t) => {
-  const { app, connector, ofPool } =
-    await logged(t,
-      { startup: 'lazy', acquireTimeout: 200, backoff: { min: 1, max: 2 }, circuit: false } as Partial<PluginOptions>)
-  connector.outcomes.create = 'error'
-  t.equal((await ask(app)).json().code, 'FST_POOL_CONNECT_FAILED')
-  t.ok(connector.creates > 2)
-  t.equal(ofPool().filter(({ phase }) => phase === 'create').length, 1)
-  connector.outcomes.create = 'ok'
-  t.equal((await ask(app)).statusCode, 200)
-  app.pools.get('db').evict()
-  connector.outcomes.create = 'error'
-  await ask(app)
-  t.equal(ofPool().filter(({ phase }) => phase === 'create').length, 2)
 })
 
 t.test('a lease of a share is logged as every other, and nobody sees the key', async (t) => {
@@ -158,7 +148,7 @@ async function telling (t: Test, options: Partial<PluginOptions>, level?: string
   return { pool, ofFar: () => ofPool().filter(({ pool }) => pool === 'far') }
 }
 
-t.test('a circuit that opens is an error, with its cause; a failover is a warning; each with its target', async (t) => {
+t.test('a circuit has its target and its cause; a failover is a warning', async (t) => {
   const { pool, ofFar } = await telling(t, {})
   pool.tell('circuit', { from: 'closed', to: 'open', error: new Error('nobody there'), target: 'replica-1' })
   pool.tell('circuit', { from: 'open', to: 'half-open', target: 'replica-1' })
@@ -167,52 +157,45 @@ t.test('a circuit that opens is an error, with its cause; a failover is a warnin
   pool.tell('failover', { from: undefined, to: 'b' })
   pool.tell('failover', { from: 'b', to: undefined })
   t.match(ofFar(), [
-    { level: error, pool: 'far', target: 'replica-1', from: 'closed', to: 'open', msg: 'circuit open: nobody there', err: { message: 'nobody there' } },
-    { level: info, target: 'replica-1', to: 'half-open', msg: 'circuit half-open: one create is tried' },
-    { level: info, target: 'replica-1', to: 'closed', msg: 'circuit closed: connections can be made again' },
-    { level: warn, from: 'a', to: 'b', msg: 'the primary is b now, and was a' },
+    { level: debug, pool: 'far', target: 'replica-1', from: 'closed', to: 'open', msg: 'circuit open: nobody there', err: { message: 'nobody there' } },
+    { level: debug, target: 'replica-1', to: 'half-open', msg: 'circuit half-open: one create is tried' },
+    { level: debug, target: 'replica-1', to: 'closed', msg: 'circuit closed: connections can be made again' },
+    { level: debug, event: 'failover', from: 'a', to: 'b', msg: 'the primary is b now, and was a' },
+    { level: warn, event: 'pool.failover', from: 'a', to: 'b', msg: 'the primary is b now, and was a' },
+    { level: debug, to: 'b' },
     { level: warn, to: 'b', msg: 'the primary is b now' },
+    { level: debug, from: 'b' },
     { level: warn, from: 'b', msg: 'no primary any more: it was b' },
   ])
-  t.equal(ofFar().length, 6)
+  t.equal(ofFar().length, 9)
 })
 
-t.test('a circuit that opens is logged where only errors are, unless another level is set for it', async (t) => {
-  const states = [{ from: 'closed', to: 'open' }, { from: 'open', to: 'half-open' }] as const
-  const quiet = await telling(t, {}, 'error')
-  for (const state of states) quiet.pool.tell('circuit', state)
-  t.match(quiet.ofFar(), [{ level: error, msg: 'circuit open' }])
-  t.equal(quiet.ofFar().length, 1)
-  const set = await telling(t, { log: { circuit: 'debug' } } as Partial<PluginOptions>)
-  for (const state of states) set.pool.tell('circuit', state)
-  t.same(set.ofFar().map(({ level }) => level), [debug, debug])
-  const off = await telling(t, { log: { circuit: false, failover: false } } as Partial<PluginOptions>)
-  for (const state of states) off.pool.tell('circuit', state)
-  off.pool.tell('failover', { from: 'a', to: 'b' })
-  t.same(off.ofFar(), [])
+t.test('a replica that does not keep up is a warning, and its end is news', async (t) => {
+  const { pool, ofFar } = await telling(t, {}, 'info')
+  pool.tell('lag', { target: 'replica-1', lag: 7000, maxLag: 5000, over: true })
+  pool.tell('lag', { target: 'replica-1', lag: 10, maxLag: 5000, over: false })
+  t.match(ofFar(), [
+    {
+      level: warn,
+      event: 'pool.lag',
+      target: 'replica-1',
+      lag: 7000,
+      over: true,
+      cause: String,
+      remedy: String,
+      msg: 'replica-1 is left out: it is 7.0 s behind, and maxLag is 5.0 s'
+    },
+    { level: info, event: 'pool.lag', over: false },
+  ])
 })
 
-t.test('a deadlock is a warning, as every refusal', async (t) => {
-  const { pool, ofFar } = await telling(t, {})
-  const why =
-    new PoolError('FST_POOL_DEADLOCK', 'all of them wait',
-      { holders: [{ pool: 'far', holder: 'GET /', id: 1, heldFor: 7 }] })
-  pool.tell('refuse', { error: why, wait: 0 })
-  t.match(ofFar(),
-    [{ level: warn, msg: 'all of them wait', err: { code: 'FST_POOL_DEADLOCK' }, longestHeld: '7 ms by GET /' }])
-})
-
-t.test('failing creates are logged once per episode of each target', async (t) => {
-  const { pool, ofFar } = await telling(t, {})
+t.test('failing creates are told per target', async (t) => {
+  const { pool, ofFar } = await telling(t, {}, 'info')
   const fail = (target: string) => { pool.tell('error', { error: new Error('refused'), phase: 'create', target }) }
   fail('a')
   fail('b')
-  fail('a')
-  // That one lives says nothing of the other.
   pool.tell('connect', { id: 1, took: 1, target: 'b' })
-  fail('a')
-  fail('b')
-  t.same(ofFar().filter(({ phase }) => phase === 'create').map(({ target }) => target), ['a', 'b', 'b'])
+  t.same(ofFar(), [], 'what does not last is no news')
 })
 
 t.test('levels can be set, and turned off, for each event', async (t) => {
@@ -234,7 +217,7 @@ t.test('a payload is built only for levels that are enabled', async (t) => {
   const pool = app.pools.get('db')
   await ask(app)
   await settle()
-  t.match(ofPool(), [{ msg: 'pool is open' }])
+  t.match(ofPool(), [{ event: 'pool.open' }])
   // A lease that somebody listens to is timed exactly; here nobody does, so the sample of 64 runs out.
   const reads = t.capture(performance, 'now', performance.now)
   for (let i = 0; i < 1000; i++) (await pool.acquire()).release()
@@ -250,8 +233,8 @@ t.test('a leak, and its end, are logged', async (t) => {
   await app.listen({ port: 0, host: '127.0.0.1' })
   await app.inject('/slow')
   await settle()
-  t.match(ofPool().find(({ msg }) => /is it ever released/.test(msg)), { level: warn, reqId: 'req-7' })
-  t.match(ofPool().find(({ msg }) => /came back/.test(msg)), { level: info, reqId: 'req-7' })
+  t.match(ofPool().find(({ event }) => event === 'pool.leak'), { level: warn, reqId: 'req-7' })
+  t.match(ofPool().find(({ event }) => event === 'pool.leak.end'), { level: info, reqId: 'req-7' })
 })
 
 t.test('at the close, who still held a connection is named', async (t) => {
@@ -265,7 +248,9 @@ t.test('at the close, who still held a connection is named', async (t) => {
   app.inject('/hangs').then(() => t.fail('it has no answer'), (error: unknown) => { throw error })
   await there
   await app.close()
-  t.match(ofPool().at(-1)!.msg, /leases still out: .* by GET \/hangs \(req-7\)/)
+  const end = ofPool().find(({ event }) => event === 'close')
+  t.equal(end?.level, warn)
+  t.match(end?.msg, /leases still out: .* by GET \/hangs \(req-7\)/)
 })
 
 t.test('works without a logger, and with one of the app\'s own', async (t) => {
@@ -293,4 +278,10 @@ t.test('works without a logger, and with one of the app\'s own', async (t) => {
   await app.ready()
   await app.close()
   t.ok(said.includes('pool drains'))
+})
+
+t.test('a lost lease that is taken back is called that', async (t) => {
+  const { pool, ofFar } = await telling(t, {}, 'info')
+  pool.tell('unleak', { id: 1, held: 2000, holder: { route: 'GET /lost', id: 'req-1' }, taken: 'leaked' })
+  t.match(ofFar(), [{ level: warn, event: 'pool.leak.taken', route: 'GET /lost', taken: 'leaked', msg: /^the pool took connection 1 back from GET \/lost \(req-1\) after 2\.0 s/ }])
 })

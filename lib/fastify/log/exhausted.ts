@@ -1,0 +1,132 @@
+import type { Holder } from '../../../types/pool.js'
+import { Episode } from './episode.js'
+import { heldBy } from './held.js'
+import * as texts from './texts.js'
+
+/** How often the pool is looked at while its connections are all used, in ms. */
+const LOOK = 250
+/** So long somebody must be served without a wait, in ms, until it is over: it often begins again at once. */
+const CALM = 1000
+
+/** What is used up: a pool, one of its targets, or the share of one key. */
+export interface Used {
+  readonly max: number
+  readonly creating: number
+  readonly pending: number
+  /** Connections that are free now. */
+  readonly free: number
+  readonly acquired: number
+  readonly released: number
+  readonly refused: number
+  readonly timeouts: number
+}
+
+/** What it asks, and how it writes. */
+export interface Site {
+  /** undefined: it is gone. */
+  used (): Used | undefined
+  holders (): readonly Holder[]
+  write (line: 'pool.exhausted' | 'pool.exhausted.end', fields: object, msg: string): void
+}
+
+/** Whether all connections are used while somebody waits. */
+export class Exhausted {
+  readonly #site: Site
+  readonly #about: { readonly target?: string, readonly bulkhead?: string }
+  #episode: Episode | undefined
+  /** The numbers when it began. */
+  #before: Used | undefined
+  /** The numbers at the last look. */
+  #last: Used | undefined
+  #calmSince: number | undefined
+  /** How many waited at most. */
+  #most = 0
+
+  constructor (site: Site, about: { readonly target?: string, readonly bulkhead?: string }) {
+    this.#site = site
+    this.#about = about
+  }
+
+  /** All are used, and somebody begins to wait. Returns when to look. */
+  begins (now: number): number {
+    if (this.#episode !== undefined && (this.#episode.told > 0 || this.#about.bulkhead !== undefined)) return Infinity
+    // The line was empty in between: what was before does not count.
+    this.#episode = new Episode(now)
+    this.#before = this.#site.used()
+    return this.#about.bulkhead === undefined ? this.#episode.due : now + LOOK
+  }
+
+  /** Returns when to look again. */
+  look (now: number): number {
+    const episode = this.#episode
+    if (episode === undefined) return Infinity
+    if (episode.told === 0 && this.#about.bulkhead === undefined && now < episode.due) return episode.due
+    const used = this.#site.used()
+    if (used === undefined) return this.#forget()
+    this.#most = Math.max(this.#most, used.pending)
+    if (episode.told === 0) {
+      if (used.pending === 0 || used.free > 0) return this.#forget()
+      if (now < episode.due) return now + LOOK
+    } else if (this.#isCalm(used)) {
+      this.#calmSince ??= now
+      if (now - this.#calmSince >= CALM) return this.#end(used, this.#calmSince)
+    } else this.#calmSince = undefined
+    this.#last = used
+    if (this.#calmSince === undefined && episode.takeDue(now)) this.#tell(used, now)
+    return now + LOOK
+  }
+
+  /** The pool is closed. */
+  close (now: number): void {
+    const used = this.#site.used() ?? this.#last
+    if (this.#episode !== undefined && this.#episode.told > 0 && used !== undefined) this.#end(used, now)
+  }
+
+  #isCalm ({ pending, free, released }: Used): boolean {
+    if (pending > 0) return free > 0
+    // Nobody waits. Where nothing was given back either, they hold on: the next one who comes waits.
+    return free > 0 || released > (this.#last?.released ?? 0) || this.#calmSince !== undefined
+  }
+
+  #forget (): number {
+    this.#episode = undefined
+    this.#most = 0
+    return Infinity
+  }
+
+  #rate (used: Used, now: number): number {
+    const seconds = (now - this.#episode!.since) / 1000
+    return Math.round((used.acquired - (this.#before ?? used).acquired) / seconds * 10) / 10
+  }
+
+  #tell (used: Used, now: number): void {
+    const { since } = this.#episode!
+    const { max, creating, pending } = used
+    const { target, bulkhead } = this.#about
+    const held = heldBy(this.#site.holders())
+    const lasted = now - since
+    const rate = this.#rate(used, now)
+    const { msg, cause, remedy } = texts.exhausted({
+      max, creating, pending, for: lasted, rate, held, target, bulkhead,
+    })
+    this.#site.write('pool.exhausted', {
+      ...this.#about, for: Math.round(lasted), max, creating, pending, rate, ...this.#failed(used), held, cause, remedy,
+    }, msg)
+  }
+
+  #failed (used: Used): { readonly timeouts: number, readonly refused: number } {
+    const before = this.#before ?? used
+    return { timeouts: used.timeouts - before.timeouts, refused: used.refused - before.refused }
+  }
+
+  #end (used: Used, at: number): number {
+    const lasted = at - this.#episode!.since
+    const { max } = used
+    const [rate, most, failed] = [this.#rate(used, at), this.#most, this.#failed(used)]
+    this.#site.write('pool.exhausted.end', {
+      ...this.#about, for: Math.round(lasted), max, most, rate, ...failed,
+    }, texts.exhaustedEnd({ ...this.#about, for: lasted, max, most, rate, ...failed }))
+    this.#calmSince = undefined
+    return this.#forget()
+  }
+}

@@ -1,0 +1,447 @@
+import type { Clock, Holder, PoolEvents, PoolStats } from '../../../types/pool.js'
+import type { StoryLine } from '../../../types/plugin.js'
+import { Alarm, systemClock } from '../../engine/time.js'
+import { Episode } from './episode.js'
+import { Exhausted, type Used } from './exhausted.js'
+import { heldBy } from './held.js'
+import type { Level } from './levels.js'
+import { Outage } from './outage.js'
+import type { Place } from './place.js'
+import * as texts from './texts.js'
+import { Throttle } from './throttle.js'
+
+/** Deaths within this time are one line, in ms. */
+const TOGETHER = 200
+/** So long no request runs into a deadlock, in ms, until it is over. */
+const UNTIED = 10_000
+/** A pool that closes is told of this often, in ms, from the second time on. */
+const SECOND = 1000
+
+/** A line. `level`: other than usual. `holder`: whose request is the cause. */
+export interface Line {
+  readonly line: StoryLine
+  readonly pool: string
+  readonly fields: object
+  readonly msg: string
+  readonly level?: Level | undefined
+  readonly holder?: Holder['holder']
+}
+
+/** What the story asks of the pools, and where it writes. */
+export interface Site {
+  /** undefined: there is no such pool any more. */
+  stats (pool: string): PoolStats | undefined
+  holders (pool: string): readonly Holder[]
+  /** Where its servers are, as far as that is known. */
+  places (pool: string): readonly Place[]
+  write (line: Line): void
+}
+
+/** The events of which the story is made. */
+export const storyEvents = [
+  'open', 'overflow', 'wait', 'refuse', 'error', 'connect', 'disconnect', 'leak', 'unleak', 'hold', 'overdue',
+  'failover', 'drain', 'close', 'lag',
+] as const satisfies ReadonlyArray<keyof PoolEvents>
+
+type Heard = { readonly [E in typeof storyEvents[number]]: (event: PoolEvents[E]) => void }
+
+/**
+ * What happens to the pools, as lines that somebody can read: what lasts is one episode, and has a line when it has
+ * lasted for 1 s, 10 s, 60 s, then each minute, and one at its end. One timer for all of it, set only while there is
+ * something to tell.
+ */
+export class Story {
+  readonly #site: Site
+  readonly #clock: Clock
+  readonly #alarm: Alarm
+  readonly #pools = new Map<string, PoolStory>()
+
+  constructor (site: Site, clock: Clock = systemClock) {
+    this.#site = site
+    this.#clock = clock
+    this.#alarm = new Alarm(clock, (fn) => fn(), () => { this.#look() }, () => false)
+  }
+
+  readonly heard: Heard = {
+    open: (event) => { this.#at(event.pool, (one) => one.opened(event)) },
+    overflow: ({ pool, target }) => { this.#at(pool, (one, now) => one.overflow(target, now)) },
+    wait: ({ pool, bulkhead }) => {
+      if (bulkhead !== undefined) this.#at(pool, (one, now) => one.shareUsed(bulkhead, now))
+    },
+    refuse: (event) => {
+      if ((event.error as { code?: unknown }).code !== 'FST_POOL_DEADLOCK') return
+      this.#at(event.pool, (one, now) => one.deadlocked(event, now))
+    },
+    error: (event) => { this.#at(event.pool, (one, now) => one.failed(event, now)) },
+    connect: ({ pool, target }) => { this.#at(pool, (one, now) => one.connected(target, now)) },
+    disconnect: (event) => { this.#at(event.pool, (one, now) => one.disconnected(event, now)) },
+    leak: (event) => { this.#at(event.pool, (one, now) => one.leak(event, now)) },
+    unleak: (event) => { this.#at(event.pool, (one, now) => one.unleak(event, now)) },
+    hold: (event) => { this.#at(event.pool, (one, now) => one.lent('pool.hold', event, now)) },
+    overdue: (event) => { this.#at(event.pool, (one, now) => one.lent('pool.overdue', event, now)) },
+    failover: (event) => { this.#at(event.pool, (one, now) => one.failover(event, now)) },
+    lag: (event) => { this.#at(event.pool, (one, now) => one.lag(event, now)) },
+    drain: ({ pool }) => { this.#at(pool, (one, now) => one.drain(now)) },
+    close: ({ pool }) => {
+      this.#at(pool, (one, now) => {
+        one.close(now)
+        return Infinity
+      })
+      this.#pools.delete(pool)
+      if (this.#pools.size === 0) this.#alarm.cancel()
+    },
+  }
+
+  /** @param tell returns when to look */
+  #at (pool: string, tell: (one: PoolStory, now: number) => number): void {
+    const now = this.#clock.now(true)
+    let one = this.#pools.get(pool)
+    if (one === undefined) {
+      one = new PoolStory(pool, this.#site, () => this.#clock.now(true))
+      this.#pools.set(pool, one)
+    }
+    this.#alarm.set(tell(one, now))
+  }
+
+  #look (): void {
+    const now = this.#clock.now(true)
+    for (const one of this.#pools.values()) this.#alarm.set(one.look(now))
+  }
+}
+
+interface Deaths {
+  readonly since: number
+  readonly target: string | undefined
+  n: number
+  cause: Error | undefined
+}
+
+interface Deadlock {
+  readonly episode: Episode
+  /** When the last request was refused. */
+  last: number
+  refused: number
+}
+
+/** The story of one pool. Its methods return when to look again. */
+class PoolStory {
+  readonly #pool: string
+  readonly #site: Site
+  readonly #now: () => number
+  readonly #throttle = new Throttle()
+  /** By target; '': the pool itself. */
+  readonly #outages = new Map<string, Outage>()
+  readonly #exhausted = new Map<string, Exhausted>()
+  /** By key. */
+  readonly #shares = new Map<string, Exhausted>()
+  readonly #deaths = new Map<string, Deaths>()
+  /** Errors that were told: the end of their connections is no news. */
+  readonly #told = new WeakSet<Error>()
+  #deadlock: Deadlock | undefined
+  /** When the drain began, and how many lines were written about it. */
+  #closing: { readonly since: number, told: number } | undefined
+
+  /** @param now reads the clock */
+  constructor (pool: string, site: Site, now: () => number) {
+    this.#pool = pool
+    this.#site = site
+    this.#now = now
+  }
+
+  // --- Connections ---------------------------------------------------------------------------------------------------
+
+  overflow (target: string | undefined, now: number): number {
+    const key = target ?? ''
+    let one = this.#exhausted.get(key)
+    if (one === undefined) {
+      one = new Exhausted({
+        used: () => {
+          const stats = this.#statsOf(target)
+          if (stats === undefined) return undefined
+          const { idle, used } = stats
+          // Without any connection it is an outage, which is another story.
+          const isDown = idle + used === 0 && this.#outages.get(key)?.goesOn === true
+          return { ...stats, free: isDown ? Infinity : idle }
+        },
+        holders: () => this.#site.holders(this.#pool).filter((holder) => holder.target === target),
+        write: (line, fields, msg) => { this.#write(line, fields, msg) },
+      }, target === undefined ? {} : { target })
+      this.#exhausted.set(key, one)
+    }
+    return one.begins(now)
+  }
+
+  /** All that one key may have is used, and somebody waits for it. */
+  shareUsed (bulkhead: string, now: number): number {
+    let one = this.#shares.get(bulkhead)
+    if (one === undefined) {
+      one = new Exhausted({
+        used: () => this.#shareOf(bulkhead),
+        holders: () => this.#site.holders(this.#pool).filter((holder) => holder.bulkhead === bulkhead),
+        write: (line, fields, msg) => { this.#write(line, fields, msg) },
+      }, { bulkhead })
+      this.#shares.set(bulkhead, one)
+    }
+    return one.begins(now)
+  }
+
+  connected (target: string | undefined, now: number): number {
+    this.#outages.get(target ?? '')?.connected(now)
+    return this.#throttle.look(now)
+  }
+
+  failed (event: PoolEvents['error'], now: number): number {
+    const { phase, error, target, kind } = event
+    this.#told.add(error)
+    if (phase === 'create') return this.#outageOf(target).failed(error, kind, now)
+    if (phase === 'death' || phase === 'validate' || phase === 'isBroken') return this.#died(target, error, now)
+    const { code } = error as { code?: unknown }
+    const fields = {
+      ...(target !== undefined && { target }),
+      phase,
+      cause: error.message,
+      ...(code !== undefined && { code }),
+      err: error,
+    }
+    // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
+    const level = phase === 'reset' ? 'warn' : undefined
+    return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
+  }
+
+  disconnected ({ reason, error, target }: PoolEvents['disconnect'], now: number): number {
+    // Where the driver did not tell of it, a look at the connection did.
+    const unheard = reason === 'error' && (error === undefined || error.message === 'the connection was closed')
+    return unheard && !(error !== undefined && this.#told.has(error)) ? this.#died(target, error, now) : Infinity
+  }
+
+  #died (target: string | undefined, cause: Error | undefined, now: number): number {
+    const deaths = this.#deaths.get(target ?? '') ?? { since: now, target, n: 0, cause }
+    deaths.n++
+    this.#deaths.set(target ?? '', deaths)
+    return deaths.since + TOGETHER
+  }
+
+  #tellDeaths ({ n, cause, target }: Deaths): void {
+    const stats = this.#statsOf(target)
+    const left = stats === undefined ? 0 : stats.idle + stats.used
+    const why = cause?.message ?? 'the connection was closed'
+    const { code } = (cause ?? {}) as { code?: string | number }
+    this.#write('pool.died', {
+      ...(target !== undefined && { target }),
+      died: n,
+      left,
+      cause: why,
+      ...(code !== undefined && { code }),
+      remedy: texts.remedyForDeath(code === undefined ? undefined : String(code)),
+    }, texts.died(this.#pool, target, n, left, why))
+  }
+
+  #outageOf (target: string | undefined): Outage {
+    let outage = this.#outages.get(target ?? '')
+    if (outage === undefined) {
+      outage = new Outage({
+        pool: this.#pool,
+        target,
+        numbers: () => {
+          const all = this.#site.stats(this.#pool)
+          const stats = this.#statsOf(target)
+          if (all === undefined || stats === undefined) return undefined
+          const { max, idle, used } = stats
+          return { max, here: idle + used, pending: all.pending, refused: all.refused + all.timeouts }
+        },
+        write: (line, fields, msg, level) => { this.#write(line, fields, msg, { level }) },
+      })
+      this.#outages.set(target ?? '', outage)
+    }
+    return outage
+  }
+
+  #statsOf (target: string | undefined): PoolStats | undefined {
+    const stats = this.#site.stats(this.#pool)
+    return target === undefined ? stats : stats?.targets?.find((one) => one.target === target)
+  }
+
+  #shareOf (key: string): Used | undefined {
+    const stats = this.#site.stats(this.#pool)
+    const share = stats?.bulkhead?.keys.find((one) => one.key === key)
+    if (stats === undefined || share === undefined) return undefined
+    const { used, pending, timeouts, refused } = share
+    // What is served of one share, nobody counts: what the whole pool serves says more than nothing.
+    const { acquired, released } = stats
+    // It waits only where its share is used up.
+    return { max: used, creating: 0, free: 0, pending, timeouts, refused, acquired, released }
+  }
+
+  // --- Leases --------------------------------------------------------------------------------------------------------
+
+  leak (event: PoolEvents['leak'], _now: number): number {
+    const { holder, stack } = event
+    const remedy = stack === undefined
+      ? 'release it on every path (pool.use does); the next leak is told with the stack of its acquire'
+      : 'release it on every path (pool.use does): the stack is of its acquire'
+    return this.#write('pool.leak', {
+      ...this.#lease(event),
+      ...(stack !== undefined && { stack }),
+      cause: 'a lease is out for longer than leakAfter',
+      remedy,
+    }, texts.leak(event), { holder })
+  }
+
+  unleak (event: PoolEvents['unleak'], _now: number): number {
+    const { holder, taken } = event
+    return taken === undefined
+      ? this.#write('pool.leak.end', this.#lease(event), texts.leakEnd(event), { holder })
+      : this.#write('pool.leak.taken', { ...this.#lease(event), taken }, texts.leakTaken(event, taken), { holder })
+  }
+
+  lent (line: 'pool.hold' | 'pool.overdue', event: PoolEvents['hold'], _now: number): number {
+    const { holder, holdTimeout } = event
+    return this.#write(line, {
+      ...this.#lease(event),
+      holdTimeout,
+      cause: 'a lease is out for longer than a request should need',
+      remedy: 'look for slow queries or waits in that handler, or give the route a longer holdTimeout',
+    }, line === 'pool.hold' ? texts.hold(event, holdTimeout) : texts.overdue(event, holdTimeout), { holder })
+  }
+
+  /** Who has it, for how long, and what the connection is doing, where it still is out. */
+  #lease ({ id, held, holder, target, time }: PoolEvents['leak']): object {
+    const out = this.#site.holders(this.#pool).find((one) => one.id === id && one.holder === holder)
+    const label: { readonly route?: string, readonly id?: string } =
+      typeof holder === 'string' ? { route: holder } : holder ?? {}
+    return {
+      ...(target !== undefined && { target }),
+      connection: id,
+      ...(label.route !== undefined && { route: label.route }),
+      ...(label.id !== undefined && { id: label.id }),
+      held: out === undefined ? heldBy([{ pool: this.#pool, id, holder, heldFor: held }]) : heldBy([out]),
+      since: new Date(time - held).toISOString(),
+    }
+  }
+
+  deadlocked ({ error }: PoolEvents['refuse'], now: number): number {
+    if (this.#deadlock !== undefined && now - this.#deadlock.last >= UNTIED) this.#deadlock = undefined
+    const deadlock = (this.#deadlock ??= { episode: new Episode(now), last: now, refused: 0 })
+    deadlock.last = now
+    deadlock.refused++
+    // It does not pass by itself: the first refusal is told at once.
+    if (deadlock.refused > 1 && !deadlock.episode.takeDue(now)) return Infinity
+    if (deadlock.refused === 1) deadlock.episode.told = 1
+    const held = heldBy(this.#site.holders(this.#pool))
+    const max = this.#site.stats(this.#pool)?.max ?? 0
+    const { refused } = deadlock
+    return this.#write('pool.deadlock', {
+      refused,
+      max,
+      held,
+      cause: error.message,
+      code: 'FST_POOL_DEADLOCK',
+      remedy: 'use the connection that the request has (request.lease(name)), or raise max above the number of ' +
+        'requests that take two',
+    }, texts.deadlock(this.#pool, max, refused, held))
+  }
+
+  // --- The pool ------------------------------------------------------------------------------------------------------
+
+  failover ({ from, to }: PoolEvents['failover'], _now: number): number {
+    return this.#write('pool.failover', { from, to }, texts.failover(from, to))
+  }
+
+  lag ({ target, lag, maxLag, over }: PoolEvents['lag'], _now: number): number {
+    return this.#write('pool.lag', {
+      target,
+      lag,
+      maxLag,
+      over,
+      ...(over && {
+        cause: 'a replica does not keep up with its primary',
+        remedy: 'look at the load and the network of the replica: others serve its reads meanwhile',
+      }),
+    }, texts.lag(target, lag, maxLag, over), { level: over ? undefined : 'info' })
+  }
+
+  opened ({ driver }: PoolEvents['open']): number {
+    const stats = this.#site.stats(this.#pool)
+    if (stats === undefined) return Infinity
+    const { system, max, min } = stats
+    const places = this.#site.places(this.#pool)
+    const targets = places.length < 2 ? undefined : stats.targets?.map(({ target }) => target)
+    const [place = {}] = targets === undefined ? places : []
+    const told = { system, driver, ...place, targets, max, min }
+    return this.#write('pool.open', told, texts.opened({ pool: this.#pool, ...told }))
+  }
+
+  drain (now: number): number {
+    this.#closing = { since: now, told: 0 }
+    return now + 2 * SECOND
+  }
+
+  #tellClosing (since: number, now: number): void {
+    const holders = this.#site.holders(this.#pool)
+    const { used = holders.length, pending = 0 } = this.#site.stats(this.#pool) ?? {}
+    const held = heldBy(holders)
+    this.#write('pool.closing', {
+      for: Math.round(now - since),
+      used,
+      pending,
+      held,
+      cause: held.length === 0
+        ? 'connections are still being closed'
+        : `${held[0]!.route} has not given its connection back`,
+      remedy: 'what is still out at closeTimeout is destroyed',
+    }, texts.closing(this.#pool, now - since, used, pending, held), { paced: true })
+  }
+
+  close (now: number): void {
+    for (const outage of this.#outages.values()) outage.close(now)
+    for (const exhausted of [...this.#exhausted.values(), ...this.#shares.values()]) exhausted.close(now)
+    for (const deaths of this.#deaths.values()) this.#tellDeaths(deaths)
+    this.#throttle.end(now)
+  }
+
+  look (now: number): number {
+    for (const [target, deaths] of this.#deaths) {
+      if (now < deaths.since + TOGETHER) continue
+      this.#deaths.delete(target)
+      this.#tellDeaths(deaths)
+    }
+    const times = [...this.#deaths.values()].map(({ since }) => since + TOGETHER)
+    for (const outage of this.#outages.values()) times.push(outage.look(now))
+    for (const exhausted of this.#exhausted.values()) times.push(exhausted.look(now))
+    for (const [key, share] of this.#shares) {
+      const next = share.look(now)
+      // There may be as many keys as there are clients.
+      if (next === Infinity) this.#shares.delete(key)
+      times.push(next)
+    }
+    times.push(this.#lookAtClosing(now), this.#throttle.look(now))
+    return Math.min(...times)
+  }
+
+  #lookAtClosing (now: number): number {
+    const closing = this.#closing
+    if (closing === undefined) return Infinity
+    const due = closing.since + (2 + closing.told) * SECOND
+    if (now < due) return due
+    const { idle = 0, used = 0, pending = 0, creating = 0, closing: ending = 0 } = this.#site.stats(this.#pool) ?? {}
+    // Drained, and not closed yet: it waits for nobody.
+    if (idle + used + pending + creating + ending === 0) return Infinity
+    closing.told = Math.floor((now - closing.since) / SECOND) - 1
+    this.#tellClosing(closing.since, now)
+    return closing.since + (2 + closing.told) * SECOND
+  }
+
+  /** Returns when to look again. */
+  #write (
+    line: StoryLine, fields: object, msg: string,
+    { level, holder, paced = false }: Pick<Line, 'level' | 'holder'> & { readonly paced?: boolean } = {}
+  ): number {
+    const now = this.#now()
+    const pool = this.#pool
+    this.#throttle.add(line, now, (omitted) => {
+      const all = omitted === 0 ? fields : { ...fields, omitted }
+      this.#site.write({ line, pool, fields: all, msg, level, holder })
+    }, paced)
+    return this.#throttle.look(now)
+  }
+}

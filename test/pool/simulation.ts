@@ -1674,7 +1674,9 @@ class World {
     const pending = this.#met && stats.idle > 0 ? 0 : stats.pending
     const isNeeded = pending > wanted || stats.idle + stats.used + wanted < this.#target()
     // Somebody asks how the server is, and no connection can tell.
-    const learns = now - this.#askedAt < 60_000 && wanted === 0 && ![...this.#conns].some((conn) => this.#works(conn))
+    // The pool may know of an end before the connector is told.
+    const isNone = stats.idle + stats.used === 0 || ![...this.#conns].some((conn) => this.#works(conn))
+    const learns = now - this.#askedAt < 60_000 && wanted === 0 && isNone
     if (!probe && !isNeeded && !learns) this.#violate('a create that nobody needs')
     this.#noteOverdue(now - 1)
     const { min = 50, max = 1000 } = backoff ?? {}

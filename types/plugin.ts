@@ -216,6 +216,12 @@ export interface HealthRoutes {
   downIs503?: string[] | undefined
 }
 
+/** Where the pools' numbers for OpenTelemetry go. */
+export interface OtelOptions {
+  /** A meter of @opentelemetry/api. Default: the one of the global provider, which has to be there at `register`. */
+  meter?: object | undefined
+}
+
 /** Where the pools' numbers for Prometheus go. */
 export interface PrometheusOptions {
   /** A registry of prom-client. Default: prom-client's own, which fastify-metrics uses, too. */
@@ -252,6 +258,11 @@ export interface CommonPluginOptions {
   replyGrace?: number | undefined
   /** Adds routes for liveness and readiness to the scope of this registration. Default false. */
   healthRoutes?: boolean | HealthRoutes | undefined
+  /**
+   * Adds the numbers of this scope's pools to a meter of OpenTelemetry, as its semantic conventions name them. Default
+   * false. Needs the package `@opentelemetry/api`, unless `meter` is given.
+   */
+  otel?: boolean | OtelOptions | undefined
   /**
    * Adds the numbers of this scope's pools to a registry of prom-client, read when it is collected. Default false.
    * Needs the package `prom-client`, unless `register` is given.

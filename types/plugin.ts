@@ -269,6 +269,11 @@ export interface CommonPluginOptions {
    */
   prometheus?: boolean | PrometheusOptions | undefined
   /**
+   * Tells in the header `Server-Timing` of each reply for how long its request waited for connections of this scope's
+   * pools, and held them until then: `db-wait;dur=2.5, db;dur=11.02`, in ms. Clients can read it. Default false.
+   */
+  serverTiming?: boolean | undefined
+  /**
    * At which level of Fastify's logger a line is logged: of a single event (`acquire`), or of the story of what lasts
    * and what needs somebody (`'pool.exhausted'`). Those left out have their defaults. `false`, for one or for all: not
    * at all.

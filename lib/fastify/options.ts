@@ -146,6 +146,7 @@ export const pluginProperties = {
     }],
     default: false,
   },
+  serverTiming: { type: 'boolean', default: false },
   log: {
     anyOf: [{ const: false }, {
       type: 'object',
@@ -284,6 +285,7 @@ export interface ResolvedPluginOptions {
   readonly healthRoutes: boolean | HealthRoutes
   readonly otel: boolean | OtelOptions
   readonly prometheus: boolean | PrometheusOptions
+  readonly serverTiming: boolean
   /** Only what was given; lib/fastify/log/levels.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }

@@ -57,8 +57,12 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
 }
 
 async function addMetrics (
-  app: FastifyInstance, manager: PoolManager, { otel, prometheus }: ResolvedPluginOptions
+  app: FastifyInstance, manager: PoolManager, { otel, prometheus, serverTiming }: ResolvedPluginOptions
 ): Promise<void> {
+  if (serverTiming) {
+    const { tellServerTiming } = await import('./metrics/server-timing.js')
+    tellServerTiming(app, manager)
+  }
   if (otel !== false) {
     const { exportOtel } = await import('./metrics/otel.js')
     const undo = await exportOtel(manager, otel === true ? undefined : otel.meter)

@@ -23,6 +23,7 @@ import { execute } from '../pool/execute.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
 import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
+import { acquires, trace } from '../pool/tracing.js'
 import { Budget } from './budget.js'
 import { Choice, balances } from './choice.js'
 import { Dispatch, readRole } from './dispatch.js'
@@ -251,6 +252,11 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
    * can be had
    */
   acquire (options: AcquireOptions = {}): Promise<Lease<C>> {
+    if (acquires.hasSubscribers) return trace(this.name, options, () => this.#acquire(options))
+    return this.#acquire(options)
+  }
+
+  #acquire (options: AcquireOptions): Promise<Lease<C>> {
     try {
       checkNames('acquire', options)
       checkHoldTimeout(options)

@@ -16,6 +16,7 @@ import { checkNames } from './calls.js'
 import { execute } from './execute.js'
 import { checkEngineOptions } from './options.js'
 import { useWithRetry } from './retry.js'
+import { acquires, trace } from './tracing.js'
 
 export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 
@@ -82,6 +83,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   }
 
   acquire (options?: AcquireOptions): Promise<Lease<C>> {
+    if (acquires.hasSubscribers) return trace(this.name, options, () => this.#acquireAs(options ?? {}))
     return options === undefined ? this.#engine.acquire() : this.#acquireAs(options)
   }
 

@@ -1,4 +1,4 @@
-import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import { subscribe, tracingChannel, unsubscribe } from 'node:diagnostics_channel'
 import t from 'tap'
 import { Pool } from '../../lib/pool/pool.js'
 import { FakeConnector } from '../support/fake-connector.js'
@@ -54,4 +54,31 @@ t.test('the circuit opens', async (t) => {
   await t.rejects(pool.acquire())
   t.match(seen, [{ pool: 'db', from: 'closed', to: 'open' }])
   await pool.close()
+})
+
+t.test('acquires are traced: one that is served, one that fails', async (t) => {
+  const channel = tracingChannel('fastify-pool:acquire')
+  const seen: Array<[string, Record<string, unknown>]> = []
+  const hear = (what: string) => (message: object) => { seen.push([what, { ...message }]) }
+  const subscribers = {
+    start: hear('start'),
+    end: hear('end'),
+    asyncStart: hear('asyncStart'),
+    asyncEnd: hear('asyncEnd'),
+    error: hear('error'),
+  }
+  channel.subscribe(subscribers)
+  const pool = new Pool(new FakeConnector(), { name: 'db', max: 1, maxPending: 0 })
+  const lease = await pool.acquire({ holder: 'GET /x' })
+  t.same(seen.map(([what]) => what), ['start', 'end', 'asyncStart', 'asyncEnd'])
+  t.match(seen[0]![1], { pool: 'db', holder: 'GET /x' })
+  t.equal(seen[3]![1].result, lease)
+  seen.length = 0
+  await t.rejects(pool.acquire(), { code: 'FST_POOL_QUEUE_FULL' })
+  t.same(seen.map(([what]) => what), ['start', 'end', 'error', 'asyncStart', 'asyncEnd'])
+  channel.unsubscribe(subscribers)
+  seen.length = 0
+  lease.release()
+  await pool.close()
+  t.same(seen, [])
 })

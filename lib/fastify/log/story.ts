@@ -1,6 +1,8 @@
 import type { Clock, Holder, PoolEvents, PoolStats } from '../../../types/pool.js'
+import type { Advice } from '../../../types/fastify.js'
 import type { StoryLine } from '../../../types/plugin.js'
 import { Alarm, systemClock } from '../../engine/time.js'
+import { Advised } from './advised.js'
 import { Episode } from './episode.js'
 import { Exhausted, type Used } from './exhausted.js'
 import { heldBy } from './held.js'
@@ -34,6 +36,9 @@ export interface Site {
   holders (pool: string): readonly Holder[]
   /** Where its servers are, as far as that is known. */
   places (pool: string): readonly Place[]
+  /** Looks at who holds connections, for advice. */
+  look (pool: string, now: number): void
+  advice (pool: string, now: number): readonly Advice[]
   write (line: Line): void
 }
 
@@ -137,6 +142,7 @@ class PoolStory {
   readonly #deaths = new Map<string, Deaths>()
   /** Errors that were told: the end of their connections is no news. */
   readonly #told = new WeakSet<Error>()
+  readonly #advised: Advised
   #deadlock: Deadlock | undefined
   /** When the drain began, and how many lines were written about it. */
   #closing: { readonly since: number, told: number } | undefined
@@ -146,6 +152,14 @@ class PoolStory {
     this.#pool = pool
     this.#site = site
     this.#now = now
+    this.#advised = new Advised({
+      isShort: () => (site.stats(pool)?.pending ?? 0) > 0,
+      look: (at) => { site.look(pool, at) },
+      advice: (at) => site.advice(pool, at),
+      write: ({ kind, route, message, numbers }) => {
+        this.#write('pool.advice', { kind, ...(route !== undefined && { route }), ...numbers }, message)
+      },
+    }, now())
   }
 
   // --- Connections ---------------------------------------------------------------------------------------------------
@@ -168,7 +182,7 @@ class PoolStory {
       }, target === undefined ? {} : { target })
       this.#exhausted.set(key, one)
     }
-    return one.begins(now)
+    return Math.min(one.begins(now), this.#advised.overflow(now))
   }
 
   /** All that one key may have is used, and somebody waits for it. */
@@ -414,7 +428,7 @@ class PoolStory {
       if (next === Infinity) this.#shares.delete(key)
       times.push(next)
     }
-    times.push(this.#lookAtClosing(now), this.#throttle.look(now))
+    times.push(this.#lookAtClosing(now), this.#advised.look(now), this.#throttle.look(now))
     return Math.min(...times)
   }
 

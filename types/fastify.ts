@@ -27,9 +27,9 @@ export interface PoolsHealth {
 
 /**
  * What an advice is about. `max`: too small for the load. `idle`: connections are held while nothing runs on them,
- * and others wait.
+ * and others wait. `server`: all instances together may want more connections than the server allows.
  */
-export type AdviceKind = 'max' | 'idle'
+export type AdviceKind = 'max' | 'idle' | 'server'
 
 /** What to change about a pool, and the numbers that it rests on. Frozen. */
 export interface Advice {

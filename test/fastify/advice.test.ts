@@ -1,7 +1,7 @@
 // What `app.pools.advice()` says, from which numbers, and when the log has it.
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import { idleInHandler, tooSmall } from '../../lib/fastify/advice/advise.js'
+import { idleInHandler, serverOf, tooManyForServer, tooSmall } from '../../lib/fastify/advice/advise.js'
 import { Samples, type IdleTime } from '../../lib/fastify/advice/samples.js'
 import { logEvents } from '../../lib/fastify/log/log.js'
 import { PoolManager } from '../../lib/fastify/pools.js'
@@ -103,6 +103,21 @@ t.test('looks at who holds connections', async (t) => {
   for (let n = 1; n <= 100; n++) samples.add(n * 1000, () => [holder('query')])
   t.same(samples.idleTime(100_000), { looks: 60, lent: 60, inHandler: 0, inTransaction: 0, route: undefined })
   t.match(samples.idleTime(100_000 + 600_000), { looks: 1 }, 'old ones do not count')
+})
+
+t.test('the instances do not fit the server', async (t) => {
+  const stats = books({}, { max: 20, idle: 1 })
+  const server = (capacity: object) => serverOf(stats, { allowed: 70, inUse: 62, ...capacity })
+  t.match(tooManyForServer(stats, server({ ours: 61 })), {
+    kind: 'server',
+    message: "4 instances of 20 do not fit the server's 70: max 17 would",
+    numbers: { instances: 4, max: 20, allowed: 70, inUse: 62, ours: 61, needed: 17 },
+  })
+  t.match(tooManyForServer(stats, server({ ours: 4, hosts: 4 })), { numbers: { instances: 4 } }, 'by their hosts')
+  t.equal(tooManyForServer(stats, server({ ours: 41 })), undefined, 'three fit')
+  t.match(tooManyForServer({ ...stats, max: 71 }, server({})), { message: "max 71 does not fit the server's 70: max 70 would" })
+  t.match(tooSmall(books(), { allowed: 30, inUse: 20, instances: 3 }),
+    { message: /which needs 14 \(the server allows 10 to each instance\)$/, numbers: { allowed: 30 } })
 })
 
 class Describing extends FakeConnector {

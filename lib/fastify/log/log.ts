@@ -11,7 +11,7 @@ import { tell } from './texts.js'
 
 /** Which lines an event may lead to: where none of them is logged, nobody listens to it. */
 const linesOf: { readonly [E in typeof storyEvents[number]]: readonly StoryLine[] } = {
-  open: ['pool.open'],
+  open: ['pool.open', 'pool.advice'],
   overflow: ['pool.exhausted', 'pool.exhausted.end', 'pool.advice'],
   wait: ['pool.exhausted', 'pool.exhausted.end'],
   refuse: ['pool.deadlock'],
@@ -55,6 +55,7 @@ export function logEvents (
     stats: (pool) => manager.find(pool)?.pool.stats(),
     places: (pool) => manager.find(pool)?.places ?? [],
     holders: (pool) => manager.find(pool)?.pool.holders() ?? [],
+    ask: (pool) => manager.find(pool)?.collector.ask(),
     look: (pool, now) => { if (isOn(levelOf('pool.advice'))) manager.find(pool)?.collector.look(now) },
     advice: (pool, now) => isOn(levelOf('pool.advice')) ? manager.find(pool)?.collector.advice(now) ?? [] : [],
     write: (line) => {

@@ -1,7 +1,9 @@
 import type { Clock, Holder, PoolEvents, PoolStats } from '../../../types/pool.js'
+import type { Capacity } from '../../../types/connector.js'
 import type { Advice } from '../../../types/fastify.js'
 import type { StoryLine } from '../../../types/plugin.js'
 import { Alarm, systemClock } from '../../engine/time.js'
+import type { Asked } from '../advice/collector.js'
 import { Advised } from './advised.js'
 import { Episode } from './episode.js'
 import { Exhausted, type Used } from './exhausted.js'
@@ -36,6 +38,8 @@ export interface Site {
   holders (pool: string): readonly Holder[]
   /** Where its servers are, as far as that is known. */
   places (pool: string): readonly Place[]
+  /** What its server allows; undefined: there is nothing to ask. Never rejects. */
+  ask (pool: string): Promise<Asked> | undefined
   /** Looks at who holds connections, for advice. */
   look (pool: string, now: number): void
   advice (pool: string, now: number): readonly Advice[]
@@ -144,6 +148,8 @@ class PoolStory {
   readonly #told = new WeakSet<Error>()
   readonly #advised: Advised
   #deadlock: Deadlock | undefined
+  /** Writes that the pool is open, where the server has not answered yet. */
+  #opening: (() => void) | undefined
   /** When the drain began, and how many lines were written about it. */
   #closing: { readonly since: number, told: number } | undefined
 
@@ -156,9 +162,7 @@ class PoolStory {
       isShort: () => (site.stats(pool)?.pending ?? 0) > 0,
       look: (at) => { site.look(pool, at) },
       advice: (at) => site.advice(pool, at),
-      write: ({ kind, route, message, numbers }) => {
-        this.#write('pool.advice', { kind, ...(route !== undefined && { route }), ...numbers }, message)
-      },
+      write: (advice) => { this.#advise(advice) },
     }, now())
   }
 
@@ -381,8 +385,30 @@ class PoolStory {
     const places = this.#site.places(this.#pool)
     const targets = places.length < 2 ? undefined : stats.targets?.map(({ target }) => target)
     const [place = {}] = targets === undefined ? places : []
-    const told = { system, driver, ...place, targets, max, min }
-    return this.#write('pool.open', told, texts.opened({ pool: this.#pool, ...told }))
+    const base = { system, driver, ...place, targets, max, min }
+    const write = (capacity?: Capacity) => {
+      this.#opening = undefined
+      const { allowed, inUse, ours } = capacity ?? {}
+      const told = { ...base, ...(allowed !== undefined && { allowed, inUse }), ...(ours !== undefined && { ours }) }
+      return this.#write('pool.open', told, texts.opened({ pool: this.#pool, ...told }))
+    }
+    const asked = this.#site.ask(this.#pool)
+    if (asked === undefined) return write()
+    this.#opening = () => { write() }
+    asked.then(({ capacity, error, advice }) => {
+      // The pool was closed meanwhile.
+      if (this.#opening === undefined) return
+      write(capacity)
+      if (advice !== undefined) this.#advise(advice)
+      if (error === undefined) return
+      const msg = `how many connections the server allows is not known: ${error.message}`
+      this.#write('pool.advice', { cause: error.message }, msg, { level: 'debug' })
+    }).catch((error: unknown) => { throw error })
+    return Infinity
+  }
+
+  #advise ({ kind, route, message, numbers }: Advice): void {
+    this.#write('pool.advice', { kind, ...(route !== undefined && { route }), ...numbers }, message)
   }
 
   drain (now: number): number {
@@ -407,6 +433,7 @@ class PoolStory {
   }
 
   close (now: number): void {
+    this.#opening?.()
     for (const outage of this.#outages.values()) outage.close(now)
     for (const exhausted of [...this.#exhausted.values(), ...this.#shares.values()]) exhausted.close(now)
     for (const deaths of this.#deaths.values()) this.#tellDeaths(deaths)

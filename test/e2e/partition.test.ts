@@ -66,8 +66,9 @@ for (const { backend, server, query, connection = {} } of subjects) {
     // MongoDB's driver may have tried one again by itself.
     if (backend !== 'mongodb') t.same(statuses, Array(max).fill(500), "the driver's calls have rejected")
     const told = lines.filter(({ msg }) => /holdTimeout/.test(msg))
-    t.equal(told.filter(({ msg }) => msg.includes('that is half of')).length, max)
-    t.equal(told.filter(({ msg }) => msg.includes('was revoked')).length, max)
+    // Of one kind of line a pool writes three in 10 s at most.
+    t.equal(told.filter(({ msg }) => msg.includes('that is half of')).length, Math.min(max, 3))
+    t.equal(told.filter(({ msg }) => msg.includes('was revoked')).length, Math.min(max, 3))
     t.ok(told.every(({ level, msg, reqId }) => level === 40 && reqId !== undefined && msg.startsWith(`GET / (${reqId}) `)))
     t.match(await app.pools.health(), { status: 'up' })
     t.same(strays, [])

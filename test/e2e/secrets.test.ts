@@ -314,7 +314,7 @@ t.test('the right password works in the url and in connection, and is not shown 
   t.same(await until(() => open().every((count) => count === 0)), true, 'nothing stays open')
   const all = text() +
     JSON.stringify([refused.map(({ body, headers }) => ({ body, headers })), health, app.pools.stats()])
-  t.match(text(), /create failed/)
+  t.match(text(), /opening a connection failed/)
   t.notOk(all.toLowerCase().includes(core), `no password in ${all.length} characters`)
   for (const calls of output) t.same(calls(), [], 'nothing goes to the console')
 })

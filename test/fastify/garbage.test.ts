@@ -10,8 +10,8 @@ import t from 'tap'
 
 /** At least so many young collections are looked at. */
 const scavenges = 10
-/** At most this part of all that was allocated. It is 0 when all is well, and 0.12 where a literal reaches requests. */
-const atMost = 0.001
+/** At most this part of all that was allocated: 0 to 0.02 when all is well, 0.12 where a literal reaches requests. */
+const atMost = 0.04
 
 t.test('at 64 requests in flight nothing of a request grows old', async (t) => {
   const child = spawn(process.execPath,

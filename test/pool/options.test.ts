@@ -72,6 +72,8 @@ const count = { takes: ['zero', 'one', 'ten', 'huge'] as Kind[], expected: 'an i
 const positive = { takes: ['one', 'ten', 'huge'] as Kind[], expected: 'an integer of at least 1' }
 /** The smallest pool over several servers. */
 const several = { backend: undefined, targets: [{ connector }, { connector }] }
+/** A pool per tenant. */
+const tenants = { key: () => 'a', options: () => ({}) }
 const hook = { takes: ['function'] as Kind[], expected: 'a function' }
 
 /** `elsewhere`: refused too, but for what is in it. `beside`: with which other options. */
@@ -129,6 +131,12 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   checkInterval: { ...deadline, beside: several },
   sticky: { takes: [], elsewhere: 'object', expected: 'an object', beside: several },
   stickyFor: { ...deadline, beside: several },
+  key: { ...hook, beside: { options: () => ({}) } },
+  options: { ...hook, beside: { key: () => 'a' } },
+  maxPools: { ...positive, beside: tenants },
+  idlePoolTimeout: { ...deadline, beside: tenants },
+  maxTotal: { ...positive, beside: tenants },
+  showKeys: { takes: ['true', 'false'], expected: 'true or false', beside: tenants },
 }
 
 t.test('the table below has every option of a pool', async (t) => {
@@ -216,7 +224,8 @@ t.test('what is not given has its default', async (t) => {
   t.strictSame(checkPoolOptions(redis, ''), { ...redis, ...defaults, ...balance, name: 'db', lease: policy })
   t.strictSame(checkEngineOptions(connector, {}), { ...defaults, name: 'db' })
   const { pools, ...plugin } = checkPluginOptions(redis)
-  t.strictSame(plugin, { lease: policy, abortGrace: 5000, bodyGrace: 1000, replyGrace: 1000, log: {} })
+  const graces = { abortGrace: 5000, bodyGrace: 1000, replyGrace: 1000 }
+  t.strictSame(plugin, { lease: policy, ...graces, healthRoutes: false, prometheus: false, log: {} })
   t.strictSame([...pools], [['db', { ...redis, ...defaults, ...balance, name: 'db', lease: policy }]])
 })
 

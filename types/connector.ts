@@ -113,6 +113,17 @@ export interface ServerState {
   readonly offset?: number
 }
 
+/** How many connections a server allows to this user, by the lowest of its limits. */
+export interface Capacity {
+  readonly allowed: number
+  /** How many there are now that count towards that limit, this app's included. */
+  readonly inUse: number
+  /** How many are this app's, those of its other processes included, where that is known. */
+  readonly ours?: number
+  /** From how many hosts those come, where that is known. */
+  readonly hosts?: number
+}
+
 /** What a connection is doing now. */
 export interface Activity {
   /** What the server calls the connection: a process or thread id. */
@@ -219,6 +230,11 @@ export interface Connector<C = unknown> {
   ref? (connection: C, keepsAlive: boolean): void
   /** Asks the server what it is: for pools over several targets. A round trip, on an idle or a new connection. */
   inspect? (connection: C, signal: AbortSignal): Promise<ServerState>
+  /**
+   * Asks the server how many connections it allows. Round trips, on an idle connection; asked once, behind the start,
+   * and only where the log tells of it. undefined: it can't be known, as behind a proxy that shares out connections.
+   */
+  capacity? (connection: C, signal: AbortSignal): Promise<Capacity | undefined>
   /** Where the database has transactions. */
   readonly transactions?: Transactions<C>
   /** Where connections that only read are others than those that write: what makes those. */

@@ -25,6 +25,24 @@ export interface PoolsHealth {
   readonly pools: Readonly<Record<string, PoolHealth>>
 }
 
+/**
+ * What an advice is about. `max`: too small for the load. `idle`: connections are held while nothing runs on them,
+ * and others wait. `server`: all instances together may want more connections than the server allows.
+ */
+export type AdviceKind = 'max' | 'idle' | 'server'
+
+/** What to change about a pool, and the numbers that it rests on. Frozen. */
+export interface Advice {
+  readonly pool: string
+  readonly kind: AdviceKind
+  /** A sentence: what is wrong, and what to do. */
+  readonly message: string
+  /** `idle`: the route whose connections did nothing most often. */
+  readonly route?: string
+  /** Times in ms; `saturated`, `idle` and `inTransaction` are parts of 1. */
+  readonly numbers: Readonly<Record<string, number>>
+}
+
 /** The manager: `app.pools`. A scope sees its own pools and those of the scopes around it. */
 export interface Pools {
   /**
@@ -52,6 +70,12 @@ export interface Pools {
   /** Listens on every pool, later ones included. Returns its own undo. */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void
   health (): Promise<PoolsHealth>
+  /**
+   * What to change, as far as the last minute shows it; empty where nothing is wrong, or too little was seen. Each call
+   * is also one look at who holds connections, at most one a second: advice of the kind `idle` takes ten within ten
+   * minutes.
+   */
+  advice (): Advice[]
   /** Closes this scope's own pools. */
   close (): Promise<void>
 }

@@ -232,7 +232,8 @@ export interface PrometheusOptions {
 export type StoryLine =
   'pool.open' | 'pool.exhausted' | 'pool.exhausted.end' | 'pool.down' | 'pool.up' | 'pool.died' | 'pool.leak' |
   'pool.leak.end' | 'pool.leak.taken' | 'pool.hold' | 'pool.overdue' | 'pool.deadlock' | 'pool.lag' |
-  'pool.failover' | 'pool.limit' | 'pool.limit.end' | 'pool.closing' | 'pool.error'
+  'pool.failover' | 'pool.limit' | 'pool.limit.end' | 'pool.closing' | 'pool.error' |
+  'pool.advice'
 
 /** What the plugin's options have beside its pools. */
 export interface CommonPluginOptions {

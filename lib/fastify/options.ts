@@ -189,6 +189,7 @@ export const pluginProperties = {
         'pool.limit.end': level,
         'pool.closing': level,
         'pool.error': level,
+        'pool.advice': level,
       } satisfies Record<PoolEventName | StoryLine, { readonly enum: readonly LogLevel[] }>,
       additionalProperties: false,
     }],

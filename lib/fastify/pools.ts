@@ -1,10 +1,11 @@
 import type { Connector } from '../../types/connector.js'
-import type { ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
+import type { Advice, ConnectionOf, Pools, PoolsHealth } from '../../types/fastify.js'
 import type { Policy } from '../../types/plugin.js'
 import type { Holder, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats } from '../../types/pool.js'
 import { healthRank, renameTargetPool } from '../balance/target-pool.js'
 import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
+import { Collector } from './advice/collector.js'
 import type { Place } from './log/place.js'
 import { Direct, type Front, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
@@ -19,6 +20,8 @@ export interface Managed {
   readonly sticky: Sticky | undefined
   /** Where its server is, for the log; each target's, where there are several. */
   readonly places: readonly Place[]
+  /** What its advice rests on. */
+  readonly collector: Collector
 }
 
 /** What a pool asks of the requests that lease it. */
@@ -106,7 +109,7 @@ export class PoolManager implements Pools {
     renamePool(pool, name)
     renameTargetPool(pool, name)
     const { source = new Direct(pool), sticky, places = [] } = rules
-    const managed: Managed = { name, pool, policy, source, sticky, places }
+    const managed: Managed = { name, pool, policy, source, sticky, places, collector: new Collector(pool) }
     this.#own.set(name, managed)
     this.version++
     for (const { begin } of this.#subscriptions) begin(managed)
@@ -170,6 +173,10 @@ export class PoolManager implements Pools {
     const worse = (one: PoolHealth['status'], other: PoolHealth['status']) =>
       healthRank.indexOf(other) > healthRank.indexOf(one) ? other : one
     return { status: all.map(([, { status }]) => status).reduce(worse, 'up'), pools: Object.fromEntries(all) }
+  }
+
+  advice (): Advice[] {
+    return this.names.flatMap((name) => this.require(name).collector.advice())
   }
 
   /** Begins to drain this scope's own pools, and does not wait for the end of it: `close` does. */

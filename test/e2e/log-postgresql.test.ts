@@ -30,7 +30,8 @@ t.test('the log of PostgreSQL', async (t) => {
 
   await t.test('all connections are used: the culprit is in the first line, with what a DBA finds', async (t) => {
     const { app, lines, ours } = await serve(t, server.url, { max: 2, overload: false })
-    t.match(lines[0], { event: 'pool.open', system: 'postgresql', host: login.hostname, port: Number(login.port), max: 2, msg: /^pool 'db' is open: postgresql at / })
+    await until(() => lines.length > 0, { what: 'the server to say how many connections it allows' })
+    t.match(lines[0], { event: 'pool.open', allowed: Number, inUse: Number, ours: Number, system: 'postgresql', host: login.hostname, port: Number(login.port), max: 2, msg: /^pool 'db' is open: postgresql at / })
     const slow = [app.inject('/reports/sales'), app.inject('/reports/sales')]
     await until(() => app.pools.stats().db!.used === 2)
     const waiting = [app.inject('/'), app.inject('/')]

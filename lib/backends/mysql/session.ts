@@ -1,10 +1,11 @@
-import type { Activity, ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
+import type { Activity, Capacity, ServerState, Transaction, TransactionOptions } from '../../../types/connector.js'
 import type { Connection } from '../../../types/drivers.js'
 import type { Failure } from '../shared/failures.js'
 import { Properties } from '../shared/properties.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { quote } from '../shared/sql.js'
 import { LastAnswer } from './answer.js'
+import { capacityOf } from './capacity.js'
 import { Commands, textOf } from './commands.js'
 import { errors, isReadOnly } from './errors.js'
 import { Inspection } from './inspect.js'
@@ -173,6 +174,10 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
 
   override async inspect (): Promise<ServerState> {
     return await this.#inspection.state()
+  }
+
+  override async capacity (): Promise<Capacity | undefined> {
+    return await capacityOf(this.commands, this.core.threadId)
   }
 
   begin (options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Connection>> {

@@ -1,9 +1,10 @@
 import type { ClientConfig } from 'pg'
 import type { Socket } from 'node:net'
-import type { Activity, ServerState } from '../../../types/connector.js'
+import type { Activity, Capacity, ServerState } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
 import { Properties } from '../shared/properties.js'
 import { ServerSession } from '../shared/session.js'
+import { capacityOf } from './capacity.js'
 import { cancelLeft, end } from './ending.js'
 import { outdated, readOnly, type Failed } from './errors.js'
 import type { Inspection } from './inspect.js'
@@ -169,6 +170,12 @@ export class PostgresSession extends ServerSession<Client> {
     const state = await this.#common.inspection.of(this.connection)
     this.mark()
     return state
+  }
+
+  override async capacity (): Promise<Capacity | undefined> {
+    const capacity = await capacityOf(this.connection)
+    this.mark()
+    return capacity
   }
 
   /** Declares the connection clean: what was sent until now needs no reset. */

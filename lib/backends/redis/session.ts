@@ -1,7 +1,8 @@
-import type { Activity, ServerState } from '../../../types/connector.js'
+import type { Activity, Capacity, ServerState } from '../../../types/connector.js'
 import type { Command, Redis } from '../../../types/drivers.js'
 import { ServerSession, type ResetMode } from '../shared/session.js'
 import { unlessAborted } from '../shared/signal.js'
+import { capacityOf } from './capacity.js'
 import { harmlessClient, kindOf, type Kind } from './commands.js'
 import { codeOf, takesNoWrites, unlessDenied } from './errors.js'
 import { inspect } from './inspect.js'
@@ -110,6 +111,10 @@ export class RedisSession extends ServerSession<Redis> {
 
   override async inspect (): Promise<ServerState> {
     return await inspect((name, args) => this.#command(name, args))
+  }
+
+  override async capacity (): Promise<Capacity | undefined> {
+    return await capacityOf((name, args) => this.#command(name, args))
   }
 
   /**

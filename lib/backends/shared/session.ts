@@ -1,4 +1,4 @@
-import type { Activity, Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
+import type { Activity, Capacity, Connector, DestroyReason, Role, ServerState } from '../../../types/connector.js'
 import { badOption } from '../../engine/errors.js'
 import { unjoined } from '../../engine/settings.js'
 import { Listeners } from './listeners.js'
@@ -161,6 +161,9 @@ export abstract class ServerSession<C extends object> extends Session<C> {
 
   /** What the server says of itself. */
   abstract inspect (): Promise<ServerState>
+
+  /** How many connections the server allows; undefined: it does not say. */
+  abstract capacity (): Promise<Capacity | undefined>
 }
 
 /** A connector of such sessions. */
@@ -181,5 +184,9 @@ export abstract class ServerConnector<C extends object, S extends ServerSession<
     const state = await unlessAborted(sessionOf<S>(connection).inspect(), signal)
     this.#role = state.role
     return state
+  }
+
+  async capacity (connection: C, signal: AbortSignal): Promise<Capacity | undefined> {
+    return await unlessAborted(sessionOf<S>(connection).capacity(), signal)
   }
 }

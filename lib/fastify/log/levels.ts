@@ -51,6 +51,7 @@ export const storyLevels: Readonly<Record<StoryLine, Level>> = {
   'pool.limit.end': 'info',
   'pool.closing': 'warn',
   'pool.error': 'error',
+  'pool.advice': 'info',
 }
 
 /**

@@ -11,8 +11,8 @@ import { tell } from './texts.js'
 
 /** Which lines an event may lead to: where none of them is logged, nobody listens to it. */
 const linesOf: { readonly [E in typeof storyEvents[number]]: readonly StoryLine[] } = {
-  open: ['pool.open'],
-  overflow: ['pool.exhausted', 'pool.exhausted.end'],
+  open: ['pool.open', 'pool.advice'],
+  overflow: ['pool.exhausted', 'pool.exhausted.end', 'pool.advice'],
   wait: ['pool.exhausted', 'pool.exhausted.end'],
   refuse: ['pool.deadlock'],
   error: ['pool.error', 'pool.down', 'pool.up', 'pool.limit', 'pool.limit.end', 'pool.died'],
@@ -55,6 +55,9 @@ export function logEvents (
     stats: (pool) => manager.find(pool)?.pool.stats(),
     places: (pool) => manager.find(pool)?.places ?? [],
     holders: (pool) => manager.find(pool)?.pool.holders() ?? [],
+    ask: (pool) => manager.find(pool)?.collector.ask(),
+    look: (pool, now) => { if (isOn(levelOf('pool.advice'))) manager.find(pool)?.collector.look(now) },
+    advice: (pool, now) => isOn(levelOf('pool.advice')) ? manager.find(pool)?.collector.advice(now) ?? [] : [],
     write: (line) => {
       // A level that the user has set is that of all lines of the name.
       const level = levels[line.line] ?? line.level ?? storyLevels[line.line]

@@ -1,6 +1,10 @@
 import type { Clock, Holder, PoolEvents, PoolStats } from '../../../types/pool.js'
+import type { Capacity } from '../../../types/connector.js'
+import type { Advice } from '../../../types/fastify.js'
 import type { StoryLine } from '../../../types/plugin.js'
 import { Alarm, systemClock } from '../../engine/time.js'
+import type { Asked } from '../advice/collector.js'
+import { Advised } from './advised.js'
 import { Episode } from './episode.js'
 import { Exhausted, type Used } from './exhausted.js'
 import { heldBy } from './held.js'
@@ -34,6 +38,11 @@ export interface Site {
   holders (pool: string): readonly Holder[]
   /** Where its servers are, as far as that is known. */
   places (pool: string): readonly Place[]
+  /** What its server allows; undefined: there is nothing to ask. Never rejects. */
+  ask (pool: string): Promise<Asked> | undefined
+  /** Looks at who holds connections, for advice. */
+  look (pool: string, now: number): void
+  advice (pool: string, now: number): readonly Advice[]
   write (line: Line): void
 }
 
@@ -137,7 +146,10 @@ class PoolStory {
   readonly #deaths = new Map<string, Deaths>()
   /** Errors that were told: the end of their connections is no news. */
   readonly #told = new WeakSet<Error>()
+  readonly #advised: Advised
   #deadlock: Deadlock | undefined
+  /** Writes that the pool is open, where the server has not answered yet. */
+  #opening: (() => void) | undefined
   /** When the drain began, and how many lines were written about it. */
   #closing: { readonly since: number, told: number } | undefined
 
@@ -146,6 +158,12 @@ class PoolStory {
     this.#pool = pool
     this.#site = site
     this.#now = now
+    this.#advised = new Advised({
+      isShort: () => (site.stats(pool)?.pending ?? 0) > 0,
+      look: (at) => { site.look(pool, at) },
+      advice: (at) => site.advice(pool, at),
+      write: (advice) => { this.#advise(advice) },
+    }, now())
   }
 
   // --- Connections ---------------------------------------------------------------------------------------------------
@@ -168,7 +186,7 @@ class PoolStory {
       }, target === undefined ? {} : { target })
       this.#exhausted.set(key, one)
     }
-    return one.begins(now)
+    return Math.min(one.begins(now), this.#advised.overflow(now))
   }
 
   /** All that one key may have is used, and somebody waits for it. */
@@ -367,8 +385,30 @@ class PoolStory {
     const places = this.#site.places(this.#pool)
     const targets = places.length < 2 ? undefined : stats.targets?.map(({ target }) => target)
     const [place = {}] = targets === undefined ? places : []
-    const told = { system, driver, ...place, targets, max, min }
-    return this.#write('pool.open', told, texts.opened({ pool: this.#pool, ...told }))
+    const base = { system, driver, ...place, targets, max, min }
+    const write = (capacity?: Capacity) => {
+      this.#opening = undefined
+      const { allowed, inUse, ours } = capacity ?? {}
+      const told = { ...base, ...(allowed !== undefined && { allowed, inUse }), ...(ours !== undefined && { ours }) }
+      return this.#write('pool.open', told, texts.opened({ pool: this.#pool, ...told }))
+    }
+    const asked = this.#site.ask(this.#pool)
+    if (asked === undefined) return write()
+    this.#opening = () => { write() }
+    asked.then(({ capacity, error, advice }) => {
+      // The pool was closed meanwhile.
+      if (this.#opening === undefined) return
+      write(capacity)
+      if (advice !== undefined) this.#advise(advice)
+      if (error === undefined) return
+      const msg = `how many connections the server allows is not known: ${error.message}`
+      this.#write('pool.advice', { cause: error.message }, msg, { level: 'debug' })
+    }).catch((error: unknown) => { throw error })
+    return Infinity
+  }
+
+  #advise ({ kind, route, message, numbers }: Advice): void {
+    this.#write('pool.advice', { kind, ...(route !== undefined && { route }), ...numbers }, message)
   }
 
   drain (now: number): number {
@@ -393,6 +433,7 @@ class PoolStory {
   }
 
   close (now: number): void {
+    this.#opening?.()
     for (const outage of this.#outages.values()) outage.close(now)
     for (const exhausted of [...this.#exhausted.values(), ...this.#shares.values()]) exhausted.close(now)
     for (const deaths of this.#deaths.values()) this.#tellDeaths(deaths)
@@ -414,7 +455,7 @@ class PoolStory {
       if (next === Infinity) this.#shares.delete(key)
       times.push(next)
     }
-    times.push(this.#lookAtClosing(now), this.#throttle.look(now))
+    times.push(this.#lookAtClosing(now), this.#advised.look(now), this.#throttle.look(now))
     return Math.min(...times)
   }
 

@@ -216,6 +216,12 @@ export interface HealthRoutes {
   downIs503?: string[] | undefined
 }
 
+/** Where the pools' numbers for OpenTelemetry go. */
+export interface OtelOptions {
+  /** A meter of @opentelemetry/api. Default: the one of the global provider, which has to be there at `register`. */
+  meter?: object | undefined
+}
+
 /** Where the pools' numbers for Prometheus go. */
 export interface PrometheusOptions {
   /** A registry of prom-client. Default: prom-client's own, which fastify-metrics uses, too. */
@@ -254,10 +260,20 @@ export interface CommonPluginOptions {
   /** Adds routes for liveness and readiness to the scope of this registration. Default false. */
   healthRoutes?: boolean | HealthRoutes | undefined
   /**
+   * Adds the numbers of this scope's pools to a meter of OpenTelemetry, as its semantic conventions name them. Default
+   * false. Needs the package `@opentelemetry/api`, unless `meter` is given.
+   */
+  otel?: boolean | OtelOptions | undefined
+  /**
    * Adds the numbers of this scope's pools to a registry of prom-client, read when it is collected. Default false.
    * Needs the package `prom-client`, unless `register` is given.
    */
   prometheus?: boolean | PrometheusOptions | undefined
+  /**
+   * Tells in the header `Server-Timing` of each reply for how long its request waited for connections of this scope's
+   * pools, and held them until then: `db-wait;dur=2.5, db;dur=11.02`, in ms. Clients can read it. Default false.
+   */
+  serverTiming?: boolean | undefined
   /**
    * At which level of Fastify's logger a line is logged: of a single event (`acquire`), or of the story of what lasts
    * and what needs somebody (`'pool.exhausted'`). Those left out have their defaults. `false`, for one or for all: not

@@ -1,13 +1,17 @@
 // A small notes service: a database, and a cache before it.
 //
-// npm start SQLite in ./notes.db and a cache in memory: no server needed
-// DB_URL=mongodb://localhost/notes CACHE_URL=redis://localhost npm start MongoDB and Redis: `docker compose -f
-// example/compose.yml up -d`
+// `npm start`: SQLite in ./notes.db and a cache in memory, no server needed.
+//
+// `DB_URL=mongodb://localhost/notes CACHE_URL=redis://localhost npm start`: MongoDB and Redis, which
+// `docker compose -f example/compose.yml up -d` starts.
+//
+// `npm run load` measures it.
 import { randomUUID } from 'node:crypto'
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
 import pool from 'fastify-pool'
 import pretty from 'pino-pretty'
+import { register } from 'prom-client'
 import Type, { type Static } from 'typebox'
 import { cacheOptions, type Cache } from './cache.js'
 import { databaseOptions, notesOf, type Database } from './database.js'
@@ -44,7 +48,16 @@ await app.register(pool, {
     // Only those routes that name it have a connection of the cache.
     cache: { ...cacheOptions(CACHE_URL), lease: false },
   },
+  // Adds /livez and /readyz.
+  healthRoutes: true,
+  // Puts the pools' numbers into prom-client's own registry.
+  prometheus: true,
 })
+
+// Needs no database: it takes no connection.
+app.get('/', { config: { pools: false } }, async () => ({
+  routes: ['GET /notes', 'POST /notes', 'GET /notes/:id', 'GET /livez', 'GET /readyz', 'GET /metrics'],
+}))
 
 app.post<{ Body: Static<typeof NewNote> }>('/notes', { schema: { body: NewNote } }, async (request, reply) => {
   const note = { id: randomUUID(), text: request.body.text, at: new Date().toISOString() }
@@ -74,15 +87,8 @@ app.get<{ Params: Static<typeof NoteId> }>('/notes/:id', {
   return reply.header('x-cache', 'miss').send(note)
 })
 
-// How the pools are; asks for no connection of its own.
-app.get('/health', { config: { pools: false } }, async (_request, reply) => {
-  const { status, pools } = await app.pools.health()
-  if (status === 'down') reply.code(503)
-  return {
-    status,
-    pools: Object.fromEntries(Object.entries(pools)
-      .map(([name, { status, latency }]) => [name, { status, latency }]))
-  }
-})
+// For Prometheus. Reading the numbers takes no connection.
+app.get('/metrics', { config: { pools: false }, logLevel: 'warn' }, async (_request, reply) =>
+  reply.type(register.contentType).send(await register.metrics()))
 
 await app.listen({ host: HOST, port: Number(PORT) })

@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import { channel, type Channel } from 'node:diagnostics_channel'
 import type { FailureKind } from '../../types/connector.js'
 import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { badOption, scrub } from './errors.js'
@@ -29,6 +30,28 @@ const silent: Readonly<Record<PoolEventName, boolean>> = {
 
 export const eventNames: ReadonlySet<PoolEventName> = new Set(Object.keys(silent) as PoolEventName[])
 
+/** Rare events are published, too: each channel has those of all pools of the process. */
+const channels: Readonly<Partial<Record<PoolEventName, Channel>>> = Object.freeze({
+  connect: channel('fastify-pool:connect'),
+  disconnect: channel('fastify-pool:disconnect'),
+  circuit: channel('fastify-pool:circuit'),
+  leak: channel('fastify-pool:leak'),
+  refuse: channel('fastify-pool:refuse'),
+})
+
+/** Which events somebody hears: a listener, which sets them, or a subscriber of the event's channel. */
+function hearing (): Record<PoolEventName, boolean> {
+  const heard = { ...silent }
+  for (const [name, channel] of Object.entries(channels)) {
+    let hasListeners = false
+    Object.defineProperty(heard, name, {
+      get: () => hasListeners || channel.hasSubscribers,
+      set: (has: boolean) => { hasListeners = has },
+    })
+  }
+  return heard
+}
+
 type Own = (event: never) => unknown
 
 const newContext = () => new AsyncResource('FASTIFY_POOL')
@@ -43,8 +66,8 @@ export class Events {
   /** The context of no caller: foreign code must not see the one of whichever caller happened to set it off. */
   readonly #context = newContext()
   readonly #lists = new Map<PoolEventName, readonly Own[]>()
-  /** Which events have listeners: asked before a payload is built. */
-  readonly heard = { ...silent }
+  /** Which events have listeners or subscribers: asked before a payload is built. */
+  readonly heard = hearing()
 
   /**
    * @param target the field `target` of all events; undefined: they have none
@@ -95,6 +118,8 @@ export class Events {
         failed(error)
       }
     }
+    const channel = channels[name]
+    if (channel?.hasSubscribers === true) this.run(() => { channel.publish(event) })
   }
 
   /**

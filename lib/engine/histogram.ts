@@ -5,7 +5,7 @@ const perPower = 8
 const buckets = 32 * perPower
 
 /** The upper bounds of the buckets that `Durations` tells, in ms. */
-const bounds = [
+export const bounds = [
   0.1, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000,
 ] as const
 

@@ -99,7 +99,9 @@ export class Report<C> extends Room<C, Site<C>> {
     const { checks } = this.site
     checks.evidence.asked()
     for (const idle of [...this.entries.idle]) {
-      if (idle.state === IDLE && checks.isDead(idle)) this.site.destroy(idle, 'error', idle.broken)
+      const isDead = idle.state === IDLE && checks.isDead(idle)
+      // Asked again, since a listener that is told of a failing `isBroken` may have asked for the health, too.
+      if (isDead && idle.state === IDLE) this.site.destroy(idle, 'error', idle.broken)
     }
     // It may be time to learn how the server is.
     this.site.pump()

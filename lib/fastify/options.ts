@@ -2,8 +2,8 @@
 import type { Connector, Role } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
-  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, Policy, PrometheusOptions,
-  StickyOptions, StoryLine, TenantRules,
+  Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, OtelOptions, Policy,
+  PrometheusOptions, StickyOptions, StoryLine, TenantRules,
 } from '../../types/plugin.js'
 import type { PoolEventName } from '../../types/pool.js'
 import { catalogue } from '../backends/catalogue.js'
@@ -134,12 +134,19 @@ export const pluginProperties = {
   bodyGrace: time(1000),
   replyGrace: time(1000),
   healthRoutes: { anyOf: [{ type: 'boolean' }, healthRoutesSchema], default: false },
+  otel: {
+    anyOf: [{ type: 'boolean' }, {
+      type: 'object', properties: { meter: { type: 'object' } }, additionalProperties: false,
+    }],
+    default: false,
+  },
   prometheus: {
     anyOf: [{ type: 'boolean' }, {
       type: 'object', properties: { register: { type: 'object' } }, additionalProperties: false,
     }],
     default: false,
   },
+  serverTiming: { type: 'boolean', default: false },
   log: {
     anyOf: [{ const: false }, {
       type: 'object',
@@ -277,7 +284,9 @@ export interface ResolvedPluginOptions {
   readonly bodyGrace: number
   readonly replyGrace: number
   readonly healthRoutes: boolean | HealthRoutes
+  readonly otel: boolean | OtelOptions
   readonly prometheus: boolean | PrometheusOptions
+  readonly serverTiming: boolean
   /** Only what was given; lib/fastify/log/levels.ts has the defaults. */
   readonly log: false | Readonly<NonNullable<Exclude<CommonPluginOptions['log'], false>>>
 }

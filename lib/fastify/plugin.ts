@@ -26,6 +26,8 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   const checked = checkPluginOptions(options)
   const setting = Object.hasOwn(app, kSetting) ? app[kSetting] : setUp(app, checked)
   for (const name of checked.pools.keys()) setting.manager.checkNew(name)
+  // Before any pool opens: what happens then counts, too.
+  await addMetrics(app, setting.manager, checked)
 
   // Whatever fails, the pools that were made before it are closed.
   const made: Array<PoolFace<unknown>> = []
@@ -48,20 +50,29 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
     await Promise.all([...checked.pools].map(([, poolOptions], at) => start(app, made[at]!, poolOptions)))
     for (const share of shares) await share()
     setting.probes.add(checked.healthRoutes)
-    await addPrometheus(app, setting.manager, checked.prometheus)
   } catch (error) {
     await Promise.all(made.map((pool) => pool.close()))
     throw error
   }
 }
 
-async function addPrometheus (
-  app: FastifyInstance, manager: PoolManager, option: ResolvedPluginOptions['prometheus']
+async function addMetrics (
+  app: FastifyInstance, manager: PoolManager, { otel, prometheus, serverTiming }: ResolvedPluginOptions
 ): Promise<void> {
-  if (option === false) return
-  const { exportPrometheus } = await import('./metrics/prometheus.js')
-  const undo = await exportPrometheus(manager, option === true ? undefined : option.register)
-  app.addHook('onClose', async () => { undo() })
+  if (serverTiming) {
+    const { tellServerTiming } = await import('./metrics/server-timing.js')
+    tellServerTiming(app, manager)
+  }
+  if (otel !== false) {
+    const { exportOtel } = await import('./metrics/otel.js')
+    const undo = await exportOtel(manager, otel === true ? undefined : otel.meter)
+    app.addHook('onClose', async () => { undo() })
+  }
+  if (prometheus !== false) {
+    const { exportPrometheus } = await import('./metrics/prometheus.js')
+    const undo = await exportPrometheus(manager, prometheus === true ? undefined : prometheus.register)
+    app.addHook('onClose', async () => { undo() })
+  }
 }
 
 function placesOf ({ targets, ...options }: ResolvedPoolOptions): Place[] {

@@ -125,10 +125,7 @@ export class PoolManager implements Pools {
   }
 
   stats (): Record<string, PoolStats> {
-    return Object.fromEntries(this.names.map((name) => {
-      const { pool, source: { front } } = this.require(name)
-      return [name, withFront(pool.stats(), front)]
-    }))
+    return Object.fromEntries(this.names.map((name) => [name, statsOf(this.require(name))]))
   }
 
   holders (name?: string): Holder[] {
@@ -199,6 +196,10 @@ export class PoolManager implements Pools {
 }
 
 /** A pool's stats, with those of the place in front of it. */
+export function statsOf ({ pool, source: { front } }: Managed): PoolStats {
+  return withFront(pool.stats(), front)
+}
+
 function withFront (stats: PoolStats, front: Front | undefined): PoolStats {
   return front === undefined ? stats : Object.freeze({ ...stats, bulkhead: front.stats })
 }

@@ -1,49 +1,13 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { spawn } from 'node:child_process'
-import { createInterface } from 'node:readline'
 import t, { type Test } from 'tap'
 import { startMongo, startRedis } from '../support/services.js'
-
-// The examples as `npm start` runs them: `npm test` has built them.
-const dist = fileURLToPath(new URL('../../dist/example/', import.meta.url))
-
-/** Starts the notes service. Resolves to its address, and what ends it. */
-async function notes (t: Test, env: NodeJS.ProcessEnv) {
-  const child = spawn(process.execPath, [join(dist, 'notes/server.js')], {
-    env: { ...process.env, NODE_OPTIONS: '', PORT: '0', NODE_ENV: 'production', ...env },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  const ended = once(child, 'close') as Promise<[number | null]>
-  t.teardown(() => child.kill('SIGKILL'))
-  const lines: string[] = []
-  const url = await new Promise<string>((resolve, reject) => {
-    createInterface({ input: child.stdout }).on('line', (line) => {
-      lines.push(line)
-      const address = /listening at (http:[^"]+)"/.exec(line)?.[1]
-      if (address !== undefined) resolve(address)
-    }).on('close', () => { reject(new Error(`it ended: ${lines.join('\n')}`)) })
-  })
-  return {
-    ask: async (path: string, body?: object) => {
-      const response = await fetch(url + path, body === undefined
-        ? {}
-        : {
-            method: 'POST', body: JSON.stringify(body), headers: { 'content-type': 'application/json' },
-          })
-      return { status: response.status, cache: response.headers.get('x-cache'), body: await response.json() as Record<string, unknown> & Array<unknown> }
-    },
-    stop: async () => {
-      child.kill('SIGTERM')
-      const [code] = await ended
-      return { code, lines }
-    },
-  }
-}
+import { dist, startExample } from './example.js'
 
 async function behaves (t: Test, env: NodeJS.ProcessEnv): Promise<void> {
-  const { ask, stop } = await notes(t, env)
+  const { url, ask, stop } = await startExample(t, 'notes/server.js', env)
   const { status, body: note } = await ask('/notes', { text: 'buy milk' })
   t.equal(status, 201)
   t.match(note, { id: /^[\da-f-]{36}$/, text: 'buy milk' })
@@ -53,11 +17,39 @@ async function behaves (t: Test, env: NodeJS.ProcessEnv): Promise<void> {
   t.equal((await ask('/notes/2d8fdc39-9f8b-4b26-8f7f-1d9f7c3a7f11')).status, 404)
   t.equal((await ask('/notes/nonsense')).status, 400)
   t.equal((await ask('/notes', { text: '' })).status, 400)
-  t.match(await ask('/health'),
+  t.match((await ask('/')).body, { routes: Array })
+  t.equal((await ask('/livez')).status, 200)
+  t.match(await ask('/readyz'),
     { status: 200, body: { status: 'up', pools: { db: { status: 'up' }, cache: { status: 'up' } } } })
+  const samples = samplesOf(await (await fetch(`${url}/metrics`)).text())
+  for (const name of ['db', 'cache']) {
+    const [idle, used] = ['idle', 'used'].map((state) =>
+      samples.get(`db_client_connection_count{pool="${name}",state="${state}"}`))
+    t.ok(idle! + used! > 0, `${name} has connections`)
+    t.ok(samples.get(`db_client_connection_wait_time_seconds_count{pool="${name}"}`)! > 0, `${name} was used`)
+  }
   const { code, lines } = await stop()
   t.equal(code, 0)
   t.match(lines.join('\n'), /pool closed/)
+}
+
+/** Prometheus' text: each sample's value by its name and labels. @throws where a line is neither that nor a comment */
+function samplesOf (text: string): Map<string, number> {
+  return new Map(text.split('\n').filter((line) => line !== '' && !/^# (HELP|TYPE) \w+ ./.test(line)).map((line) => {
+    const [, sample, value] = /^(\w+(?:\{(?:\w+="(?:[^"\\]|\\.)*",?)*\})?) (\S+)$/.exec(line) ?? []
+    if (sample === undefined || (value !== '+Inf' && !Number.isFinite(Number(value)))) throw new Error(line)
+    return [sample, Number(value)]
+  }))
+}
+
+/** Runs a program of an example to its end. */
+async function run (path: string, ...args: string[]): Promise<{ code: number | null, said: string }> {
+  const child = spawn(process.execPath, [path, ...args],
+    { env: { ...process.env, NODE_OPTIONS: '' }, stdio: ['ignore', 'pipe', 'inherit'] })
+  let said = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => { said += text })
+  const [code] = await once(child, 'close') as [number | null]
+  return { code, said }
 }
 
 t.test('the notes service, embedded', (t) => behaves(t, { DB_URL: join(t.testdir(), 'notes.db') }))
@@ -68,12 +60,18 @@ t.test('the notes service, on Redis and MongoDB', async (t) => {
     { CACHE_URL: redis.url, DB_URL: mongo === undefined ? join(t.testdir(), 'notes.db') : `mongodb://${mongo.host}:${mongo.port}/notes${new URL(mongo.url).search}` })
 })
 
+t.test('the notes service, driven by autocannon', async (t) => {
+  const { code, said } = await run(
+    fileURLToPath(new URL('../../example/load.mjs', import.meta.url)), '--duration', '1', '--connections', '4')
+  t.equal(code, 0, said)
+  for (const route of ['/', '/notes', '/notes/:id']) {
+    t.match(said, new RegExp(`^GET ${route}: [1-9]\\d* req/s, latency p50 [\\d.]+ ms, p99 [\\d.]+ ms, max [\\d.]+ ms$`, 'm'))
+  }
+  for (const name of ['db', 'cache']) {
+    t.match(said, new RegExp(`^  pool '${name}': [1-9]\\d* acquires, which waited for [\\d.]+ ms on average; all connections used while somebody waited: [\\d.]+ s$`, 'm'))
+  }
+})
+
 t.test('a custom pool', async (t) => {
-  const child =
-    spawn(process.execPath, [join(dist, 'custom/server.js')],
-      { env: { ...process.env, NODE_OPTIONS: '' }, stdio: ['ignore', 'pipe', 'inherit'] })
-  let said = ''
-  child.stdout.setEncoding('utf8').on('data', (text: string) => { said += text })
-  const [code] = await once(child, 'close') as [number | null]
-  t.same({ code, said }, { code: 0, said: 'HELLO\n' })
+  t.same(await run(join(dist, 'custom/server.js')), { code: 0, said: 'HELLO\n' })
 })

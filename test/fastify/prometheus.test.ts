@@ -61,13 +61,18 @@ t.test('registrations, scopes, pools that come and go; nothing stays behind', as
   }
   await app.register(fastifyPool, { pools: pools('db'), prometheus: true })
   await app.register(fastifyPool, { pools: pools('cache'), prometheus: true })
-  await app.register(async (scope) => {
+  const scoped = async (scope: FastifyInstance) => {
     await scope.register(fastifyPool, { pools: pools('inner'), prometheus: true })
-  })
+  }
+  await app.register(scoped)
+  await app.register(scoped)
   const other = Fastify() as unknown as FastifyInstance
   await other.register(fastifyPool, { pools: pools('other'), prometheus: true })
   await app.ready()
   t.same(await poolsIn(), ['cache', 'db', 'inner', 'other'])
+  const all = await samples(register)
+  t.equal(all.get('db_client_connection_max{pool="inner"}'), 2, 'pools of one name are added up')
+  t.equal(all.get('db_client_connection_create_time_seconds_bucket{le="+Inf",pool="inner"}'), 2)
   await app.pools.remove('cache')
   t.same(await poolsIn(), ['db', 'inner', 'other'])
   await app.close()

@@ -554,6 +554,8 @@ class World {
   /** Connections made by the last rest, and creates that had failed when the last of them came. */
   #createdAtRest = 0
   #errorsAtConnect = 0
+  /** In which batch a validation was answered last. */
+  #answeredIn = -1
   #healths: Array<{ by: number, settled: boolean }> = []
   readonly #counted: Array<{ readonly event: PoolEventName, count: number }> = []
   readonly #connected = new Set<number>()
@@ -770,7 +772,8 @@ class World {
           health.settled = true
           const isThere = stats.idle + stats.used > 0
           if (status === 'up' && stats.created === 0) this.#violate('health() says up, and no connection was ever made')
-          if (status === 'up' && !isThere && stats.created === this.#createdAtRest && stats.createErrors > this.#errorsAtConnect) {
+          const hadNews = stats.created !== this.#createdAtRest || this.#answeredIn === this.#batch
+          if (status === 'up' && !isThere && !hadNews && stats.createErrors > this.#errorsAtConnect) {
             this.#violate('health() says up, and there is no connection, and the last create failed')
           }
           if (latency !== null &&
@@ -1817,6 +1820,10 @@ class World {
       if (valid) conn.aliveAt = this.#clock.now()
       if (valid) conn.suspectIn = Infinity
       if (valid) conn.validated = true
+      // The server has answered: that is good news, as a create's is. Which of the two the pool hears last, where both
+      // come in one turn, is not known here.
+      if (valid) this.#errorsAtConnect = this.#pool.stats().createErrors
+      if (valid) this.#answeredIn = this.#batch
       else conn.invalid = true
       return valid
     })

@@ -1,7 +1,7 @@
 import type { PoolStats } from '../../../types/pool.js'
 import { badOption, PoolError } from '../../engine/errors.js'
-import type { PoolManager } from '../pools.js'
-import { distributions, series, type Sample } from './series.js'
+import { statsOf, type PoolManager } from '../pools.js'
+import { distributions, gather, gatherDurations, series, type PoolSample } from './series.js'
 
 /** What we use of prom-client. */
 interface Client {
@@ -73,35 +73,36 @@ class Exporter {
   }
 
   get #stats (): PoolStats[] {
-    return [...this.#managers].flatMap((manager) => manager.own.map(({ pool }) => pool.stats()))
+    return [...this.#managers].flatMap((manager) => manager.own.map(statsOf))
   }
 
   #metrics (): Array<{ readonly name: string, get (): Promise<Collected> }> {
-    const metrics = series.map(({ name, help, kind, unit, read }) => {
+    const metrics = series.map((one) => {
+      const { name, help, kind, unit } = one
       const type = kind === 'counter' ? 'counter' as const : 'gauge' as const
       const told = `${plain(name)}${unit === 's' ? '_seconds' : ''}${type === 'counter' ? '_total' : ''}`
-      return this.#metric(told, help, type, (stats) => read(stats).map((sample) => valueOf(stats, sample)))
+      return this.#metric(told, help, type, (stats) => gather(one, stats).map(valueOf))
     })
     return [...metrics, ...distributions.map(({ name, help, of }) => {
       const told = `${plain(name)}_seconds`
-      return this.#metric(told, help, 'histogram', (stats) => {
-        const { buckets, count, sum } = of(stats)
-        const pool = { pool: stats.name }
-        return [
-          ...buckets.map(({ le, count }) =>
-            ({ labels: { le: le / 1000, ...pool }, value: count, metricName: `${told}_bucket` })),
-          { labels: { le: '+Inf', ...pool }, value: count, metricName: `${told}_bucket` },
-          { labels: pool, value: sum / 1000, metricName: `${told}_sum` },
-          { labels: pool, value: count, metricName: `${told}_count` },
-        ]
-      })
+      return this.#metric(told, help, 'histogram', (stats) =>
+        [...gatherDurations(of, stats)].flatMap(([name, { buckets, count, sum }]) => {
+          const pool = { pool: name }
+          return [
+            ...buckets.map(({ le, count }) =>
+              ({ labels: { le: le / 1000, ...pool }, value: count, metricName: `${told}_bucket` })),
+            { labels: { le: '+Inf', ...pool }, value: count, metricName: `${told}_bucket` },
+            { labels: pool, value: sum / 1000, metricName: `${told}_sum` },
+            { labels: pool, value: count, metricName: `${told}_count` },
+          ]
+        }))
     })]
   }
 
-  #metric (name: string, help: string, type: Collected['type'], read: (stats: PoolStats) => object[]) {
+  #metric (name: string, help: string, type: Collected['type'], read: (stats: readonly PoolStats[]) => object[]) {
     return {
       name,
-      get: async (): Promise<Collected> => ({ name, help, type, aggregator: 'sum', values: this.#stats.flatMap(read) }),
+      get: async (): Promise<Collected> => ({ name, help, type, aggregator: 'sum', values: read(this.#stats) }),
       // The numbers are the pool's: a registry can't set them back.
       reset: () => {},
     }
@@ -109,9 +110,9 @@ class Exporter {
 }
 
 /** Labels have short names: `state`, `reason`, `error_type`, `target`, `http_route`. */
-function valueOf ({ name }: PoolStats, [value, labels = {}]: Sample): object {
+function valueOf ({ pool, value, labels }: PoolSample): object {
   const own = Object.entries(labels).map(([key, text]) => [plain(key.replace('db.client.connection.', '')), text])
-  return { value, labels: { pool: name, ...Object.fromEntries(own) } }
+  return { value, labels: { pool, ...Object.fromEntries(own) } }
 }
 
 function plain (name: string): string {

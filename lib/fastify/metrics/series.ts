@@ -1,6 +1,6 @@
 // What machines read of a pool, once for OpenTelemetry and Prometheus. All of it comes from `stats()`, when it is
 // asked for: nothing runs at an acquire.
-import type { Circuit, PoolStats } from '../../../types/pool.js'
+import type { Circuit, Durations, PoolStats } from '../../../types/pool.js'
 
 /** A number of a pool, with what tells it apart from others of the same metric. */
 export type Sample = readonly [value: number, labels?: Readonly<Record<string, string>>]
@@ -21,8 +21,9 @@ const each = (record: Readonly<Record<string, number>>, label: string, scale = 1
   Object.entries(record).map(([key, value]) => [value * scale, { [label]: key }])
 
 /**
- * Of the semantic conventions 1.45.0 of OpenTelemetry, `db.client.connection.*`, and ours, `fastify_pool.*`. Label
- * values are bounded: reasons and states are ours, routes are 200 at most, kinds of errors 20.
+ * `db.client.connection.*` of OpenTelemetry's semantic conventions, and ours, `fastify_pool.*`. The names are those of
+ * 1.45.0, not stable yet, but for `.max`: that has been renamed to `.limit` there, and is here what dashboards know.
+ * Label values are bounded: reasons and states are ours, routes are 200 at most, kinds of errors 20.
  */
 export const series: readonly Series[] = [
   {
@@ -122,6 +123,44 @@ export const series: readonly Series[] = [
 
 function updown (name: string, help: string, of: (stats: PoolStats) => number): Series {
   return { name, help, kind: 'updown', unit: '{connection}', read: (stats) => [[of(stats)]] }
+}
+
+/** A sample, and whose it is. */
+export interface PoolSample {
+  readonly pool: string
+  readonly value: number
+  readonly labels: Readonly<Record<string, string>>
+}
+
+/** The samples of all pools. Of pools with the same name, in scopes side by side, those that are alike are one. */
+export function gather ({ kind, read }: Series, pools: readonly PoolStats[]): PoolSample[] {
+  const samples = new Map<string, PoolSample>()
+  for (const stats of pools) {
+    for (const [value, labels = {}] of read(stats)) {
+      const key = JSON.stringify([stats.name, labels])
+      const other = samples.get(key)?.value
+      const both = other === undefined ? value : kind === 'gauge' ? Math.max(other, value) : other + value
+      samples.set(key, { pool: stats.name, value: both, labels })
+    }
+  }
+  return [...samples.values()]
+}
+
+/** The same of a distribution: by pool. */
+export function gatherDurations (of: (stats: PoolStats) => Durations, pools: readonly PoolStats[]) {
+  const all = new Map<string, Pick<Durations, 'count' | 'sum' | 'buckets'>>()
+  for (const stats of pools) {
+    const own = of(stats)
+    const other = all.get(stats.name)
+    all.set(stats.name, other === undefined
+      ? own
+      : {
+          count: own.count + other.count,
+          sum: own.sum + other.sum,
+          buckets: own.buckets.map(({ le, count }, at) => ({ le, count: count + other.buckets[at]!.count })),
+        })
+  }
+  return all
 }
 
 /** The distributions, in seconds. */

@@ -361,6 +361,8 @@ t.test('a client that @fastify/redis made is taken over, and is not ours to clos
   const theirs = app.redis
   await app.register(fastifyPool, { backend: 'redis', name: 'cache' } as PluginOptions)
   t.equal(app.redis, theirs)
+  // Behind the start the server is asked what it allows.
+  await until(() => app.pools.stats().cache!.idle === 1)
   t.equal(await app.pools.get('cache').use((connection) => (connection as unknown as Redis).ping()), 'PONG')
   t.equal(await count('theirs'), 2)
   await app.pools.get('cache').close()

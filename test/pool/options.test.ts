@@ -225,7 +225,8 @@ t.test('what is not given has its default', async (t) => {
   t.strictSame(checkEngineOptions(connector, {}), { ...defaults, name: 'db' })
   const { pools, ...plugin } = checkPluginOptions(redis)
   const graces = { abortGrace: 5000, bodyGrace: 1000, replyGrace: 1000 }
-  t.strictSame(plugin, { lease: policy, ...graces, healthRoutes: false, prometheus: false, log: {} })
+  const observing = { healthRoutes: false, otel: false, prometheus: false, serverTiming: false }
+  t.strictSame(plugin, { lease: policy, ...graces, ...observing, log: {} })
   t.strictSame([...pools], [['db', { ...redis, ...defaults, ...balance, name: 'db', lease: policy }]])
 })
 

@@ -134,7 +134,7 @@ export class TenantPool implements Face {
     const all = tenants.all.map(({ label, pool }) => ({ tenant: label, ...pool.stats() }))
     const largest = all.toSorted((a, b) => b.pending - a.pending || taken(b) - taken(a)).slice(0, LARGEST)
     return Object.freeze({
-      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.stats]),
+      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.past, ...all]),
       tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest.map((one) => Object.freeze(one))) }),
     })
   }

@@ -102,10 +102,9 @@ export class Tenants {
     return [...this.#open.values()].flatMap(({ key, label, pool }) => pool === undefined ? [] : [{ key, label, pool }])
   }
 
-  /** The numbers of all pools that there have been. */
-  get stats (): readonly PoolStats[] {
-    const there = [...this.all.map(({ pool }) => pool), ...this.#leaving]
-    return [...this.#past, ...there.map((pool) => pool.stats())]
+  /** The numbers of pools that close, or have closed. */
+  get past (): readonly PoolStats[] {
+    return [...this.#past, ...[...this.#leaving].map((pool) => pool.stats())]
   }
 
   /** The pool of a tenant, where it is open. */

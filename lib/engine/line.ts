@@ -13,6 +13,12 @@ const DONE = -3
  */
 export const kPlace = Symbol('fastify-pool.place')
 
+/**
+ * A signal that has it calls `handleEvent` of a listener that is an object, as an `AbortSignal` does. So no function is
+ * made for each wait of a request: what functions reach, V8 comes to allocate in old space.
+ */
+export const kTakesObjects = Symbol('fastify-pool.takes-objects')
+
 /** What the request scope adds to the options of an acquire. */
 export interface Placed { readonly [kPlace]?: number }
 
@@ -87,7 +93,7 @@ export class Guest<C> extends Waiter<C> {
   readonly #place: number | undefined
   #signal: AcquireSignal | undefined
   #leave: ((guest: Guest<C>, signal: AcquireSignal) => void) | undefined
-  /** What the signal calls. An `AbortSignal` takes the guest itself, which is cheaper than a function for each. */
+  /** What the signal calls: the guest itself, where the signal takes objects. */
   #listener: (() => void) | undefined
 
   /** @param place since when it has waited in all, where it comes back */
@@ -104,7 +110,8 @@ export class Guest<C> extends Waiter<C> {
   leaveOn (signal: AcquireSignal, leave: (guest: Guest<C>, signal: AcquireSignal) => void): void {
     this.#signal = signal
     this.#leave = leave
-    this.#listener = signal instanceof AbortSignal ? this as unknown as () => void : () => { this.handleEvent() }
+    const takesObjects = signal instanceof AbortSignal || kTakesObjects in signal
+    this.#listener = takesObjects ? this as unknown as () => void : () => { this.handleEvent() }
     signal.addEventListener('abort', this.#listener, once)
   }
 

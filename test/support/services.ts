@@ -572,6 +572,7 @@ async function tryStart (
     throw new Error(`${found.file} did not start: ${String(refused ?? error)}\n${child.output}`, { cause: error })
   }
   if (child.gone) {
+    await child.saidAll()
     if (again && /address already in use/i.test(child.output)) return undefined
     throw new Error(`${found.file} ended at start:\n${child.output}`)
   }
@@ -665,6 +666,7 @@ class Child {
   output = ''
   readonly #process: ChildProcess
   #gone = false
+  #closed = false
 
   constructor (file: string, args: string[], options: Partial<User> & { cwd: string }) {
     const [command, ...rest] = setpriv === undefined
@@ -679,6 +681,7 @@ class Child {
       this.#gone = true
       children.delete(this)
     })
+    this.#process.once('close', () => { this.#closed = true })
     for (const stream of [this.#process.stdout!, this.#process.stderr!]) {
       stream.setEncoding('utf8').on('data', (text: string) => { this.output = (this.output + text).slice(-8000) })
     }
@@ -688,6 +691,11 @@ class Child {
   }
 
   get gone (): boolean { return this.#gone }
+
+  /** Resolves when all that it said has been read: that may be after its end. */
+  async saidAll (): Promise<void> {
+    await until(() => this.#closed, { what: `the output of process ${this.pid} has been read` })
+  }
 
   signal (signal: NodeJS.Signals): void { if (!this.#gone) this.#process.kill(signal) }
 

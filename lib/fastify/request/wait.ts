@@ -1,6 +1,6 @@
 import type { Role } from '../../../types/connector.js'
 import type { AcquireOptions, AcquireSignal, HolderLabel, Lease } from '../../../types/pool.js'
-import { kPlace, type Placed } from '../../engine/line.js'
+import { kPlace, kTakesObjects, type Placed } from '../../engine/line.js'
 
 /** What a request asks a pool for. */
 export class Asked implements AcquireOptions {
@@ -82,8 +82,12 @@ export class Wait extends Asked implements AcquireSignal, Placed {
     const listener = this.#listener
     const others = this.#others
     this.#listener = this.#others = undefined
-    listener?.()
-    if (others !== undefined) for (const other of others) other()
+    if (listener !== undefined) call(listener)
+    if (others !== undefined) for (const other of others) call(other)
+  }
+
+  get [kTakesObjects] (): true {
+    return true
   }
 
   /** Aborts when the signal of the call does, with its reason. */
@@ -99,4 +103,9 @@ export class Wait extends Asked implements AcquireSignal, Placed {
     this.#unfollow?.()
     this.#unfollow = undefined
   }
+}
+
+function call (listener: (() => void) | { handleEvent (): void }): void {
+  if (typeof listener === 'function') listener()
+  else listener.handleEvent()
 }

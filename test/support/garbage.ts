@@ -1,5 +1,5 @@
-// A process of its own, run with `--trace-gc-nvp`: 64 requests in flight at an app with a pool of 10, over sockets. With
-// the argument `kept` each request is kept until 2,000 more have ended: a fault as the test looks for.
+// A process of its own, run with `--trace-gc-nvp`: 64 requests in flight at an app with a pool of 10, over sockets.
+// With the argument `kept` each request is kept until 2,000 more have ended: a fault as the test looks for.
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import Fastify from 'fastify'

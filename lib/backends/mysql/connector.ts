@@ -45,7 +45,8 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   readonly transactions: Transactions<Connection> = {
     isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
     readOnly: true,
-    begin: (connection, options, signal) => sessionOf<MysqlSession>(connection).begin(options, signal),
+    // Without a signal: past the deadline the pool ends the connection, which ends this.
+    begin: (connection, options) => sessionOf<MysqlSession>(connection).begin(options),
     isTransient: isConflict,
   }
 

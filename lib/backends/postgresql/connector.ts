@@ -5,7 +5,7 @@ import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, sessionOf } from '../shared/session.js'
-import { cutAtAbort, unlessAborted } from '../shared/signal.js'
+import { cutAtAbort } from '../shared/signal.js'
 import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Inspection } from './inspect.js'
 import { JoinedRounds, refuseUnlessJoined } from './joined.js'
@@ -57,7 +57,8 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   readonly transactions: Transactions<Client> = {
     isolation: [...levels.keys()],
     readOnly: true,
-    begin: (connection, options, signal) => unlessAborted(begin(sessionOf(connection), options), signal),
+    // Without a signal: past the deadline the pool ends the connection, which ends this.
+    begin: (connection, options) => begin(sessionOf(connection), options),
     isTransient: isConflict,
   }
 

@@ -5,6 +5,7 @@ import type { Connection } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
+import { refuseRelease } from '../shared/released.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Killer } from './killer.js'
@@ -87,6 +88,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
     try {
       const session = new MysqlSession(core.promise(), core, this.#mode, this.#killer)
       await within(core, signal, session.prepare())
+      refuseRelease(session.connection)
       this.#sessions.add(session)
       session.onEnd = () => { this.#sessions.delete(session) }
       return session

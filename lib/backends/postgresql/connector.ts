@@ -4,6 +4,7 @@ import type { Client } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
+import { refuseRelease } from '../shared/released.js'
 import { ServerConnector, sessionOf } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
 import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
@@ -111,6 +112,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
         signal.throwIfAborted()
         if (this.#common.mode === 'joined') await refuseUnlessJoined(client)
         signal.throwIfAborted()
+        refuseRelease(client)
         session.open()
         return session
       } catch (error) {

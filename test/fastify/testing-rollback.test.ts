@@ -110,7 +110,7 @@ for (const kind of [sqlite, memory, await postgresql(), await mysql()]) {
     await t.test('what requests have stored is undone at the end of the test, and seen until then', async (t) => {
       const { app, pool, stored, post } = await serve(t, kind)
       const own = Object.keys(pool)
-      for (const _ of [1, 2]) {
+      for (const when of ['once', 'and again']) {
         const inner = new Inner()
         await rollbackEach(inner, app, 'db')
         t.equal((await post('/plain/1')).statusCode, 200)
@@ -120,7 +120,7 @@ for (const kind of [sqlite, memory, await postgresql(), await mysql()]) {
         t.same(await stored(), [1, 2, 3, 4])
         assertIdle(app)
         await inner.end()
-        t.same(await stored(), [], 'nothing is left')
+        t.same(await stored(), [], `nothing is left: ${when}`)
       }
       t.equal((await post('/plain/1')).statusCode, 200)
       t.same(await stored(), [1], 'and without it all is stored again')
@@ -293,7 +293,10 @@ t.test('PostgreSQL: statements by callback, and one that fails within a transact
   await rollbackEach(inner, app, 'db')
   await pool.use(async (db) => {
     const ask = (text: string) => new Promise((resolve, reject) => {
-      db.query(text, (error: unknown, result: unknown) => { error ? reject(error as Error) : resolve(result) })
+      db.query(text, (error: Error | null, result: unknown) => {
+        if (error === null) resolve(result)
+        else reject(error)
+      })
     })
     await ask('insert into notes values (1)')
     await t.rejects(ask('insert into notes values (1)'), { code: '23505' })

@@ -65,7 +65,8 @@ export class SharedPool<C extends object> extends Pool<C> {
     }
     const options = {
       name,
-      min: 1,
+      // For `tryAcquire`.
+      min: 8,
       max: 1000,
       maxUses: 1,
       acquireTimeout,

@@ -16,7 +16,7 @@ export interface LostCommit {
  * Faults of one pool, for tests of what an app does then. Each call asks for one fault more, and each fault happens
  * once. `using` ends them with their block.
  */
-export interface Faults extends Disposable {
+export interface Faults {
   /**
    * The next `n` acquires fail at once with `FST_POOL_ACQUIRE_TIMEOUT` (503), as if `acquireTimeout` had passed.
    * `tryAcquire` returns null meanwhile. The event `timeout` tells of each.
@@ -41,6 +41,7 @@ export interface Faults extends Disposable {
   loseCommit (options?: LostCommit): void
   /** Takes back the faults that have not happened yet, and lets the pool go on as it is. */
   restore (): void
+  [Symbol.dispose] (): void
 }
 
 /** The options of a pool that connects to nothing, and what became of its connections. */

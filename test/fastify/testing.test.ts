@@ -1,10 +1,12 @@
 // `fastify-pool/testing`, but for what `rollbackEach` does on real servers: testing-rollback.test.ts.
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
+import type { Knex } from 'knex'
 import type { Kysely } from 'kysely'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { fastifyPool, type PluginOptions, type PoolFace } from '../../index.js'
 import { assertIdle, fakePool, faults, rollbackEach } from '../../lib/fastify/testing.js'
+import { knex } from '../../lib/wrap/knex.js'
 import { kysely } from '../../lib/wrap/kysely.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import { startPostgres, startRedis } from '../support/services.js'
@@ -208,6 +210,19 @@ t.test('Redis: the connection dies with the driver\'s own error; rollbackEach is
   t.equal(app.pools.get('db').stats().destroyed.error, 1)
   await t.rejects(rollbackEach(inner(), app, 'db'), { code: 'FST_POOL_NOT_SUPPORTED', message: /pool 'db' is redis/ })
   assertIdle(app)
+})
+
+t.test('SQLite: a connection that is a function (Knex) dies, too', async (t) => {
+  const app = await serve(t, { backend: 'sqlite', url: ':memory:', wrap: knex() } as never, (app) => {
+    app.get('/', async (request) => await (request.db as unknown as Knex).select(1))
+    app.get('/table', async (request) => await (request.db as unknown as Knex)('sqlite_master'))
+  })
+  const fault = faults(app, 'db')
+  for (const url of ['/', '/table']) {
+    fault.die()
+    t.match((await app.inject(url)).json(), { statusCode: 500, code: 'ECONNRESET' })
+    t.equal((await app.inject(url)).statusCode, 200)
+  }
 })
 
 t.test('MongoDB: the connection dies; rollbackEach is refused', async (t) => {

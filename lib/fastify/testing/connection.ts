@@ -220,7 +220,8 @@ export class OneConnection<C extends object> {
         await savepoint.commit()
         return result
       } catch (error) {
-        await savepoint.rollback()
+        // Where that fails, the connection is gone, or its transaction: whoever uses it next is told.
+        await savepoint.rollback().catch(() => {})
         throw error
       }
     })

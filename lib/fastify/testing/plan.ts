@@ -9,6 +9,9 @@ import { bare } from '../../engine/lease.js'
 import type { Innards } from '../../pool/pool.js'
 import { deadError, viewOf } from './view.js'
 
+export const isObject = (value: unknown): value is object =>
+  typeof value === 'function' || (typeof value === 'object' && value !== null)
+
 /** What becomes of a commit. */
 type CommitFault = { readonly refused: Error } | { readonly stored: boolean }
 
@@ -74,9 +77,9 @@ export class FaultPlan {
   #bury<C> (lease: Lease<C>): void {
     const dead = deadError()
     const { connection } = lease
-    const face = typeof connection === 'object' && connection !== null ? viewOf(connection, { dead }) : connection
-    const inside: unknown = bare(lease)
-    if (typeof inside === 'object' && inside !== null) this.#dead.set(inside, lease)
+    const face = isObject(connection) ? viewOf(connection, { dead }) : connection
+    const inside = bare(lease)
+    if (isObject(inside)) this.#dead.set(inside, lease)
     Object.defineProperties(lease, {
       connection: { get: () => face },
       raw: { get: () => face },
@@ -88,8 +91,7 @@ export class FaultPlan {
   async begin<C> (
     begin: Transactions<C>['begin'], connection: C, options: TransactionOptions, signal: AbortSignal
   ): Promise<Transaction<C>> {
-    const isObject = typeof connection === 'object' && connection !== null
-    if (isObject && this.#dead.get(connection)?.ended === false) throw deadError()
+    if (isObject(connection) && this.#dead.get(connection)?.ended === false) throw deadError()
     const transaction = await begin(connection, options, signal)
     return new Faulty(transaction, () => this.#commits.shift())
   }

@@ -11,7 +11,7 @@ import type { PoolManager } from '../pools.js'
 import { kSetting } from '../setting.js'
 import { tellHolder } from './holder.js'
 import { OneConnection } from './connection.js'
-import { FaultPlan, type Played } from './plan.js'
+import { FaultPlan, isObject, type Played } from './plan.js'
 import { SharedPool } from './shared.js'
 
 /** How long a test that is over waits for leases that are still out, in ms. */
@@ -92,6 +92,7 @@ export class Stage {
     const own = { role: 'primary', holdTimeout: 0, holder: 'rollbackEach' } as const
     const lease = await this.#call<Promise<Lease<object>>>('acquire', own)
     try {
+      if (!isObject(bare(lease))) throw refuse('has connections that are no objects')
       const signal = AbortSignal.timeout(this.#innards.options.acquireTimeout)
       const one = await OneConnection.begin(backend, bare(lease), () => lease.ended, signal)
       const shared = new SharedPool(name, this.#innards, backend, one, this.plan)

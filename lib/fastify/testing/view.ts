@@ -24,7 +24,16 @@ export function viewOf<C extends object> (connection: C, answers: Answers): C {
     bound.set(method, call)
     return call
   }
-  return new Proxy(Object.create(Object.getPrototypeOf(connection) as object | null) as C, {
+  // A callable one (Knex) has a target that can be called.
+  const target: unknown = typeof connection === 'function'
+    ? () => {}
+    : Object.create(Object.getPrototypeOf(connection) as object | null)
+  return new Proxy(target as C, {
+    apply: (_target, self, args) => {
+      if (answers.dead !== undefined) throw answers.dead
+      return Reflect.apply(connection as (...args: unknown[]) => unknown, self, args) as unknown
+    },
+    getPrototypeOf: () => Reflect.getPrototypeOf(connection),
     get: (_target, key) => {
       const own = typeof key === 'string' && answers.own !== undefined && Object.hasOwn(answers.own, key)
         ? answers.own[key]

@@ -21,7 +21,7 @@ import { begin } from '../pool/begin.js'
 import { checkNames } from '../pool/calls.js'
 import { execute } from '../pool/execute.js'
 import { checkEngineOptions, poolDefaults } from '../pool/options.js'
-import { renameEngine } from '../pool/pool.js'
+import { renameEngine, type Innards } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { acquires, trace } from '../pool/tracing.js'
 import { Budget } from './budget.js'
@@ -50,6 +50,8 @@ const wholes: ReadonlySet<PoolEventName> =
 
 /** As `renamePool`. */
 export let renameTargetPool: (pool: object, name: string) => void
+/** As `innardsOf`. */
+export let innardsOfTargets: (pool: object) => Innards | undefined
 /** As `callerOf`. */
 export let callerOfTargets: (pool: object) => string | undefined
 
@@ -224,6 +226,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       if (!(pool instanceof TargetPool)) return
       for (const { engine } of pool.#targets) renameEngine(engine, name)
       pool.#events.pool = name
+    }
+    innardsOfTargets = (pool) => {
+      if (!(pool instanceof TargetPool)) return undefined
+      const targets = pool.#targets as ReadonlyArray<Target<unknown>>
+      const connectors = targets.map(({ spec }) => spec.connector)
+      return { options: targets[0]!.engine.options, events: pool.#events, connectors }
     }
     callerOfTargets = (pool) => pool instanceof TargetPool ? pool.#dispatch.caller : undefined
   }

@@ -6,9 +6,11 @@ import type {
   PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
+import type { Events } from '../engine/events.js'
 import { oneForAll } from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import type { Owner } from '../engine/parts.js'
+import type { Settings } from '../engine/settings.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { begin } from './begin.js'
@@ -28,6 +30,16 @@ export let ownedPool: <C>(connector: Connector<C>, options: EngineOptions<C>, ow
   readonly pool: Pool<C>
   readonly engine: Engine<C>
 }
+/** What a pool was made of: for `fastify-pool/testing`, which plays with it. */
+export interface Innards {
+  readonly options: Settings<unknown>
+  readonly events: Events
+  readonly connectors: ReadonlyArray<Connector<unknown>>
+}
+
+/** undefined: the pool is of another kind. */
+export let innardsOf: (pool: object) => Innards | undefined
+
 /** The stack of the calling code, for a lease that comes later; undefined: the pool has not found a leak. */
 export let callerOf: (pool: object) => string | undefined
 
@@ -74,6 +86,11 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       } finally {
         Pool.#owner = undefined
       }
+    }
+    innardsOf = (pool) => {
+      if (!(pool instanceof Pool)) return undefined
+      const { options, events, backend } = pool.#engine as Engine<unknown>
+      return { options, events, connectors: [backend] }
     }
     callerOf = (pool) => pool instanceof Pool ? pool.#engine.upkeep.leaks.caller : undefined
   }

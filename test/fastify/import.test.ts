@@ -45,6 +45,7 @@ for (const front of ['./index.ts', './dist/index.js']) {
     t.ok(files.includes(front.slice(2)), files.join('\n'))
     t.same(packagesOf(files), ['fastify-plugin'])
     t.same(files.filter((file) => /\/(wrap|backends\/\w+)\/(?!options|driver)/.test(file)), [])
+    t.same(files.filter((file) => /lib\/fastify\/testing/.test(file)), [], 'nor what is for tests')
   })
 
   t.test(`${front}: a pool loads its own backend and its driver`, async (t) => {

@@ -24,6 +24,19 @@ t.test('can be imported and required', async (t) => {
   t.equal(run('--input-type=commonjs', '-e', usesRequired), "[ 'db' ]")
 })
 
+t.test('each entry can be imported and required, and is of the same package', async (t) => {
+  const { exports } = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as { exports: object }
+  for (const entry of Object.keys(exports).filter((name) => name !== '.' && !name.endsWith('.json'))) {
+    const name = entry.replace('.', 'fastify-pool')
+    t.equal(run('--input-type=module', '-e', `console.log(Object.keys(await import('${name}')).length > 0)`), 'true', name)
+    t.equal(run('--input-type=commonjs', '-e', `console.log(Object.keys(require('${name}')).length > 0)`), 'true', name)
+  }
+  const same = `import { PoolError } from 'fastify-pool'; import Fastify from 'fastify'
+    import { assertIdle } from 'fastify-pool/testing'
+    try { assertIdle(Fastify()) } catch (error) { console.log(error instanceof PoolError) }`
+  t.equal(run('--input-type=module', '-e', same), 'true')
+})
+
 t.test('needs no driver to be imported', async (t) => {
   const loaded =
     run('--input-type=commonjs', '-e',

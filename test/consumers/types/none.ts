@@ -4,6 +4,7 @@ import pool, { Pool, PoolError, TargetPool } from 'fastify-pool'
 import type {
   Connector, Lease, PluginOptions, PoolEvents, PoolFace, PoolOptions, PoolStats, Pools, RunOptions,
 } from 'fastify-pool'
+import { assertIdle, fakePool, faults, rollbackEach, type FakePool } from 'fastify-pool/testing'
 
 class Line {
   say (text: string): string { return text }
@@ -58,4 +59,13 @@ export async function serve (): Promise<void> {
   // @ts-expect-error There is no such backend.
   const wrong: PoolOptions = { backend: 'oracle' }
   await app.register(pool, wrong)
+}
+
+export async function tests (t: { after (fn: () => Promise<void>): void }): Promise<void> {
+  const app = Fastify()
+  const line: FakePool<Line> = fakePool(() => new Line())
+  await app.register(pool, { pools: { line, other: { ...line, max: 1 } } })
+  await rollbackEach(t, app, 'line')
+  faults(app, 'line').loseCommit({ stored: line.acquired > 0 })
+  assertIdle(app)
 }

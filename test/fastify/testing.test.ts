@@ -178,6 +178,8 @@ t.test('faults on fakes: each happens once, with its real code and status, and i
   fault.failCommit()
   fault.restore()
   t.equal((await get('/tx')).statusCode, 200)
+  faults(app, 'db')
+  t.equal((await get('/tx')).statusCode, 200, 'nothing is kept for later')
   t.throws(() => { fault.timeout(0) }, { code: 'FST_POOL_BAD_OPTIONS', message: /option n is 0/ })
 })
 

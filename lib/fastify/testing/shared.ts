@@ -154,18 +154,24 @@ export class SharedPool<C extends object> extends Pool<C> {
     const follow = (): void => { stop.abort(signal!.reason) }
     if (signal?.aborted === true) follow()
     signal?.addEventListener('abort', follow, { once: true })
-    const waiter: Waiter = { owner, letIn: () => { stop.abort() } }
+    let isLetIn = false
+    const letIn = (): void => {
+      isLetIn = true
+      stop.abort()
+    }
+    const waiter: Waiter = { owner, letIn }
     this.#waiters.add(waiter)
     try {
       const token = await this.#gate.acquire({ signal: stop.signal, timeout, holder, role } as AcquireOptions)
       return this.#begin(owner, token)
     } catch (error) {
-      if (this.#turn?.owner === owner && signal?.aborted !== true) return this.#join(this.#turn)
-      throw error
+      if (!isLetIn || signal?.aborted === true) throw error
     } finally {
       this.#waiters.delete(waiter)
       signal?.removeEventListener('abort', follow)
     }
+    // That turn may have ended meanwhile.
+    return await this.#enter(owner, { signal, timeout, holder, role } as AcquireOptions)
   }
 
   #join (turn: Turn): Turn {

@@ -6,6 +6,7 @@ import type {
   PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
+import type { Meter } from '../engine/events.js'
 import { oneForAll } from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import type { Owner } from '../engine/parts.js'
@@ -22,6 +23,9 @@ export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 
 /** Gives a pool the name under which an app has it. Does nothing where the pool is of another kind. */
 export let renamePool: (pool: object, name: string) => void
+
+/** Tells a meter of a pool's loans. Returns its undo; undefined where the pool is of another kind. */
+export let measurePool: (pool: object, meter: Meter) => (() => void) | undefined
 
 /** As `new Pool`, for somebody who owns several engines. */
 export let ownedPool: <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
@@ -66,6 +70,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     renamePool = (pool, name) => {
       if (pool instanceof Pool) renameEngine(pool.#engine, name)
     }
+    measurePool = (pool, meter) => pool instanceof Pool ? pool.#engine.events.measure(meter) : undefined
     ownedPool = <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
       Pool.#owner = owner
       try {

@@ -327,9 +327,11 @@ function countsOf (
 
 /** The numbers of one object, less those of another. */
 function less<T extends object> (all: T, before: object): T {
-  const numbers = Object.entries(all as Record<string, number>).filter(([, value]) => typeof value === 'number')
-  const differences = numbers.map(([key, value]) => [key, value - (before as Record<string, number>)[key]!])
-  return { ...all, ...Object.fromEntries(differences) }
+  const rest = { ...all } as Record<string, unknown>
+  for (const key in rest) {
+    if (typeof rest[key] === 'number') rest[key] -= (before as Record<string, number>)[key]!
+  }
+  return rest as T
 }
 
 function add (to: Map<string, number>, key: string, more: number, most: number): void {

@@ -20,6 +20,13 @@ export interface Site<C> extends Parts<C> {
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
+/** The numbers of one engine, not told yet: those of many are added up before. */
+export interface Part extends Pick<PoolStats,
+  'min' | 'max' | 'creating' | 'idle' | 'used' | 'resetting' | 'closing' | 'pending' | 'late' | 'circuit'> {
+  readonly books: Books
+  readonly going: Going
+}
+
 /** What an engine tells about itself. */
 export class Report<C> extends Room<C, Site<C>> {
   get situation (): faults.Situation {
@@ -28,10 +35,15 @@ export class Report<C> extends Room<C, Site<C>> {
   }
 
   get stats (): PoolStats {
-    const { min, max, creating, idle, used, closing, late } = this.entries
+    const { books, going, ...now } = this.part
     return Object.freeze({
-      name: this.name,
-      system: this.backend.system,
+      name: this.name, system: this.backend.system, ...now, ...Books.tell([{ books, going }]),
+    })
+  }
+
+  get part (): Part {
+    const { min, max, creating, idle, used, closing, late } = this.entries
+    return {
       min,
       max,
       creating,
@@ -42,8 +54,9 @@ export class Report<C> extends Room<C, Site<C>> {
       pending: this.line.size,
       late,
       circuit: this.site.supply.creator.circuit.state,
-      ...Books.tell([{ books: this.books, going: this.going }]),
-    })
+      books: this.books,
+      going: this.going,
+    }
   }
 
   /** The waits and leases that go on. */

@@ -10,6 +10,7 @@ import type { Meter } from '../engine/events.js'
 import { oneForAll } from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import type { Owner } from '../engine/parts.js'
+import type { Part } from '../engine/report.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { begin } from './begin.js'
@@ -26,6 +27,9 @@ export let renamePool: (pool: object, name: string) => void
 
 /** Tells a meter of a pool's loans. Returns its undo; undefined where the pool is of another kind. */
 export let measurePool: (pool: object, meter: Meter) => (() => void) | undefined
+
+/** The numbers of a pool, for sums; undefined where the pool is of another kind. */
+export let partOf: (pool: object) => Part | undefined
 
 /** As `new Pool`, for somebody who owns several engines. */
 export let ownedPool: <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
@@ -71,6 +75,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
       if (pool instanceof Pool) renameEngine(pool.#engine, name)
     }
     measurePool = (pool, meter) => pool instanceof Pool ? pool.#engine.events.measure(meter) : undefined
+    partOf = (pool) => pool instanceof Pool ? pool.#engine.report.part : undefined
     ownedPool = <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
       Pool.#owner = owner
       try {

@@ -8,7 +8,7 @@ import type {
 import { Books } from '../engine/books.js'
 import { Engine } from '../engine/engine.js'
 import { PoolError, badOption } from '../engine/errors.js'
-import { Events } from '../engine/events.js'
+import { Events, type Meter } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { Openers } from '../engine/openers.js'
@@ -52,6 +52,8 @@ const wholes: ReadonlySet<PoolEventName> =
 export let renameTargetPool: (pool: object, name: string) => void
 /** As `innardsOf`. */
 export let innardsOfTargets: (pool: object) => Innards | undefined
+/** As `measurePool`. */
+export let measureTargets: (pool: object, meter: Meter) => (() => void) | undefined
 /** As `callerOf`. */
 export let callerOfTargets: (pool: object) => string | undefined
 
@@ -232,6 +234,11 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       const targets = pool.#targets as ReadonlyArray<Target<unknown>>
       const connectors = targets.map(({ spec }) => spec.connector)
       return { options: targets[0]!.engine.options, events: pool.#events, connectors }
+    }
+    measureTargets = (pool, meter) => {
+      if (!(pool instanceof TargetPool)) return undefined
+      const undos = pool.#targets.map(({ engine }) => engine.events.measure(meter))
+      return () => { for (const undo of undos) undo() }
     }
     callerOfTargets = (pool) => pool instanceof TargetPool ? pool.#dispatch.caller : undefined
   }

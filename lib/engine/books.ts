@@ -298,8 +298,13 @@ function countsOf (
 ): Counts {
   const sum = (of: (part: Part) => number) => parts.reduce((total, part) => total + of(part), 0)
   const records = <K extends string>(of: (part: Part) => Readonly<Record<K, number>>): Readonly<Record<K, number>> => {
-    const sums = (Object.keys(of(parts[0]!)) as K[]).map((key) => [key, sum((part) => of(part)[key])])
-    return Object.freeze(Object.fromEntries(sums) as Record<K, number>)
+    const [first, ...rest] = parts
+    const sums: Record<K, number> = { ...of(first!) }
+    for (const part of rest) {
+      const one = of(part)
+      for (const key in sums) sums[key] += one[key]
+    }
+    return Object.freeze(sums)
   }
   const all = (of: (part: Part) => Histogram): Histogram =>
     parts.length === 1 ? of(parts[0]!) : parts.reduce((whole, part) => whole.add(of(part)), new Histogram())
@@ -327,9 +332,11 @@ function countsOf (
 
 /** The numbers of one object, less those of another. */
 function less<T extends object> (all: T, before: object): T {
-  const numbers = Object.entries(all as Record<string, number>).filter(([, value]) => typeof value === 'number')
-  const differences = numbers.map(([key, value]) => [key, value - (before as Record<string, number>)[key]!])
-  return { ...all, ...Object.fromEntries(differences) }
+  const rest = { ...all } as Record<string, unknown>
+  for (const key in rest) {
+    if (typeof rest[key] === 'number') rest[key] -= (before as Record<string, number>)[key]!
+  }
+  return rest as T
 }
 
 function add (to: Map<string, number>, key: string, more: number, most: number): void {

@@ -5,7 +5,8 @@ import { Checks } from './checks.js'
 import { Cleaning } from './cleaning.js'
 import { Closing } from './closing.js'
 import {
-  CLOSING, EXACT, Entries, GONE, IDLE, LATE, LENT, PREPARING, RESETTING, SEEN, VALIDATING, type Entry, type Watch,
+  CLOSING, EXACT, Entries, GONE, IDLE, LATE, LENT, MEASURED, PREPARING, RESETTING, SEEN, VALIDATING, type Entry,
+  type Watch,
 } from './entry.js'
 import { badOption } from './errors.js'
 import { Events, asPromise, label } from './events.js'
@@ -51,7 +52,7 @@ const CLOSED = 4
 const PREPARED = 8
 /** There are no periodic ticks, so the coarse clock stands still. */
 const ASLEEP = 16
-/** Somebody listens to `acquire` or `release`. */
+/** Somebody listens to `acquire` or `release`, or measures leases. An idle connection is lent the short way, too. */
 const HEARD = 32
 /** The next leases are timed exactly. */
 const SAMPLED = 64
@@ -91,7 +92,7 @@ export class Engine<C> implements Parts<C> {
   declare readonly upkeep: Upkeep<C>
   declare readonly closing: Closing<C>
   declare readonly report: Report<C>
-  /** The bits that are set now. 0: an idle connection is lent the short way. */
+  /** The bits that are set now. None, but for `HEARD`: an idle connection is lent the short way. */
   #gate = ASLEEP
   readonly #idle: Array<Entry<C>>
   /** After a lease without transactions, a connection only has to be alive to be lent again. */
@@ -112,9 +113,8 @@ export class Engine<C> implements Parts<C> {
     const max = Math.min(options.max, limitOf(backend))
     this.entries = new Entries(Math.min(options.min, max), max)
     this.#idle = this.entries.idle
-    this.events = new Events(this.name, owner?.target, secretsIn(options, backend), () => {
-      this.#setGate(HEARD, this.events.heard.acquire || this.events.heard.release)
-    })
+    this.events = new Events(this.name, owner?.target, secretsIn(options, backend),
+      () => { this.#setGate(HEARD, this.events.hearsLeases) })
     this.time = new Time(clock, (fn) => this.events.run(fn), () => { this.upkeep.tick() },
       () => this.waiting.isAwaited || this.supply.isAwaited, (ms) => { this.upkeep.stood(ms) })
     this.books = new Books(this.time.now)
@@ -162,14 +162,14 @@ export class Engine<C> implements Parts<C> {
     return this.waiting.join(options, since)
   }
 
-  /** Lends an idle connection, or returns null. This is the fast path: it reads no clock and sets no timer. */
+  /** Lends an idle connection, or returns null. The fast path: no timer; no clock is read, unless somebody hears. */
   take (holder: HolderLabel | undefined): Lease<C> | null {
-    if (this.#gate !== 0) return this.#takeTheLongWay(holder)
+    if ((this.#gate & ~HEARD) !== 0) return this.#takeTheLongWay(holder)
     const entry = this.#idle[this.#idle.length - 1]
     if (entry === undefined) return null
     if (this.time.now >= entry.goodUntil || this.checks.isDead(entry)) return this.#takeTheLongWay(holder)
     this.#idle.pop()
-    return this.#lend(entry, holder)
+    return this.lend(entry, holder, 0)
   }
 
   #lend (entry: Entry<C>, holder: HolderLabel | undefined): Lease<C> {
@@ -241,10 +241,11 @@ export class Engine<C> implements Parts<C> {
 
   #tellLoan (lease: Lease<C>, entry: Entry<C>, wait: number, waiter: Waiter<C> | undefined): void {
     const { events } = this
-    entry.timed = this.#samples > 0 || events.heard.release ? EXACT : 0
+    entry.timed = this.#samples > 0 || events.heard.release ? EXACT : events.isMeasured ? MEASURED : 0
     if (entry.timed !== 0) entry.takenAt = this.time.read(true)
     if (--this.#samples <= 0) this.#setGate(SAMPLED, false)
     this.upkeep.leaks.begin(lease, entry, waiter)
+    events.lent(wait, entry.holder, entry.takenAt)
     if (events.heard.acquire) events.emit('acquire', { id: entry.id, wait, ...label(entry.holder) })
   }
 
@@ -296,7 +297,8 @@ export class Engine<C> implements Parts<C> {
     const { id, takenAt, timed } = entry
     const held = Math.max(0, this.time.read(true) - takenAt)
     if ((timed & EXACT) !== 0) this.supply.holds.record(held, this.time.now)
-    if (timed !== 0) this.books.ended(held, (timed & SEEN) !== 0, holder)
+    if ((timed & (EXACT | SEEN)) !== 0) this.books.ended(held, (timed & SEEN) !== 0, holder)
+    events.ended(held, holder, this.time.now)
     if (events.heard.release) events.emit('release', { id, held, ...label(holder) })
     if (watch?.reported === true) this.upkeep.leaks.ended(watch, { id, held, ...label(holder) }, taken)
     return held

@@ -26,6 +26,8 @@ export const GONE = 8
 export const EXACT = 1
 /** A tick has seen the lease. */
 export const SEEN = 2
+/** As `EXACT`, for a meter: the books have their own samples. */
+export const MEASURED = 4
 
 export type State =
   | typeof CREATING | typeof IDLE | typeof LENT | typeof PREPARING | typeof VALIDATING | typeof RESETTING
@@ -157,7 +159,7 @@ export class Entry<C> {
   /** Who has the lease, where it may not be out for as long as it likes: set by `lentTo`. */
   borrower: Borrower | undefined
   takenAt = 0
-  /** How the lease is timed: bits of `EXACT` and `SEEN`. */
+  /** How the lease is timed: bits of `EXACT`, `SEEN` and `MEASURED`. */
   timed = 0
   /** Of the lease that is out, or of the last one where the pool itself ended it. */
   extras: LeaseExtras<C> | undefined

@@ -54,6 +54,17 @@ function hearing (): Record<PoolEventName, boolean> {
 
 type Own = (event: never) => unknown
 
+/**
+ * A neighbour inside the product that is told of all loans: by a call, in the async context of whoever acquires or
+ * releases. It costs a fraction of an event, which is for users.
+ */
+export interface Meter {
+  /** @param wait how long the borrower has waited, in ms. @param at when, as the pool's clock has it */
+  lent (wait: number, holder: HolderLabel | undefined, at: number): void
+  /** @param held how long the lease was out, in ms */
+  ended (held: number, holder: HolderLabel | undefined, at: number): void
+}
+
 const newContext = () => new AsyncResource('FASTIFY_POOL')
 
 /** The events of a pool, and the async context in which foreign code runs: connector, hooks, listeners, timers. */
@@ -66,13 +77,14 @@ export class Events {
   /** The context of no caller: foreign code must not see the one of whichever caller happened to set it off. */
   readonly #context = newContext()
   readonly #lists = new Map<PoolEventName, readonly Own[]>()
+  #meters: readonly Meter[] = []
   /** Which events have listeners or subscribers: asked before a payload is built. */
   readonly heard = hearing()
 
   /**
    * @param target the field `target` of all events; undefined: they have none
    * @param secrets what no error may show
-   * @param changed called when somebody begins to listen, or listens no more
+   * @param changed called when somebody begins to listen or to measure, or does so no more
    */
   constructor (
     pool: string, target: string | undefined, secrets: () => readonly string[], changed: () => void = () => {}
@@ -151,8 +163,51 @@ export class Events {
     return () => { this.#setList(event, (this.#lists.get(event) ?? []).filter((other) => other !== own)) }
   }
 
+  /** @returns its own undo */
+  measure (meter: Meter): () => void {
+    this.#setMeters([...this.#meters, meter])
+    return () => { this.#setMeters(this.#meters.filter((other) => other !== meter)) }
+  }
+
+  get isMeasured (): boolean {
+    return this.#meters.length > 0
+  }
+
+  /** Whether somebody is told of loans or of their ends. */
+  get hearsLeases (): boolean {
+    return this.isMeasured || this.heard.acquire || this.heard.release
+  }
+
+  /** Tells the meters of a loan. */
+  lent (wait: number, holder: HolderLabel | undefined, at: number): void {
+    for (const meter of this.#meters) {
+      try {
+        meter.lent(wait, holder, at)
+      } catch (error) {
+        this.report(error, 'listener')
+      }
+    }
+  }
+
+  /** Tells the meters of a lease's end. */
+  ended (held: number, holder: HolderLabel | undefined, at: number): void {
+    for (const meter of this.#meters) {
+      try {
+        meter.ended(held, holder, at)
+      } catch (error) {
+        this.report(error, 'listener')
+      }
+    }
+  }
+
   clear (): void {
+    this.#setMeters([])
     for (const event of this.#lists.keys()) this.#setList(event, [])
+  }
+
+  #setMeters (meters: readonly Meter[]): void {
+    this.#meters = meters
+    this.#changed()
   }
 
   #setList (event: PoolEventName, listeners: readonly Own[]): void {

@@ -63,6 +63,7 @@ export class Histogram {
 
   /** Adds what another one has, or takes away what a mark of it had. */
   add (other: Histogram): this {
+    if (other.count === 0) return this
     return this.#change(other.#counts, 0, other.#within, other, 1)
   }
 
@@ -81,9 +82,12 @@ export class Histogram {
 
   /** What was recorded behind the first of these marks; the others are all that were made since. */
   since ([base, ...later]: readonly Mark[]): Histogram {
+    // Most pools of many tenants have done all of it lately, or nothing.
+    if (base === undefined || base.count === 0) return this
+    if (base.count === this.count) return nothing
     const lately = new Histogram()
     lately.add(this)
-    if (base !== undefined) lately.#change(base.counts, base.from, base.within, base, -1)
+    lately.#change(base.counts, base.from, base.within, base, -1)
     lately.max = Math.max(this.#maxLately, ...later.map(({ max }) => max))
     return lately
   }
@@ -122,6 +126,9 @@ export class Histogram {
     })
   }
 }
+
+/** Nobody records anything in it. */
+const nothing = new Histogram()
 
 /** The middle of a bucket, in microseconds. */
 function middle (bucket: number): number {

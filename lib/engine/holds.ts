@@ -1,5 +1,5 @@
 import type { DestroyReason } from '../../types/connector.js'
-import { EXACT, Hold, type Borrower, type Entry } from './entry.js'
+import { EXACT, Hold, MEASURED, type Borrower, type Entry } from './entry.js'
 import { label } from './events.js'
 import { TICK } from './operations.js'
 import type { Parts } from './parts.js'
@@ -49,7 +49,7 @@ export class Holds<C> extends Room<C, Site<C>> {
   /** At the first look, which is one tick behind the loan at most unless the event loop stood still meanwhile. */
   #beganAt ({ takenAt, timed }: Entry<C>, now: number): number {
     // A coarse clock may have been behind at the loan, and no hold may end too early.
-    return (timed & EXACT) !== 0 ? Math.max(takenAt, now - TICK) : now
+    return (timed & (EXACT | MEASURED)) !== 0 ? Math.max(takenAt, now - TICK) : now
   }
 
   #end (entry: Entry<C>, holdTimeout: number, now: number): void {

@@ -20,6 +20,13 @@ export interface Site<C> extends Parts<C> {
   destroy (entry: Entry<C>, reason: DestroyReason, error?: Error): void
 }
 
+/** The numbers of one engine, not told yet: those of many are added up before. */
+export interface Part extends Pick<PoolStats,
+  'min' | 'max' | 'creating' | 'idle' | 'used' | 'resetting' | 'closing' | 'pending' | 'late' | 'circuit'> {
+  readonly books: Books
+  readonly going: Going
+}
+
 /** What an engine tells about itself. */
 export class Report<C> extends Room<C, Site<C>> {
   get situation (): faults.Situation {
@@ -28,10 +35,15 @@ export class Report<C> extends Room<C, Site<C>> {
   }
 
   get stats (): PoolStats {
-    const { min, max, creating, idle, used, closing, late } = this.entries
+    const { books, going, ...now } = this.part
     return Object.freeze({
-      name: this.name,
-      system: this.backend.system,
+      name: this.name, system: this.backend.system, ...now, ...Books.tell([{ books, going }]),
+    })
+  }
+
+  get part (): Part {
+    const { min, max, creating, idle, used, closing, late } = this.entries
+    return {
       min,
       max,
       creating,
@@ -42,8 +54,9 @@ export class Report<C> extends Room<C, Site<C>> {
       pending: this.line.size,
       late,
       circuit: this.site.supply.creator.circuit.state,
-      ...Books.tell([{ books: this.books, going: this.going }]),
-    })
+      books: this.books,
+      going: this.going,
+    }
   }
 
   /** The waits and leases that go on. */
@@ -59,18 +72,19 @@ export class Report<C> extends Room<C, Site<C>> {
   /** The leases that are out now, the longest held first. */
   get holders (): Holder[] {
     const held = this.#held
-    return this.#tell(held).map((holder, at) => ({ ...holder, ...this.#activityOf(held[at]!) }))
+    return this.#tell(held).map((holder, at) => ({ ...holder, ...this.#activityOf(held[at]!, holder.heldFor) }))
   }
 
   /** What the connection is doing, as far as its driver says. */
-  #activityOf (entry: Entry<C>): Pick<Holder, 'target' | 'doing' | 'sinceQuery' | 'serverId'> {
+  #activityOf (entry: Entry<C>, heldFor: number): Pick<Holder, 'target' | 'doing' | 'sinceQuery' | 'serverId'> {
     const target = this.owner?.target
     const activity = this.site.checks.activityOf(entry)
     const { id, doing, since } = activity ?? {}
     return {
       ...(target !== undefined && { target }),
       ...(doing !== undefined && { doing }),
-      ...(since !== undefined && { sinceQuery: Math.max(0, performance.now() - since) }),
+      // An idle connection may have been idle before it was lent.
+      ...(since !== undefined && { sinceQuery: Math.min(heldFor, Math.max(0, performance.now() - since)) }),
       ...(id !== undefined && { serverId: id }),
     }
   }
@@ -109,7 +123,8 @@ export class Report<C> extends Room<C, Site<C>> {
     // The answer is waited for, so the connection has to keep the process alive.
     if (entry !== undefined) this.site.wake()
     const ping = entry === undefined || this.backend.validate === undefined ? undefined : checks.ping(entry)
-    return this.#judge(await ping ?? null)
+    const latency = await ping
+    return this.#judge(latency === undefined ? null : roundOf(latency))
   }
 
   #judge (latency: number | null): PoolHealth {
@@ -133,4 +148,9 @@ export class Report<C> extends Room<C, Site<C>> {
     if (news.is === 'none') return judged('degraded', 'no connection was made yet: nothing is known of the server')
     return pending > 0 ? judged('degraded', `${pending} wait for a connection`) : judged('up')
   }
+}
+
+/** A time in ms that fits: to a hundredth. */
+function roundOf (ms: number): number {
+  return Math.round(ms * 100) / 100
 }

@@ -88,6 +88,6 @@ function told ({ status, reason, since, latency }: Told): object {
     status,
     ...(reason !== undefined && { reason }),
     ...(since !== undefined && { since }),
-    latency: latency === null ? null : Math.round(latency * 1000) / 1000,
+    latency,
   }
 }

@@ -145,14 +145,23 @@ export class PoolManager implements Pools {
   onOwn<E extends PoolEventName> (
     event: E, listener: PoolListener<E>, isMeant: (managed: Managed) => boolean = () => true
   ): () => void {
+    return this.follow((managed) => {
+      if (!isMeant(managed)) return () => {}
+      const { pool, source: { front } } = managed
+      const all = [pool.on(event, listener), front?.on(event, listener)]
+      return () => { for (const undo of all) undo?.() }
+    })
+  }
+
+  /**
+   * Begins something with each pool of this scope's own that is there, and that comes.
+   *
+   * @param enter returns its own undo
+   */
+  follow (enter: (managed: Managed) => () => void): () => void {
     const undos = new Map<PoolFace<unknown>, () => void>()
     const subscription: Subscription = {
-      begin: (managed) => {
-        if (!isMeant(managed)) return
-        const { pool, source: { front } } = managed
-        const all = [pool.on(event, listener), front?.on(event, listener)]
-        undos.set(pool, () => { for (const undo of all) undo?.() })
-      },
+      begin: (managed) => { undos.set(managed.pool, enter(managed)) },
       forget: (pool) => { undos.delete(pool) },
     }
     for (const managed of this.#own.values()) subscription.begin(managed)

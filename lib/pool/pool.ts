@@ -6,10 +6,11 @@ import type {
   PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
 import { Engine } from '../engine/engine.js'
-import type { Events } from '../engine/events.js'
+import type { Events, Meter } from '../engine/events.js'
 import { oneForAll } from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import type { Owner } from '../engine/parts.js'
+import type { Part } from '../engine/report.js'
 import type { Settings } from '../engine/settings.js'
 import { systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
@@ -24,6 +25,12 @@ export { abandon, hold, isBeside, onEnd, transact } from '../engine/lease.js'
 
 /** Gives a pool the name under which an app has it. Does nothing where the pool is of another kind. */
 export let renamePool: (pool: object, name: string) => void
+
+/** Tells a meter of a pool's loans. Returns its undo; undefined where the pool is of another kind. */
+export let measurePool: (pool: object, meter: Meter) => (() => void) | undefined
+
+/** The numbers of a pool, for sums; undefined where the pool is of another kind. */
+export let partOf: (pool: object) => Part | undefined
 
 /** As `new Pool`, for somebody who owns several engines. */
 export let ownedPool: <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
@@ -78,6 +85,8 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
     renamePool = (pool, name) => {
       if (pool instanceof Pool) renameEngine(pool.#engine, name)
     }
+    measurePool = (pool, meter) => pool instanceof Pool ? pool.#engine.events.measure(meter) : undefined
+    partOf = (pool) => pool instanceof Pool ? pool.#engine.report.part : undefined
     ownedPool = <C>(connector: Connector<C>, options: EngineOptions<C>, owner: Owner | undefined) => {
       Pool.#owner = owner
       try {

@@ -472,6 +472,39 @@ t.test('a connection that dies in a borrower\'s hands rejects the query, and is 
   }
 })
 
+t.test('holders say since when a statement runs, or the last one was answered', async (t) => {
+  const { pool } = await open(t)
+  const since = () => pool.holders()[0]!
+  await pool.use(async (c) => {
+    const pid = await pidOf(c)
+    await c.query('SELECT pg_sleep(0.1)')
+    for (const prepared of [false, true]) {
+      const before = performance.now()
+      const sleeping = c.query({ text: 'SELECT pg_sleep(60)', ...(prepared && { name: 'sleep' }) })
+      const rejected = t.rejects(sleeping, { code: '57014' })
+      await until(() => since().sinceQuery! >= 30, { what: 'it grows' })
+      const { doing, heldFor, sinceQuery, serverId } = since()
+      t.match({ doing, serverId }, { doing: 'query', serverId: pid })
+      t.ok(sinceQuery! <= performance.now() - before, 'not since the loan')
+      t.ok(heldFor - sinceQuery! >= 50, `held for ${heldFor}`)
+      await admin.query(`SELECT pg_cancel_backend(${pid})`)
+      await rejected
+    }
+    await c.query('BEGIN')
+    await until(() => since().sinceQuery! >= 30, { what: 'it grows' })
+    t.equal(since().doing, 'idle in transaction')
+    t.ok(since().heldFor - since().sinceQuery! >= 50)
+    await c.query('COMMIT')
+  })
+  // Then it is idle, for longer than it is lent.
+  await idle(pool)
+  const lease = await pool.acquire()
+  const { doing, heldFor, sinceQuery } = since()
+  t.equal(doing, 'idle')
+  t.ok(sinceQuery! <= heldFor, `${sinceQuery} of ${heldFor}`)
+  lease.release()
+})
+
 t.test('a kill -9 of the server\'s process evicts', needsOwn(server), async (t) => {
   const own = await startPostgres(t, { own: true })
   const { pool } = await open(t, { url: own.url })

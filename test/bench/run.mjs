@@ -57,9 +57,11 @@ function measure (workload, pool) {
 
 /** Its figures by pool and round. A peer that did not run in a round has a hole there. */
 async function runWorkload (name, rounds) {
-  const { needs, everyone = false, together = false, ...workload } = workloads[name]
+  const { needs, alone = false, everyone = false, together = false, ...workload } = workloads[name]
   const most = Math.min(workload.rounds ?? Infinity, (args.quick && workload.quickRounds) || Infinity)
-  const list = Object.keys(pools).filter((pool) => needs.every((need) => pools[pool].lacks[need] === undefined))
+  const list = alone
+    ? ['ours']
+    : Object.keys(pools).filter((pool) => needs.every((need) => pools[pool].lacks[need] === undefined))
   const figures = Object.fromEntries(list.map((pool) => [pool, []]))
   for (let round = 0; round < Math.min(rounds, most); round++) {
     const turn = round % list.length

@@ -2,9 +2,12 @@
 // its own and gives its figures; `base` is the pool that the ratio of `metric` is taken to, or 'best peer'; `needs` are
 // the words of what a pool can lack (see pools.mjs). `rounds` is the most that pay where the figure hardly varies,
 // `quickRounds` that of a quick run; `everyone` has the peers in each round and not only in each third; `together`: all
-// pools at the same time, since they only sit there; `full` and `quick` are the options of the two kinds of run.
+// pools at the same time, since they only sit there; `alone`: it is about ours only;
+// `full` and `quick` are the options of the two kinds of run.
 import { createHook } from 'node:async_hooks'
+import { join } from 'node:path'
 import { setImmediate as immediate, setTimeout as sleep } from 'node:timers/promises'
+import { pathToFileURL } from 'node:url'
 import { Conn } from './pools.mjs'
 
 const now = () => performance.now()
@@ -339,6 +342,56 @@ async function burst (make) {
   }
 }
 
+/**
+ * What metrics add to an acquire and release of a request, without the SDK's part: a plugin for each kind, beside one
+ * without, in turns. Each cycle is a request of its own.
+ */
+async function metrics (_make, { rounds, cycles }) {
+  const { default: Fastify } = await import('fastify')
+  const { fastifyPool } = await import(pathToFileURL(join(process.env.BENCH_OURS, 'dist/index.js')).href)
+  const nothing = () => {}
+  const instrument = () => ({ record: nothing })
+  const meter = {
+    createObservableCounter: instrument,
+    createObservableGauge: instrument,
+    createObservableUpDownCounter: instrument,
+    createHistogram: instrument,
+    addBatchObservableCallback: nothing,
+    removeBatchObservableCallback: nothing,
+  }
+  const register = { registerMetric: nothing, removeSingleMetric: nothing }
+  const kinds = [{}, {}, { otel: { meter } }, { prometheus: { register } }, { serverTiming: true }]
+  const all = await Promise.all(kinds.map(async (options) => {
+    const app = Fastify()
+    const connector = { system: 'bench', create: async () => new Conn(), destroy: nothing }
+    await app.register(fastifyPool, { pools: { db: { connector } }, log: false, ...options })
+    let holder
+    app.get('/', async () => {
+      [{ holder }] = app.pools.holders()
+      return ''
+    })
+    await app.inject('/')
+    return { app, pool: app.pools.get('db'), Holder: holder.constructor, ns: [] }
+  }))
+  for (let round = -10; round < rounds; round++) {
+    for (const { pool, Holder, ns } of all) {
+      const begun = process.hrtime.bigint()
+      for (let i = 0; i < cycles; i++) {
+        const holder = new Holder('GET /', { id: 'req-1' })
+        pool.tryAcquire(holder).release()
+        holder.forget()
+      }
+      if (round >= 0) ns.push(Number(process.hrtime.bigint() - begun) / cycles)
+      await immediate()
+    }
+  }
+  await Promise.all(all.map(({ app }) => app.close()))
+  const [off, again, otel, prometheus, serverTiming] = all.map(({ ns }) => ns.sort((a, b) => a - b)[rounds >> 1])
+  return {
+    offNs: off, again: again - off, otel: otel - off, prometheus: prometheus - off, serverTiming: serverTiming - off,
+  }
+}
+
 const speed = { base: 'L2', metric: 'ns', full: { ms: 300, warmMs: 150 }, quick: { ms: 150, warmMs: 100 } }
 const crowded = { ...speed, needs: ['line'], full: { ms: 300 }, quick: { ms: 100 } }
 const departures = { n: 100000, timeoutMs: 1000 }
@@ -426,6 +479,16 @@ export const workloads = {
     everyone: true,
     run: burst,
   },
+  metrics: {
+    about: '`tryAcquire()` and `release()` by one request after the other without metrics, and ns that each kind adds, ' +
+      'without what its SDK does',
+    needs: [],
+    alone: true,
+    rounds: 5,
+    full: { rounds: 50, cycles: 10000 },
+    quick: { rounds: 20, cycles: 10000 },
+    run: metrics,
+  },
 }
 
 /** A workload's ratio to its base, and to the best peer where we want to be ahead of all of them. */
@@ -482,4 +545,7 @@ export const targets = [
   figure('cold', 'timesIdeal', 1.1, 'x', 'cold start, to the ideal'),
   figure('burst', 'timesIdeal', 1.2, 'x', 'burst, to ten timers in turn'),
   figure('burst', 'established', 2, '', 'connections established for a burst'),
+  // Nothing listens, as with `prometheus: true`: what is measured is chance.
+  ...[['otel', 200], ['serverTiming', 200], ['prometheus', 5]].map(([kind, limit]) =>
+    figure('metrics', kind, limit, ' ns', `${kind}, for an acquire and release`)),
 ]

@@ -40,7 +40,7 @@ t.test('the log of PostgreSQL', async (t) => {
       event: 'pool.exhausted',
       pool: 'db',
       pending: 2,
-      held: [{ route: 'GET /reports/sales', connections: 2, id: 'req-1', doing: 'query', serverId: Number }],
+      held: [{ route: 'GET /reports/sales', connections: 2, id: 'req-1', doing: 'query', sinceQuery: Number, serverId: Number }],
       cause: 'GET /reports/sales holds 2 of 2 (query)',
       remedy: /slow queries in GET \/reports\/sales/,
     })

@@ -2,6 +2,7 @@
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { fastifyPool, type PluginOptions, type PoolEvents, type TenantOptions } from '../../index.js'
+import { Histogram } from '../../lib/engine/histogram.js'
 import { settle } from '../support/clock.js'
 import { FakeConnector } from '../support/fake-connector.js'
 import { until } from '../support/until.js'
@@ -271,4 +272,22 @@ t.test('options that do not fit are refused by name at register', async (t) => {
     await t.rejects(async () => { await app.register(fastifyPool, given as PluginOptions) },
       { code: 'FST_POOL_BAD_OPTIONS', message: name })
   }
+})
+
+t.test('the stats of many tells distributions once, and those of the ten largest', async (t) => {
+  const { app, get } = await serve(t, { options: { maxPools: 100 } })
+  for (let i = 0; i < 40; i++) await get(`t${i}`)
+  const { prototype } = Histogram
+  const { summary } = prototype
+  t.teardown(() => { prototype.summary = summary })
+  let told = 0
+  prototype.summary = function (...args) {
+    told++
+    return summary.apply(this, args)
+  }
+  const stats = app.pools.get('db').stats()
+  t.match(stats, { acquired: 40, released: 40, held: { count: 40 }, tenants: { open: 40, largest: { length: 10 } } })
+  t.match(stats.lastMinute, { acquired: 40, held: { count: 40 } })
+  // Waits, holds and creates, in all and of the last minute: of the sum, of a pool that has done nothing, and of ten.
+  t.equal(told, 6 * 12)
 })

@@ -340,6 +340,11 @@ t.test('a pool where nothing is wrong is up, and says how fast an idle connectio
   connector.pass('validate')
   await settle()
   t.match(asked.value, { status: 'up', latency: 30, stats: { idle: 1, used: 0 } })
+  const again = watch(pool.health())
+  await clock.advance(0.4551280000000588)
+  connector.pass('validate')
+  await settle()
+  t.match(again.value, { latency: 0.46 }, 'a number that fits')
 })
 
 t.test('where nothing is idle, or a connector can\'t validate, there is no latency', async (t) => {

@@ -12,7 +12,7 @@ import { JoinedReset, type JoinedRounds } from './joined.js'
 import type { PostgresReset } from './options.js'
 import { PreparedNames } from './prepared.js'
 import type { OwnQueries, Undo } from './queries.js'
-import { messages, type Inside } from './wire.js'
+import { messages, type Inside, type Wire } from './wire.js'
 
 /** Makes the rejection of what the server says. @param first no command of the text had completed */
 type Failing = (error: Error, first: boolean) => Error
@@ -72,6 +72,8 @@ export class PostgresSession extends ServerSession<Client> {
   #typed = false
   /** A statement made by SQL PREPARE is out of date, and no reset of this mode removes it. */
   #spoilt = false
+  /** When the last statement was sent, or answered. */
+  #since = performance.now()
   /** A write was refused since the last ReadyForQuery. */
   #writeRefused = false
   /** Parameters that the server reports by itself, from PostgreSQL 14 on. */
@@ -99,6 +101,7 @@ export class PostgresSession extends ServerSession<Client> {
       this.#ends(severity === 'FATAL' ? this.failure! : error)
     })
     this.listeners.keep(client, 'end', () => this.#ends(new Error('the connection was closed')))
+    this.#time(wire)
     // These run before pg's own listeners, since those send the next query from there.
     wire.on('readyForQuery', ({ status }: { status: string }) => this.#ready(status))
     wire.on('commandComplete', ({ text }: { text: string }) => this.#completed(text))
@@ -111,6 +114,19 @@ export class PostgresSession extends ServerSession<Client> {
       this.#settled?.(false)
       this.#told?.()
     })
+  }
+
+  /** Notes when a statement is sent: each one sends one of these two messages. */
+  #time (wire: Wire): void {
+    const { query, bind } = wire
+    wire.query = (text) => {
+      this.#since = performance.now()
+      query.call(wire, text)
+    }
+    wire.bind = (config, more) => {
+      this.#since = performance.now()
+      bind.call(wire, config, more)
+    }
   }
 
   /** Starts to watch what borrowers do. From here on the connection may be lent. */
@@ -156,6 +172,7 @@ export class PostgresSession extends ServerSession<Client> {
     return {
       ...(processID !== null && { id: processID }),
       doing: !this.idle ? 'query' : this.status === 'I' ? 'idle' : 'idle in transaction',
+      since: this.#since,
     }
   }
 
@@ -296,6 +313,7 @@ export class PostgresSession extends ServerSession<Client> {
 
   #ready (status: string): void {
     this.status = status
+    this.#since = performance.now()
     if (status === 'I') this.turn++
     this.#failing = false
     this.#settled?.(true)

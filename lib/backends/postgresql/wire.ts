@@ -94,6 +94,8 @@ export interface Wire extends EventEmitter {
   parsedStatements: object
   submittedNamedStatements?: object
   parse (query: { readonly name?: string }): void
+  query (text: string): void
+  bind (config?: object | null, more?: boolean): void
   close (what: { readonly type: 'S', readonly name: string }): void
   connect (port: number | string, host?: string): void
   requestSsl (): void

@@ -1,6 +1,7 @@
 import { badOption, PoolError } from '../../engine/errors.js'
 import { bounds } from '../../engine/histogram.js'
 import { statsOf, type PoolManager } from '../pools.js'
+import { measure } from './measure.js'
 import { distributions, gather, series, type Series } from './series.js'
 
 // What we use of @opentelemetry/api.
@@ -114,18 +115,17 @@ class Exporter {
 
   /** A histogram can't be observed: each duration is recorded when it ends. */
   #listen (manager: PoolManager): () => void {
-    const pools = new Map<string, Attributes>()
-    const of = (pool: string): Attributes => {
-      let attributes = pools.get(pool)
-      if (attributes === undefined) pools.set(pool, attributes = Object.freeze({ [poolName]: pool }))
-      return attributes
-    }
-    const undos = [
-      manager.onOwn('connect', ({ pool, took }) => { this.#create.record(took / 1000, of(pool)) }),
-      manager.onOwn('acquire', ({ pool, wait }) => { this.#wait.record(wait / 1000, of(pool)) }),
-      manager.onOwn('release', ({ pool, held }) => { this.#use.record(held / 1000, of(pool)) }),
-    ]
-    return () => { for (const undo of undos) undo() }
+    return manager.follow(({ name, pool }) => {
+      const attributes: Attributes = Object.freeze({ [poolName]: name })
+      const undos = [
+        pool.on('connect', ({ took }) => { this.#create.record(took / 1000, attributes) }),
+        measure(pool, {
+          lent: (wait) => { this.#wait.record(wait / 1000, attributes) },
+          ended: (held) => { this.#use.record(held / 1000, attributes) },
+        }),
+      ]
+      return () => { for (const undo of undos) undo() }
+    })
   }
 
   readonly #observe: Observe = (result) => {

@@ -11,8 +11,9 @@ import { onEnd } from '../../engine/lease.js'
 import { begin } from '../../pool/begin.js'
 import { execute } from '../../pool/execute.js'
 import { checkNames } from '../../pool/calls.js'
+import { partOf } from '../../pool/pool.js'
 import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
-import { noStats, sumOf } from './sums.js'
+import { noStats, sumOf, sumOfParts } from './sums.js'
 import { Tenants, type Face, type Maker, type Patience, type Visit } from './tenants.js'
 
 /** What the plan of a route asks before any tenant has a pool: each tenant's own pool says what it can do. */
@@ -25,7 +26,8 @@ const anyBackend = (system: string): Connector<unknown> => ({
 /** How many tenants stats tell apart. */
 const LARGEST = 10
 
-const taken = ({ creating, idle, used }: PoolStats): number => creating + idle + used
+type Now = Pick<PoolStats, 'creating' | 'idle' | 'used'>
+const taken = ({ creating, idle, used }: Now): number => creating + idle + used
 
 /** The pools of all tenants, behind one name. A caller has to say whose. */
 export class TenantPool implements Face {
@@ -131,11 +133,16 @@ export class TenantPool implements Face {
 
   stats (): PoolStats {
     const { name, backend: { system }, tenants } = this
-    const all = tenants.all.map(({ label, pool }) => ({ tenant: label, ...pool.stats() }))
-    const largest = all.toSorted((a, b) => b.pending - a.pending || taken(b) - taken(a)).slice(0, LARGEST)
+    // Only the largest tell their numbers each for itself: it takes a while with thousands.
+    const all = tenants.all.map(({ label, pool }) => ({ label, pool, now: partOf(pool) ?? pool.stats() }))
+    const largest = all.toSorted((a, b) => b.now.pending - a.now.pending || taken(b.now) - taken(a.now))
+      .slice(0, LARGEST).map(({ label, pool }) => Object.freeze({ tenant: label, ...pool.stats() }))
+    const parts = all.flatMap(({ now }) => 'books' in now ? [now] : [])
+    const others = all.flatMap(({ now }) => 'books' in now ? [] : [now])
+    const told = parts.length === 0 ? others : [sumOfParts(name, system, parts), ...others]
     return Object.freeze({
-      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.past, ...all]),
-      tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest.map((one) => Object.freeze(one))) }),
+      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.past, ...told]),
+      tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest) }),
     })
   }
 

@@ -1,6 +1,7 @@
 // The numbers of several pools together.
 import type { Bucket, Circuit, Counts, Durations, PoolStats, WindowStats } from '../../../types/pool.js'
 import { Books } from '../../engine/books.js'
+import type { Part } from '../../engine/report.js'
 
 const rank: readonly Circuit[] = ['closed', 'half-open', 'open']
 
@@ -11,14 +12,27 @@ export function noStats (name: string, system: string, { min, max }: { min: numb
   return Object.freeze({ name, system, min, max, ...zeros, circuit: 'closed', ...counts })
 }
 
+const gauges = ['min', 'max', 'creating', 'idle', 'used', 'resetting', 'closing', 'pending', 'late'] as const
+
+type Gauges = Pick<PoolStats, typeof gauges[number] | 'circuit'>
+
+function gaugesOf (all: readonly Gauges[]): Gauges {
+  const sums = gauges.map((gauge) => [gauge, sum(all.map((one) => one[gauge]))])
+  const circuit = all.map(({ circuit }) => circuit).reduce((a, b) => rank.indexOf(b) > rank.indexOf(a) ? b : a)
+  return { ...Object.fromEntries(sums) as Record<typeof gauges[number], number>, circuit }
+}
+
+/** As `sumOf`, of pools that have not told their numbers: there may be thousands. @param parts at least one */
+export function sumOfParts (name: string, system: string, parts: readonly Part[]): PoolStats {
+  return Object.freeze({ name, system, ...gaugesOf(parts), ...Books.tell(parts) })
+}
+
 /** @param all at least one. The sum has the name of the first. */
 export function sumOf (all: readonly PoolStats[]): PoolStats {
   const { targets: _targets, tenants: _tenants, ...first } = all[0]!
-  const gauges = ['min', 'max', 'creating', 'idle', 'used', 'resetting', 'closing', 'pending', 'late'] as const
   return Object.freeze({
     ...first,
-    ...Object.fromEntries(gauges.map((gauge) => [gauge, sum(all.map((one) => one[gauge]))])),
-    circuit: all.map(({ circuit }) => circuit).reduce((a, b) => rank.indexOf(b) > rank.indexOf(a) ? b : a),
+    ...gaugesOf(all),
     ...countsOf(all),
     createFailures: records(all.map(({ createFailures }) => createFailures)),
     routes: records(all.map(({ routes }) => routes)),

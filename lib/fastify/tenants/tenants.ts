@@ -153,10 +153,22 @@ export class Tenants {
 
   /** @param key undefined: of all tenants */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>, key?: string): () => void {
+    return this.follow((pool, label) => {
+      const tell = (payload: object) => listener(Object.freeze({ ...payload, tenant: label }) as never)
+      return pool.on(event, tell as PoolListener<E>)
+    }, key)
+  }
+
+  /**
+   * Begins something with each pool that is there, and that comes.
+   *
+   * @param enter returns its own undo
+   * @param key undefined: of all tenants
+   */
+  follow (enter: (pool: Face, label: string) => () => void, key?: string): () => void {
     const undos = new Set<() => void>()
     const begin = ({ label }: Tenant, pool: Face) => {
-      const tell = (payload: object) => listener(Object.freeze({ ...payload, tenant: label }) as never)
-      const undo = pool.on(event, tell as PoolListener<E>)
+      const undo = enter(pool, label)
       undos.add(undo)
       // Its last event: nothing of it stays.
       pool.on('close', () => { undos.delete(undo) })

@@ -34,6 +34,8 @@ export type Metric = readonly [otel: string, prometheus: string, labels?: Readon
 
 const warn = 40
 const info = 30
+/** The codes of requests that were refused, or waited in vain. */
+const refusals = /^FST_POOL_(?:ACQUIRE_TIMEOUT|CONNECT_FAILED|CIRCUIT_OPEN|QUEUE_FULL|OVERLOADED|CLOSED)$/
 /** How many lines one pool may write in 10 s. */
 const most = 12
 
@@ -104,15 +106,17 @@ export class Incident {
   async alert (t: Test, [otel, prometheus, labels = {}]: Metric, asked: (value: number) => boolean, pool = 'db') {
     const [one, other] = [await this.otel(otel, pool, labels), await this.prometheus(prometheus, pool, labels)]
     const what = `${asked}`.replace('(value) => ', '')
-    t.ok(one !== undefined && asked(one), `OpenTelemetry: ${otel} ${JSON.stringify(labels)} is ${one}: ${what}`)
-    t.ok(other !== undefined && asked(other), `Prometheus: ${prometheus} ${JSON.stringify(labels)} is ${other}: ${what}`)
+    const which = JSON.stringify(labels)
+    t.ok(one !== undefined && asked(one), `OpenTelemetry: ${otel} ${which} is ${one}: ${what}`)
+    t.ok(other !== undefined && asked(other), `Prometheus: ${prometheus} ${which} is ${other}: ${what}`)
   }
 
   /** The value of one series; of a histogram its count. */
   async otel (name: string, pool: string, labels: Readonly<Record<string, string>> = {}): Promise<number | undefined> {
     this.#exporter.reset()
     await this.#provider.forceFlush()
-    const all = this.#exporter.getMetrics().flatMap(({ scopeMetrics }) => scopeMetrics.flatMap(({ metrics }) => metrics))
+    const scopes = this.#exporter.getMetrics().flatMap(({ scopeMetrics }) => scopeMetrics)
+    const all = scopes.flatMap(({ metrics }) => metrics)
     const points = all.filter(({ descriptor }) => descriptor.name === name).flatMap(({ dataPoints }) =>
       dataPoints as Array<DataPoint<unknown>>)
     const wanted = Object.entries({ 'db.client.connection.pool.name': pool, ...labels })
@@ -139,7 +143,7 @@ export class Incident {
     const worst = Math.max(0, ...times.map((from) => times.filter((at) => at >= from && at < from + 10_000).length))
     t.ok(worst <= most, `at most ${worst} lines of ours in 10 s`)
     const refused = this.lines.filter(({ event, err }) => event !== undefined &&
-      /^FST_POOL_(?!DEADLOCK)/.test(String((err as { code?: string } | undefined)?.code)))
+      refusals.test(String((err as { code?: string } | undefined)?.code)))
     t.same(refused, [], 'no line of ours is of a refused request')
   }
 
@@ -156,7 +160,8 @@ export class Incident {
 
   /** For whoever reads the test's output. */
   show (t: Test): void {
-    if (process.env.SHOW !== undefined) for (const line of this.ours) t.comment(JSON.stringify({ ...line, hostname: undefined, pid: undefined, err: undefined }))
+    if (process.env.SHOW === undefined) return
+    for (const { hostname: _, pid, err, ...line } of this.ours) t.comment(JSON.stringify(line))
   }
 }
 

@@ -6,7 +6,7 @@ import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
-import { isPermanent, isTransient, kindOf } from './errors.js'
+import { isPermanent, isTransient, kindOf, withCode } from './errors.js'
 import { exclusive, Source, type RedisOptions, type Site } from './options.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
@@ -105,7 +105,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
         // `connect()` rejects with no more than that the connection is closed. The reason came by an event.
         const reason = session.error ?? error
         await session.end()
-        throw signal.aborted ? signal.reason : reason
+        throw signal.aborted ? signal.reason : withCode(reason)
       }
     })
   }

@@ -1,6 +1,7 @@
 import type { Holder } from '../../../types/pool.js'
 import { ago, Episode } from './episode.js'
 import { heldBy } from './held.js'
+import type { Why } from './outage.js'
 import * as texts from './texts.js'
 
 /** How often the pool is looked at while its connections are all used, in ms. */
@@ -11,6 +12,8 @@ const CALM = 1000
 /** What is used up: a pool, one of its targets, or the share of one key. */
 export interface Used {
   readonly max: number
+  /** Connections that are there. */
+  readonly here: number
   readonly creating: number
   readonly pending: number
   /** Connections that are free now. */
@@ -26,6 +29,8 @@ export interface Site {
   /** undefined: it is gone, or nobody knows; 'over': all of it was given back. */
   used (): Used | 'over' | undefined
   holders (): readonly Holder[]
+  /** Why there are no more connections; undefined: more can be made, up to `max`. */
+  failing (): Why | undefined
   write (line: 'pool.exhausted' | 'pool.exhausted.end', fields: object, msg: string): void
 }
 
@@ -66,7 +71,9 @@ export class Exhausted {
     if (episode.told === 0 && this.#about.bulkhead === undefined && now < episode.due) return episode.due
     const used = this.#site.used()
     if (used === undefined) return this.#forget()
-    if (used === 'over') return episode.told > 0 && this.#last !== undefined ? this.#end(this.#last, now) : this.#forget()
+    if (used === 'over') {
+      return episode.told > 0 && this.#last !== undefined ? this.#end(this.#last, now) : this.#forget()
+    }
     this.#most = Math.max(this.#most, used.pending)
     this.#max = Math.max(this.#max, used.max)
     if (episode.told === 0) {
@@ -107,13 +114,14 @@ export class Exhausted {
 
   #tell (used: Used, now: number): void {
     const { since } = this.#episode!
-    const { max, creating, pending } = used
+    const { max, here, creating, pending } = used
+    const failing = here < max ? this.#site.failing() : undefined
     const { target, bulkhead } = this.#about
     const held = heldBy(this.#site.holders())
     const lasted = now - since
     const rate = this.#rate(used, now)
     const { msg, cause, remedy } = texts.exhausted({
-      max, creating, pending, for: lasted, rate, held, target, bulkhead,
+      max, here, creating, pending, for: lasted, rate, held, target, bulkhead, failing,
     })
     this.#site.write('pool.exhausted', {
       ...this.#about,
@@ -125,6 +133,7 @@ export class Exhausted {
       rate,
       ...this.#failed(used),
       held,
+      ...failing,
       cause,
       remedy,
     }, msg)

@@ -28,6 +28,13 @@ export interface Site {
   ): void
 }
 
+export interface Why {
+  readonly cause: string
+  readonly remedy: string
+  readonly code?: unknown
+  readonly kind?: FailureKind
+}
+
 /** Connections can't be made: from the first create that fails to the next that succeeds. */
 export class Outage {
   readonly #site: Site
@@ -72,6 +79,11 @@ export class Outage {
   /** How many outages there were within the last minute, one that goes on included. */
   recent (now: number): number {
     return this.#outages.filter((at) => now - at < MINUTE).length
+  }
+
+  /** Why connections can't be made, as fields; undefined: they can. */
+  get why (): Why | undefined {
+    return this.#cause === undefined || this.#episode === undefined ? undefined : this.#why()
   }
 
   /** A connection was made. */
@@ -138,7 +150,7 @@ export class Outage {
   }
 
   /** Cause and remedy, as fields. */
-  #why (): object {
+  #why (): Why {
     const { error, kind } = this.#cause!
     const { code } = error as { code?: unknown }
     return {

@@ -127,6 +127,8 @@ interface Deaths {
   readonly target: string | undefined
   n: number
   cause: Error | undefined
+  /** Connections whose reset failed. */
+  readonly resets: Error[]
 }
 
 interface Deadlock {
@@ -190,9 +192,10 @@ class PoolStory {
           const { idle, used } = stats
           // Without any connection it is an outage, which is another story.
           const isDown = idle + used === 0 && this.#outages.get(key)?.goesOn === true
-          return { ...stats, free: isDown ? Infinity : idle }
+          return { ...stats, free: isDown ? Infinity : idle, here: idle + used }
         },
         holders: () => this.#site.holders(this.#pool).filter((holder) => holder.target === target),
+        failing: () => this.#outages.get(key)?.why,
         write: (line, fields, msg) => { this.#write(line, fields, msg) },
       }, target === undefined ? {} : { target })
       this.#exhausted.set(key, one)
@@ -207,6 +210,7 @@ class PoolStory {
       one = new Exhausted({
         used: () => this.#shareOf(bulkhead),
         holders: () => this.#site.holders(this.#pool).filter((holder) => holder.bulkhead === bulkhead),
+        failing: () => undefined,
         write: (line, fields, msg) => { this.#write(line, fields, msg) },
       }, { bulkhead })
       this.#shares.set(bulkhead, one)
@@ -224,6 +228,7 @@ class PoolStory {
     this.#told.add(error)
     if (phase === 'create') return this.#outageOf(target).failed(error, kind, now)
     if (phase === 'death' || phase === 'validate' || phase === 'isBroken') return this.#died(target, error, now)
+    if (phase === 'reset') return this.#resetFailed(target, error, now)
     const { code } = error as { code?: unknown }
     const fields = {
       ...(target !== undefined && { target }),
@@ -232,9 +237,7 @@ class PoolStory {
       ...(code !== undefined && { code }),
       err: error,
     }
-    // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
-    const level = phase === 'reset' ? 'warn' : undefined
-    return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
+    return this.#write('pool.error', fields, texts.failed(phase, error.message))
   }
 
   disconnected ({ reason, error, target }: PoolEvents['disconnect'], now: number): number {
@@ -244,13 +247,51 @@ class PoolStory {
   }
 
   #died (target: string | undefined, cause: Error | undefined, now: number): number {
-    const deaths = this.#deaths.get(target ?? '') ?? { since: now, target, n: 0, cause }
+    const deaths = this.#deathsOf(target, now)
     deaths.n++
-    this.#deaths.set(target ?? '', deaths)
+    deaths.cause ??= cause
     return deaths.since + TOGETHER
   }
 
-  #tellDeaths ({ n, cause, target }: Deaths): void {
+  /** Where its server is gone too, it was a death like others; else a request left what nothing undoes. */
+  #resetFailed (target: string | undefined, error: Error, now: number): number {
+    const deaths = this.#deathsOf(target, now)
+    deaths.resets.push(error)
+    return deaths.since + TOGETHER
+  }
+
+  #deathsOf (target: string | undefined, now: number): Deaths {
+    const deaths = this.#deaths.get(target ?? '') ?? { since: now, target, n: 0, cause: undefined, resets: [] }
+    this.#deaths.set(target ?? '', deaths)
+    return deaths
+  }
+
+  /** No connection died, and resets failed all the same. */
+  #areResets ({ n, resets, target }: Deaths): boolean {
+    return n === 0 && resets.length > 0 && this.#outages.get(target ?? '')?.goesOn !== true
+  }
+
+  /** A request left what nothing undoes, and its connection was replaced: nothing is broken. */
+  #tellResets ({ resets, target }: Deaths): void {
+    const [err] = resets
+    const { cause = err } = err as { cause?: unknown }
+    const { message, code = (err as { code?: unknown }).code } = cause as Error & { code?: unknown }
+    this.#write('pool.error', {
+      ...(target !== undefined && { target }),
+      phase: 'reset',
+      connections: resets.length,
+      cause: message,
+      code,
+      remedy: 'find out what the requests leave on their connections; the connections were replaced',
+      err,
+    }, texts.failed('reset', message), { level: 'warn' })
+  }
+
+  #tellDeaths (deaths: Deaths): void {
+    if (this.#areResets(deaths)) return this.#tellResets(deaths)
+    const { target, resets } = deaths
+    const n = deaths.n + resets.length
+    const cause = deaths.cause ?? (resets[0]?.cause as Error | undefined)
     const stats = this.#statsOf(target)
     const left = stats === undefined ? 0 : stats.idle + stats.used
     const why = cause?.message ?? 'the connection was closed'
@@ -303,7 +344,7 @@ class PoolStory {
     // What is served of one share, nobody counts: what the whole pool serves says more than nothing.
     const { acquired, released } = stats
     // It waits only where its share is used up.
-    return { max: used, creating: 0, free: 0, pending, timeouts, refused, acquired, released }
+    return { max: used, here: used, creating: 0, free: 0, pending, timeouts, refused, acquired, released }
   }
 
   // --- Deadlocks -----------------------------------------------------------------------------------------------------
@@ -334,13 +375,22 @@ class PoolStory {
   // --- The pool ------------------------------------------------------------------------------------------------------
 
   failover ({ from, to }: PoolEvents['failover'], _now: number): number {
-    return this.#write('pool.failover', { from, to }, texts.failover(from, to))
+    return this.#write('pool.failover', {
+      from,
+      to,
+      cause: to === undefined
+        ? `${from} does not take writes any more, and no other server does`
+        : `${to} says that it is the primary${from === undefined ? '' : `, and ${from} has gone or does not any more`}`,
+      remedy: to === undefined
+        ? 'promote a replica, or bring the primary back: writes wait or fail until then, and reads are served'
+        : 'none for the pool, which writes there from now on: see why the old primary went away',
+    }, texts.failover(from, to))
   }
 
   lag ({ target, lag, maxLag, over }: PoolEvents['lag'], _now: number): number {
     return this.#write('pool.lag', {
       target,
-      lag,
+      lag: lag === null ? null : Math.round(lag),
       maxLag,
       over,
       ...(over && {
@@ -417,10 +467,12 @@ class PoolStory {
   look (now: number): number {
     for (const [target, deaths] of this.#deaths) {
       if (now < deaths.since + TOGETHER) continue
+      // There may be many: those that must wait have one line together.
+      if (this.#areResets(deaths) && !this.#throttle.hasRoom('pool.error', now)) continue
       this.#deaths.delete(target)
       this.#tellDeaths(deaths)
     }
-    const times = [...this.#deaths.values()].map(({ since }) => since + TOGETHER)
+    const times = [...this.#deaths.values()].map(({ since }) => Math.max(since + TOGETHER, now + TOGETHER))
     for (const outage of this.#outages.values()) times.push(outage.look(now))
     for (const exhausted of this.#exhausted.values()) times.push(exhausted.look(now))
     for (const [key, share] of this.#shares) {

@@ -44,16 +44,13 @@ function nameless (route: string): string {
 }
 
 /** What to do about those who hold most. */
-function remedyFor (by: readonly HeldBy[], opens: boolean): string {
-  const [first] = by
-  if (first === undefined || opens) return 'the server or the network is slow to make connections: see connectTimeout and min'
-  const { route, doing } = first
+function remedyFor ({ route, doing }: HeldBy): string {
   if (doing === 'idle in transaction') {
     return `${route} keeps a transaction open and sends nothing: end the transaction before other work`
   }
   if (doing === 'idle') {
-    return `${route} holds its connection and sends nothing: release it before other work, such as a wait for another ` +
-      `connection, or find out where it is forgotten (leakAfter)${nameless(route)}`
+    return `${route} holds its connection and sends nothing: release it before other work, such as a wait for ` +
+      `another connection, or find out where it is forgotten (leakAfter)${nameless(route)}`
   }
   const search = `look for slow queries${doing === 'query' ? '' : ', other work, or a leak (leakAfter)'}`
   return `${search} in ${route}; raise max only where the server can serve more; a bulkhead keeps places for others`
@@ -70,28 +67,48 @@ export interface Exhausted {
   readonly target?: string | undefined
   /** It is the share of one key. */
   readonly bulkhead?: string | undefined
+  /** Connections that are there. */
+  readonly here: number
+  /** Why there are no more. */
+  readonly failing?: { readonly cause: string, readonly remedy: string } | undefined
+}
+
+/** What is used up. */
+function usedUp ({ max, here, target, bulkhead, failing }: Exhausted): string {
+  const to = target === undefined ? '' : ` to ${target}`
+  if (bulkhead !== undefined) {
+    return `the requests of one key (bulkhead ${bulkhead}) have had their whole share of ${count(max, 'connection')}`
+  }
+  if (failing !== undefined) return `all ${here} connections that there are${to} (max ${max}) have been used`
+  return max === 1 ? `the only connection${to} has been used` : `all ${max} connections${to} have been used`
+}
+
+function whyUsedUp ({ max, creating, held: [first], bulkhead, failing }: Exhausted) {
+  if (failing !== undefined) {
+    return { cause: `no more connections can be made: ${failing.cause}`, remedy: failing.remedy }
+  }
+  // Where most of the connections are not there yet, those who hold the others are not to blame.
+  if (first === undefined || creating * 2 > max) {
+    return {
+      cause: `${count(creating, 'connection is', 'connections are')} still being opened`,
+      remedy: 'the server or the network is slow to make connections: see connectTimeout and min',
+    }
+  }
+  const { route, connections, doing } = first
+  return {
+    cause: `${route} holds ${connections} of ${max}${doing === undefined ? '' : ` (${doing})`}`,
+    remedy: bulkhead === undefined
+      ? remedyFor(first)
+      : 'the others are served: raise bulkhead.max only where this key may have more, or let its client slow down',
+  }
 }
 
 export function exhausted (told: Exhausted): { readonly msg: string, readonly cause: string, readonly remedy: string } {
-  const { max, creating, pending, for: lasted, rate, held: by, target, bulkhead } = told
-  const to = target === undefined ? '' : ` to ${target}`
-  const connections = max === 1 ? `the only connection${to}` : `all ${max} connections${to}`
-  const what = bulkhead === undefined
-    ? `${connections} ${max === 1 ? 'has' : 'have'} been used`
-    : `the requests of one key (bulkhead ${bulkhead}) have had their whole share of ${count(max, 'connection')}`
+  const { max, creating, pending, for: lasted, rate, held: by } = told
   const opening = creating > 0 ? `, ${creating} of them still being opened` : ''
-  const msg = `${what} for ${duration(lasted)}${opening}, ${pending} ${pending === 1 ? 'waits' : 'wait'}, ` +
+  const msg = `${usedUp(told)} for ${duration(lasted)}${opening}, ${pending} ${pending === 1 ? 'waits' : 'wait'}, ` +
     `${Math.round(rate * 10) / 10} are served a second${held(by, max)}`
-  const [first] = by
-  // Where most of the connections are not there yet, it is not for those who hold the others.
-  const opens = creating * 2 > max
-  const cause = first === undefined || opens
-    ? `${count(creating, 'connection is', 'connections are')} still being opened`
-    : `${first.route} holds ${first.connections} of ${max}${first.doing === undefined ? '' : ` (${first.doing})`}`
-  const remedy = bulkhead === undefined
-    ? remedyFor(by, opens)
-    : 'the others are served: raise bulkhead.max only where this key may have more, or let its client slow down'
-  return { msg, cause, remedy }
+  return { msg, ...whyUsedUp(told) }
 }
 
 export function exhaustedEnd (
@@ -250,6 +267,7 @@ export function deadlock (pool: string, max: number, refused: number, by: readon
 // --- The pool --------------------------------------------------------------------------------------------------------
 
 export function lag (target: string, lagging: number | null, maxLag: number, over: boolean): string {
+  if (!over && lagging === null) return `${target} is used again (maxLag ${duration(maxLag)})`
   if (!over) return `${target} is used again: it is ${duration(lagging ?? 0)} behind (maxLag ${duration(maxLag)})`
   const behind = lagging === null ? 'nobody knows how far' : duration(lagging)
   return `${target} is left out: it is ${behind} behind, and maxLag is ${duration(maxLag)}`

@@ -111,6 +111,11 @@ export class Incident {
     t.ok(other !== undefined && asked(other), `Prometheus: ${prometheus} ${which} is ${other}: ${what}`)
   }
 
+  /** What both kinds of metrics have together; 0: neither has it. */
+  async alertOf ([otel, prometheus, labels = {}]: Metric, pool = 'db'): Promise<number> {
+    return (await this.otel(otel, pool, labels) ?? 0) + (await this.prometheus(prometheus, pool, labels) ?? 0)
+  }
+
   /** The value of one series; of a histogram its count. */
   async otel (name: string, pool: string, labels: Readonly<Record<string, string>> = {}): Promise<number | undefined> {
     this.#exporter.reset()

@@ -81,7 +81,7 @@ export function codeOf (error: unknown): string {
   return word ?? sharedCodeOf(error)
 }
 
-/** What a connect failed with. Logs and metrics show its code, and ioredis' errors of the server's answers have none. */
+/** What a connect failed with. Logs and metrics show its code: ioredis' errors of the server's answers have none. */
 export function withCode (error: unknown): unknown {
   if (error instanceof Error && error.name === 'ReplyError' && !('code' in error)) {
     Object.assign(error, { code: codeOf(error) })

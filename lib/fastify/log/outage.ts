@@ -58,12 +58,14 @@ export class Outage {
   /** Returns when to look. */
   failed (error: Error, kind: FailureKind | undefined, now: number): number {
     const numbers = this.#site.numbers()
-    this.#cause = { error, kind }
     this.#attempts++
     if (this.#episode === undefined) {
+      this.#cause = undefined
       this.#episode = new Episode(now)
       this.#refusedBefore = numbers?.refused ?? 0
     }
+    // Within one outage, a failure of a known kind says more than the reset that comes of the same thing.
+    if (kind !== undefined || this.#cause?.kind === undefined) this.#cause = { error, kind }
     if (!this.#isDown && numbers?.here === 0) {
       this.#isDown = true
       this.#outages = [...this.#outages.filter((at) => now - at < MINUTE), now]

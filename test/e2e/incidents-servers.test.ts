@@ -151,8 +151,8 @@ async function fullServer (t: Test, { server: { url }, code, allowed, ...databas
 
 /**
  * Redis says that it is full before it is asked, and closes: of connects side by side the client's own writes may fail
- * first, and what it said is lost. So the line may have no more than that, but no route is blamed, and the advice of the
- * start has the server's limit.
+ * first, and what it said is lost. So the line may have no more than that, but no route is blamed, and the advice of
+ * the start has the server's limit.
  */
 async function fullRedis (t: Test, { url }: Server) {
   const options = { backend: 'redis', url, max: 15, acquireTimeout: 5000, overload: false } as PoolOptions

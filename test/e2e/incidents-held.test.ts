@@ -290,7 +290,7 @@ const incidents: Readonly<Record<string, Subtest>> = {
     const proxy = await startProxy(t, server)
     const url = server.url.replace(`:${server.port}`, `:${proxy.port}`)
     const incident = await Incident.stage(t, { backend: 'postgresql', url, max: 5, startup: 'lazy', overload: false } as PoolOptions, served)
-    proxy.latency(400)
+    proxy.latency(700)
     const statuses = incident.ask('/', 100)
     const line = await incident.among(t, 'pool.exhausted')
     t.match(line, { creating: Number, max: 5, cause: /^[345] connections are still being opened$/, remedy: /connectTimeout and min/ })

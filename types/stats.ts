@@ -185,7 +185,10 @@ export interface PoolHealth {
   readonly reason?: string
   /** Since when it has been `down`, or has had no connection, in ms since 1970. */
   readonly since?: number
-  /** Of one ping on an idle connection, in ms, to a hundredth. `null`: none was idle, or the connector has no `validate`. */
+  /**
+   * Of one ping on an idle connection, in ms, to a hundredth. `null`: none was idle, or the connector has no
+   * `validate`.
+   */
   readonly latency: number | null
   readonly circuit: Circuit
   readonly stats: PoolStats

@@ -27,7 +27,7 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
   const setting = Object.hasOwn(app, kSetting) ? app[kSetting] : setUp(app, checked)
   for (const name of checked.pools.keys()) setting.manager.checkNew(name)
   // Before any pool opens: what happens then counts, too.
-  await addMetrics(app, setting.manager, checked)
+  await addMetrics(app, setting, checked)
 
   // Whatever fails, the pools that were made before it are closed.
   const made: Array<PoolFace<unknown>> = []
@@ -57,7 +57,7 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
 }
 
 async function addMetrics (
-  app: FastifyInstance, manager: PoolManager, { otel, prometheus, serverTiming }: ResolvedPluginOptions
+  app: FastifyInstance, { manager, ends }: Setting, { otel, prometheus, serverTiming }: ResolvedPluginOptions
 ): Promise<void> {
   if (serverTiming) {
     const { tellServerTiming } = await import('./metrics/server-timing.js')
@@ -65,13 +65,11 @@ async function addMetrics (
   }
   if (otel !== false) {
     const { exportOtel } = await import('./metrics/otel.js')
-    const undo = await exportOtel(manager, otel === true ? undefined : otel.meter)
-    app.addHook('onClose', async () => { undo() })
+    ends.push(await exportOtel(manager, otel === true ? undefined : otel.meter))
   }
   if (prometheus !== false) {
     const { exportPrometheus } = await import('./metrics/prometheus.js')
-    const undo = await exportPrometheus(manager, prometheus === true ? undefined : prometheus.register)
-    app.addHook('onClose', async () => { undo() })
+    ends.push(await exportPrometheus(manager, prometheus === true ? undefined : prometheus.register))
   }
 }
 
@@ -115,7 +113,7 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
   })
   const plans = new Plans(manager, outer?.plans)
   const probes = new HealthProbes(app, manager)
-  const setting: Setting = { manager, plans, probes, abortGrace, bodyGrace, replyGrace }
+  const setting: Setting = { manager, plans, probes, abortGrace, bodyGrace, replyGrace, ends: [] }
   app.decorate(kSetting, setting)
   app.decorate('pools', manager)
   // Before any pool opens: what happens then is logged, too.
@@ -132,7 +130,7 @@ function setUp (app: FastifyInstance, options: ResolvedPluginOptions): Setting {
   // Hooks of a scope run for the scopes inside it, too: these are of the request as a whole, and run once.
   if (outer === undefined) addEndHooks(app)
 
-  addCloseHooks(app, manager)
+  addCloseHooks(app, setting)
   return setting
 }
 
@@ -179,7 +177,7 @@ function addRouteChecks (app: FastifyInstance, setting: Setting): void {
   })
 }
 
-function addCloseHooks (app: FastifyInstance, manager: PoolManager): void {
+function addCloseHooks (app: FastifyInstance, { manager, ends }: Setting): void {
   const deadlines: NodeJS.Timeout[] = []
   app.addHook('preClose', (done) => {
     // Requests in flight, and those that wait, are still served.
@@ -190,6 +188,8 @@ function addCloseHooks (app: FastifyInstance, manager: PoolManager): void {
   app.addHook('onClose', async () => {
     for (const deadline of deadlines) clearTimeout(deadline)
     await manager.close()
+    // A close that hangs is seen in the metrics, too.
+    for (const end of ends) end()
   })
 }
 

@@ -9,6 +9,8 @@ export interface Setting extends Graces {
   readonly plans: Plans
   readonly probes: HealthProbes
   readonly bodyGrace: number
+  /** Called when the scope's pools are closed. */
+  readonly ends: Array<() => void>
 }
 
 export const kSetting = Symbol('fastify-pool.setting')

@@ -6,7 +6,7 @@ import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
-import { isPermanent, isTransient, kindOf } from './errors.js'
+import { isPermanent, isTransient, kindOf, withCode } from './errors.js'
 import { exclusive, Source, type RedisOptions, type Site } from './options.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
@@ -89,6 +89,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
       ...(role === 'master' && { reconnectOnError: (error: Error) => { session.answered(error); return false } }),
     })
     const session = new RedisSession(connection, this.#site)
+    const refusal = hearRefusal(connection)
     const sentinels = new Set<Redis>()
     limitSentinels(connection, connectTimeout, sentinels, () => signal.aborted)
     // ioredis' own timeout covers neither the handshake nor the search for a master.
@@ -103,9 +104,9 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
         return session
       } catch (error) {
         // `connect()` rejects with no more than that the connection is closed. The reason came by an event.
-        const reason = session.error ?? error
+        const reason = refusal() ?? session.error ?? error
         await session.end()
-        throw signal.aborted ? signal.reason : reason
+        throw signal.aborted ? signal.reason : withCode(reason)
       }
     })
   }
@@ -161,4 +162,21 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     this.#closed = true
     await Promise.all([this.#watch?.close(), this.#shared.close()])
   }
+}
+
+/**
+ * A full server says so before it is asked anything, and closes the connection: ioredis drops an answer that belongs to
+ * no command, and tells only of the end.
+ *
+ * @returns what it said, once it has
+ */
+function hearRefusal (connection: Redis): () => Error | undefined {
+  let refusal: Error | undefined
+  connection.once('connect', () => {
+    connection.stream.once('data', (data: Buffer | string) => {
+      const [, message] = /^-(ERR max number of clients[^\r]*)/.exec(String(data)) ?? []
+      if (message !== undefined) refusal = Object.assign(new Error(message), { name: 'ReplyError' })
+    })
+  })
+  return () => refusal
 }

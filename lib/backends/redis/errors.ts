@@ -81,6 +81,14 @@ export function codeOf (error: unknown): string {
   return word ?? sharedCodeOf(error)
 }
 
+/** What a connect failed with. Logs and metrics show its code: ioredis' errors of the server's answers have none. */
+export function withCode (error: unknown): unknown {
+  if (error instanceof Error && error.name === 'ReplyError' && !('code' in error)) {
+    Object.assign(error, { code: codeOf(error) })
+  }
+  return error
+}
+
 /** The answer. undefined where the user may not ask: the server did answer, and no more can be known. */
 export async function unlessDenied (answer: Promise<unknown>): Promise<unknown> {
   try {

@@ -1,6 +1,11 @@
 /** After how long a line is written about what lasts, in ms; then each minute. */
 const STEPS = [1000, 10_000, 60_000]
 
+/** When something began that has lasted for so long, in ms, as a date. */
+export function ago (lasted: number): string {
+  return new Date(Date.now() - lasted).toISOString()
+}
+
 /** Something that lasts: when a line about it is due. */
 export class Episode {
   /** When it began. */

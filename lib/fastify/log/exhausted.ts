@@ -1,6 +1,7 @@
 import type { Holder } from '../../../types/pool.js'
-import { Episode } from './episode.js'
+import { ago, Episode } from './episode.js'
 import { heldBy } from './held.js'
+import type { Why } from './outage.js'
 import * as texts from './texts.js'
 
 /** How often the pool is looked at while its connections are all used, in ms. */
@@ -11,6 +12,8 @@ const CALM = 1000
 /** What is used up: a pool, one of its targets, or the share of one key. */
 export interface Used {
   readonly max: number
+  /** Connections that are there. */
+  readonly here: number
   readonly creating: number
   readonly pending: number
   /** Connections that are free now. */
@@ -23,9 +26,11 @@ export interface Used {
 
 /** What it asks, and how it writes. */
 export interface Site {
-  /** undefined: it is gone. */
-  used (): Used | undefined
+  /** undefined: it is gone, or nobody knows; 'over': all of it was given back. */
+  used (): Used | 'over' | undefined
   holders (): readonly Holder[]
+  /** Why there are no more connections; undefined: more can be made, up to `max`. */
+  failing (): Why | undefined
   write (line: 'pool.exhausted' | 'pool.exhausted.end', fields: object, msg: string): void
 }
 
@@ -41,6 +46,8 @@ export class Exhausted {
   #calmSince: number | undefined
   /** How many waited at most. */
   #most = 0
+  /** How many connections there were at most: of a share, what is used of it. */
+  #max = 0
 
   constructor (site: Site, about: { readonly target?: string, readonly bulkhead?: string }) {
     this.#site = site
@@ -52,7 +59,8 @@ export class Exhausted {
     if (this.#episode !== undefined && (this.#episode.told > 0 || this.#about.bulkhead !== undefined)) return Infinity
     // The line was empty in between: what was before does not count.
     this.#episode = new Episode(now)
-    this.#before = this.#site.used()
+    const used = this.#site.used()
+    this.#before = used === 'over' ? undefined : used
     return this.#about.bulkhead === undefined ? this.#episode.due : now + LOOK
   }
 
@@ -63,7 +71,11 @@ export class Exhausted {
     if (episode.told === 0 && this.#about.bulkhead === undefined && now < episode.due) return episode.due
     const used = this.#site.used()
     if (used === undefined) return this.#forget()
+    if (used === 'over') {
+      return episode.told > 0 && this.#last !== undefined ? this.#end(this.#last, now) : this.#forget()
+    }
     this.#most = Math.max(this.#most, used.pending)
+    this.#max = Math.max(this.#max, used.max)
     if (episode.told === 0) {
       if (used.pending === 0 || used.free > 0) return this.#forget()
       if (now < episode.due) return now + LOOK
@@ -78,7 +90,8 @@ export class Exhausted {
 
   /** The pool is closed. */
   close (now: number): void {
-    const used = this.#site.used() ?? this.#last
+    const seen = this.#site.used()
+    const used = seen === 'over' || seen === undefined ? this.#last : seen
     if (this.#episode !== undefined && this.#episode.told > 0 && used !== undefined) this.#end(used, now)
   }
 
@@ -90,7 +103,7 @@ export class Exhausted {
 
   #forget (): number {
     this.#episode = undefined
-    this.#most = 0
+    this.#most = this.#max = 0
     return Infinity
   }
 
@@ -101,27 +114,41 @@ export class Exhausted {
 
   #tell (used: Used, now: number): void {
     const { since } = this.#episode!
-    const { max, creating, pending } = used
+    const { max, here, creating, pending } = used
+    const failing = here < max ? this.#site.failing() : undefined
     const { target, bulkhead } = this.#about
     const held = heldBy(this.#site.holders())
     const lasted = now - since
     const rate = this.#rate(used, now)
     const { msg, cause, remedy } = texts.exhausted({
-      max, creating, pending, for: lasted, rate, held, target, bulkhead,
+      max, here, creating, pending, for: lasted, rate, held, target, bulkhead, failing,
     })
     this.#site.write('pool.exhausted', {
-      ...this.#about, for: Math.round(lasted), max, creating, pending, rate, ...this.#failed(used), held, cause, remedy,
+      ...this.#about,
+      since: ago(lasted),
+      for: Math.round(lasted),
+      max,
+      creating,
+      pending,
+      rate,
+      ...this.#failed(used),
+      held,
+      ...failing,
+      cause,
+      remedy,
     }, msg)
   }
 
   #failed (used: Used): { readonly timeouts: number, readonly refused: number } {
     const before = this.#before ?? used
-    return { timeouts: used.timeouts - before.timeouts, refused: used.refused - before.refused }
+    // A share's counters begin anew when all of it was given back.
+    const grown = (name: 'timeouts' | 'refused') => Math.max(0, used[name] - before[name])
+    return { timeouts: grown('timeouts'), refused: grown('refused') }
   }
 
   #end (used: Used, at: number): number {
     const lasted = at - this.#episode!.since
-    const { max } = used
+    const max = this.#about.bulkhead === undefined ? used.max : this.#max
     const [rate, most, failed] = [this.#rate(used, at), this.#most, this.#failed(used)]
     this.#site.write('pool.exhausted.end', {
       ...this.#about, for: Math.round(lasted), max, most, rate, ...failed,

@@ -15,6 +15,8 @@ export interface HeldBy {
   readonly serverId?: string | number
 }
 
+/** What a holder without a label is called. */
+export const callerWithoutName = 'a caller without a name'
 /** How many routes a line names. */
 const ROUTES = 10
 
@@ -46,5 +48,5 @@ function told (route: string, { holder, heldFor, doing, sinceQuery, serverId }: 
 
 function routeOf (holder: HolderLabel | undefined): string {
   if (typeof holder === 'string') return holder
-  return holder?.route ?? (holder?.id === undefined ? 'a caller without a name' : 'a request without a route')
+  return holder?.route ?? (holder?.id === undefined ? callerWithoutName : 'a request without a route')
 }

@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import type { StoryLine } from '../../../types/plugin.js'
 import type { Clock, Holder, HolderLabel, PoolEventName, PoolEvents } from '../../../types/pool.js'
-import type { Managed, PoolManager } from '../pools.js'
+import { statsOf, type Managed, type PoolManager } from '../pools.js'
 import { RequestHolder } from '../request/holder.js'
 import { Bulkhead } from '../rules/bulkhead.js'
 import { eventLevels, isEnabled, storyLevels, type Level, type Levels } from './levels.js'
@@ -52,9 +52,13 @@ export function logEvents (
   const levelOf = (line: StoryLine) => levels[line] ?? storyLevels[line]
   const isOn = (level: Level | false): level is Level => level !== false && isEnabled(app.log, level)
   const story = new Story({
-    stats: (pool) => manager.find(pool)?.pool.stats(),
+    // With what the place in front of the pool knows: shares, and who has them.
+    stats: (pool) => {
+      const found = manager.find(pool)
+      return found === undefined ? undefined : statsOf(found)
+    },
     places: (pool) => manager.find(pool)?.places ?? [],
-    holders: (pool) => manager.find(pool)?.pool.holders() ?? [],
+    holders: (pool) => manager.has(pool) ? manager.holders(pool) : [],
     ask: (pool) => manager.find(pool)?.collector.ask(),
     look: (pool, now) => { if (isOn(levelOf('pool.advice'))) manager.find(pool)?.collector.look(now) },
     advice: (pool, now) => isOn(levelOf('pool.advice')) ? manager.find(pool)?.collector.advice(now) ?? [] : [],

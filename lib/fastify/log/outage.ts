@@ -1,10 +1,12 @@
 import type { FailureKind } from '../../../types/connector.js'
 import { remedies } from '../../engine/failure.js'
-import { Episode } from './episode.js'
+import { ago, Episode } from './episode.js'
 import * as texts from './texts.js'
 
 /** Outages within this time are counted, in ms. */
 const MINUTE = 60_000
+/** So many within it are told, and called flapping. */
+export const FLAPS = 3
 
 export interface Numbers {
   readonly max: number
@@ -24,6 +26,13 @@ export interface Site {
     line: 'pool.down' | 'pool.up' | 'pool.limit' | 'pool.limit.end' | 'pool.error', fields: object, msg: string,
     level?: 'warn'
   ): void
+}
+
+export interface Why {
+  readonly cause: string
+  readonly remedy: string
+  readonly code?: unknown
+  readonly kind?: FailureKind
 }
 
 /** Connections can't be made: from the first create that fails to the next that succeeds. */
@@ -49,12 +58,14 @@ export class Outage {
   /** Returns when to look. */
   failed (error: Error, kind: FailureKind | undefined, now: number): number {
     const numbers = this.#site.numbers()
-    this.#cause = { error, kind }
     this.#attempts++
     if (this.#episode === undefined) {
+      this.#cause = undefined
       this.#episode = new Episode(now)
       this.#refusedBefore = numbers?.refused ?? 0
     }
+    // Within one outage, a failure of a known kind says more than the reset that comes of the same thing.
+    if (kind !== undefined || this.#cause?.kind === undefined) this.#cause = { error, kind }
     if (!this.#isDown && numbers?.here === 0) {
       this.#isDown = true
       this.#outages = [...this.#outages.filter((at) => now - at < MINUTE), now]
@@ -67,18 +78,28 @@ export class Outage {
     return this.#episode !== undefined
   }
 
+  /** How many outages there were within the last minute, one that goes on included. */
+  recent (now: number): number {
+    return this.#outages.filter((at) => now - at < MINUTE).length
+  }
+
+  /** Why connections can't be made, as fields; undefined: they can. */
+  get why (): Why | undefined {
+    return this.#cause === undefined || this.#episode === undefined ? undefined : this.#why()
+  }
+
   /** A connection was made. */
   connected (now: number): void {
     if (this.#episode === undefined) return
-    const outages = this.#isDown ? this.#outages.filter((at) => now - at < MINUTE).length : 0
+    const outages = this.#isDown ? this.recent(now) : 0
     const lasted = now - this.#episode.since
     const { pool, target } = this.#site
     const about = { ...(target !== undefined && { target }), for: Math.round(lasted), attempts: this.#attempts }
     if (this.#line === 'pool.limit') {
       this.#site.write('pool.limit.end', about, texts.limitEnd(pool, target, lasted, this.#attempts))
-    } else if (this.#line === 'pool.down' || outages >= 3) {
+    } else if (this.#line === 'pool.down' || outages >= FLAPS) {
       const refused = this.#refused(this.#site.numbers())
-      const flaps = outages >= 3
+      const flaps = outages >= FLAPS
       this.#site.write('pool.up', { ...about, refused, outages, ...(flaps && { flaps, ...this.#why() }) },
         texts.up({ pool, target, for: lasted, attempts: this.#attempts, refused, outages }), flaps ? 'warn' : undefined)
     }
@@ -114,7 +135,13 @@ export class Outage {
     this.#attemptsTold = attempts
     this.#line = here === 0 ? 'pool.down' : kind === 'full' ? 'pool.limit' : 'pool.error'
     const about = {
-      ...(target !== undefined && { target }), for: Math.round(lasted), attempts, refused, pending, ...this.#why(),
+      ...(target !== undefined && { target }),
+      since: ago(lasted),
+      for: Math.round(lasted),
+      attempts,
+      refused,
+      pending,
+      ...this.#why(),
     }
     const cause = error.message
     if (this.#line === 'pool.down') {
@@ -125,7 +152,7 @@ export class Outage {
   }
 
   /** Cause and remedy, as fields. */
-  #why (): object {
+  #why (): Why {
     const { error, kind } = this.#cause!
     const { code } = error as { code?: unknown }
     return {

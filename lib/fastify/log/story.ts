@@ -5,11 +5,12 @@ import type { StoryLine } from '../../../types/plugin.js'
 import { Alarm, systemClock } from '../../engine/time.js'
 import type { Asked } from '../advice/collector.js'
 import { Advised } from './advised.js'
-import { Episode } from './episode.js'
+import { ago, Episode } from './episode.js'
 import { Exhausted, type Used } from './exhausted.js'
 import { heldBy } from './held.js'
+import { Leases } from './leases.js'
 import type { Level } from './levels.js'
-import { Outage } from './outage.js'
+import { FLAPS, Outage } from './outage.js'
 import type { Place } from './place.js'
 import * as texts from './texts.js'
 import { Throttle } from './throttle.js'
@@ -84,10 +85,13 @@ export class Story {
     error: (event) => { this.#at(event.pool, (one, now) => one.failed(event, now)) },
     connect: ({ pool, target }) => { this.#at(pool, (one, now) => one.connected(target, now)) },
     disconnect: (event) => { this.#at(event.pool, (one, now) => one.disconnected(event, now)) },
-    leak: (event) => { this.#at(event.pool, (one, now) => one.leak(event, now)) },
-    unleak: (event) => { this.#at(event.pool, (one, now) => one.unleak(event, now)) },
-    hold: (event) => { this.#at(event.pool, (one, now) => one.lent('pool.hold', event, now)) },
-    overdue: (event) => { this.#at(event.pool, (one, now) => one.lent('pool.overdue', event, now)) },
+    leak: (event) => { this.#at(event.pool, (one, now) => one.leases.add('pool.leak', event, now)) },
+    unleak: (event) => {
+      const line = event.taken === undefined ? 'pool.leak.end' : 'pool.leak.taken'
+      this.#at(event.pool, (one, now) => one.leases.add(line, event, now))
+    },
+    hold: (event) => { this.#at(event.pool, (one, now) => one.leases.add('pool.hold', event, now)) },
+    overdue: (event) => { this.#at(event.pool, (one, now) => one.leases.add('pool.overdue', event, now)) },
     failover: (event) => { this.#at(event.pool, (one, now) => one.failover(event, now)) },
     lag: (event) => { this.#at(event.pool, (one, now) => one.lag(event, now)) },
     drain: ({ pool }) => { this.#at(pool, (one, now) => one.drain(now)) },
@@ -123,6 +127,8 @@ interface Deaths {
   readonly target: string | undefined
   n: number
   cause: Error | undefined
+  /** Connections whose reset failed. */
+  readonly resets: Error[]
 }
 
 interface Deadlock {
@@ -147,6 +153,7 @@ class PoolStory {
   /** Errors that were told: the end of their connections is no news. */
   readonly #told = new WeakSet<Error>()
   readonly #advised: Advised
+  readonly leases: Leases
   #deadlock: Deadlock | undefined
   /** Writes that the pool is open, where the server has not answered yet. */
   #opening: (() => void) | undefined
@@ -164,6 +171,12 @@ class PoolStory {
       advice: (at) => site.advice(pool, at),
       write: (advice) => { this.#advise(advice) },
     }, now())
+    this.leases = new Leases({
+      pool,
+      holders: () => site.holders(pool),
+      hasRoom: (line, at) => this.#throttle.hasRoom(line, at),
+      write: (line, fields, msg, holder) => { this.#write(line, fields, msg, { holder }) },
+    })
   }
 
   // --- Connections ---------------------------------------------------------------------------------------------------
@@ -179,9 +192,10 @@ class PoolStory {
           const { idle, used } = stats
           // Without any connection it is an outage, which is another story.
           const isDown = idle + used === 0 && this.#outages.get(key)?.goesOn === true
-          return { ...stats, free: isDown ? Infinity : idle }
+          return { ...stats, free: isDown ? Infinity : idle, here: idle + used }
         },
         holders: () => this.#site.holders(this.#pool).filter((holder) => holder.target === target),
+        failing: () => this.#outages.get(key)?.why,
         write: (line, fields, msg) => { this.#write(line, fields, msg) },
       }, target === undefined ? {} : { target })
       this.#exhausted.set(key, one)
@@ -196,6 +210,7 @@ class PoolStory {
       one = new Exhausted({
         used: () => this.#shareOf(bulkhead),
         holders: () => this.#site.holders(this.#pool).filter((holder) => holder.bulkhead === bulkhead),
+        failing: () => undefined,
         write: (line, fields, msg) => { this.#write(line, fields, msg) },
       }, { bulkhead })
       this.#shares.set(bulkhead, one)
@@ -213,6 +228,7 @@ class PoolStory {
     this.#told.add(error)
     if (phase === 'create') return this.#outageOf(target).failed(error, kind, now)
     if (phase === 'death' || phase === 'validate' || phase === 'isBroken') return this.#died(target, error, now)
+    if (phase === 'reset') return this.#resetFailed(target, error, now)
     const { code } = error as { code?: unknown }
     const fields = {
       ...(target !== undefined && { target }),
@@ -221,9 +237,7 @@ class PoolStory {
       ...(code !== undefined && { code }),
       err: error,
     }
-    // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
-    const level = phase === 'reset' ? 'warn' : undefined
-    return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
+    return this.#write('pool.error', fields, texts.failed(phase, error.message))
   }
 
   disconnected ({ reason, error, target }: PoolEvents['disconnect'], now: number): number {
@@ -233,25 +247,65 @@ class PoolStory {
   }
 
   #died (target: string | undefined, cause: Error | undefined, now: number): number {
-    const deaths = this.#deaths.get(target ?? '') ?? { since: now, target, n: 0, cause }
+    const deaths = this.#deathsOf(target, now)
     deaths.n++
-    this.#deaths.set(target ?? '', deaths)
+    deaths.cause ??= cause
     return deaths.since + TOGETHER
   }
 
-  #tellDeaths ({ n, cause, target }: Deaths): void {
+  /** Where its server is gone too, it was a death like others; else a request left what nothing undoes. */
+  #resetFailed (target: string | undefined, error: Error, now: number): number {
+    const deaths = this.#deathsOf(target, now)
+    deaths.resets.push(error)
+    return deaths.since + TOGETHER
+  }
+
+  #deathsOf (target: string | undefined, now: number): Deaths {
+    const deaths = this.#deaths.get(target ?? '') ?? { since: now, target, n: 0, cause: undefined, resets: [] }
+    this.#deaths.set(target ?? '', deaths)
+    return deaths
+  }
+
+  /** No connection died, and resets failed all the same. */
+  #areResets ({ n, resets, target }: Deaths): boolean {
+    return n === 0 && resets.length > 0 && this.#outages.get(target ?? '')?.goesOn !== true
+  }
+
+  /** A request left what nothing undoes, and its connection was replaced: nothing is broken. */
+  #tellResets ({ resets, target }: Deaths): void {
+    const [err] = resets
+    const { cause = err } = err as { cause?: unknown }
+    const { message, code = (err as { code?: unknown }).code } = cause as Error & { code?: unknown }
+    this.#write('pool.error', {
+      ...(target !== undefined && { target }),
+      phase: 'reset',
+      connections: resets.length,
+      cause: message,
+      code,
+      remedy: 'find out what the requests leave on their connections; the connections were replaced',
+      err,
+    }, texts.failed('reset', message), { level: 'warn' })
+  }
+
+  #tellDeaths (deaths: Deaths): void {
+    if (this.#areResets(deaths)) return this.#tellResets(deaths)
+    const { target, resets } = deaths
+    const n = deaths.n + resets.length
+    const cause = deaths.cause ?? (resets[0]?.cause as Error | undefined)
     const stats = this.#statsOf(target)
     const left = stats === undefined ? 0 : stats.idle + stats.used
     const why = cause?.message ?? 'the connection was closed'
     const { code } = (cause ?? {}) as { code?: string | number }
+    const outages = this.#outages.get(target ?? '')?.recent(this.#now()) ?? 0
     this.#write('pool.died', {
       ...(target !== undefined && { target }),
       died: n,
       left,
+      ...(outages > 0 && { outages, flaps: outages >= FLAPS }),
       cause: why,
       ...(code !== undefined && { code }),
       remedy: texts.remedyForDeath(code === undefined ? undefined : String(code)),
-    }, texts.died(this.#pool, target, n, left, why))
+    }, texts.died({ pool: this.#pool, target, died: n, left, cause: why, outages }))
   }
 
   #outageOf (target: string | undefined): Outage {
@@ -279,63 +333,21 @@ class PoolStory {
     return target === undefined ? stats : stats?.targets?.find((one) => one.target === target)
   }
 
-  #shareOf (key: string): Used | undefined {
+  #shareOf (key: string): Used | 'over' | undefined {
     const stats = this.#site.stats(this.#pool)
-    const share = stats?.bulkhead?.keys.find((one) => one.key === key)
-    if (stats === undefined || share === undefined) return undefined
+    if (stats?.bulkhead === undefined) return undefined
+    const { keys, shares } = stats.bulkhead
+    const share = keys.find((one) => one.key === key)
+    // Of many shares only some are told: where all are, it is not there any more.
+    if (share === undefined) return keys.length < shares ? undefined : 'over'
     const { used, pending, timeouts, refused } = share
     // What is served of one share, nobody counts: what the whole pool serves says more than nothing.
     const { acquired, released } = stats
     // It waits only where its share is used up.
-    return { max: used, creating: 0, free: 0, pending, timeouts, refused, acquired, released }
+    return { max: used, here: used, creating: 0, free: 0, pending, timeouts, refused, acquired, released }
   }
 
-  // --- Leases --------------------------------------------------------------------------------------------------------
-
-  leak (event: PoolEvents['leak'], _now: number): number {
-    const { holder, stack } = event
-    const remedy = stack === undefined
-      ? 'release it on every path (pool.use does); the next leak is told with the stack of its acquire'
-      : 'release it on every path (pool.use does): the stack is of its acquire'
-    return this.#write('pool.leak', {
-      ...this.#lease(event),
-      ...(stack !== undefined && { stack }),
-      cause: 'a lease is out for longer than leakAfter',
-      remedy,
-    }, texts.leak(event), { holder })
-  }
-
-  unleak (event: PoolEvents['unleak'], _now: number): number {
-    const { holder, taken } = event
-    return taken === undefined
-      ? this.#write('pool.leak.end', this.#lease(event), texts.leakEnd(event), { holder })
-      : this.#write('pool.leak.taken', { ...this.#lease(event), taken }, texts.leakTaken(event, taken), { holder })
-  }
-
-  lent (line: 'pool.hold' | 'pool.overdue', event: PoolEvents['hold'], _now: number): number {
-    const { holder, holdTimeout } = event
-    return this.#write(line, {
-      ...this.#lease(event),
-      holdTimeout,
-      cause: 'a lease is out for longer than a request should need',
-      remedy: 'look for slow queries or waits in that handler, or give the route a longer holdTimeout',
-    }, line === 'pool.hold' ? texts.hold(event, holdTimeout) : texts.overdue(event, holdTimeout), { holder })
-  }
-
-  /** Who has it, for how long, and what the connection is doing, where it still is out. */
-  #lease ({ id, held, holder, target, time }: PoolEvents['leak']): object {
-    const out = this.#site.holders(this.#pool).find((one) => one.id === id && one.holder === holder)
-    const label: { readonly route?: string, readonly id?: string } =
-      typeof holder === 'string' ? { route: holder } : holder ?? {}
-    return {
-      ...(target !== undefined && { target }),
-      connection: id,
-      ...(label.route !== undefined && { route: label.route }),
-      ...(label.id !== undefined && { id: label.id }),
-      held: out === undefined ? heldBy([{ pool: this.#pool, id, holder, heldFor: held }]) : heldBy([out]),
-      since: new Date(time - held).toISOString(),
-    }
-  }
+  // --- Deadlocks -----------------------------------------------------------------------------------------------------
 
   deadlocked ({ error }: PoolEvents['refuse'], now: number): number {
     if (this.#deadlock !== undefined && now - this.#deadlock.last >= UNTIED) this.#deadlock = undefined
@@ -349,6 +361,7 @@ class PoolStory {
     const max = this.#site.stats(this.#pool)?.max ?? 0
     const { refused } = deadlock
     return this.#write('pool.deadlock', {
+      since: ago(now - deadlock.episode.since),
       refused,
       max,
       held,
@@ -362,13 +375,22 @@ class PoolStory {
   // --- The pool ------------------------------------------------------------------------------------------------------
 
   failover ({ from, to }: PoolEvents['failover'], _now: number): number {
-    return this.#write('pool.failover', { from, to }, texts.failover(from, to))
+    return this.#write('pool.failover', {
+      from,
+      to,
+      cause: to === undefined
+        ? `${from} does not take writes any more, and no other server does`
+        : `${to} says that it is the primary${from === undefined ? '' : `, and ${from} has gone or does not any more`}`,
+      remedy: to === undefined
+        ? 'promote a replica, or bring the primary back: writes wait or fail until then, and reads are served'
+        : 'none for the pool, which writes there from now on: see why the old primary went away',
+    }, texts.failover(from, to))
   }
 
   lag ({ target, lag, maxLag, over }: PoolEvents['lag'], _now: number): number {
     return this.#write('pool.lag', {
       target,
-      lag,
+      lag: lag === null ? null : Math.round(lag),
       maxLag,
       over,
       ...(over && {
@@ -421,6 +443,7 @@ class PoolStory {
     const { used = holders.length, pending = 0 } = this.#site.stats(this.#pool) ?? {}
     const held = heldBy(holders)
     this.#write('pool.closing', {
+      since: ago(now - since),
       for: Math.round(now - since),
       used,
       pending,
@@ -437,16 +460,19 @@ class PoolStory {
     for (const outage of this.#outages.values()) outage.close(now)
     for (const exhausted of [...this.#exhausted.values(), ...this.#shares.values()]) exhausted.close(now)
     for (const deaths of this.#deaths.values()) this.#tellDeaths(deaths)
+    this.leases.close()
     this.#throttle.end(now)
   }
 
   look (now: number): number {
     for (const [target, deaths] of this.#deaths) {
       if (now < deaths.since + TOGETHER) continue
+      // There may be many: those that must wait have one line together.
+      if (this.#areResets(deaths) && !this.#throttle.hasRoom('pool.error', now)) continue
       this.#deaths.delete(target)
       this.#tellDeaths(deaths)
     }
-    const times = [...this.#deaths.values()].map(({ since }) => since + TOGETHER)
+    const times = [...this.#deaths.values()].map(({ since }) => Math.max(since + TOGETHER, now + TOGETHER))
     for (const outage of this.#outages.values()) times.push(outage.look(now))
     for (const exhausted of this.#exhausted.values()) times.push(exhausted.look(now))
     for (const [key, share] of this.#shares) {
@@ -455,7 +481,7 @@ class PoolStory {
       if (next === Infinity) this.#shares.delete(key)
       times.push(next)
     }
-    times.push(this.#lookAtClosing(now), this.#advised.look(now), this.#throttle.look(now))
+    times.push(this.#lookAtClosing(now), this.#advised.look(now), this.leases.look(now), this.#throttle.look(now))
     return Math.min(...times)
   }
 

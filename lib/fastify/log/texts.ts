@@ -1,6 +1,6 @@
 // What the log says. Pure functions: from numbers to a sentence.
 import type { Holder, HolderLabel } from '../../../types/pool.js'
-import type { HeldBy } from './held.js'
+import { callerWithoutName, type HeldBy } from './held.js'
 
 export function duration (ms: number): string {
   if (ms < 1000) return `${Math.round(ms * 10) / 10} ms`
@@ -38,17 +38,19 @@ function held (by: readonly HeldBy[], max: number): string {
   return told.length === 0 ? '' : `. Held: ${told.join('; ')}`
 }
 
+/** What names those who have no name. */
+function nameless (route: string): string {
+  return route === callerWithoutName ? ', and who it is: pool.acquire({ holder })' : ''
+}
+
 /** What to do about those who hold most. */
-function remedyFor (by: readonly HeldBy[]): string {
-  const [first] = by
-  if (first === undefined) return 'the server or the network is slow to make connections: see connectTimeout and min'
-  const { route, doing } = first
+function remedyFor ({ route, doing }: HeldBy): string {
   if (doing === 'idle in transaction') {
     return `${route} keeps a transaction open and sends nothing: end the transaction before other work`
   }
   if (doing === 'idle') {
-    return `${route} holds its connection and sends nothing: release it before other work, or find out where it is ` +
-      'forgotten (leakAfter)'
+    return `${route} holds its connection and sends nothing: release it before other work, such as a wait for ` +
+      `another connection, or find out where it is forgotten (leakAfter)${nameless(route)}`
   }
   const search = `look for slow queries${doing === 'query' ? '' : ', other work, or a leak (leakAfter)'}`
   return `${search} in ${route}; raise max only where the server can serve more; a bulkhead keeps places for others`
@@ -65,26 +67,48 @@ export interface Exhausted {
   readonly target?: string | undefined
   /** It is the share of one key. */
   readonly bulkhead?: string | undefined
+  /** Connections that are there. */
+  readonly here: number
+  /** Why there are no more. */
+  readonly failing?: { readonly cause: string, readonly remedy: string } | undefined
+}
+
+/** What is used up. */
+function usedUp ({ max, here, target, bulkhead, failing }: Exhausted): string {
+  const to = target === undefined ? '' : ` to ${target}`
+  if (bulkhead !== undefined) {
+    return `the requests of one key (bulkhead ${bulkhead}) have had their whole share of ${count(max, 'connection')}`
+  }
+  if (failing !== undefined) return `all ${here} connections that there are${to} (max ${max}) have been used`
+  return max === 1 ? `the only connection${to} has been used` : `all ${max} connections${to} have been used`
+}
+
+function whyUsedUp ({ max, creating, held: [first], bulkhead, failing }: Exhausted) {
+  if (failing !== undefined) {
+    return { cause: `no more connections can be made: ${failing.cause}`, remedy: failing.remedy }
+  }
+  // Where most of the connections are not there yet, those who hold the others are not to blame.
+  if (first === undefined || creating * 2 > max) {
+    return {
+      cause: `${count(creating, 'connection is', 'connections are')} still being opened`,
+      remedy: 'the server or the network is slow to make connections: see connectTimeout and min',
+    }
+  }
+  const { route, connections, doing } = first
+  return {
+    cause: `${route} holds ${connections} of ${max}${doing === undefined ? '' : ` (${doing})`}`,
+    remedy: bulkhead === undefined
+      ? remedyFor(first)
+      : 'the others are served: raise bulkhead.max only where this key may have more, or let its client slow down',
+  }
 }
 
 export function exhausted (told: Exhausted): { readonly msg: string, readonly cause: string, readonly remedy: string } {
-  const { max, creating, pending, for: lasted, rate, held: by, target, bulkhead } = told
-  const to = target === undefined ? '' : ` to ${target}`
-  const connections = max === 1 ? `the only connection${to}` : `all ${max} connections${to}`
-  const what = bulkhead === undefined
-    ? `${connections} ${max === 1 ? 'has' : 'have'} been used`
-    : `the requests of one key (bulkhead ${bulkhead}) have had their whole share of ${count(max, 'connection')}`
+  const { max, creating, pending, for: lasted, rate, held: by } = told
   const opening = creating > 0 ? `, ${creating} of them still being opened` : ''
-  const msg = `${what} for ${duration(lasted)}${opening}, ${pending} ${pending === 1 ? 'waits' : 'wait'}, ` +
+  const msg = `${usedUp(told)} for ${duration(lasted)}${opening}, ${pending} ${pending === 1 ? 'waits' : 'wait'}, ` +
     `${Math.round(rate * 10) / 10} are served a second${held(by, max)}`
-  const [first] = by
-  const cause = first === undefined
-    ? `${count(creating, 'connection is', 'connections are')} still being opened`
-    : `${first.route} holds ${first.connections} of ${max}${first.doing === undefined ? '' : ` (${first.doing})`}`
-  const remedy = bulkhead === undefined
-    ? remedyFor(by)
-    : 'the others are served: raise bulkhead.max only where this key may have more, or let its client slow down'
-  return { msg, cause, remedy }
+  return { msg, ...whyUsedUp(told) }
 }
 
 export function exhaustedEnd (
@@ -124,11 +148,16 @@ export function down ({ pool, target, for: lasted, attempts, refused, pending, c
 }
 
 /** @param outages how many there were within the last minute, this one included */
+function flapping (outages: number): string {
+  return outages >= 3 ? `; ${ordinal(outages)} outage within a minute: it flaps` : ''
+}
+
+/** @param outages how many there were within the last minute, this one included */
 export function up (
   { pool, target, for: lasted, attempts, refused, outages }:
   Omit<Outage, 'cause' | 'pending'> & { readonly outages: number }
 ): string {
-  const flaps = outages >= 3 ? `; ${ordinal(outages)} outage within a minute: it flaps` : ''
+  const flaps = flapping(outages)
   return `${who(pool, target)} is up again after ${duration(lasted)}: ${count(attempts, 'attempt')} failed, ` +
     `${count(refused, 'request was', 'requests were')} refused${flaps}`
 }
@@ -143,8 +172,19 @@ export function limitEnd (pool: string, target: string | undefined, lasted: numb
     `${count(attempts, 'attempt')} failed`
 }
 
-export function died (pool: string, target: string | undefined, n: number, left: number, cause: string): string {
-  return `${count(n, 'connection')} of ${who(pool, target)} died: ${cause}; ${left} ${left === 1 ? 'is' : 'are'} left`
+export interface Died {
+  readonly pool: string
+  readonly target: string | undefined
+  readonly died: number
+  readonly left: number
+  readonly cause: string
+  /** How many outages there were within the last minute. */
+  readonly outages: number
+}
+
+export function died ({ pool, target, died: n, left, cause, outages }: Died): string {
+  return `${count(n, 'connection')} of ${who(pool, target)} died: ${cause}; ${left} ${left === 1 ? 'is' : 'are'} left` +
+    flapping(outages)
 }
 
 /** What to do about a server that ends connections. */
@@ -168,19 +208,19 @@ interface Lent {
 
 /** Who has held a connection for how long, and since when. */
 function since ({ holder, id, held, time }: Lent): string {
-  return `${nameOf(holder) ?? 'a caller without a name'} has held connection ${id} for ${duration(held)}, since ` +
+  return `${nameOf(holder) ?? callerWithoutName} has held connection ${id} for ${duration(held)}, since ` +
     new Date(time - held).toISOString()
 }
 
 export const leak = (lent: Lent): string => `${since(lent)}, longer than leakAfter: is it ever released?`
 
 export const leakEnd = ({ holder, id, held }: Lent): string =>
-  `${nameOf(holder) ?? 'a caller without a name'} gave connection ${id} back, which was reported as leaked, after ` +
+  `${nameOf(holder) ?? callerWithoutName} gave connection ${id} back, which was reported as leaked, after ` +
   duration(held)
 
 /** @param taken why: 'leaked' where nobody could release it any more */
 export function leakTaken ({ holder, id, held }: Lent, taken: string): string {
-  const who = nameOf(holder) ?? 'a caller without a name'
+  const who = nameOf(holder) ?? callerWithoutName
   const why = taken === 'leaked' ? 'it was lost, and nobody could release it' : taken
   return `the pool took connection ${id} back from ${who} after ${duration(held)} (${why}), and destroyed it`
 }
@@ -192,6 +232,33 @@ export const overdue = (lent: Lent, holdTimeout: number): string =>
   `${since(lent)}, longer than its holdTimeout (${duration(holdTimeout)}): the lease was revoked and the connection ` +
   'destroyed'
 
+const whatHappened = {
+  'pool.leak': 'have been out for longer than leakAfter: are they ever released?',
+  'pool.leak.end': 'were given back, which were reported as leaked',
+  'pool.leak.taken': 'were taken back by the pool, and their connections destroyed',
+  'pool.hold': 'have been out for half of their holdTimeout',
+  'pool.overdue': 'were out for longer than their holdTimeout: they were revoked and their connections destroyed',
+} as const
+
+interface Together {
+  readonly leases: number
+  readonly held: readonly HeldBy[]
+  /** Of requests. */
+  readonly ids: readonly string[]
+  readonly holdTimeout?: number | undefined
+}
+
+/** Leases that have one line together. */
+export function together (
+  line: keyof typeof whatHappened, { leases, held: by, ids, holdTimeout }: Together
+): string {
+  const who = by.slice(0, 3).map(({ route, connections, longest }) =>
+    `${connections} of ${route}, the longest for ${duration(longest)}`)
+  const named = ids.length === 0 ? '' : ` (${ids.join(', ')})`
+  const timeout = holdTimeout === undefined ? '' : ` (holdTimeout ${duration(holdTimeout)})`
+  return `${leases} more leases ${whatHappened[line]}${timeout}. ${who.join('; ')}${named}`
+}
+
 export function deadlock (pool: string, max: number, refused: number, by: readonly HeldBy[]): string {
   return `pool '${pool}' is in a deadlock: those who hold its ${count(max, 'connection')} all wait for another one ` +
     `of it; ${count(refused, 'request was', 'requests were')} refused${held(by, max)}`
@@ -200,6 +267,7 @@ export function deadlock (pool: string, max: number, refused: number, by: readon
 // --- The pool --------------------------------------------------------------------------------------------------------
 
 export function lag (target: string, lagging: number | null, maxLag: number, over: boolean): string {
+  if (!over && lagging === null) return `${target} is used again (maxLag ${duration(maxLag)})`
   if (!over) return `${target} is used again: it is ${duration(lagging ?? 0)} behind (maxLag ${duration(maxLag)})`
   const behind = lagging === null ? 'nobody knows how far' : duration(lagging)
   return `${target} is left out: it is ${behind} behind, and maxLag is ${duration(maxLag)}`

@@ -19,14 +19,14 @@ export class Throttle {
   /** @param paced its lines come one a second at most: it is bounded by the sum only */
   add (name: string, now: number, write: Write, paced = false): void {
     const waiting = this.#waiting.get(name)
-    if (waiting === undefined && this.#hasRoom(name, now, paced)) return this.#write(name, now, write, 0)
+    if (waiting === undefined && this.hasRoom(name, now, paced)) return this.#write(name, now, write, 0)
     this.#waiting.set(name, { write, omitted: waiting === undefined ? 0 : waiting.omitted + 1, paced })
   }
 
   /** Writes what waits, where there is room. Returns when to call this again. */
   look (now: number): number {
     for (const [name, { write, omitted, paced }] of this.#waiting) {
-      if (!this.#hasRoom(name, now, paced)) continue
+      if (!this.hasRoom(name, now, paced)) continue
       this.#waiting.delete(name)
       this.#write(name, now, write, omitted)
     }
@@ -44,7 +44,8 @@ export class Throttle {
     write(omitted)
   }
 
-  #hasRoom (name: string, now: number, paced: boolean): boolean {
+  /** Whether a line of that name may be written now. */
+  hasRoom (name: string, now: number, paced = false): boolean {
     while (this.#written.length > 0 && now - this.#written[0]!.at >= SPAN) this.#written.shift()
     if (this.#written.length >= ALL) return false
     return paced || this.#written.filter((line) => line.name === name).length < EACH

@@ -29,6 +29,7 @@ export class Report<C> extends Room<C, Site<C>> {
 
   get stats (): PoolStats {
     const { min, max, creating, idle, used, closing, late } = this.entries
+    const { subscriptions } = this.backend
     return Object.freeze({
       name: this.name,
       system: this.backend.system,
@@ -43,6 +44,7 @@ export class Report<C> extends Room<C, Site<C>> {
       late,
       circuit: this.site.supply.creator.circuit.state,
       ...Books.tell([{ books: this.books, going: this.going }]),
+      ...(subscriptions !== undefined && { subscriptions }),
     })
   }
 

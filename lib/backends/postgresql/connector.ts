@@ -82,6 +82,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
       connect: async (ear, signal) => new PostgresWire(await this.open(signal), ear),
       connectTimeout,
       backoff: options.backoff,
+      keepalive: options.keepalive,
       events: this.#events,
       codeOf,
       scrub: (error) => scrub(error, this.secrets),

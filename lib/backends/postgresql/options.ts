@@ -56,6 +56,11 @@ export interface PostgresOptions {
   /** How soon the connection for `listen` is made again, as the pool's option, which it is in a pool of the plugin. */
   backoff?: Backoff | undefined
   /**
+   * How often that connection is asked whether it is alive, in ms, as the pool's option. Here 0, or left out, is 10000:
+   * nothing else would show that a network has gone silent.
+   */
+  keepalive?: number | undefined
+  /**
    * The module pg, or an object with its `Client`: for bundles, and copies of one's own. Default: the installed one.
    */
   driver?: unknown

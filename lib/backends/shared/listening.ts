@@ -46,6 +46,8 @@ export interface ListeningSite<M> {
   failed? (place: string, error: unknown): void
   readonly connectTimeout: number
   readonly backoff: Backoff | undefined
+  /** How often a connection is asked whether it is alive, in ms: nothing else is sent on it. 0: as by default. */
+  readonly keepalive: number | undefined
   readonly events: DriverEvents
   /** What events show of an error. */
   codeOf (error: unknown): string
@@ -78,7 +80,7 @@ interface Held {
 
 /** A connection that lived for less, in ms, was no success. */
 const steady = 1000
-/** How often a connection is asked whether it is alive, in ms: nothing else is sent on it. */
+/** The default of `keepalive`, in ms. */
 const pingEvery = 10_000
 
 /**
@@ -364,7 +366,7 @@ export class Listening<M> {
     const { error } = (dead ?? {}) as { error?: Error }
     if (dead !== undefined) throw error ?? new Error('the connection was closed')
     this.#wires.set(place, held)
-    this.#pings ??= setInterval(() => { this.#ping() }, pingEvery).unref()
+    this.#pings ??= setInterval(() => { this.#ping() }, this.#site.keepalive || pingEvery).unref()
     return held
   }
 

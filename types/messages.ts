@@ -65,8 +65,8 @@ export type RedisListener = (message: string, channel: string) => unknown
 export interface RedisPubSub {
   /**
    * Calls `fn` for each message of a channel. All subscriptions share one connection outside of the pool's `max`: made
-   * with the first, made again after an outage (with the pool's `backoff`), closed with the last, or with the pool. A
-   * cluster has one for each node whose shard channels are subscribed to. Messages are read as UTF-8.
+   * with the first, made again after an outage (with the pool's `backoff`), closed with the last, or with the pool.
+   * Shard channels share another one; in a cluster one for each node that has some. Messages are read as UTF-8.
    *
    * The client's `keyPrefix` is put before the names of shard channels, as ioredis does for `spublish`.
    *

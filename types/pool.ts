@@ -168,8 +168,8 @@ interface Event {
 }
 
 /**
- * The phase of a connection's life in which an error happened. 'listener': of an event, or of a channel. 'subscription':
- * the connection of the subscriptions was lost, or not made.
+ * The phase of a connection's life in which an error happened. 'listener': of an event, or of a channel.
+ * 'subscription': the connection of the subscriptions was lost.
  */
 export type ErrorPhase =
   'create' | 'destroy' | 'validate' | 'isBroken' | 'describe' | 'isTransient' | 'reset' | 'death' | 'obstacle' |

@@ -1,7 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { Redis } from 'ioredis'
+import { Redis, type Cluster } from 'ioredis'
 import t from 'tap'
-import { redisCluster } from '../../lib/backends/redis/cluster.js'
+import { redisCluster, type RedisClusterConnector } from '../../lib/backends/redis/cluster.js'
 import { redis, type RedisConnector } from '../../lib/backends/redis/connector.js'
 import type { RedisOptions } from '../../lib/backends/redis/options.js'
 import { Pool } from '../../lib/pool/pool.js'
@@ -9,9 +9,9 @@ import { TargetPool } from '../../lib/balance/target-pool.js'
 import type { Messages, RedisChannel, RedisMessage, RedisPubSub } from '../../types/messages.js'
 import type { PoolEvents } from '../../types/pool.js'
 import { startProxy } from '../support/proxy.js'
-import { askRedis, knownTo, needsOwn, startRedis, type Server, type Teardown } from '../support/services.js'
+import { askRedis, knownTo, startRedis, type Server, type Teardown } from '../support/services.js'
 import { needsGroup, startRedisCluster, startRedisPair, startRedisSentinel } from '../support/topologies.js'
-import { event, until } from '../support/until.js'
+import { until } from '../support/until.js'
 
 const server = await startRedis(t)
 
@@ -34,7 +34,8 @@ interface Stage {
 
 async function stage (t: Teardown, options: RedisOptions = {}): Promise<Stage> {
   const name = fresh()
-  const where = options.host === undefined ? { url: server.url } : {}
+  const isElsewhere = options.host !== undefined || 'sentinels' in (options.connection ?? {})
+  const where = isElsewhere ? {} : { url: server.url }
   const backend = await redis({
     ...where, backoff: { min: 10, max: 50 }, ...options, connection: { connectionName: name, ...options.connection },
   })
@@ -87,7 +88,7 @@ t.test('one connection outside of max for all channels, made at the first and cl
   t.match(pool.stats().subscriptions, { subscribers: 0, channels: 0, connections: 0 })
 })
 
-t.test('shard channels, with the client\'s prefix, also where RESP2 needs a connection of their own', async (t) => {
+t.test('shard channels have the client\'s prefix, and a connection of their own, in both protocols', async (t) => {
   for (const protocol of [undefined, 2]) {
     const { backend, name, errors } = await stage(t, {
       connection: { keyPrefix: 'app:', ...(protocol !== undefined && { protocol }) },
@@ -106,7 +107,7 @@ t.test('shard channels, with the client\'s prefix, also where RESP2 needs a conn
     t.match(await ask(`PUBSUB SHARDNUMSUB app:${shard}`), /:0\r\n$/)
     await backend.client.publish(channel, 'z')
     await until(() => heard.includes(`${channel} z`))
-    t.equal(await knownTo([server], name), 2, 'one that receives, and the shared client')
+    t.equal(await knownTo([server], name), 2, 'the shared client, and the one that still receives')
     t.strictSame(errors, [])
   }
 })
@@ -410,46 +411,163 @@ t.test('why an iterator has no subscription is told once: by ready() or by next(
   await t.rejects(second.ready(), { code: 'FST_POOL_CONNECT_FAILED' })
   t.strictSame(await second.next(), { done: true, value: undefined })
   const third = backend.subscribe('a')
-  await t.rejects(async () => { for await (const _ of third) t.fail('a message') }, { code: 'FST_POOL_CONNECT_FAILED' })
+  await t.rejects(async () => { for await (const message of third) t.fail(message.message) }, { code: 'FST_POOL_CONNECT_FAILED' })
 })
 
 // --- Groups ----------------------------------------------------------------------------------------------------------
 
-/** Publishes until it was heard: where is the master now? */
-async function heardFrom (t: Teardown, backend: RedisPubSub, channel: RedisChannel, publish: (text: string) => Promise<unknown>) {
+/** A subscription, and what it heard. */
+async function hear (backend: RedisPubSub, channel: RedisChannel) {
   const heard: string[] = []
-  let reconnects = 0
-  await backend.subscribe(channel, (message) => heard.push(message), { onReconnect: () => { reconnects++ } })
-  return {
-    heard,
-    get reconnects () { return reconnects },
-    next: async () => {
-      const before = heard.length
-      await until(async () => {
-        await publish('x').catch(() => {}) // The old master may be gone, and the new one not there yet.
-        return heard.length > before
-      }, { timeout: 30_000, what: 'a message comes' })
-    },
-  }
+  const told = { heard, reconnects: 0 }
+  await backend.subscribe(channel, (message) => heard.push(message), { onReconnect: () => { told.reconnects++ } })
+  return told
 }
 
 t.test('with sentinels: a subscription follows the master', needsGroup('Redis'), async (t) => {
   const group = await startRedisSentinel(t)
   const { backend, errors, name } = await stage(t, {
-    url: undefined as unknown as string,
-    host: undefined as unknown as string,
     connection: { sentinels: group.sentinels.map(({ host, port }) => ({ host, port })), name: group.name },
   })
-  const one = await heardFrom(t, backend, 'news', (text) => ask(`PUBLISH news ${text}`, group.master))
-  await one.next()
+  const one = await hear(backend, 'news')
+  await ask('PUBLISH news before', group.master)
+  await until(() => one.heard.length === 1)
   t.equal(await knownTo([group.master], name), 1)
   await group.master.kill()
-  const two = await heardFrom(t, { subscribe: async () => async () => {} } as unknown as RedisPubSub, 'news', async () => {})
-  t.ok(two)
   await until(() => one.reconnects === 1, { what: 'it is subscribed at the new master' })
   t.equal(await knownTo([group.replica], name), 1)
-  const before = one.heard.length
-  await ask('PUBLISH news there', group.replica)
-  await until(() => one.heard.length > before)
+  // A connection that was made before the announcement is cut by it, and made again.
+  await until(async () => {
+    await ask('PUBLISH news after', group.replica)
+    return one.heard.length > 1
+  })
+  t.strictSame([...new Set(one.heard)], ['before', 'after'])
   t.match(errors.find(({ phase }) => phase === 'subscription'), { error: { message: /1 subscribed channel was lost/ } })
+})
+
+t.test('with sentinels: a failover without a death leaves no subscription at the old master', needsGroup('Redis'), async (t) => {
+  const group = await startRedisSentinel(t)
+  const { backend, name, pool } = await stage(t, {
+    connection: { sentinels: group.sentinels.map(({ host, port }) => ({ host, port })), name: group.name },
+  })
+  const one = await hear(backend, 'news')
+  await group.failover()
+  await until(() => one.reconnects > 0)
+  await until(async () => await knownTo([group.replica], name) === 1 && await knownTo([group.master], name) === 0)
+  await until(async () => {
+    await ask('PUBLISH news after', group.replica)
+    return one.heard.length > 0
+  })
+  await pool.close()
+})
+
+t.test('with targets: a subscription follows the primary', needsGroup('Redis'), async (t) => {
+  const { master, replica, promote } = await startRedisPair(t)
+  const name = fresh()
+  const make = ({ url }: Server) => redis({ url, backoff: { min: 10, max: 50 }, connection: { connectionName: name } })
+  const pool = new TargetPool<Redis, RedisConnector>([
+    { name: 'one', role: 'primary', connector: await make(master) },
+    { name: 'two', role: 'replica', connector: await make(replica) },
+  ], { max: 4, checkInterval: 100 })
+  t.teardown(() => pool.close())
+  await pool.open()
+  const one = await hear(pool.backend, 'news')
+  const messages = pool.backend.subscribe({ pattern: 'new*' })
+  await messages.ready()
+  await ask('PUBLISH news before', master)
+  await until(() => one.heard.length === 1)
+  t.match(pool.stats().subscriptions, { subscribers: 2, channels: 2, connections: 1 })
+  await master.kill()
+  await promote()
+  await until(() => one.reconnects === 1)
+  await ask('PUBLISH news after', replica)
+  await until(() => one.heard.length === 2)
+  t.match(await messages.next(), { value: { message: 'before' } })
+  t.match(await messages.next(), { value: { message: 'after' } })
+  t.match(pool.stats(), {
+    subscriptions: { subscribers: 2, channels: 2, missing: 0, connections: 1, received: 4, reconnects: 1 },
+    targets: [{ subscriptions: { subscribers: 0 } }, { subscriptions: { subscribers: 2 } }],
+  })
+  await messages.return()
+  await pool.close()
+  t.equal(await knownTo([replica], name), 0)
+})
+
+// --- A cluster -------------------------------------------------------------------------------------------------------
+
+t.test('in a cluster', needsGroup('Redis'), async (t) => {
+  const cluster = await startRedisCluster(t)
+  const masters = cluster.nodes.slice(0, 3)
+  const stageOf = async (t: Teardown) => {
+    const name = fresh()
+    const backend = await redisCluster({
+      connection: {
+        cluster: masters.map(({ host, port }) => ({ host, port })), redisOptions: { connectionName: name },
+      },
+      backoff: { min: 10, max: 50 },
+    })
+    const pool = new Pool<Cluster, RedisClusterConnector>(backend, { max: 2 })
+    t.teardown(() => pool.close())
+    return { pool, backend, name }
+  }
+
+  await t.test('channels and patterns come from any node, shard channels from the master of their slot', async (t) => {
+    const { pool, backend, name } = await stageOf(t)
+    const all = await hear(backend, 'news')
+    const some = await hear(backend, { pattern: 'n*s' })
+    for (const [n, node] of masters.entries()) {
+      await ask(`PUBLISH news from${n}`, node)
+      await until(() => all.heard.length === n + 1 && some.heard.length === n + 1)
+    }
+    t.equal(pool.stats().subscriptions!.connections, 1)
+    const shards = await Promise.all(masters.map((node) => cluster.keyOn(node)))
+    const heard = await Promise.all(shards.map((shard) => hear(backend, { shard })))
+    for (const [n, node] of masters.entries()) {
+      t.match(await ask(`PUBSUB SHARDNUMSUB ${shards[n]}`, node), /:1\r\n$/)
+      await ask(`SPUBLISH ${shards[n]} shard${n}`, node)
+      await until(() => heard[n]!.heard.length === 1)
+    }
+    t.strictSame(heard.map((one) => one.heard), [['shard0'], ['shard1'], ['shard2']])
+    t.match(pool.stats().subscriptions, { channels: 5, missing: 0, reconnects: 0 })
+    await pool.close()
+    for (const node of masters) await until(async () => await knownTo([node], name) === 0)
+  })
+
+  await t.test('a slot that moves takes its shard channels along', async (t) => {
+    const { pool, backend } = await stageOf(t)
+    const [from, to] = [masters[1]!, masters[2]!]
+    const shard = await cluster.keyOn(from)
+    const slot = (await ask(`CLUSTER KEYSLOT ${shard}`, from)).slice(1).trim()
+    const [one, still] = [await hear(backend, { shard }), await hear(backend, { shard: await cluster.keyOn(to) })]
+    const idOf = async (node: Server) => /[0-9a-f]{40}/.exec(await ask('CLUSTER MYID', node))![0]
+    for (const [back, forth] of [[from, to], [to, from]] as const) {
+      const before = one.reconnects
+      const id = await idOf(forth)
+      await ask(`CLUSTER SETSLOT ${slot} IMPORTING ${await idOf(back)}`, forth)
+      await ask(`CLUSTER SETSLOT ${slot} MIGRATING ${id}`, back)
+      for (const node of [forth, back, ...cluster.nodes]) await ask(`CLUSTER SETSLOT ${slot} NODE ${id}`, node)
+      await until(() => one.reconnects > before, { what: 'it is subscribed at the new node' })
+      const count = one.heard.length
+      await ask(`SPUBLISH ${shard} x`, forth)
+      await until(() => one.heard.length > count)
+    }
+    t.equal(still.reconnects, 0, 'no other one was disturbed')
+    t.match(pool.stats().subscriptions, { channels: 2, missing: 0 })
+  })
+
+  await t.test('a node that is killed: its replica sends what it sent', async (t) => {
+    const { pool, backend, name } = await stageOf(t)
+    const shard = await cluster.keyOn(masters[0]!)
+    const [one, all] = [await hear(backend, { shard }), await hear(backend, 'news')]
+    await cluster.caughtUp()
+    await masters[0]!.kill()
+    await until(() => one.reconnects === 1, { what: 'it is subscribed at the replica' })
+    await ask(`SPUBLISH ${shard} x`, cluster.replica)
+    await until(() => one.heard.length === 1)
+    await until(() => pool.stats().subscriptions!.missing === 0)
+    await ask('PUBLISH news x', cluster.replica)
+    await until(() => all.heard.length === 1)
+    await pool.close()
+    t.equal(await knownTo([cluster.replica], name), 0)
+  })
 })

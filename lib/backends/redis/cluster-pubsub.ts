@@ -20,7 +20,7 @@ interface ClusterSite extends Pick<Site, 'driver' | 'events' | 'connectTimeout'>
   reach (signal: AbortSignal): Promise<Cluster>
 }
 
-/** Where a node's connections are, in RESP2 one for its shard channels and one for all others. */
+/** A node's connections: one for its shard channels, one for all others, as of a single server. */
 const place = (node: string, kind: string) => `${kind} ${node}`
 
 /**

@@ -15,7 +15,7 @@ import { exclusive, Source, type RedisOptions, type Site } from './options.js'
 import { PubSub, RedisWire, SHARD } from './pubsub.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
-import { cut, redisDriver, type Driver, type Newer } from './wire.js'
+import { cut, redisDriver, type Driver } from './wire.js'
 
 export interface RedisConnector extends Connector<Redis>, RedisPubSub {
   readonly system: 'redis'
@@ -77,7 +77,8 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
         const session = await this.#make(signal, 'none')
         return new RedisWire(session, ear, String(session.connection.options.keyPrefix ?? ''))
       },
-      locate: async (key) => key.startsWith(SHARD) && !this.#speaksResp3 ? 'shards' : '',
+      // ioredis takes the end of the last shard channel for the end of all subscriptions on that connection.
+      locate: async (key) => key.startsWith(SHARD) ? 'shards' : '',
       connectTimeout,
       backoff: options.backoff,
       keepalive: options.keepalive,
@@ -92,13 +93,6 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
 
   get client (): Redis {
     return this.#shared.get()
-  }
-
-  /** In RESP2 ioredis can't tell the end of the last shard channel from the end of all subscriptions. */
-  get #speaksResp3 (): boolean {
-    const { driver, source } = this.#site
-    const { options } = new driver.Redis({ ...source.base, lazyConnect: true })
-    return (options as Newer).protocol === 3
   }
 
   protected override async open (signal: AbortSignal): Promise<RedisSession> {

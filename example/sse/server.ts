@@ -13,7 +13,8 @@ declare module 'fastify-pool' {
 }
 
 const Room = Type.Object({ room: Type.String({ pattern: '^[a-z0-9-]{1,50}$' }) })
-const NewMessage = Type.Object({ text: Type.String({ minLength: 1, maxLength: 1000 }) }, { additionalProperties: false })
+const Text = Type.String({ minLength: 1, maxLength: 1000 })
+const NewMessage = Type.Object({ text: Text }, { additionalProperties: false })
 
 const { REDIS_URL, HOST = '127.0.0.1', PORT = '3000', LOG_LEVEL = 'info' } = process.env
 if (REDIS_URL === undefined) throw new Error('REDIS_URL is not set: redis://user:password@host:6379')
@@ -45,16 +46,18 @@ app.post<{ Params: Static<typeof Room>, Body: Static<typeof NewMessage> }>('/roo
   return reply.code(202).send({ processes })
 })
 
-app.get<{ Params: Static<typeof Room> }>('/rooms/:room/events', { schema: { params: Room } }, async (request, reply) => {
+app.get<{ Params: Static<typeof Room> }>('/rooms/:room/events', {
+  schema: { params: Room },
+}, async (request, reply) => {
   // All streams of this process share one connection to Redis. A browser that reads slowly loses the oldest messages.
   const messages = live.backend.subscribe(`room:${request.params.room}`, {
     limit: 100,
     signal: ending.signal,
     // Some may have been missed: the browser connects again, and would read here what it has missed.
-    onReconnect: () => messages.return(),
+    onReconnect: () => { messages.return() },
   })
   // The browser has gone. The generator below may be waiting for a message, and could not be told.
-  reply.raw.once('close', () => messages.return())
+  reply.raw.once('close', () => { messages.return() })
   // From here on no message is missed. Without Redis: 503.
   await messages.ready()
   reply.header('content-type', 'text/event-stream').header('cache-control', 'no-store')

@@ -471,7 +471,8 @@ t.test('with targets: a subscription follows the primary', needsGroup('Redis'), 
   ], { max: 4, checkInterval: 100 })
   t.teardown(() => pool.close())
   await pool.open()
-  const one = await hear(pool.backend, 'news')
+  const old = pool.backend
+  const one = await hear(old, 'news')
   const messages = pool.backend.subscribe({ pattern: 'new*' })
   await messages.ready()
   await ask('PUBLISH news before', master)
@@ -488,6 +489,9 @@ t.test('with targets: a subscription follows the primary', needsGroup('Redis'), 
     subscriptions: { subscribers: 2, channels: 2, missing: 0, connections: 1, received: 4, reconnects: 1 },
     targets: [{ subscriptions: { subscribers: 0 } }, { subscriptions: { subscribers: 2 } }],
   })
+  const late = await hear(old, 'late')
+  await ask('PUBLISH late x', replica)
+  await until(() => late.heard.length === 1, { what: 'who asks the old primary\'s connector is sent there' })
   await messages.return()
   await pool.close()
   t.equal(await knownTo([replica], name), 0)

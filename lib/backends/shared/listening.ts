@@ -104,6 +104,8 @@ export class Listening<M> {
   /** Ends the pause between two attempts. */
   #hurry: (() => void) | undefined
   #pings: NodeJS.Timeout | undefined
+  /** Where its subscriptions have moved: new ones go there, too. */
+  #successor: Listening<M> | undefined
   #used = false
   readonly #counts = { received: 0, dropped: 0, reconnects: 0 }
 
@@ -130,6 +132,7 @@ export class Listening<M> {
     topic: Topic, fn: (message: M) => unknown, { onReconnect, signal }: SubscribeOptions,
     over: (now: boolean) => void = () => {}
   ): { readonly subscribed: Promise<void>, readonly stop: Unsubscribe } {
+    if (this.#successor !== undefined) return this.#successor.join(topic, fn, { onReconnect, signal }, over)
     if (this.#closing.signal.aborted) return { subscribed: Promise.reject(closed()), stop: async () => {} }
     if (signal?.aborted === true) return { subscribed: Promise.reject(aborted(signal)), stop: async () => {} }
     // In the caller's async context.
@@ -175,9 +178,11 @@ export class Listening<M> {
     if (first) this.#site.events.tell('messages-dropped', { channel: name })
   }
 
-  /** Its subscriptions go on at another server. */
+  /** Its subscriptions go on at another server, until that hands them over again. */
   moveTo (other: Listening<M>): void {
     if (other === this || other.#closing.signal.aborted) return
+    other.#successor = undefined
+    this.#successor = other
     for (const subscription of this.#all()) {
       this.#forget(subscription)
       if (subscription.state === 'on') subscription.state = 'cut'

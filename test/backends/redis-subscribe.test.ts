@@ -9,6 +9,7 @@ import { TargetPool } from '../../lib/balance/target-pool.js'
 import type { Messages, RedisChannel, RedisMessage, RedisPubSub } from '../../types/messages.js'
 import type { PoolEvents } from '../../types/pool.js'
 import { startProxy } from '../support/proxy.js'
+import { speaksResp3 } from '../support/redis.js'
 import { askRedis, knownTo, startRedis, type Server, type Teardown } from '../support/services.js'
 import { needsGroup, startRedisCluster, startRedisPair, startRedisSentinel } from '../support/topologies.js'
 import { until } from '../support/until.js'
@@ -555,7 +556,8 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
       await ask(`SPUBLISH ${shard} x`, forth)
       await until(() => one.heard.length > count)
     }
-    t.equal(still.reconnects, 0, 'no other one was disturbed')
+    // ioredis 5 takes the news of it for a mistake, and the connection is made again.
+    if (speaksResp3(backend.client.nodes('master')[0]!)) t.equal(still.reconnects, 0, 'no other one was disturbed')
     t.match(pool.stats().subscriptions, { channels: 2, missing: 0 })
   })
 
@@ -574,4 +576,25 @@ t.test('in a cluster', needsGroup('Redis'), async (t) => {
     await pool.close()
     t.equal(await knownTo([cluster.replica], name), 0)
   })
+})
+
+t.test('in a cluster whose replica takes over from its living master: shard channels move', needsGroup('Redis'), async (t) => {
+  const cluster = await startRedisCluster(t)
+  const master = cluster.nodes[0]!
+  const backend = await redisCluster({
+    connection: { cluster: cluster.nodes.slice(0, 3).map(({ host, port }) => ({ host, port })) },
+    backoff: { min: 10, max: 50 },
+  })
+  t.teardown(() => backend.close!())
+  const shard = await cluster.keyOn(master)
+  const [one, all] = [await hear(backend, { shard }), await hear(backend, 'news')]
+  await cluster.caughtUp()
+  await cluster.failover()
+  await until(async () => /:1\r\n$/.test(await ask(`PUBSUB SHARDNUMSUB ${shard}`, cluster.replica)))
+  await until(() => one.reconnects > 0)
+  await ask(`SPUBLISH ${shard} x`, cluster.replica)
+  await until(() => one.heard.length > 0)
+  await ask('PUBLISH news x', cluster.replica)
+  await until(() => all.heard.length > 0)
+  t.equal(all.reconnects, 0)
 })

@@ -40,7 +40,7 @@ export class ClusterPubSub {
     this.pubsub = new PubSub({
       connect: (ear, signal, place) => this.#connect(ear, signal, place),
       locate: (key, signal) => this.#locate(key, signal),
-      failed: () => { this.#failed() },
+      failed: (where) => { this.#failed(where) },
       connectTimeout,
       backoff,
       keepalive,
@@ -84,8 +84,8 @@ export class ClusterPubSub {
   }
 
   /** A node is gone, or a slot has moved: the client may not know that yet. */
-  #failed (): void {
-    this.#any = undefined
+  #failed (where: string): void {
+    if (this.#any !== undefined && where === place(this.#any, '')) this.#any = undefined
     // Its own events tell of a failure.
     this.#client?.refreshSlotsCache(() => {})
   }

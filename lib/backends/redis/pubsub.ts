@@ -129,7 +129,7 @@ export class PubSub {
     this.listening = new Listening<RedisMessage>({
       connect: (ear, signal, place) => site.connect(ear, signal, place),
       ...(site.locate && { locate: (key: string, signal: AbortSignal) => site.locate!(key, signal) }),
-      ...(site.failed && { failed: (place: string, error: unknown) => { site.failed!(place, error) } }),
+      ...(site.failed && { failed: (place: string) => { site.failed!(place) } }),
       connectTimeout: site.connectTimeout,
       backoff: site.backoff,
       keepalive: site.keepalive,

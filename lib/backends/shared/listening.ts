@@ -43,7 +43,7 @@ export interface ListeningSite<M> {
   /** @param place as `locate` said. Leaves nothing open where it rejects */
   connect (ear: Ear<M>, signal: AbortSignal, place: string): Promise<Wire>
   /** A connection could not be made, or the server refuses a key: `locate` may have to say something else. */
-  failed? (place: string, error: unknown): void
+  failed? (place: string): void
   readonly connectTimeout: number
   readonly backoff: Backoff | undefined
   /** How often a connection is asked whether it is alive, in ms: nothing else is sent on it. 0: as by default. */
@@ -322,7 +322,7 @@ export class Listening<M> {
     }
     await Promise.all([...places].map(async ([place, keys]) => {
       const refused = await this.#listen(place, keys).catch((error: unknown) => {
-        this.#site.failed?.(place, error)
+        this.#site.failed?.(place)
         return new Map(keys.map((key) => [key, this.#unreachable(error)]))
       })
       for (const [key, error] of refused) failures.set(key, error)
@@ -341,7 +341,7 @@ export class Listening<M> {
       throw error
     }
     for (const key of keys) if (!refused.has(key) && !held.revoked.has(key)) held.known.add(key)
-    for (const error of refused.values()) this.#site.failed?.(place, error)
+    if (refused.size > 0) this.#site.failed?.(place)
     return refused
   }
 
@@ -360,7 +360,7 @@ export class Listening<M> {
         dead = { error }
         if (held !== undefined) this.#lost(place, held, error)
       }),
-      revoked: inContext((keys: readonly string[]) => { if (held !== undefined) this.#revoked(held, keys) }),
+      revoked: inContext((keys: readonly string[]) => { if (held !== undefined) this.#revoked(place, held, keys) }),
     }
     try {
       const wire = await this.#site.connect(ear, AbortSignal.any([this.#closing.signal, deadline.signal]), place)
@@ -464,7 +464,8 @@ export class Listening<M> {
     })
   }
 
-  #revoked (held: Held, keys: readonly string[]): void {
+  #revoked (place: string, held: Held, keys: readonly string[]): void {
+    this.#site.failed?.(place)
     for (const key of keys) {
       held.revoked.add(key)
       held.known.delete(key)

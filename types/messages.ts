@@ -31,7 +31,7 @@ export type Queued<M> = M & {
  * kept, up to `limit`. It ends (`done`) when its `signal` aborts, when the reader leaves the loop, and when the pool is
  * closed; the last lets the reader have what is there already. An outage does not end it.
  */
-export interface Messages<M> extends AsyncIterableIterator<Queued<M>, undefined, undefined> {
+export interface Messages<M> extends AsyncIterable<Queued<M>> {
   /** How many messages were dropped altogether. */
   readonly dropped: number
   /**
@@ -40,6 +40,7 @@ export interface Messages<M> extends AsyncIterableIterator<Queued<M>, undefined,
    * @throws what `subscribe` and `listen` throw with a callback. So does `next()`, if nobody has called this
    */
   ready (): Promise<void>
+  next (): Promise<IteratorResult<Queued<M>, undefined>>
   /** Ends the subscription. */
   return (): Promise<IteratorReturnResult<undefined>>
   [Symbol.asyncIterator] (): this

@@ -350,7 +350,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   /** What listens to another target goes on at the primary. */
   #handOver (to: Connector<C>): void {
     for (const { spec: { connector } } of this.#targets) {
-      if (connector !== to) this.#events.run(() => connector.handOver?.(to))
+      if (connector === to) continue
+      try {
+        this.#events.run(() => connector.handOver?.(to))
+      } catch (error) {
+        this.#events.report(error, 'subscription')
+      }
     }
   }
 

@@ -1,6 +1,9 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
+import Fastify, { type FastifyInstance } from 'fastify'
 import { Redis, type Cluster } from 'ioredis'
+import { Registry } from 'prom-client'
 import t from 'tap'
+import { fastifyPool } from '../../index.js'
 import { redisCluster, type RedisClusterConnector } from '../../lib/backends/redis/cluster.js'
 import { redis, type RedisConnector } from '../../lib/backends/redis/connector.js'
 import type { RedisOptions } from '../../lib/backends/redis/options.js'
@@ -306,6 +309,47 @@ t.test('a closed pool ends subscriptions, and begins none', async (t) => {
   await stop()
   await t.rejects(backend.subscribe('a', () => {}), { code: 'FST_POOL_CLOSED' })
   await t.rejects(backend.subscribe('a').next(), { code: 'FST_POOL_CLOSED' })
+})
+
+t.test('in an app: the pool\'s options count, the log warns, metrics count', async (t) => {
+  const own = await startRedis(t, { own: true })
+  const lines: string[] = []
+  const registry = new Registry()
+  const app = Fastify({ logger: { stream: { write: (line) => { lines.push(line) } } } }) as unknown as FastifyInstance
+  t.teardown(() => app.close())
+  await app.register(fastifyPool, {
+    pools: { live: { backend: 'redis', url: own.url, backoff: { min: 5, max: 5 }, startup: 'lazy' } },
+    prometheus: { register: registry },
+  })
+  await app.ready()
+  const { backend } = app.pools.get<'live', RedisConnector>('live')
+  let failures = 0
+  app.pools.on('driver', ({ name }) => { if (name === 'listen-failed') failures++ })
+  const one = await hear(backend, 'news')
+  const messages = backend.subscribe('news', { limit: 1 })
+  await messages.ready()
+  for (const text of ['1', '2', '3']) await ask(`PUBLISH news ${text}`, own)
+  await until(() => one.heard.length === 3)
+  await own.kill()
+  // With the usual backoff, so many would take minutes.
+  await until(() => failures >= 100)
+  t.match(await registry.metrics(), /^fastify_pool_subscription_channels\{pool="live",state="missing"\} 1$/m)
+  await own.restart()
+  await until(() => one.reconnects === 1)
+  const metrics = await registry.metrics()
+  for (const line of [
+    'fastify_pool_subscription_channels{pool="live",state="on"} 1',
+    'fastify_pool_subscription_channels{pool="live",state="missing"} 0',
+    'fastify_pool_subscription_reconnects_total{pool="live"} 1',
+    'fastify_pool_subscription_messages_total{pool="live",state="received"} 3',
+    'fastify_pool_subscription_messages_total{pool="live",state="dropped"} 2',
+  ]) t.ok(metrics.includes(`${line}\n`), line)
+  const warned = lines.map((line) => JSON.parse(line) as Record<string, unknown>).filter(({ phase }) => phase === 'subscription')
+  t.match(warned, [{ level: 40, event: 'pool.error', pool: 'live', cause: /1 subscribed channel was lost/ }])
+  // A handler that waits for a message ends with the pool.
+  const rest = (async () => { for await (const message of messages) t.equal(message.dropped, 2) })()
+  await app.close()
+  await rest
 })
 
 // --- The iterator ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ export async function checkTypes (
       expectTypeOf(message).toEqualTypeOf<Queued<RedisMessage>>()
       expectTypeOf(message.dropped).toEqualTypeOf<number>()
     }
+    expectTypeOf(backend.subscribe('a')).toExtend<AsyncIterableIterator<Queued<RedisMessage>>>()
     // @ts-expect-error one of them
     backend.subscribe({ pattern: 'a', shart: 'b' })
     // @ts-expect-error a function has nothing to limit

@@ -234,7 +234,8 @@ export class Listening<M> {
     subscription.settle?.(new PoolError('FST_POOL_ABORTED', 'the subscription was ended before it began'))
     if (this.#closing.signal.aborted) return
     this.#start()
-    // In an outage there is nothing to undo, and the loop goes on for other subscribers.
+    // In an outage there is nothing to undo, and the loop goes on for other subscribers. It may be in a pause for them.
+    if (this.#knows(key)) this.#hurry?.()
     while (this.#knows(key) && !this.#subscriptions.has(key)) {
       await new Promise<void>((resolve) => { this.#turned.push(resolve) })
     }

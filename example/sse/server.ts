@@ -16,7 +16,7 @@ const Room = Type.Object({ room: Type.String({ pattern: '^[a-z0-9-]{1,50}$' }) }
 const Text = Type.String({ minLength: 1, maxLength: 1000 })
 const NewMessage = Type.Object({ text: Text }, { additionalProperties: false })
 
-const { REDIS_URL, HOST = '127.0.0.1', PORT = '3000', LOG_LEVEL = 'info' } = process.env
+const { REDIS_URL, CLOSE_TIMEOUT = '8000', HOST = '127.0.0.1', PORT = '3000', LOG_LEVEL = 'info' } = process.env
 if (REDIS_URL === undefined) throw new Error('REDIS_URL is not set: redis://user:password@host:6379')
 
 const app = Fastify({ logger: { level: LOG_LEVEL } })
@@ -36,7 +36,9 @@ app.addHook('preClose', (done) => {
   done()
 })
 
-await app.register(pool, { pools: { live: { backend: 'redis', url: REDIS_URL, max: 5, lease: false } } })
+await app.register(pool, {
+  pools: { live: { backend: 'redis', url: REDIS_URL, max: 5, lease: false, closeTimeout: Number(CLOSE_TIMEOUT) } },
+})
 const live = app.pools.get('live')
 
 app.post<{ Params: Static<typeof Room>, Body: Static<typeof NewMessage> }>('/rooms/:room/messages', {

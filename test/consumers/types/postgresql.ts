@@ -37,4 +37,5 @@ export async function serve (): Promise<void> {
   await new Pool(made).use((client) => client.nonsense())
   app.pools.add(`${count}`, new Pool(connector))
   await stop()
+  for await (const { payload } of app.pools.get('db').backend.listen('orders')) console.log(payload.length)
 }

@@ -1,3 +1,5 @@
+import type { SubscriptionStats } from './messages.js'
+
 /** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
 export type Role = 'primary' | 'replica'
 
@@ -29,7 +31,6 @@ export type DestroyReason =
   /** The borrower destroyed it without an error, or the pool no longer wanted it when it came. */
   | 'released'
 
-/** An event of the driver's own, passed on as the pool's `driver` event. Plain data only: no connection, no secret. */
 /**
  * Why a connection can't be made. `refused`: nothing listens there. `name`: its host name is not known. `timeout`: no
  * answer. `unreachable`: no way leads there. `tls`: no agreement on encryption. `login`: the server refuses the user.
@@ -38,7 +39,14 @@ export type DestroyReason =
 export type FailureKind =
   'refused' | 'name' | 'timeout' | 'unreachable' | 'tls' | 'login' | 'database' | 'full' | 'starting'
 
+/** An event of the driver's own, passed on as the pool's `driver` event. Plain data only: no connection, no secret. */
 export interface DriverEvent { readonly name: string, readonly [detail: string]: unknown }
+
+/**
+ * What failed outside of all connections that the pool knows, and no caller is told of: an `error` event of the pool.
+ * `listener`: a subscriber's function. `subscription`: the connection of the subscriptions.
+ */
+export type ConnectorError = (error: unknown, phase: 'listener' | 'subscription') => void
 
 /**
  * How far a transaction is kept from what others do at the same time: the SQL standard's four levels, and MongoDB's
@@ -197,8 +205,11 @@ export interface Connector<C = unknown> {
    * evicted at once.
    */
   onDeath? (connection: C, listener: (error?: Error) => void): void
-  /** Where the driver has events of its own. Called once, when the pool is made. */
-  onDriverEvent? (listener: (event: DriverEvent) => void): void
+  /**
+   * Where the driver has events of its own. Called once, when the pool is made. `failed` is for what no caller is told
+   * of.
+   */
+  onDriverEvent? (listener: (event: DriverEvent) => void, failed?: ConnectorError): void
   /**
    * Whether what failed with this error may succeed on another connection, a moment later: its server went away, or
    * takes no writes any more.
@@ -239,6 +250,13 @@ export interface Connector<C = unknown> {
    * and only where the log tells of it. undefined: it can't be known, as behind a proxy that shares out connections.
    */
   capacity? (connection: C, signal: AbortSignal): Promise<Capacity | undefined>
+  /** The numbers of what listens to this server outside of the pool's connections. undefined: there was nothing yet. */
+  readonly subscriptions?: SubscriptionStats | undefined
+  /**
+   * In a pool over several targets: the target of `to` is the primary now. What listens to this one moves there. Called
+   * for all others each time.
+   */
+  handOver? (to: Connector<C>): void
   /** Where the database has transactions. */
   readonly transactions?: Transactions<C>
   /** Where connections that only read are others than those that write: what makes those. */

@@ -1,4 +1,5 @@
 import type { Connector } from './connector.js'
+import type { PubSubOf } from './messages.js'
 import type {
   AcquireOptions, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions,
 } from './pool.js'
@@ -46,11 +47,15 @@ export interface Advice {
 /** The manager: `app.pools`. A scope sees its own pools and those of the scopes around it. */
 export interface Pools {
   /**
+   * Where `RequestPools` says that its connections are ioredis' or pg's, `backend` has `subscribe` or `listen`.
+   *
    * @typeParam K what its `backend` is: `get<'db', PostgresConnector>('db').backend.listen(...)`
    * @throws `FST_POOL_NOT_FOUND`
    */
   get<N extends PoolName | (string & {}),
-    K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>>> (name: N): PoolFace<ConnectionOf<N>, K>
+    K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>> & PubSubOf<ConnectionOf<N>>> (
+    name: N
+  ): PoolFace<ConnectionOf<N>, K>
   has (name: string): boolean
   /** In the order in which a request takes its connections. */
   readonly names: readonly string[]

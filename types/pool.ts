@@ -167,11 +167,14 @@ interface Event {
   readonly time: number
 }
 
-/** The phase of a connection's life in which an error happened. */
+/**
+ * The phase of a connection's life in which an error happened. 'listener': of an event, or of a channel.
+ * 'subscription': the connection of the subscriptions was lost.
+ */
 export type ErrorPhase =
   'create' | 'destroy' | 'validate' | 'isBroken' | 'describe' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
   'begin' | 'commit' | 'rollback' | 'afterCommit' | 'afterRollback' | 'close' | 'listener' |
-  'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+  'subscription' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 interface HoldEvent extends Event {
   readonly id: number

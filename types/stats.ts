@@ -1,5 +1,6 @@
 // What a pool tells of itself: its books, and its health.
 import type { DestroyReason, Role } from './connector.js'
+import type { SubscriptionStats } from './messages.js'
 
 export type Circuit = 'closed' | 'open' | 'half-open'
 
@@ -144,6 +145,8 @@ export interface PoolStats extends Counts {
   readonly routes: Readonly<Record<string, number>>
   /** The same counts of the last 60 s. */
   readonly lastMinute: WindowStats
+  /** Where the app has subscribed to channels (`backend.subscribe`, `backend.listen`). */
+  readonly subscriptions?: SubscriptionStats
   /** Where requests have fair shares of the connections. Their waits are in none of the pool's own numbers. */
   readonly bulkhead?: BulkheadStats
   /** Where there are several targets: each one's books, whose sum the others are. */

@@ -12,7 +12,9 @@ export function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
     const numbers = Object.entries(to).filter(([, value]) => typeof value === 'number')
     return { ...to, ...Object.fromEntries(numbers.map(([key, value]) => [key, value + other[key]!])) }
   }
-  return others.reduce((sum, stats) => add(sum, stats), whole)
+  const all = [first!, ...others].map(({ subscriptions }) => subscriptions).filter((one) => one !== undefined)
+  const subscriptions = all.length === 0 ? undefined : Object.freeze(all.reduce(add))
+  return { ...others.reduce((sum, stats) => add(sum, stats), whole), ...(subscriptions && { subscriptions }) }
 }
 
 /** Why no target is the primary. */

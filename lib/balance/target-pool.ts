@@ -352,6 +352,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     if (from === target) return
     this.#roles.primary = target
     this.#spread()
+    if (target !== undefined) this.#handOver(target.spec.connector)
     // Connections of the old primary were made, or waited for, because it was the primary.
     if (from !== undefined) {
       // The line first: without waiters its creates are cancelled, which makes room for the new primary.
@@ -359,6 +360,18 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       from.engine.evict()
     }
     this.#review()
+  }
+
+  /** What listens to another target goes on at the primary. */
+  #handOver (to: Connector<C>): void {
+    for (const { spec: { connector } } of this.#targets) {
+      if (connector === to) continue
+      try {
+        this.#events.run(() => connector.handOver?.(to))
+      } catch (error) {
+        this.#events.report(error, 'subscription')
+      }
+    }
   }
 
   /** Callers in the line of a replica that fails move, where another target can serve them. */

@@ -134,9 +134,7 @@ export class Engine<C> implements Parts<C> {
     this.#setGate(PREPARED, options.onAcquire !== undefined)
     this.#setGate(HINDERED, this.checks.meets)
     this.#setGate(WATCHED, this.upkeep.leaks.areSought)
-    this.events.run(() => backend.onDriverEvent?.((event) => {
-      if (this.events.heard.driver) this.events.emit('driver', event)
-    }))
+    this.events.follow(backend)
   }
 
   #setGate (reason: number, is: boolean): void {

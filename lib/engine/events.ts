@@ -1,6 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
 import { channel, type Channel } from 'node:diagnostics_channel'
-import type { FailureKind } from '../../types/connector.js'
+import type { Connector, FailureKind } from '../../types/connector.js'
 import type { ErrorPhase, HolderLabel, PoolEventName, PoolEvents, PoolListener } from '../../types/pool.js'
 import { badOption, scrub } from './errors.js'
 
@@ -143,6 +143,13 @@ export class Events {
     const copy = this.scrub(error)
     if (this.heard.error) this.emit('error', { error: copy, phase, ...(kind !== undefined && { kind }) })
     return copy
+  }
+
+  /** Passes on what a connector tells by itself. */
+  follow (backend: Pick<Connector, 'onDriverEvent'>): void {
+    this.run(() => backend.onDriverEvent?.(
+      (event) => { if (this.heard.driver) this.emit('driver', event) },
+      (error, phase) => { this.report(error, phase) }))
   }
 
   scrub (error: unknown): Error {

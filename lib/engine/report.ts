@@ -36,8 +36,13 @@ export class Report<C> extends Room<C, Site<C>> {
 
   get stats (): PoolStats {
     const { books, going, ...now } = this.part
+    const { subscriptions } = this.backend
     return Object.freeze({
-      name: this.name, system: this.backend.system, ...now, ...Books.tell([{ books, going }]),
+      name: this.name,
+      system: this.backend.system,
+      ...now,
+      ...Books.tell([{ books, going }]),
+      ...(subscriptions !== undefined && { subscriptions }),
     })
   }
 

@@ -101,6 +101,7 @@ export const connectorSchema = {
     onDeath: optionalFunction,
     describe: optionalFunction,
     onDriverEvent: optionalFunction,
+    handOver: optionalFunction,
     close: optionalFunction,
     transactions: {
       type: 'object',

@@ -1,7 +1,9 @@
 // A pool per tenant. The databases are fakes in the test's hands, one for each tenant.
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
-import { fastifyPool, type PluginOptions, type PoolEvents, type TenantOptions } from '../../index.js'
+import {
+  fastifyPool, type PluginOptions, type PoolEvents, type PostgresPubSub, type RedisPubSub, type TenantOptions,
+} from '../../index.js'
 import { Histogram } from '../../lib/engine/histogram.js'
 import { settle } from '../support/clock.js'
 import { FakeConnector } from '../support/fake-connector.js'
@@ -202,6 +204,16 @@ t.test('of(key) is the pool of one tenant, at once, for jobs', async (t) => {
   t.same(asked, ['job', 'job'])
   t.throws(() => pool.of('other'), { code: 'FST_POOL_NOT_SUPPORTED' })
   t.throws(() => app.pools.get('db').of(5 as never), { code: 'FST_POOL_BAD_OPTIONS' })
+})
+
+t.test('a tenant has no subscriptions, and is told so', async (t) => {
+  const { app, asked } = await serve(t)
+  const backend = app.pools.get('db').of('a').backend as unknown as RedisPubSub & PostgresPubSub
+  const refused = { code: 'FST_POOL_NOT_SUPPORTED', message: /a pool beside it/ }
+  await t.rejects(backend.subscribe('news', () => {}), refused)
+  await t.rejects(backend.listen('news', () => {}), refused)
+  t.throws(() => backend.subscribe('news'), refused)
+  t.same(asked, [])
 })
 
 t.test('events name the tenant by a hash, or by its key where that is asked for', async (t) => {

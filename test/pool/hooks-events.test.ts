@@ -1,8 +1,8 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { once } from 'node:events'
 import t from 'tap'
-import type { DriverEvent } from '../../types/connector.js'
-import type { PoolEventName } from '../../types/pool.js'
+import type { ConnectorError, DriverEvent } from '../../types/connector.js'
+import type { PoolEventName, PoolEvents } from '../../types/pool.js'
 import { settle, VirtualClock } from '../support/clock.js'
 import type { FakeConnection } from '../support/fake-connector.js'
 import { failure, FakeConnector, fakePool, warm, watch } from '../support/fake-connector.js'
@@ -493,6 +493,19 @@ t.test('the driver\'s own events pass', async (t) => {
   pool.on('driver', ({ time }) => { t.type(time, 'number') })
   tell({ name: 'serverOpening', address: 'a:1', time: 'not ours' })
   t.end()
+})
+
+t.test('what a connector tells to have failed by itself is an event error, without secrets', async (t) => {
+  let fail: ConnectorError = () => {}
+  const connector = Object.assign(new FakeConnector(), {
+    onDriverEvent: (_tell: unknown, failed: ConnectorError) => { fail = failed },
+  })
+  const { pool } = fakePool({ name: 'shop', url: 'fake://me:top-secret@host' }, { connector, listen: [] })
+  fail(new Error('nobody listens'), 'listener')
+  const errors: Array<PoolEvents['error']> = []
+  pool.on('error', (event) => { errors.push(event) })
+  fail(new Error('top-secret is gone'), 'subscription')
+  t.match(errors, [{ pool: 'shop', phase: 'subscription', error: { message: '*** is gone' } }])
 })
 
 t.test('no secret shows in any event, error or stat', async (t) => {

@@ -336,7 +336,9 @@ t.test('a connector has a system, create and destroy, and functions for the rest
     refuses(t, () => checkPoolOptions({ connector: { ...connector, [key]: undefined } }, 'pools.db'),
       `option pools.db.connector.${key} is missing: expected ${key === 'system' ? "a text, such as 'ldap'" : 'a function'}`)
   }
-  for (const key of ['create', 'destroy', 'validate', 'isBroken', 'reset', 'onDeath', 'onDriverEvent', 'close']) {
+  for (const key of [
+    'create', 'destroy', 'validate', 'isBroken', 'reset', 'onDeath', 'onDriverEvent', 'handOver', 'close',
+  ]) {
     refuses(t, () => checkPoolOptions({ connector: { ...connector, [key]: 5 } }, ''),
       `option connector.${key} is 5: expected a function`)
   }

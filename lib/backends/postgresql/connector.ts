@@ -1,34 +1,31 @@
 import { scrub } from '../../engine/errors.js'
-import type { Connector, DriverEvent, Transactions } from '../../../types/connector.js'
+import type { Connector, ConnectorError, DriverEvent, Transactions } from '../../../types/connector.js'
 import type { Client } from '../../../types/drivers.js'
+import type {
+  Messages, MessagesOptions, NotificationListener, PostgresNotification, PostgresPubSub, SubscribeOptions,
+  SubscriptionStats, Unsubscribe,
+} from '../../../types/messages.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
+import { codeOf } from '../shared/failures.js'
+import { Listening } from '../shared/listening.js'
 import { refuseRelease } from '../shared/released.js'
 import { ServerConnector, sessionOf } from '../shared/session.js'
 import { cutAtAbort } from '../shared/signal.js'
+import { subscribe } from '../shared/subscribing.js'
 import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Inspection } from './inspect.js'
 import { JoinedRounds, refuseUnlessJoined } from './joined.js'
-import { Listening, type ListenOptions, type NotificationListener } from './listening.js'
+import { topicOf, PostgresWire } from './listening.js'
 import { configsOf, type Config, type PostgresOptions } from './options.js'
 import { ownQueries } from './queries.js'
 import { PostgresSession, type Common } from './session.js'
 import { begin, levels } from './transaction.js'
 import { postgresDriver, type Driver } from './wire.js'
 
-export interface PostgresConnector extends Connector<Client> {
+export interface PostgresConnector extends Connector<Client>, PostgresPubSub {
   readonly system: 'postgresql'
-  /**
-   * Calls `fn` for each notification on a channel. All channels share one connection outside of the pool: it is made
-   * with the first `listen`, made again after an outage, and closed when nobody listens any more.
-   *
-   * @param channel the exact name, as in `LISTEN "Name"`: `NOTIFY Name` without quotes notifies 'name'
-   * @returns when the server listens: a function that ends it, and resolves when the server knows. It never rejects.
-   * @throws `FST_POOL_CONNECT_FAILED`, `FST_POOL_CLOSED`, `FST_POOL_BAD_OPTIONS`; the server's own error where it
-   * refuses
-   */
-  listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>>
 }
 
 /** What it is: ../connectors.ts, whose function of the same name calls this one. */
@@ -67,7 +64,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   readonly #config: Config
   readonly #addresses: Addresses
   readonly #common: Common
-  readonly #listening: Listening
+  readonly #listening: Listening<PostgresNotification>
   readonly #events = new DriverEvents()
 
   constructor (options: PostgresOptions) {
@@ -83,15 +80,14 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
       rounds: new JoinedRounds(resetTimeout),
       scrub: (error) => scrub(error, this.secrets),
     }
-    this.#listening = new Listening({
-      open: (signal) => this.open(signal),
+    this.#listening = new Listening<PostgresNotification>({
+      connect: async (ear, signal) => new PostgresWire(await this.open(signal), ear),
       connectTimeout,
+      backoff: options.backoff,
+      keepalive: options.keepalive,
+      events: this.#events,
+      codeOf,
       scrub: (error) => scrub(error, this.secrets),
-      tell: (name, detail) => {
-        if (this.#events.tell(name, detail) || name !== 'listener-error') return
-        const { channel, message } = detail
-        process.emitWarning(`a listener of channel ${String(channel)} failed: ${String(message)}`, 'PoolWarning')
-      },
     })
   }
 
@@ -131,19 +127,32 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   }
 
   /**
-   * Of `listen`: `listen-lost` {code}, `listen-failed` {code}, `listen-restored` {channels}, `listener-error`
-   * {channel, message}.
+   * Of `listen`: `listen-lost` {code, channels}, `listen-failed` {code}, `listen-restored` {channels}, `listener-error`
+   * {channel, message}, `messages-dropped` {channel}: an iterator has begun to drop.
    */
-  onDriverEvent (listener: (event: DriverEvent) => void): void {
-    this.#events.listen(listener)
+  onDriverEvent (listener: (event: DriverEvent) => void, failed?: ConnectorError): void {
+    this.#events.listen(listener, failed)
   }
 
-  listen (channel: string, fn: NotificationListener, options?: ListenOptions): Promise<() => Promise<void>> {
-    return this.#listening.listen(channel, fn, options)
+  listen (channel: string, fn: NotificationListener, options?: SubscribeOptions): Promise<Unsubscribe>
+  listen (channel: string, options?: MessagesOptions): Messages<PostgresNotification>
+  listen (
+    channel: string, fn?: NotificationListener | MessagesOptions, options?: SubscribeOptions
+  ): Promise<Unsubscribe> | Messages<PostgresNotification> {
+    const call = (one: PostgresNotification) => (fn as NotificationListener)(one.payload, one.channel, one)
+    return subscribe(this.#listening, () => topicOf(channel), fn, options, call)
   }
 
-  close (): Promise<void> {
+  get subscriptions (): SubscriptionStats | undefined {
+    return this.#listening.stats
+  }
+
+  handOver (to: Connector<Client>): void {
+    if (to instanceof PostgresBackend) this.#listening.moveTo(to.#listening)
+  }
+
+  async close (): Promise<void> {
     this.#common.rounds.close()
-    return this.#listening.close()
+    await this.#listening.close()
   }
 }

@@ -1,6 +1,6 @@
 import type { ClientConfig } from 'pg'
 import { badOption } from '../../engine/errors.js'
-import type { Address } from '../../../types/options.js'
+import type { Address, Backoff } from '../../../types/options.js'
 import {
   assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
   type Addresses, type AddressNow, type RefusedKeys,
@@ -53,6 +53,13 @@ export interface PostgresOptions {
   appName?: string
   /** How long the connection for `listen` may take, in ms. The pool's connections obey their signal. Default 3000. */
   connectTimeout?: number
+  /** How soon the connection for `listen` is made again, as the pool's option, which it is in a pool of the plugin. */
+  backoff?: Backoff | undefined
+  /**
+   * How often that connection is asked whether it is alive, in ms, as the pool's option. Here 0, or left out, is 10000:
+   * nothing else would show that a network has gone silent.
+   */
+  keepalive?: number | undefined
   /**
    * The module pg, or an object with its `Client`: for bundles, and copies of one's own. Default: the installed one.
    */

@@ -19,10 +19,10 @@ export function redisOrCluster (options: RedisOptions & RedisClusterOptions): Pr
  * A connector over a client that the app made. undefined: this is none, but a collection of clients with names, say.
  */
 export function adoptRedis (client: object, options: RedisOptions): Promise<AnyRedisConnector> | undefined {
-  const { database, connectTimeout, reset } = options
+  const { database, connectTimeout, reset, backoff, keepalive } = options
   if ('isCluster' in client && client.isCluster === true) {
-    return redisCluster({ client: client as Cluster, connectTimeout })
+    return redisCluster({ client: client as Cluster, connectTimeout, backoff, keepalive })
   }
   if (!('duplicate' in client) || typeof client.duplicate !== 'function') return undefined
-  return redis({ client: client as Redis, database, connectTimeout, reset })
+  return redis({ client: client as Redis, database, connectTimeout, reset, backoff, keepalive })
 }

@@ -1,7 +1,7 @@
 import type { ClusterNode, ClusterOptions } from 'ioredis'
 import { badOption } from '../../engine/errors.js'
 import type { Cluster } from '../../../types/drivers.js'
-import type { Address } from '../../../types/options.js'
+import type { Address, Backoff } from '../../../types/options.js'
 import { refuseKeys, type RefusedKeys } from '../shared/address.js'
 import { clientName } from './options.js'
 
@@ -16,6 +16,9 @@ export interface RedisClusterOptions {
   appName?: string
   /** How long one attempt of the client to reach the cluster may take, in ms; its nodes share it. Default 3000. */
   connectTimeout?: number
+  /** As those of `redis`. */
+  backoff?: Backoff | undefined
+  keepalive?: number | undefined
   /** The module ioredis: for bundles, and copies of one's own. Default: the one that @fastify/redis uses. */
   driver?: unknown
   /** A client that the app made, instead of `connection`. It is never closed. */

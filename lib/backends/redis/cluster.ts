@@ -1,19 +1,24 @@
 import { PoolError } from '../../engine/errors.js'
 import { secretsOf } from '../../engine/secrets.js'
-import type { Connector, DriverEvent } from '../../../types/connector.js'
+import type { Connector, ConnectorError, DriverEvent } from '../../../types/connector.js'
 import type { Cluster, Command, Redis } from '../../../types/drivers.js'
+import type {
+  Messages, MessagesOptions, RedisChannel, RedisListener, RedisMessage, RedisPubSub, SubscribeOptions,
+  SubscriptionStats, Unsubscribe,
+} from '../../../types/messages.js'
 import { keepAliveAfter } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { Subscriptions } from '../shared/listeners.js'
 import { unlessAborted } from '../shared/signal.js'
 import { checkClient, clusterOptions, type Given, type RedisClusterOptions } from './cluster-options.js'
+import { ClusterPubSub } from './cluster-pubsub.js'
 import { leavesState } from './commands.js'
 import { codeOf, isPermanent, isTransient, kindOf } from './errors.js'
 import { healScripts } from './scripts.js'
 import { cut, disconnectTimeout, drained, isBusy, redisDriver, sendOf, sharedGrace, type Driver } from './wire.js'
 
-export interface RedisClusterConnector extends Connector<Cluster> {
+export interface RedisClusterConnector extends Connector<Cluster>, RedisPubSub {
   readonly system: 'redis'
   /**
    * The one client that all connections are. It reconnects by itself, is made at first access, and connects with its
@@ -58,14 +63,24 @@ class ClusterBackend implements RedisClusterConnector {
   #checking = false
   #closing: Promise<void> | undefined
   readonly #events = new DriverEvents()
+  readonly #pubsub: ClusterPubSub
 
   constructor (driver: Driver, given: Given | undefined, options: RedisClusterOptions) {
-    const { connection, connectTimeout = 3000, client } = options
+    const { connection, connectTimeout = 3000, client, backoff, keepalive } = options
     this.#driver = driver
     this.#given = given
     this.#connectTimeout = connectTimeout
     const theirs = client && [client.options, Reflect.get(client, 'startupNodes')]
     this.#secrets = secretsOf({ connection: theirs ?? connection })
+    this.#pubsub = new ClusterPubSub({
+      driver,
+      events: this.#events,
+      connectTimeout,
+      backoff,
+      keepalive,
+      secrets: () => this.#secrets,
+      reach: (signal) => this.create(signal),
+    })
     if (client !== undefined) this.#adopt(client)
   }
 
@@ -123,10 +138,22 @@ class ClusterBackend implements RedisClusterConnector {
 
   /**
    * Of the client: `connect`, `ready`, `close`, `end`, `error` {code}, `reconnecting`. Of its nodes: `node` {port},
-   * `node-gone` {port}, `node-error` {code}.
+   * `node-gone` {port}, `node-error` {code}. Of `subscribe`: as of `redis`.
    */
-  onDriverEvent (listener: (event: DriverEvent) => void): void {
-    this.#events.listen(listener)
+  onDriverEvent (listener: (event: DriverEvent) => void, failed?: ConnectorError): void {
+    this.#events.listen(listener, failed)
+  }
+
+  subscribe (channel: RedisChannel, fn: RedisListener, options?: SubscribeOptions): Promise<Unsubscribe>
+  subscribe (channel: RedisChannel, options?: MessagesOptions): Messages<RedisMessage>
+  subscribe (
+    channel: RedisChannel, fn?: RedisListener | MessagesOptions, options?: SubscribeOptions
+  ): Promise<Unsubscribe> | Messages<RedisMessage> {
+    return this.#pubsub.pubsub.subscribe(channel, fn, options)
+  }
+
+  get subscriptions (): SubscriptionStats | undefined {
+    return this.#pubsub.pubsub.stats
   }
 
   /**
@@ -142,6 +169,7 @@ class ClusterBackend implements RedisClusterConnector {
     for (const waiting of [...this.#waiting]) waiting.reject(new Error('the Redis connector is closed'))
     const client = this.#client
     try {
+      await this.#pubsub.close()
       if (client === undefined || this.#given === undefined) return
       const nodes = client.status === 'ready' ? client.nodes() : []
       const busy = nodes.filter((node) => node.status === 'ready' && isBusy(node))

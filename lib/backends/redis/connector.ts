@@ -1,6 +1,10 @@
 import { secretsOf } from '../../engine/secrets.js'
-import type { Connector, DriverEvent, ServerState } from '../../../types/connector.js'
+import type { Connector, ConnectorError, DriverEvent, ServerState } from '../../../types/connector.js'
 import type { Redis } from '../../../types/drivers.js'
+import type {
+  Messages, MessagesOptions, RedisChannel, RedisListener, RedisMessage, RedisPubSub, SubscribeOptions,
+  SubscriptionStats, Unsubscribe,
+} from '../../../types/messages.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
@@ -8,11 +12,12 @@ import { cutAtAbort } from '../shared/signal.js'
 import { SharedClient } from './client.js'
 import { isPermanent, isTransient, kindOf, withCode } from './errors.js'
 import { exclusive, Source, type RedisOptions, type Site } from './options.js'
+import { PubSub, RedisWire, SHARD } from './pubsub.js'
 import { limitSentinels, SentinelWatch } from './sentinels.js'
 import { RedisSession } from './session.js'
 import { cut, redisDriver, type Driver } from './wire.js'
 
-export interface RedisConnector extends Connector<Redis> {
+export interface RedisConnector extends Connector<Redis>, RedisPubSub {
   readonly system: 'redis'
   /**
    * The shared client, which reconnects by itself: for single commands, and for work outside of requests. It is made at
@@ -51,6 +56,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   readonly #site: Site
   readonly #mode: ResetMode
   readonly #shared: SharedClient
+  readonly #pubsub: PubSub
   /** The secrets of a client that the app made. */
   readonly #theirSecrets: readonly string[] | undefined
   /** What ends an exclusive connection, or the making of one, when the sentinels name another master. */
@@ -66,6 +72,19 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     this.#mode = reset
     this.#theirSecrets = theirs && secretsOf({ connection: theirs.options })
     this.#shared = new SharedClient(this.#site, theirs)
+    this.#pubsub = new PubSub({
+      connect: async (ear, signal) => {
+        const session = await this.#make(signal, 'none')
+        return new RedisWire(session, ear, String(session.connection.options.keyPrefix ?? ''))
+      },
+      // ioredis takes the end of the last shard channel for the end of all subscriptions on that connection.
+      locate: async (key) => key.startsWith(SHARD) ? 'shards' : '',
+      connectTimeout,
+      backoff: options.backoff,
+      keepalive: options.keepalive,
+      events: this.#site.events,
+      secrets: () => this.secrets,
+    })
   }
 
   get secrets (): readonly string[] {
@@ -77,6 +96,10 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   }
 
   protected override async open (signal: AbortSignal): Promise<RedisSession> {
+    return await this.#make(signal, this.#mode)
+  }
+
+  async #make (signal: AbortSignal, mode: ResetMode): Promise<RedisSession> {
     const { driver, source, connectTimeout } = this.#site
     const base = await source.now(signal)
     signal.throwIfAborted()
@@ -101,6 +124,7 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     return await cutAtAbort(signal, abort, async () => {
       try {
         await this.#connect(session, base.sentinels ? role : undefined, signal)
+        session.open(mode)
         return session
       } catch (error) {
         // `connect()` rejects with no more than that the connection is closed. The reason came by an event.
@@ -118,7 +142,6 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
     await session.check(role)
     signal.throwIfAborted()
     if (session.error !== undefined) throw session.error
-    session.open(this.#mode)
     if (role === undefined || this.#closed) return
     this.#watch ??= new SentinelWatch(this.#site, () => this.#moved())
   }
@@ -148,19 +171,37 @@ class RedisBackend extends ServerConnector<Redis, RedisSession> implements Redis
   /**
    * Of exclusive connections: `error` {shared, code}, `end` {shared}, `readonly` {shared} (the server takes no writes).
    * Of the shared client also `connect`, `ready`, `close` and `reconnecting` {delay}. `switch-master`: the sentinels
-   * have named another master.
+   * have named another master. Of `subscribe`: `listen-lost` {code, channels}, `listen-failed` {code},
+   * `listen-restored` {channels}, `listener-error` {channel, message}, `messages-dropped` {channel}: an iterator has
+   * begun to drop.
    */
-  onDriverEvent (listener: (event: DriverEvent) => void): void {
-    this.#site.events.listen(listener)
+  onDriverEvent (listener: (event: DriverEvent) => void, failed?: ConnectorError): void {
+    this.#site.events.listen(listener, failed)
+  }
+
+  subscribe (channel: RedisChannel, fn: RedisListener, options?: SubscribeOptions): Promise<Unsubscribe>
+  subscribe (channel: RedisChannel, options?: MessagesOptions): Messages<RedisMessage>
+  subscribe (
+    channel: RedisChannel, fn?: RedisListener | MessagesOptions, options?: SubscribeOptions
+  ): Promise<Unsubscribe> | Messages<RedisMessage> {
+    return this.#pubsub.subscribe(channel, fn, options)
+  }
+
+  get subscriptions (): SubscriptionStats | undefined {
+    return this.#pubsub.stats
+  }
+
+  handOver (to: Connector<Redis>): void {
+    if (to instanceof RedisBackend) this.#pubsub.moveTo(to.#pubsub)
   }
 
   /**
-   * Ends the shared client, if we made it, after up to 500 ms for its pending commands. One that was never used never
-   * connects.
+   * Ends the subscriptions, and the shared client, if we made it, after up to 500 ms for its pending commands. One that
+   * was never used never connects.
    */
   async close (): Promise<void> {
     this.#closed = true
-    await Promise.all([this.#watch?.close(), this.#shared.close()])
+    await Promise.all([this.#watch?.close(), this.#pubsub.close(), this.#shared.close()])
   }
 }
 

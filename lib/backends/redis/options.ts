@@ -1,7 +1,7 @@
 import type { RedisOptions as IORedisOptions } from 'ioredis'
 import { badOption } from '../../engine/errors.js'
 import type { Redis } from '../../../types/drivers.js'
-import type { Address } from '../../../types/options.js'
+import type { Address, Backoff } from '../../../types/options.js'
 import {
   Addresses, assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo,
   type AddressNow, type RefusedKeys,
@@ -46,6 +46,16 @@ export interface RedisOptions {
    * signal of `create`. Default 3000.
    */
   connectTimeout?: number
+  /**
+   * How soon the connection of the subscriptions is made again, as the pool's option, which it is in a pool of the
+   * plugin.
+   */
+  backoff?: Backoff | undefined
+  /**
+   * How often that connection is asked whether it is alive, in ms, as the pool's option. Here 0, or left out, is 10000:
+   * nothing else would show that a network has gone silent.
+   */
+  keepalive?: number | undefined
   /**
    * The module ioredis, or its class: for bundles, and copies of one's own. Default: the one that @fastify/redis uses.
    */

@@ -18,11 +18,14 @@ const subscribed = 8
 /** Only closing the connection undoes it. */
 const lost = 16
 
+/** What a session asks of its connector. */
+type SessionSite = Pick<Site, 'driver' | 'events'>
+
 /** Watches what goes through one exclusive connection, and knows how to undo it. */
 export class RedisSession extends ServerSession<Redis> {
   /** Called once the connection has ended. */
   ended: (() => void) | undefined
-  readonly #site: Site
+  readonly #site: SessionSite
   readonly #send: Redis['sendCommand']
   #seam: Redis['sendCommand']
   #mode: ResetMode = 'none'
@@ -39,7 +42,7 @@ export class RedisSession extends ServerSession<Redis> {
   /** The server's id of the connection, where it told. */
   #id: number | undefined
 
-  constructor (connection: Redis, site: Site) {
+  constructor (connection: Redis, site: SessionSite) {
     super(connection)
     this.#site = site
     this.#send = sendOf(connection)
@@ -88,7 +91,7 @@ export class RedisSession extends ServerSession<Redis> {
   }
 
   override async ping (): Promise<boolean> {
-    const answer = await unlessDenied(this.#command('ping'))
+    const answer = await unlessDenied(this.command('ping'))
     // Where a mode leaves an open MULTI or a subscription, the answer differs.
     return this.#mode !== 'session' || answer === undefined || answer === 'PONG'
   }
@@ -99,22 +102,22 @@ export class RedisSession extends ServerSession<Redis> {
    */
   async check (role: string | undefined): Promise<void> {
     // In one write with the PING. A server that does not know it, or refuses it, serves all the same.
-    const id = this.#command('client', ['ID']).catch(() => undefined)
+    const id = this.command('client', ['ID']).catch(() => undefined)
     await this.ping()
     this.#id = await id as number | undefined
     if (role === undefined) return
-    const answer = await unlessDenied(this.#command('role'))
+    const answer = await unlessDenied(this.command('role'))
     if (Array.isArray(answer) && answer[0] !== role) {
       throw new Error(`the sentinels named a server that is a ${String(answer[0])}, not a ${role}`)
     }
   }
 
   override async inspect (): Promise<ServerState> {
-    return await inspect((name, args) => this.#command(name, args))
+    return await inspect((name, args) => this.command(name, args))
   }
 
   override async capacity (): Promise<Capacity | undefined> {
-    return await capacityOf((name, args) => this.#command(name, args))
+    return await capacityOf((name, args) => this.command(name, args))
   }
 
   /**
@@ -184,11 +187,11 @@ export class RedisSession extends ServerSession<Redis> {
   async #undoTransaction (left: number): Promise<void> {
     const answers: Array<Promise<unknown>> = []
     // Sent even where the borrower has sent DISCARD: the server may have refused it.
-    if ((left & multi) !== 0) answers.push(this.#command('discard').catch(unlessWithoutMulti))
-    if ((left & watch) !== 0) answers.push(this.#command('unwatch'))
+    if ((left & multi) !== 0) answers.push(this.command('discard').catch(unlessWithoutMulti))
+    if ((left & watch) !== 0) answers.push(this.command('unwatch'))
     // Sets both the server's database and ioredis' idea of it: they differ after `call('SeLeCt', 3)`, a failed SELECT,
     // and one in a discarded MULTI.
-    if ((left & select) !== 0) answers.push(this.#command('select', [String(this.connection.options.db ?? 0)]))
+    if ((left & select) !== 0) answers.push(this.command('select', [String(this.connection.options.db ?? 0)]))
     await Promise.all(answers)
   }
 
@@ -202,7 +205,7 @@ export class RedisSession extends ServerSession<Redis> {
     const subscriptions = [...this.#names]
     this.#names.clear()
     const counts = await Promise.all(subscriptions.map(async ([name, names]) => {
-      const count = await this.#command(name.replace('subscribe', 'unsubscribe'), [...names])
+      const count = await this.command(name.replace('subscribe', 'unsubscribe'), [...names])
       return { name, count: Number(count) }
     }))
     // The server counts channels and patterns together, so only the last answer counts all.
@@ -217,7 +220,7 @@ export class RedisSession extends ServerSession<Redis> {
    * Sends a command of ours: not noted, not auto-pipelined, and without the key prefix, which the names of subscribed
    * shard channels have already.
    */
-  async #command (name: string, args: Command['args'] = []): Promise<unknown> {
+  async command (name: string, args: Command['args'] = []): Promise<unknown> {
     const command = new this.#site.driver.Command(name, args as string[], { replyEncoding: 'utf8' })
     return await this.#send(command)
   }

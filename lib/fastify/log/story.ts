@@ -237,7 +237,9 @@ class PoolStory {
       ...(code !== undefined && { code }),
       err: error,
     }
-    return this.#write('pool.error', fields, texts.failed(phase, error.message))
+    // Where messages may be missed, they are subscribed to again: nothing is broken.
+    const level = phase === 'subscription' ? 'warn' : undefined
+    return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
   }
 
   disconnected ({ reason, error, target }: PoolEvents['disconnect'], now: number): number {

@@ -119,6 +119,34 @@ export const series: readonly Series[] = [
     unit: '{request}',
     read: ({ bulkhead }) => bulkhead === undefined ? [] : [[bulkhead.pending]],
   },
+  {
+    name: 'fastify_pool.subscription.channels',
+    help: 'Channels that the app listens to, by whether the server sends them now.',
+    kind: 'updown',
+    unit: '{channel}',
+    read: ({ subscriptions }) => subscriptions === undefined
+      ? []
+      : [
+          [subscriptions.channels - subscriptions.missing, { state: 'on' }],
+          [subscriptions.missing, { state: 'missing' }],
+        ],
+  },
+  {
+    name: 'fastify_pool.subscription.reconnects',
+    help: 'How often channels were subscribed to again after an outage.',
+    kind: 'counter',
+    unit: '{reconnect}',
+    read: ({ subscriptions }) => subscriptions === undefined ? [] : [[subscriptions.reconnects]],
+  },
+  {
+    name: 'fastify_pool.subscription.messages',
+    help: 'Messages that came; of an iterator those that it dropped, since its reader was too slow.',
+    kind: 'counter',
+    unit: '{message}',
+    read: ({ subscriptions }) => subscriptions === undefined
+      ? []
+      : [[subscriptions.received, { state: 'received' }], [subscriptions.dropped, { state: 'dropped' }]],
+  },
 ]
 
 function updown (name: string, help: string, of: (stats: PoolStats) => number): Series {

@@ -17,11 +17,22 @@ import { noStats, sumOf, sumOfParts } from './sums.js'
 import { Tenants, type Face, type Maker, type Patience, type Visit } from './tenants.js'
 
 /** What the plan of a route asks before any tenant has a pool: each tenant's own pool says what it can do. */
-const anyBackend = (system: string): Connector<unknown> => ({
+const anyBackend = (system: string): Connector<unknown> => Object.assign<Connector<unknown>, PubSubRefused>({
   system,
   create: () => Promise.reject(new Error('a pool per tenant has no connections of its own')),
   destroy: () => {},
-})
+}, { subscribe: refused, listen: refused })
+
+type PubSubRefused = Readonly<Record<'subscribe' | 'listen', typeof refused>>
+
+/** A tenant's pool is closed when nobody uses it, and would take its subscriptions along. */
+function refused (_channel: unknown, fn: unknown): Promise<never> {
+  const error = new PoolError('FST_POOL_NOT_SUPPORTED',
+    'a pool per tenant has no subscriptions: they need a pool beside it, with the address of that server')
+  // As their own do, with a function and as an iterator.
+  if (typeof fn === 'function') return Promise.reject(error)
+  throw error
+}
 
 /** How many tenants stats tell apart. */
 const LARGEST = 10

@@ -29,7 +29,7 @@ export async function serve (): Promise<void> {
   })
 
   const face: PoolFace<Client, PostgresConnector> = app.pools.get<'db', PostgresConnector>('db')
-  const stop: () => Promise<void> = await face.backend.listen('orders', (payload, { channel }) => payload + channel)
+  const stop: () => Promise<void> = await face.backend.listen('orders', (payload, channel) => payload + channel)
   const made: PostgresConnector = await postgresql({ url: 'postgres://a', reset: 'transaction' })
   const connector: Connector<Client> = made
   const count: number | null = await new Pool(made).use(async (client) => (await client.query('select 1')).rowCount)
@@ -37,4 +37,5 @@ export async function serve (): Promise<void> {
   await new Pool(made).use((client) => client.nonsense())
   app.pools.add(`${count}`, new Pool(connector))
   await stop()
+  for await (const { payload } of app.pools.get('db').backend.listen('orders')) console.log(payload.length)
 }

@@ -35,4 +35,10 @@ export async function serve (): Promise<void> {
   // @ts-expect-error The connector's client is ioredis', not any.
   made.client.nonsense()
   app.pools.add(`${value} ${nodes}`, new Pool(connector))
+  const stop: () => Promise<void> =
+    await app.pools.get('cache').backend.subscribe('a', (message, channel) => message + channel)
+  for await (const { message, dropped } of app.pools.get('cluster').backend.subscribe({ shard: 'a' }, { limit: 9 })) {
+    console.log(message.length + dropped)
+  }
+  await stop()
 }

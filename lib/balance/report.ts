@@ -1,11 +1,61 @@
-import type { PoolHealth, PoolStats, TargetHealth, TargetStats } from '../../types/pool.js'
+import type { Circuit, PoolHealth, PoolStats, TargetHealth, TargetStats } from '../../types/pool.js'
+import { Books, type Going } from '../engine/books.js'
 import type { Roles } from './roles.js'
 import type { Target } from './target.js'
 
 // What a pool over several targets tells of itself, from what each target tells.
 
+const circuitRank: readonly Circuit[] = ['closed', 'half-open', 'open']
+const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
+  all.reduce((worse, one) => rank.indexOf(one) > rank.indexOf(worse) ? one : worse)
+
+/** What a part of the pool has counted. */
+interface Counted { readonly books: Books, readonly going: Going }
+
+/** What `statsOf` asks of its pool. */
+interface StatsSite<C> {
+  readonly targets: ReadonlyArray<Target<C>>
+  readonly roles: Roles<C>
+  readonly min: number
+  readonly max: number
+  /** Callers that wait in front of all targets. */
+  readonly pending: number
+  /** What is counted in front of all targets. */
+  readonly front: Counted
+}
+
+/** The sums over all targets, and each one's numbers in `targets`. `refused` counts callers that no target served. */
+export function statsOf<C> ({ targets: all, roles, min, max, pending, front }: StatsSite<C>): PoolStats {
+  const targets = all.map((target) => {
+    const { engine: { report: { stats } }, name, role, gaveUp } = target
+    const lag = roles.lagOf(target)
+    return Object.freeze<TargetStats>({ target: name, role, lag, ...stats, aborted: stats.aborted - gaveUp })
+  })
+  const whole = sumOf(targets)
+  const parts = all.map(({ engine: { books, report } }) => ({ books, going: report.going }))
+  const told = Books.tell([...parts, front])
+  // A caller that one target refused may have been served by another one.
+  const { refused, refusals, lastMinute } = Books.tell([front])
+  const gaveUp = all.reduce((sum, target) => sum + target.gaveUp, 0)
+  return Object.freeze<PoolStats>({
+    ...whole,
+    ...told,
+    refused,
+    refusals,
+    aborted: told.aborted - gaveUp,
+    lastMinute: Object.freeze({
+      ...told.lastMinute, refused: lastMinute.refused, refusals: lastMinute.refusals,
+    }),
+    min,
+    max: Math.min(max, whole.max),
+    pending: whole.pending + pending,
+    circuit: worst(circuitRank, targets.map(({ circuit }) => circuit)),
+    targets: Object.freeze(targets),
+  })
+}
+
 /** Adds up the numbers of all targets, but not those that `Books.tell` adds up. */
-export function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
+function sumOf ([first, ...others]: readonly TargetStats[]): PoolStats {
   const { target: _target, role: _role, lag: _lag, ...whole } = first!
   const add = <T extends object>(to: T, more: T): T => {
     const other = more as Record<string, number>

@@ -2,34 +2,31 @@ import type { CallArguments, CallName, CallResult } from '../../types/calls.js'
 import type { Connector, Role } from '../../types/connector.js'
 import type { BalanceOptions, EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, CallOptions, Circuit, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolFace, PoolHealth,
-  PoolListener, PoolStats, RunOptions, TargetStats, Tx, UseOptions,
+  AcquireOptions, CallOptions, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolFace, PoolHealth,
+  PoolListener, PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
-import { Books } from '../engine/books.js'
-import { Engine } from '../engine/engine.js'
+import type { Engine } from '../engine/engine.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { Events } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { Openers } from '../engine/openers.js'
-import type { Owner } from '../engine/parts.js'
 import { secretsIn } from '../engine/secrets.js'
-import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { begin } from '../pool/begin.js'
 import { checkNames } from '../pool/calls.js'
 import { execute } from '../pool/execute.js'
-import { checkEngineOptions, poolDefaults } from '../pool/options.js'
+import { poolDefaults } from '../pool/options.js'
 import { renameEngine } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { acquires, trace } from '../pool/tracing.js'
-import { Budget } from './budget.js'
 import { Choice, balances } from './choice.js'
 import { Dispatch, readRole } from './dispatch.js'
-import { healthOf, reasonsOf, sumOf } from './report.js'
+import { Fleet } from './fleet.js'
+import { healthOf, reasonsOf, statsOf } from './report.js'
 import { Roles } from './roles.js'
-import { Moved, Target, type TargetSpec } from './target.js'
+import { Moved, type Target, type TargetSpec } from './target.js'
 import { Watch } from './watch.js'
 
 export type { TargetSpec }
@@ -38,16 +35,6 @@ export interface TargetOptions<C> extends EngineOptions<C>, BalanceOptions {}
 
 /** From the best to the worst. */
 export const healthRank: ReadonlyArray<PoolHealth['status']> = ['up', 'degraded', 'draining', 'down']
-const circuitRank: readonly Circuit[] = ['closed', 'half-open', 'open']
-const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
-  all.reduce((worse, one) => rank.indexOf(one) > rank.indexOf(worse) ? one : worse)
-
-/**
- * Events of the pool as a whole. Those of a single engine are not passed on: an acquire may go on at another target.
- */
-const wholes: ReadonlySet<PoolEventName> =
-  new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'lag', 'open', 'drain', 'close'])
-
 /** As `renamePool`. */
 export let renameTargetPool: (pool: object, name: string) => void
 /** As `callerOf`. */
@@ -66,16 +53,13 @@ export let callerOfTargets: (pool: object) => string | undefined
 export class TargetPool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
   readonly closeTimeout: number
   readonly replicas: boolean
+  readonly #fleet: Fleet<C>
   readonly #targets: ReadonlyArray<Target<C>>
-  /** All targets have a fixed role, as SQLite's writer and readers have, and `max` is divided between them for good. */
-  readonly #parts: boolean
-  readonly #budget = new Budget<C>()
   readonly #events: Events
   readonly #roles: Roles<C>
   readonly #dispatch: Dispatch<C>
   readonly #watch: Watch<C>
   readonly #retrying: Retrying<C>
-  #min = 0
   #phase: 'open' | 'draining' | 'closed' = 'open'
   #started = false
   #suspended = false
@@ -98,8 +82,15 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     }
     if (!(maxLag >= 1)) throw badOption('maxLag', maxLag, 'a number of at least 1')
     if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, deadlineExpected)
-    this.#targets = targets.map((spec, index) => this.#join(spec, index, spec.options ?? common, clock))
-    this.#parts = targets.every(({ fixed }) => fixed === true)
+    this.#fleet = new Fleet({
+      clock,
+      pending: () => this.#dispatch.pending,
+      review: () => { this.#review() },
+      relieve: (target) => { this.#relieve(target) },
+      askSoon: () => { this.#watch.soon() },
+    })
+    for (const [index, spec] of targets.entries()) this.#fleet.join(spec, index, spec.options ?? common)
+    this.#targets = this.#fleet.targets
     this.replicas = targets.length > 1
     this.closeTimeout = this.#first.options.closeTimeout
     const secrets = this.#targets.map(({ engine, spec }) => secretsIn(engine.options, spec.connector))
@@ -118,7 +109,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       acquireTimeout,
       maxPending: options.maxPending ?? poolDefaults.maxPending,
       isClosed: () => this.#phase === 'closed',
-      hasRoom: () => this.#budget.hasRoom,
+      hasRoom: () => this.#fleet.hasRoom,
       start: () => { this.#start() },
       askSoon: () => { this.#watch.soon() },
       closedError: () => this.#closedError,
@@ -133,7 +124,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       acquireTimeout,
       backoff: { min: backoff?.min ?? poolDefaults.backoff.min, max: backoff?.max ?? poolDefaults.backoff.max },
     }
-    const most = Math.min(max, this.#limit)
+    const most = Math.min(max, this.#fleet.limit)
     this.resize({ min: Math.min(min, most), max: most })
   }
 
@@ -154,50 +145,6 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       { name: 'primary', role: 'primary', fixed: true, connector, options },
       { name: 'replica', role: 'replica', fixed: true, connector: replica, options },
     ], { min, max, acquireTimeout, validateTimeout, maxPending, backoff }, clock)
-  }
-
-  #join (spec: TargetSpec<C>, index: number, options: EngineOptions<C>, clock: Clock): Target<C> {
-    const { weight = 1, role = 'primary', name = `${role}-${index}`, connector } = spec
-    if (!(weight > 0)) throw badOption(`targets.${index}.weight`, weight, 'a number above 0')
-    const checked = checkEngineOptions<C>(connector, options)
-    const target: Target<C> = new Target<C>(name, spec, weight,
-      () => new Engine(connector, checked, clock, this.#ownerOf(name, () => target)))
-    this.#budget.join(target)
-    return target
-  }
-
-  /** What a target's engine asks, and is told by. @param get must not be called before the engine is made */
-  #ownerOf (name: string, get: () => Target<C>): Owner {
-    const budget = this.#budget
-    return {
-      target: name,
-      nextId: () => budget.nextId(),
-      wants: () => { budget.wants(get()) },
-      hasRoom: () => budget.hasRoom,
-      mustYield: () => budget.mustYield(get()),
-      freed: () => { budget.freed() },
-      connected: () => {
-        get().failing = false
-        if (this.#dispatch.pending > 0) this.#review()
-      },
-      createFailed: () => {
-        const target = get()
-        if (!target.failing) this.#watch.soon()
-        target.failing = true
-        this.#relieve(target)
-        this.#review()
-      },
-      lost: (ill) => {
-        // A connection that a check has ended tells nothing new.
-        if (ill && get().check === undefined) this.#watch.soon()
-        if (this.#dispatch.pending > 0) this.#review()
-      },
-      circuitMoved: (from, to) => {
-        // Only when it opens or closes, not at each probe.
-        if (from === 'closed' || to === 'closed') this.#watch.soon()
-        this.#review()
-      },
-    }
   }
 
   #watchOf (clock: Clock, interval: number, timeout: number): Watch<C> {
@@ -336,7 +283,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     const from = this.#roles.primary
     if (from === target) return
     this.#roles.primary = target
-    this.#spread()
+    this.#fleet.spread(target)
     // Connections of the old primary were made, or waited for, because it was the primary.
     if (from !== undefined) {
       // The line first: without waiters its creates are cancelled, which makes room for the new primary.
@@ -391,7 +338,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     }
     await primary.engine.open()
     // The writers were opened first: they make the file that the readers read.
-    if (this.#parts) for (const { engine } of this.#targets) if (engine !== primary.engine) await engine.open()
+    if (this.#fleet.isFixed) for (const { engine } of this.#targets) if (engine !== primary.engine) await engine.open()
     const { driver } = this.backend
     this.#events.emit('open', { ...(driver !== undefined && { driver }) })
   }
@@ -403,42 +350,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   resize (options: { min?: number, max?: number }): void {
     checkNames('resize', options)
-    const { min = this.#min, max = this.#budget.max } = options
-    const [least, limit] = [this.#targets.length, this.#limit]
-    const each = this.#parts ? 'one that writes and one that reads' : 'one for each target'
-    if (!Number.isSafeInteger(max) || max < least || max > limit) {
-      throw badOption('max', max, `an integer from ${least} (${each}) to ${limit}`)
-    }
-    if (!Number.isSafeInteger(min) || min < 0 || min > max) {
-      throw badOption('min', min, `an integer from 0 to max (${max})`)
-    }
-    this.#min = min
-    this.#budget.max = max
-    this.#spread()
-    this.#budget.settle()
-  }
-
-  /** The most connections that the connectors allow together. */
-  get #limit (): number {
-    const limits = this.#targets.map(({ spec: { connector } }) => limitOf(connector))
-    return limits.reduce((sum, limit) => Math.min(Number.MAX_SAFE_INTEGER, sum + limit), 0)
-  }
-
-  /** Sets `min` and `max` of each engine. */
-  #spread (): void {
-    const { max } = this.#budget
-    let [left, kept] = [max, this.#min]
-    for (const [index, target] of this.#targets.entries()) {
-      const own = Math.min(target.spec.max ?? max, limitOf(target.spec.connector), max)
-      const isPrimary = target === this.#roles.primary
-      // With fixed roles, each target leaves one connection for each that follows; the last has most of the `min`.
-      const most = this.#parts ? Math.min(own, left - (this.#targets.length - 1 - index)) : own
-      const least = this.#parts ? Math.min(kept, most, index === 0 ? 1 : most) : isPrimary ? Math.min(kept, most) : 0
-      left -= most
-      kept -= least
-      target.max = most
-      target.engine.resize({ min: least, max: most })
-    }
+    this.#fleet.resize(options, this.#roles.primary)
   }
 
   suspend (): void {
@@ -518,42 +430,16 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** Events of one target have its name in `target`. */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
-    const undos = [this.#events.on(event, listener)]
-    if (!wholes.has(event)) undos.push(...this.#targets.map(({ engine }) => engine.events.on(event, listener)))
-    return () => { for (const undo of undos) undo() }
+    return this.#fleet.on(this.#events, event, listener)
   }
 
   // --- Reading -------------------------------------------------------------------------------------------------------
 
   /** The sums over all targets, and each one's numbers in `targets`. `refused` counts callers that no target served. */
   stats (): PoolStats {
-    const targets = this.#targets.map((target) => {
-      const { engine: { report: { stats } }, name, role, gaveUp } = target
-      const lag = this.#roles.lagOf(target)
-      return Object.freeze<TargetStats>({ target: name, role, lag, ...stats, aborted: stats.aborted - gaveUp })
-    })
-    const whole = sumOf(targets)
-    const parts = this.#targets.map(({ engine: { books, report } }) => ({ books, going: report.going }))
     const { pending, books, going } = this.#dispatch
-    const all = Books.tell([...parts, { books, going }])
-    // A caller that one target refused may have been served by another one.
-    const { refused, refusals, lastMinute } = Books.tell([{ books, going }])
-    const gaveUp = this.#targets.reduce((sum, target) => sum + target.gaveUp, 0)
-    return Object.freeze<PoolStats>({
-      ...whole,
-      ...all,
-      refused,
-      refusals,
-      aborted: all.aborted - gaveUp,
-      lastMinute: Object.freeze({
-        ...all.lastMinute, refused: lastMinute.refused, refusals: lastMinute.refusals,
-      }),
-      min: this.#min,
-      max: Math.min(this.#budget.max, whole.max),
-      pending: whole.pending + pending,
-      circuit: worst(circuitRank, targets.map(({ circuit }) => circuit)),
-      targets: Object.freeze(targets),
-    })
+    const { min, max } = this.#fleet
+    return statsOf({ targets: this.#targets, roles: this.#roles, min, max, pending, front: { books, going } })
   }
 
   holders (): Holder[] {

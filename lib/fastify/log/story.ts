@@ -222,7 +222,8 @@ class PoolStory {
       err: error,
     }
     // A request left what nothing undoes, and its connection was replaced: somebody should know, and nothing is broken.
-    const level = phase === 'reset' ? 'warn' : undefined
+    const isMild = phase === 'reset' || phase === 'targets' || phase === 'discover'
+    const level = isMild ? 'warn' : undefined
     return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
   }
 

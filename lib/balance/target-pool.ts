@@ -365,7 +365,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     if (all.length < 2 || primary === undefined) return
     const names = all.map(({ name }) => `'${name}'`).join(', ')
     this.#warn(`the targets ${names} all say that they are the primary, and all writes go to '${primary.name}'. Are ` +
-      "they equal servers? Then give each target role: 'peer'. Else they do not follow one another, and have different " +
+      "they equal servers? Then give each target role: 'peer'. Else they do not follow one another, and have " +
       'data: make replicas of all but one, or take them out of targets')
   }
 
@@ -379,7 +379,8 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     for (const lag of this.#roles.takeLags()) this.#events.emit('lag', lag)
     this.#dispatch.review()
     // While the pool is suspended, targets are not asked.
-    const isKnown = (this.#suspended && primary?.usable === true) || (this.#discovery.settled && this.#targets.every(({ settled }) => settled))
+    const isKnown = (this.#suspended && primary?.usable === true) ||
+      (this.#discovery.settled && this.#targets.every(({ settled }) => settled))
     if (isKnown && this.#started) this.#tellPrimaries()
     if (this.#openers.size === 0 || !isKnown) return
     for (const { resolve } of this.#openers.take(0, 0)) resolve()

@@ -82,7 +82,8 @@ export function tellOfPeers (app: FastifyInstance, options: ResolvedPoolOptions)
   const { affinity, backend, discover, name, targets } = options
   const arePeers = targets!.every(({ role }) => role === 'peer') && (targets!.length > 1 || discover !== undefined)
   if (backend !== 'redis' || !arePeers || affinity !== undefined) return
-  app.log.child({ pool: name }).warn({ event: 'pool.error', phase: 'targets' }, 'the peers are Redis servers, each with ' +
-    'data of its own, and requests get any of them: what one has written another one does not find. Give the pool ' +
+  app.log.child({ pool: name }).warn({ event: 'pool.error', phase: 'targets' }, 'the peers are Redis servers, ' +
+    'each with data of its own, ' +
+    'and requests get any of them: what one has written another one does not find. Give the pool ' +
     'affinity: (request) => key, so that the same key always gets the same server')
 }

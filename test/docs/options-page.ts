@@ -22,7 +22,7 @@ for (const file of ['types/options.ts', 'types/plugin.ts', 'types/connector.ts',
     if ((ts.isPropertySignature(node) || ts.isMethodSignature(node)) && ts.isIdentifier(node.name)) {
       // As it is written: to the compiler, an '@' within a sentence begins a tag.
       const [comment] = ts.getJSDocCommentsAndTags(node)
-      const text = comment?.getText().replace(/^\/\*\*|\*\/$|^\s*\*/gm, '').split(/^\s*@(?:throws|param)/m)[0] ?? ''
+      const text = comment?.getText().replace(/\*\/$/, '').replace(/^\/\*\*|^\s*\*/gm, '').split(/^\s*@(?:throws|param)/m)[0] ?? ''
       const members = said.get(named) ?? new Map<string, string>()
       if (text.trim() !== '' && !members.has(node.name.text)) members.set(node.name.text, text.replace(/\s+/g, ' ').trim())
       said.set(named, members)

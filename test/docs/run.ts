@@ -7,43 +7,51 @@
 //                                       asked of `app`: JSON is compared, another text is in the reply
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import Database from 'libsql'
 import { MongoClient } from 'mongodb'
 import { createConnection } from 'mysql2/promise'
 import pg from 'pg'
 import type { Test } from 'tap'
-import { startMariadb, startMongo, startPostgres, startRedis, type Server } from '../support/services.js'
+import { startMariadb, startMongo, startPostgres, startRedis } from '../support/services.js'
 import { transpile, type Chain } from './compile.js'
 import { root } from './pages.js'
+import { makeCertificate, startSecureMariadb, startSecurePostgres, startSecureRedis } from './tls.js'
 
-const address = /'(postgres|postgresql|mysql|mariadb|mongodb|redis):\/\/[^']*'/g
+const address = /'(postgres|postgresql|mysql|mariadb|mongodb|rediss?):\/\/[^']*'/g
+
+/** Where a server is. */
+interface At { readonly url: string }
 
 interface Try { method: string, url: string, payload?: string, headers: object, status: number, body: string }
 
 /** @returns what runs a chain, on servers that are started when one asks for them */
 export async function runner (t: Test): Promise<(t: Test, chain: Chain) => Promise<void>> {
-  const servers = new Map<string, Promise<Server | undefined>>()
-  const starts = new Map<string, () => Promise<Server | undefined>>([
-    ['postgres', () => startPostgres(t)], ['mysql', () => startMariadb(t)], ['mongodb', () => startMongo(t)],
-    ['redis', () => startRedis(t)],
-  ])
-  const serverOf = async (scheme: string): Promise<Server | undefined> => {
-    const kind = scheme.replace('mariadb', 'mysql').replace('postgresql', 'postgres')
-    if (!servers.has(kind)) servers.set(kind, starts.get(kind)!())
-    return await servers.get(kind)!
-  }
   mkdirSync(join(root, '.cache'), { recursive: true })
   const folder = mkdtempSync(join(root, '.cache', 'docs-'))
   t.teardown(() => { rmSync(folder, { recursive: true }) })
+  const certificate = makeCertificate(folder)
+  const servers = new Map<string, Promise<At | undefined>>()
+  const starts = new Map<string, () => Promise<At | undefined>>([
+    ['postgres', () => startPostgres(t)], ['mysql', () => startMariadb(t)], ['mongodb', () => startMongo(t)],
+    ['redis', () => startRedis(t)], ['rediss', () => startSecureRedis(t, certificate)],
+    ['postgres, TLS', () => startSecurePostgres(t, certificate)],
+    ['mysql, TLS', () => startSecureMariadb(t, certificate)],
+  ])
+  const serverOf = async (scheme: string, code: string): Promise<At | undefined> => {
+    const tls = /\bssl: \{/.test(code) ? ', TLS' : ''
+    const kind = `${scheme.replace('mariadb', 'mysql').replace('postgresql', 'postgres')}${tls}`
+    if (!servers.has(kind)) servers.set(kind, starts.get(kind)!())
+    return await servers.get(kind)!
+  }
   let n = 0
   return async (t, chain) => {
     const name = `docs_${++n}`
     const urls = new Map<string, string>()
     try {
       for (const [literal, scheme = ''] of chain.code.matchAll(address)) {
-        const server = await serverOf(scheme)
+        const server = await serverOf(scheme, chain.code)
         if (server === undefined) {
           t.pass(`${chain.name}: not run, there is no ${scheme} here`)
           return
@@ -53,6 +61,7 @@ export async function runner (t: Test): Promise<(t: Test, chain: Chain) => Promi
       }
       const at = join(folder, name)
       mkdirSync(at)
+      copyFileSync(certificate.cert, join(at, 'ca.pem'))
       await runIn(t, at, chain, urls)
     } finally {
       for (const url of urls.values()) await dropDatabase(url)
@@ -75,8 +84,8 @@ async function runIn (t: Test, at: string, chain: Chain, urls: ReadonlyMap<strin
   for (const text of prints) t.match(said, text, `${chain.name} prints it`)
 }
 
-async function createDatabase (server: Server, scheme: string, name: string): Promise<string> {
-  if (scheme === 'redis') return server.url
+async function createDatabase (server: At, scheme: string, name: string): Promise<string> {
+  if (scheme.startsWith('redis')) return server.url
   if (scheme !== 'mongodb') await sql(server.url, [`create database ${name}`])
   return Object.assign(new URL(server.url), { pathname: `/${name}` }).href
 }

@@ -1,11 +1,14 @@
 // Every block of code of the README and of docs/ is what it claims to be.
 //
 // Words behind the language say more of a block of `ts`:
-// - none: it compiles as it stands, in a program of its own;
+// - none: it compiles as it stands, as a module of its own;
 // - `more`: it goes on where the block of `ts` before it on its page ends;
 // - `run`: it (with those that it goes on from) is run, too, on servers of the test: its URLs become theirs. A comment
 //   right behind it, `<!-- try`, says what its app is asked, and what it prints (run.ts);
 // - `of <file>`: all of its lines are in that file, which is compiled or run elsewhere.
+//
+// A comment `<!-- given ... -->` has what all blocks of its page begin with, unseen: for pages whose examples are of
+// one app. Best is a page that needs none.
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

@@ -3,7 +3,7 @@ import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type * as Ts from 'typescript'
-import { root, type Block } from './pages.js'
+import { givenOf, root, type Block } from './pages.js'
 
 const ts = createRequire(import.meta.url)('typescript') as typeof Ts
 
@@ -27,9 +27,14 @@ export function chainsOf (blocks: readonly Block[]): Chain[] {
   return chains.map((blocks) => ({
     name: `${blocks[0]!.page}:${blocks[0]!.line}`,
     blocks,
-    code: blocks.map(({ code }) => code).join(''),
+    code: partsOf(blocks).map(({ code }) => code).join(''),
     runs: blocks.some(({ marks }) => marks.includes('run')),
   }))
+}
+
+function partsOf (blocks: readonly Block[]): Array<Pick<Block, 'page' | 'line' | 'code'>> {
+  const given = givenOf(blocks[0]!.page)
+  return [...given === undefined ? [] : [given], ...blocks]
 }
 
 /**
@@ -112,7 +117,7 @@ function compileTogether (
 
 function placeOf ({ blocks }: Chain, line: number): string {
   let left = line
-  for (const { page, line: first, code } of blocks) {
+  for (const { page, line: first, code } of partsOf(blocks)) {
     const length = code.split('\n').length - 1
     if (left < length) return `${page}:${first + left}`
     left -= length

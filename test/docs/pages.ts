@@ -43,8 +43,15 @@ export function blocksOf (page: string): Block[] {
   }))
 }
 
+/** What all blocks of a page's TypeScript begin with, unseen: the comment `<!-- given ... -->`. */
+export function givenOf (page: string): Pick<Block, 'page' | 'line' | 'code'> | undefined {
+  const text = textOf(page)
+  const { 1: code, index = 0 } = /^<!-- given\n([^]*?)^-->$/m.exec(text) ?? []
+  return code === undefined ? undefined : { page, line: text.slice(0, index).split('\n').length + 1, code }
+}
+
 /** A page's text without its blocks of code. */
-export const proseOf = (page: string): string => textOf(page).replace(/^```[^]*?^```$/gm, '')
+export const proseOf = (page: string): string => textOf(page).replace(/^```[^]*?^```$|^<!--[^]*?-->$/gm, '')
 
 /** Each heading of a page, by the anchor that the usual renderers give it. */
 export function headingsOf (page: string): Map<string, string> {

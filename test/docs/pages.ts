@@ -46,8 +46,9 @@ export function blocksOf (page: string): Block[] {
 /** What all blocks of a page's TypeScript begin with, unseen: the comment `<!-- given ... -->`. */
 export function givenOf (page: string): Pick<Block, 'page' | 'line' | 'code'> | undefined {
   const text = textOf(page)
-  const { 1: code, index = 0 } = /^<!-- given\n([^]*?)^-->$/m.exec(text) ?? []
-  return code === undefined ? undefined : { page, line: text.slice(0, index).split('\n').length + 1, code }
+  const found = /^<!-- given\n([^]*?)^-->$/m.exec(text)
+  if (found === null) return undefined
+  return { page, line: text.slice(0, found.index).split('\n').length + 1, code: found[1]! }
 }
 
 /** A page's text without its blocks of code. */

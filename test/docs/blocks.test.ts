@@ -5,7 +5,7 @@
 // - `more`: it goes on where the block of `ts` before it on its page ends;
 // - `run`: it (with those that it goes on from) is run, too, on servers of the test: its URLs become theirs. A comment
 //   right behind it, `<!-- try`, says what its app is asked, and what it prints (run.ts);
-// - `of <file>`: all of its lines are in that file, which is compiled or run elsewhere.
+// - `of <file>`: all of its lines are in that file, which is compiled or run elsewhere. A block of `js` must say so.
 //
 // A comment `<!-- given ... -->` has what all blocks of its page begin with, unseen: for pages whose examples are of
 // one app. Best is a page that needs none.
@@ -16,7 +16,7 @@ import { blocksOf, pages, root } from './pages.js'
 import { chainsOf, compile } from './compile.js'
 import { runner } from './run.js'
 
-const languages = ['ts', 'sh', 'json', 'yaml', 'text', 'sql', 'dockerfile', 'ini', 'http']
+const languages = ['ts', 'js', 'sh', 'json', 'yaml', 'text', 'sql', 'dockerfile', 'ini', 'http']
 const marks = ['more', 'run', 'of']
 
 const blocks = pages.flatMap(blocksOf)
@@ -39,8 +39,9 @@ t.test('each has a language, and marks that mean something', async (t) => {
   for (const { page, line, language, marks: given, tries } of blocks) {
     const at = `${page}:${line}`
     t.ok(languages.includes(language), `${at}: ${language === '' ? 'no language' : language}`)
-    if (language === 'ts' && given[0] !== 'of') for (const mark of given) t.ok(marks.includes(mark), `${at}: ${mark}`)
-    if (language !== 'ts') t.same(given, [], `${at}: marks are for ts`)
+    if (language === 'js') t.equal(given[0], 'of', `${at}: JavaScript is shown of a file, else it is TypeScript`)
+    else if (language !== 'ts') t.same(given, [], `${at}: marks are for ts`)
+    else if (given[0] !== 'of') for (const mark of given) t.ok(marks.includes(mark), `${at}: ${mark}`)
     if (tries.length > 0) t.ok(given.includes('run'), `${at}: what is tried is run`)
   }
 })
@@ -51,7 +52,7 @@ t.test('TypeScript, in strict mode', async (t) => {
 })
 
 t.test('what is shown of a file is in it', async (t) => {
-  for (const { page, line, marks, code } of blocks.filter(({ language, marks }) => language === 'ts' && marks[0] === 'of')) {
+  for (const { page, line, marks, code } of blocks.filter(({ marks }) => marks[0] === 'of')) {
     const there = new Set(readFileSync(join(root, marks[1] ?? 'none'), 'utf8').split('\n').map((one) => one.trim()))
     const missing = code.split('\n').map((one) => one.trim()).filter((one) => one !== '' && one !== '// ...' && !there.has(one))
     t.same(missing, [], `${page}:${line}`)

@@ -72,7 +72,8 @@ export async function runner (t: Test): Promise<(t: Test, chain: Chain) => Promi
 async function runIn (t: Test, at: string, chain: Chain, urls: ReadonlyMap<string, string>): Promise<void> {
   const { code, tries, prints, statements } = planOf(chain)
   await prepare([...urls.values()][0] ?? join(at, /'([\w-]+\.db)'/.exec(code)?.[1] ?? 'none.db'), statements)
-  const filled = code.replace(address, (literal) => `'${urls.get(literal)}'`).replace(/\bport: 3000\b/g, 'port: 0')
+  const filled = code.replace(address, (literal) => `'${urls.get(literal)}'`)
+    .replaceAll('port: 3000', 'port: 0').replaceAll("host: '0.0.0.0'", "host: '127.0.0.1'")
   writeFileSync(join(at, 'block.mjs'), transpile(filled) + afterwards(tries))
   const child = spawn(process.execPath, ['block.mjs'],
     { cwd: at, env: { ...process.env, NODE_OPTIONS: '' }, stdio: ['ignore', 'pipe', 'pipe'] })

@@ -91,7 +91,11 @@ export interface Transactions<C> {
   readonly isolation: readonly Isolation[]
   /** Whether `readOnly` can be asked for. */
   readonly readOnly: boolean
-  /** Begins one, where none is open. Should honour `signal` (the deadline). After a rejection none is open. */
+  /**
+   * Begins one, where none is open. After a rejection none is open. Past the deadline, or when the connection is
+   * destroyed meanwhile, `signal` aborts, nobody waits for this any more, and the pool destroys the connection. A
+   * function that does not declare `signal` (`begin.length < 3`) gets none.
+   */
   begin (connection: C, options: TransactionOptions, signal: AbortSignal): Promise<Transaction<C>>
   /**
    * Whether a transaction that ended with this error can be run again from its beginning: a serialization failure, a

@@ -49,6 +49,8 @@ export class Operation<C> {
   /** Set in the phase 'commit'. */
   commit: Commit | undefined
   controller: AbortController | undefined
+  /** Set while the connector does something to a transaction: called when that is given up, with the reason. */
+  cut: ((reason: Error) => void) | undefined
   /** Set while the connection is created. */
   creation: Creation | undefined
 

@@ -77,7 +77,7 @@ export class LeaseHost<C> implements Host<C> {
     return connection === this.#entry.connection ? this.#entry.face : wrap(this.#site, this.#entry, connection)
   }
 
-  async call<T> (phase: Phase, call: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T> {
+  async call<T> (phase: Phase, call: (signal: () => AbortSignal) => Promise<T>, commit?: Commit): Promise<T> {
     const { events, name, options: { acquireTimeout, resetTimeout }, time, work } = this.#site
     const timeout = phase === 'begin' ? acquireTimeout : resetTimeout
     const now = time.read()
@@ -86,21 +86,22 @@ export class LeaseHost<C> implements Host<C> {
     operation.commit = commit
     // The deadline of a commit counts from before the operation, and so does time in which the event loop stood still.
     if (commit !== undefined) operation.since = Math.min(now, deadline - commit.timeout)
-    const { signal } = operation
+    let aborted = false
     const cut = new Promise<never>((_resolve, reject) => {
-      signal.addEventListener('abort', () => {
+      operation.cut = (reason) => {
+        aborted = true
         // Asked now, before the end of the connection can change the answer.
         const inDoubt = commit !== undefined && (commit.inDoubt() ?? true)
-        if (signal.reason instanceof PoolError) reject(signal.reason)
+        if (reason instanceof PoolError) reject(reason)
         else reject(inDoubt ? commitLost(name) : released(name))
-      }, { once: true })
+      }
     })
     cut.catch(() => { /* Where the connector was faster, it is asked for below. */ })
     try {
-      return await Promise.race([events.runHere(() => call(signal)), cut])
+      return await Promise.race([events.runHere(() => call(() => operation.signal)), cut])
     } catch (error) {
       // An aborted connector only tells that it gave up; the reason is that of the abort.
-      if (signal.aborted) return await cut
+      if (aborted) return await cut
       if (commit !== undefined && (commit.inDoubt() ?? this.#site.checks.isDead(this.#entry))) {
         throw commitLost(name, events.scrub(error))
       }

@@ -78,10 +78,12 @@ export class Operations<C> {
     entry.operation = undefined
   }
 
-  /** Aborts the signal that the connector got, if it asked for one. */
-  abort (entry: Entry<C>, why: string | Error): void {
-    const controller = entry.operation?.controller
-    if (controller === undefined) return
-    this.#events.run(() => { controller.abort(typeof why === 'string' ? new Error(why) : why) })
+  /** Tells whoever waits, then aborts the signal that the connector got, if it asked for one. */
+  abort ({ operation }: Entry<C>, why: string | Error): void {
+    if (operation === undefined) return
+    const { cut, controller } = operation
+    const reason = typeof why === 'string' ? new Error(why) : why
+    cut?.(reason)
+    if (controller !== undefined) this.#events.run(() => { controller.abort(reason) })
   }
 }

@@ -36,10 +36,11 @@ export interface Host<C> {
    * Calls the connector, in the caller's async context. Rejects at once when the connection is destroyed meanwhile.
    * Past the deadline of `phase`, or of `commit`, the lease ends, and its connection is destroyed.
    *
+   * @param work called with what makes the signal of the deadline: a signal costs more than the rest of a call
    * @throws what `work` throws; `FST_POOL_COMMIT_UNKNOWN` where the outcome of a commit is in doubt: then the
    * connection can not be used any more
    */
-  call<T> (phase: Phase, work: (signal: AbortSignal) => Promise<T>, commit?: Commit): Promise<T>
+  call<T> (phase: Phase, work: (signal: () => AbortSignal) => Promise<T>, commit?: Commit): Promise<T>
   /** As `call`, after the lease has ended, in no caller's async context: the deadline is the one of the reset. */
   callLate (work: () => Promise<void>): Promise<void>
   /** The connection's state is not known any more: reports the error, ends the lease and destroys the connection. */
@@ -301,7 +302,7 @@ export class LeaseTransactions<C> {
     if (host.ended) throw released(host.name)
     const depth = parent === undefined ? 0 : parent.depth + 1
     const level = await this.#during(host.call('begin', (signal) => parent === undefined
-      ? host.transactions!.begin(host.connection, options, signal)
+      ? beginOutermost(host, options, signal)
       : parent.transaction.savepoint!(`fastify_pool_${depth}`)
     ).then((transaction) => {
       const { commitTimeout: limit } = parent ?? { commitTimeout }
@@ -428,6 +429,14 @@ export class LeaseTransactions<C> {
       'another one on the same connection. If it was called within that one, its async context was lost on the way: ' +
       'call it from the function itself, not from a callback.')
   }
+}
+
+/** @param signal called where the connector takes a signal */
+function beginOutermost<C> (
+  { transactions, connection }: Host<C>, options: TransactionOptions, signal: () => AbortSignal
+): Promise<Transaction<C>> {
+  const takesSignal = transactions!.begin.length > 2
+  return transactions!.begin(connection, options, (takesSignal ? signal() : undefined) as AbortSignal)
 }
 
 interface Source<C> { readonly name: string, readonly transactions: Transactions<C> | undefined }

@@ -443,6 +443,20 @@ t.test('a silent server is left after the grace, and holds up neither validation
   for (const connection of [idle, busy, asked]) t.equal(coreOf(connection).stream.closed, true)
 })
 
+t.test('a begin that a silent server never answers is given up at its deadline, with its connection', async (t) => {
+  const proxy = await startProxy(t, server)
+  const url = new URL(server.url)
+  url.host = `${proxy.host}:${proxy.port}`
+  const { pool } = await poolOf(t, { url: url.href, acquireTimeout: 300 })
+  const lease = await pool.acquire()
+  await lease.connection.query('SELECT 1')
+  proxy.blackHole()
+  await t.rejects(lease.transaction(() => t.fail('it ran')), { code: 'FST_POOL_ACQUIRE_TIMEOUT' })
+  t.equal(lease.ended, true)
+  await proxy.heal()
+  t.equal(await pool.transaction((connection) => value(connection, 'SELECT 1')), 1)
+})
+
 t.test('a server that accepts and is silent is given up on in time, by signal and by connectTimeout', async (t) => {
   const silent = createServer((socket) => socket.on('error', () => {}).resume()).listen(0, '127.0.0.1')
   t.teardown(() => silent.close())

@@ -62,6 +62,17 @@ const statements: Array<[how: string, run: (c: Client) => Promise<unknown>]> = [
   ['COPY', (c) => pipeline(Readable.from(['1\n']), c.query(copy.from(`COPY ${ours} FROM STDIN`)))],
 ]
 
+/**
+ * Older versions of pg write a statement with values in pieces. Then a server that ends the session may reset the
+ * connection before its last words are read: the statement does not run, but the reason is lost.
+ */
+const writesPieces = await (async () => {
+  const c = await client(t)
+  const writes = writesOf(c)
+  await c.query('SELECT $1', [1])
+  return writes.length > 1
+})()
+
 interface Place { pool: Pool<Client>, errors: Array<{ phase: string, error: Error }> }
 
 /** A pool of one: who comes next gets the same connection. */
@@ -134,7 +145,7 @@ t.test('it goes out with the next statement, in one write', async (t) => {
     t.equal(writes.length, 0, 'nothing is sent at the return')
     const done = run(next.connection)
     await nextTurn()
-    t.equal(writes.length, 1, how)
+    if (!writesPieces) t.equal(writes.length, 1, how)
     t.match(writes[0], /SET exit_on_error = on.*BEGIN.*COMMIT; RESET ALL.*INSERT/s)
     await done
     t.equal(await value(next.connection, "SELECT coalesce(current_setting('app.mine', true), '')"), '')
@@ -359,10 +370,12 @@ for (const [how, run] of statements) {
         await c.query("SET app.who = 'me'")
         writesOf(c, (bytes) => exchange(bytes, from, to))
       })
-      t.match(await failureOf(pool.use(run)), { code: 'FST_POOL_RESET_FAILED', cause: { code: /42704|42883|23505/ } })
+      const failed = await failureOf(pool.use(run))
+      const isLost = writesPieces && failed?.message === 'Connection terminated unexpectedly'
+      if (!isLost) t.match(failed, { code: 'FST_POOL_RESET_FAILED', cause: { code: /42704|42883|23505/ } })
       await pool.use((c) => c.query('SELECT 1'))
       t.equal(await rows(), before)
-      t.match(errors, [{ phase: 'reset' }])
+      t.match(errors, [{ phase: isLost ? 'death' : 'reset' }])
     })
   }
 }

@@ -1200,10 +1200,16 @@ t.test('nothing is begun within a transaction that somebody began by hand', asyn
   await t.rejects(backend.transactions!.begin(c, {}, soon()), { code: 'FST_POOL_NOT_SUPPORTED' })
 })
 
-t.test('begin is given up with its signal', async (t) => {
-  const { backend, c, tx } = await transact(t)
-  await tx.rollback()
-  await t.rejects(backend.transactions!.begin(c, {}, AbortSignal.abort(new Error('too late'))), { message: 'too late' })
+t.test('a begin that a silent server never answers is given up at its deadline, with its connection', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { pool } = await open(t, { host: proxy.host, port: proxy.port }, { acquireTimeout: 300 })
+  const lease = await pool.acquire()
+  await lease.connection.query('SELECT 1')
+  proxy.blackHole()
+  await t.rejects(lease.transaction(() => t.fail('it ran')), { code: 'FST_POOL_ACQUIRE_TIMEOUT' })
+  t.equal(lease.ended, true)
+  await proxy.heal()
+  t.equal(await pool.transaction((c) => value(c, 'SELECT 1')), 1)
 })
 
 t.test('a transaction that failed is never committed: the error says so, with the reason', async (t) => {

@@ -33,6 +33,8 @@ const using = (...names) => (request, reply) => {
 
 const connector = { system: 'bench', create: async () => ({ ready: true }), destroy () {} }
 
+const many = (pools) => Array.from({ length: pools }, (_, i) => `db${i}`)
+
 async function plugged ({ default: pool }, names, route, handler) {
   const app = Fastify()
   await app.register(pool, { pools: Object.fromEntries(names.map((name) => [name, { connector, max: 1 }])) })
@@ -97,6 +99,8 @@ export const inProcess = {
   },
   'one pool': (dist) => plugged(dist, ['db'], {}, using('db')),
   'two pools': (dist) => plugged(dist, ['db', 'cache'], {}, using('db', 'cache')),
+  '5 pools': (dist) => plugged(dist, many(5), {}, using(...many(5))),
+  '20 pools': (dist) => plugged(dist, many(20), {}, using(...many(20))),
   'pools: false': (dist) => plugged(dist, ['db'], { config: { pools: false } }, plain),
 }
 
@@ -134,6 +138,14 @@ function generic (create, destroy, ask) {
 }
 
 const select = async (client) => (await client.query(text)).rows[0]
+
+/** Three statements in a transaction: as `pg.transact` has them, and as our routes do. */
+const three = async (client) => {
+  await client.query(text)
+  await client.query(text)
+  return await select(client)
+}
+
 const ours = (reset) => (dist, { postgres }) =>
   leasing(dist, { backend: 'postgresql', url: postgres, max, reset }, (request) => select(request.db))
 
@@ -175,6 +187,20 @@ export const overSocket = {
     "ours, `reset: 'transaction'`": ours('transaction'),
     "ours, `reset: 'session'`": ours('session'),
     "ours, `reset: 'joined'`": ours('joined'),
+  },
+  'PostgreSQL, three statements in a transaction': {
+    'no database': () => answering(async () => ({ v: '1' })),
+    '@fastify/postgres, `transact()`': async (_dist, { postgres }) => {
+      const app = Fastify()
+      await app.register(peer('@fastify/postgres'), { connectionString: postgres, max })
+      app.get('/', { schema }, () => app.pg.transact(three))
+      return app
+    },
+    ...Object.fromEntries(['transaction', 'session', 'joined'].map((reset) => [
+      `ours, \`transaction: true\`, \`reset: '${reset}'\``,
+      (dist, { postgres }) => leasing(dist, { backend: 'postgresql', url: postgres, max, reset },
+        (request) => three(request.db), { config: { pools: { db: { transaction: true } } } }),
+    ])),
   },
   Redis: {
     'no database': () => answering(async () => ({ v: '1' })),

@@ -137,6 +137,7 @@ async function measureInProcess (name, { slices, requests, warm }) {
 const loads = [
   { database: 'PostgreSQL', inFlight: 8 },
   { database: 'PostgreSQL', inFlight: 64 },
+  { database: 'PostgreSQL, three statements in a transaction', inFlight: 8 },
   { database: 'Redis', inFlight: 8 },
   { database: 'Redis', inFlight: 64 },
 ]
@@ -285,13 +286,17 @@ const told = (numbers, digits) => {
   return `${middle} [${least} to ${most}]`
 }
 
+const verdict = (limit, numbers) => median(numbers) <= limit
+  ? 'met'
+  : `**missed** by ${Math.max(1, Math.round((median(numbers) / limit - 1) * 100))} %`
+
 const about = [
   "Fastify's own routing, with a request and a response of Node's and a socket that leads nowhere; no logger, no other hook. The apps:",
   '',
   '- `bare`: nothing. `hooks`: five hooks that do nothing, as many as the plugin has. `hooks of a pair`: two, `onRequest` and `onResponse`.',
   '- `pair`: written by hand, in callbacks: `onRequest` takes, `onResponse` and a listener for the `close` of the response give back. Over an array of one',
   '  connection, without a promise, a lease or a limit; and over our engine.',
-  '- `one pool`, `two pools`: the plugin, each with one idle connection, and a handler that looks at it. `pools: false`: a route without any.',
+  '- `one pool`, `two pools`, `5 pools`, `20 pools`: the plugin, each with one idle connection, and a handler that looks at it. `pools: false`: a route without any.',
 ]
 
 function processReport (rounds) {
@@ -313,11 +318,9 @@ function processReport (rounds) {
     ['one pool, to the pair by hand over an array (whole request)', 1.3,
       rounds.map((round) => round['one pool'] / round['pair, array'])],
     ['two pools, to one pool (of what both cost above `bare`)', 1.6, cost('two pools', 'one pool')],
+    ['each pool more, from 1 to 20, us', 0.15, rounds.map((round) => (round['20 pools'] - round['one pool']) / 19000)],
     ['`pools: false`, above as many hooks that do nothing, ns', 80, above('pools: false', 'hooks')],
   ]
-  const verdict = (limit, numbers) => median(numbers) <= limit
-    ? 'met'
-    : `**missed** by ${Math.max(1, Math.round((median(numbers) / limit - 1) * 100))} %`
   return [
     ...lines,
     '',
@@ -325,6 +328,28 @@ function processReport (rounds) {
     row(['---', '---:', '---:', '---']),
     ...targets.map(([name, limit, numbers]) =>
       row([name, limit, told(numbers, limit > 10 ? 0 : 2), verdict(limit, numbers)])),
+  ].join('\n')
+}
+
+/** What we want of loads over a socket: [load, app, to which app, at most]. */
+const socketTargets = [
+  ...[8, 64].flatMap((inFlight) => [['none', 0.95], ['transaction', 0.95], ['session', 1.4], ['joined', 1.2]]
+    .map(([reset, limit]) => [`PostgreSQL, ${inFlight} requests in flight`, `ours, \`reset: '${reset}'\``, undefined, limit])),
+  ['PostgreSQL, three statements in a transaction, 8 requests in flight',
+    "ours, `transaction: true`, `reset: 'transaction'`", undefined, 1.1],
+  ['Redis, 64 requests in flight', 'ours, exclusive, `request.cache`', 'generic-pool of ioredis, exclusive', 0.95],
+]
+
+function socketTargetsReport (loads) {
+  return [
+    row(['target', 'at most', 'measured', '']),
+    row(['---', '---:', '---:', '---']),
+    ...socketTargets.map(([load, name, base, limit]) => {
+      const figures = loads.get(load)
+      const beside = base ?? Object.keys(figures)[1]
+      const ratios = figures[name].map((us, round) => us / figures[beside][round])
+      return row([`${load}: ${name}, to ${beside}`, limit, told(ratios, 2), verdict(limit, ratios)])
+    }),
   ].join('\n')
 }
 
@@ -406,6 +431,7 @@ async function main () {
       const figures = await measureOverSocket(rounds, args.quick ? 1500 : 3000)
       sections.push('## Over a socket', '',
         `CPU time of the server's process for one request with one \`select 1\` or \`GET\`; pools of ${max} connections. Peers: ${peerVersions}.`, '')
+      sections.push(socketTargetsReport(figures), '')
       for (const [load, costs] of figures) sections.push(socketReport(load, costs), '')
     }
   } finally {

@@ -101,17 +101,22 @@ class Result {
     return median(this.figures[pool].flatMap((figures) => figures[figure]))
   }
 
-  ratios (pool) {
+  /** In each round in which both ran. */
+  ratios (pool, base = this.base) {
     const { metric } = this.workload
     // `flatMap` jumps over holes.
     return this.figures[pool].flatMap((figures, round) => {
-      const base = this.figures[this.base]?.[round]
-      return base === undefined ? [] : [figures[metric] / base[metric]]
+      const beside = this.figures[base]?.[round]
+      return beside === undefined ? [] : [figures[metric] / beside[metric]]
     })
   }
 
   ratio (pool) {
     return median(this.ratios(pool))
+  }
+
+  toBestPeer (pool) {
+    return median(this.ratios(pool, this.#best(this.workload.metric)))
   }
 
   #best (metric) {

@@ -428,66 +428,41 @@ export const workloads = {
   },
 }
 
+/** A workload's ratio to its base, and to the best peer where we want to be ahead of all of them. */
+const pace = (workload, limit, name) => ({
+  name: `${name}, to ${workloads[workload].base}`,
+  of: [workload],
+  limit,
+  unit: 'x',
+  measure: (w) => w(workload).ratio('ours'),
+})
+const ahead = (workload, name) => ({
+  name: `${name}, to the best peer`,
+  of: [workload],
+  limit: 1,
+  unit: 'x',
+  measure: (w) => w(workload).toBestPeer('ours'),
+})
+const figure = (workload, figure, limit, unit, name) => ({
+  name, of: [workload], limit, unit, measure: (w) => w(workload).of('ours', figure),
+})
+
 /**
  * What the project promises itself. `measure(result)` gives the figure: `result(workload)` has `ratio(pool)` to the
- * workload's base and `of(pool, figure)`, both medians.
+ * workload's base, `toBestPeer(pool)` and `of(pool, figure)`, all medians.
  */
 export const targets = [
-  {
-    name: 'acquire and release, to L1',
-    of: ['W1 await'],
-    limit: 1.5,
-    unit: 'x',
-    measure: (w) => w('W1 await')
-      .ratio('ours')
-  },
-  {
-    name: 'tryAcquire and release, to L0',
-    of: ['W1 sync'],
-    limit: 4,
-    unit: 'x',
-    measure: (w) => w('W1 sync')
-      .ratio('ours')
-  },
-  {
-    name: 'contended, a microtask of work, to L2',
-    of: ['W2 microtask'],
-    limit: 1.5,
-    unit: 'x',
-    measure: (w) =>
-      w('W2 microtask').ratio('ours')
-  },
-  {
-    name: 'contended, a setImmediate of work, to L2',
-    of: ['W2 setImmediate'],
-    limit: 1.5,
-    unit: 'x',
-    measure: (w) => w('W2 setImmediate').ratio('ours'),
-  },
-  {
-    name: '100,000 who wait, to L2', of: ['W3 100k'], limit: 1.6, unit: 'x', measure: (w) => w('W3 100k').ratio('ours'),
-  },
-  {
-    name: 'our ratio to L2 at 300,000, to that at 1,000',
-    of: ['W3 1k', 'W3 300k'],
-    limit: 2,
-    unit: 'x',
-    measure: (w) => w('W3 300k').ratio('ours') / w('W3 1k').ratio('ours'),
-  },
-  {
-    name: '100,000 wait, half time out: CPU, to the best peer',
-    of: ['W5 timeout'],
-    limit: 0.5,
-    unit: 'x',
-    measure: (w) => w('W5 timeout').ratio('ours'),
-  },
-  {
-    name: '100,000 wait, half are aborted: CPU, to the best peer',
-    of: ['W5 abort'],
-    limit: 0.5,
-    unit: 'x',
-    measure: (w) => w('W5 abort').ratio('ours'),
-  },
+  pace('W1 await', 1.3, 'acquire and release'),
+  pace('W1 sync', 2.5, 'tryAcquire and release'),
+  pace('W2 microtask', 1.75, 'contended, a microtask of work'),
+  ahead('W2 microtask', 'contended, a microtask of work'),
+  pace('W2 setImmediate', 1.5, 'contended, a setImmediate of work'),
+  ahead('W2 setImmediate', 'contended, a setImmediate of work'),
+  ...[['W3 1k', 2.3, '1,000'], ['W3 10k', 5, '10,000'], ['W3 100k', 2.2, '100,000'], ['W3 300k', 2, '300,000']]
+    .flatMap(([workload, limit, waiters]) =>
+      [pace(workload, limit, `${waiters} who wait`), ahead(workload, `${waiters} who wait`)]),
+  { ...ahead('W5 timeout', '100,000 wait, half time out: CPU'), limit: 0.4 },
+  { ...ahead('W5 abort', '100,000 wait, half are aborted: CPU'), limit: 0.75 },
   {
     name: '1,000 idle connections: CPU, to the best peer, or to the floor where that is at it',
     of: ['W6 idle'],
@@ -500,53 +475,11 @@ export const targets = [
         idle.of('L2', idle.workload.metric))
     },
   },
-  {
-    name: 'an idle connection',
-    of: ['W7 memory'],
-    limit: 250,
-    unit: ' bytes',
-    measure: (w) => w('W7 memory')
-      .of('ours', 'idleBytes')
-  },
-  {
-    name: 'one who waits',
-    of: ['W7 memory'],
-    limit: 400,
-    unit: ' bytes',
-    measure: (w) => w('W7 memory')
-      .of('ours', 'waiterBytes')
-  },
+  figure('W7 memory', 'idleBytes', 250, ' bytes', 'an idle connection'),
+  figure('W7 memory', 'waiterBytes', 300, ' bytes', 'one who waits'),
   // Housekeeping has one now and then.
-  {
-    name: 'timers for each acquire',
-    of: ['timers'],
-    limit: 0.01,
-    unit: '',
-    measure: (w) => w('timers')
-      .of('ours', 'timersPerAcquire')
-  },
-  {
-    name: 'cold start, to the ideal',
-    of: ['cold'],
-    limit: 1.1,
-    unit: 'x',
-    measure: (w) => w('cold')
-      .of('ours', 'timesIdeal')
-  },
-  {
-    name: 'burst, to ten timers in turn',
-    of: ['burst'],
-    limit: 1.2,
-    unit: 'x',
-    measure: (w) => w('burst')
-      .of('ours', 'timesIdeal')
-  },
-  {
-    name: 'connections established for a burst',
-    of: ['burst'],
-    limit: 2,
-    unit: '',
-    measure: (w) => w('burst')
-      .of('ours', 'established')
-  },
+  figure('timers', 'timersPerAcquire', 0.01, '', 'timers for each acquire'),
+  figure('cold', 'timesIdeal', 1.1, 'x', 'cold start, to the ideal'),
+  figure('burst', 'timesIdeal', 1.2, 'x', 'burst, to ten timers in turn'),
+  figure('burst', 'established', 2, '', 'connections established for a burst'),
 ]

@@ -366,3 +366,21 @@ t.test('close keeps the process alive until it is done, and then lets it exit', 
     say('closed ' + leaked.ended)
   `), { code: 0, out: 'closed true\n' })
 })
+
+t.test('the ticks of a pool at rest are few, and no more for a thousand connections than for one', async (t) => {
+  const ticks = async (options: Parameters<typeof fakePool>[0], connections: number) => {
+    const { pool, clock } = fakePool({ min: connections, max: connections, ...options })
+    await warm(pool, connections)
+    await clock.advance(2000)
+    let count = 0
+    await clock.advance(600_000, () => { count++ })
+    t.equal(pool.stats().idle, connections)
+    await pool.close()
+    return count
+  }
+  for (const connections of [1, 1000]) {
+    t.equal(await ticks({}, connections), 0, 'all of them are part of min, and live for half an hour')
+    t.equal(await ticks({ idleTimeout: 0, maxLifetime: 0 }, connections), 0)
+    t.ok(await ticks({ keepalive: 60_000 }, connections) <= 20, 'one for the ping, and one that its deadline needs')
+  }
+})

@@ -1,4 +1,5 @@
 // A process of its own, run with `--trace-gc-nvp`: 64 requests in flight at an app with a pool of 10, over sockets.
+// With the argument `kept` each request is kept until 2,000 more have ended: a fault as the test looks for.
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import Fastify from 'fastify'
@@ -22,6 +23,14 @@ app.get('/', async (request) => {
   const { connection } = request.lease('db' as never) as unknown as { connection: { ask (): Promise<object> } }
   return await connection.ask()
 })
+if (process.argv[2] === 'kept') {
+  const kept: unknown[] = []
+  let ended = 0
+  app.addHook('onResponse', (request, _reply, done) => {
+    kept[ended++ % 2000] = request
+    done()
+  })
+}
 await app.listen({ port: 0, host: '127.0.0.1' })
 const { port } = app.server.address() as { port: number }
 

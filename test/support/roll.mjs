@@ -9,7 +9,8 @@ import { root } from './find.mjs'
 const dist = join(root, 'dist')
 /** Those of the package (`exports`). */
 export const entries =
-  ['index', 'lib/fastify/env', 'lib/wrap/kysely', 'lib/wrap/drizzle', 'lib/wrap/knex', 'lib/wrap/mongoose']
+  ['index', 'lib/fastify/env', 'lib/wrap/kysely', 'lib/wrap/drizzle', 'lib/wrap/knex', 'lib/wrap/mongoose',
+    'lib/compat/postgres', 'lib/compat/mysql']
 
 if (process.argv[1] === import.meta.filename) await roll()
 

@@ -5,6 +5,7 @@ import type { Connection } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
+import { refuseRelease } from '../shared/released.js'
 import { ServerConnector, refuseJoined, sessionOf, type ResetMode } from '../shared/session.js'
 import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Killer } from './killer.js'
@@ -45,7 +46,8 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
   readonly transactions: Transactions<Connection> = {
     isolation: ['read uncommitted', 'read committed', 'repeatable read', 'serializable'],
     readOnly: true,
-    begin: (connection, options, signal) => sessionOf<MysqlSession>(connection).begin(options, signal),
+    // Without a signal: past the deadline the pool ends the connection, which ends this.
+    begin: (connection, options) => sessionOf<MysqlSession>(connection).begin(options),
     isTransient: isConflict,
   }
 
@@ -86,6 +88,7 @@ class MysqlBackend extends ServerConnector<Connection, MysqlSession> implements 
     try {
       const session = new MysqlSession(core.promise(), core, this.#mode, this.#killer)
       await within(core, signal, session.prepare())
+      refuseRelease(session.connection)
       this.#sessions.add(session)
       session.onEnd = () => { this.#sessions.delete(session) }
       return session

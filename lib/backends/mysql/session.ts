@@ -180,8 +180,8 @@ export class MysqlSession extends ServerSession<Connection> implements Transacti
     return await capacityOf(this.commands, this.core.threadId)
   }
 
-  begin (options: TransactionOptions, signal: AbortSignal): Promise<Transaction<Connection>> {
-    return begin(this, options, signal)
+  begin (options: TransactionOptions): Promise<Transaction<Connection>> {
+    return begin(this, options)
   }
 
   protected override async close (): Promise<void> {

@@ -6,7 +6,7 @@ import { quote } from '../shared/sql.js'
 import type { LastAnswer } from './answer.js'
 import type { Commands } from './commands.js'
 import { isAnswer } from './errors.js'
-import { within, type Core } from './wire.js'
+import type { Core } from './wire.js'
 
 /** What transactions ask of their session. */
 export interface TransactionSite {
@@ -49,9 +49,7 @@ const levels: Record<Isolation, string> = {
 }
 
 /** Begins a transaction. After a rejection none is open. */
-export async function begin (
-  site: TransactionSite, options: TransactionOptions, signal: AbortSignal
-): Promise<Transaction<Connection>> {
+export async function begin (site: TransactionSite, options: TransactionOptions): Promise<Transaction<Connection>> {
   const { isolation, readOnly = false } = options
   const { commands, answer } = site
   const open: Open = { marked: false, lost: false, readOnly }
@@ -72,7 +70,7 @@ export async function begin (
     },
   ]
   try {
-    await within(site.core, signal, commands.run(steps))
+    await commands.run(steps)
   } catch (error) {
     if (site.open === open) site.open = undefined
     if (began && !site.broken) await commands.run([rollback])

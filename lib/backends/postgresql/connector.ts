@@ -4,8 +4,9 @@ import type { Client } from '../../../types/drivers.js'
 import { Addresses } from '../shared/address.js'
 import { loadDriver } from '../shared/driver.js'
 import { DriverEvents } from '../shared/events.js'
+import { refuseRelease } from '../shared/released.js'
 import { ServerConnector, sessionOf } from '../shared/session.js'
-import { cutAtAbort, unlessAborted } from '../shared/signal.js'
+import { cutAtAbort } from '../shared/signal.js'
 import { isConflict, isIdleTimeout, isPassing, isPermanent, kindOf } from './errors.js'
 import { Inspection } from './inspect.js'
 import { JoinedRounds, refuseUnlessJoined } from './joined.js'
@@ -57,7 +58,8 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
   readonly transactions: Transactions<Client> = {
     isolation: [...levels.keys()],
     readOnly: true,
-    begin: (connection, options, signal) => unlessAborted(begin(sessionOf(connection), options), signal),
+    // Without a signal: past the deadline the pool ends the connection, which ends this.
+    begin: (connection, options) => begin(sessionOf(connection), options),
     isTransient: isConflict,
   }
 
@@ -110,6 +112,7 @@ class PostgresBackend extends ServerConnector<Client, PostgresSession> implement
         signal.throwIfAborted()
         if (this.#common.mode === 'joined') await refuseUnlessJoined(client)
         signal.throwIfAborted()
+        refuseRelease(client)
         session.open()
         return session
       } catch (error) {

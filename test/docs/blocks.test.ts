@@ -16,7 +16,7 @@ import { blocksOf, pages, root } from './pages.js'
 import { chainsOf, compile } from './compile.js'
 import { runner } from './run.js'
 
-const languages = ['ts', 'js', 'sh', 'json', 'yaml', 'text', 'sql', 'dockerfile', 'ini', 'http']
+const languages = ['ts', 'js', 'sh', 'json', 'yaml', 'text', 'diff', 'sql', 'dockerfile', 'ini', 'http']
 const marks = ['more', 'run', 'of']
 
 const blocks = pages.flatMap(blocksOf)

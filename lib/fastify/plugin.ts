@@ -217,7 +217,7 @@ function closeInTime (managed: Managed): NodeJS.Timeout {
 
 /**
  * The plugin: `app.register(pool, options)`. Every request gets a connection of each pool in `onRequest`, as
- * `request.<name>`, and always gives it back; see the README for what can be set.
+ * `request.<name>`, and always gives it back; see docs/options.md for what can be set.
  *
  * Rejects with `FST_POOL_BAD_OPTIONS`, `FST_POOL_DUPLICATE_NAME`, `FST_POOL_MISSING_DRIVER` or
  * `FST_POOL_CONNECT_FAILED`, and then leaves nothing open.

@@ -71,7 +71,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   readonly #engine: Engine<C>
 
   /**
-   * @param options see the README; `name` is 'db' unless given
+   * @param options see docs/options.md; `name` is 'db' unless given
    * @throws `FST_POOL_BAD_OPTIONS`
    */
   constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock) {

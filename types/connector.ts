@@ -3,6 +3,9 @@ import type { SubscriptionStats } from './messages.js'
 /** What a connection is for: 'primary' reads and writes, 'replica' only reads. */
 export type Role = 'primary' | 'replica'
 
+/** What a server of a pool over several is for. 'peer': all of them are equal, and take reads and writes. */
+export type TargetRole = Role | 'peer'
+
 /**
  * Why a connection was destroyed. The first five are the pool's own decision (it evicts); the others were asked for, or
  * happened.

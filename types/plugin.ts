@@ -1,7 +1,7 @@
 // The plugin's options. Schemas with the same names and defaults: lib/fastify/options.ts; a type test
 // (test/types/options.test.ts) holds the two equal.
 import type { FastifyRequest } from 'fastify'
-import type { Connector, Isolation, Role } from './connector.js'
+import type { Connector, Isolation, Role, TargetRole } from './connector.js'
 import type { Address, BalanceOptions, EngineNumbers, PoolHooks } from './options.js'
 import type { PoolEventName } from './pool.js'
 
@@ -109,6 +109,12 @@ export interface RequestOptions {
   sticky?: StickyOptions | undefined
   /** How long `sticky` lasts, in ms, from the end of the last write. At least 1. Default 5000. */
   stickyFor?: number | undefined
+  /**
+   * Where the servers are peers: requests with the same key get the same server (rendezvous hashing, by weight), in all
+   * processes. When a server fails only its own keys move, and they come back with it. `undefined`: whichever server's
+   * turn it is. Asked when a request takes its connection; it must be quick, and not async. Default: none.
+   */
+  affinity?: ((request: FastifyRequest) => string | undefined) | undefined
 }
 
 /** A pool for each tenant. */
@@ -148,8 +154,11 @@ export type TenantOptions = Partial<Omit<CommonPoolOptions, keyof TenantRules | 
 export interface Target<C = unknown> extends DriverOption, Address {
   /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
   name?: string | undefined
-  /** What it is for, until it has been asked itself. Default `'primary'`. */
-  role?: Role | undefined
+  /**
+   * What it is for, until it has been asked itself. `'peer'`: it is equal to all others, which must be peers too, takes
+   * reads and writes, and is not asked for its role. Default `'primary'`; with `discover` and no `targets`, `'peer'`.
+   */
+  role?: TargetRole | undefined
   /** Its share beside the others of its role. Above 0. Default 1. */
   weight?: number | undefined
   /** Its connections at most. Default: the pool's `max`. */
@@ -167,6 +176,12 @@ export interface CommonPoolOptions<C = unknown>
    * environment (`PGAPPNAME`) says comes first. Default: the name in the app's package.json.
    */
   appName?: string | undefined
+  /**
+   * `'dns'`: each peer or replica whose address is a host name stands for all addresses of that name, up to 100. The
+   * name is asked again each `checkInterval`; servers come and go without harm to requests. TLS checks the name.
+   * Without `targets` the pool's own address is a name of peers. Default: a host name is one server.
+   */
+  discover?: 'dns' | undefined
 }
 
 /** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */

@@ -55,6 +55,11 @@ export interface AcquireOptions {
   holdTimeout?: number
   /** Which kind of connection, where there are two: 'replica' for one that only reads. Default 'primary'. */
   role?: Role
+  /**
+   * Where the servers are peers: a connection of the one that this key belongs to, as for requests the pool's option
+   * `affinity` says. It is not kept. Default: of whichever server's turn it is.
+   */
+  affinity?: string
 }
 
 /** How `use(fn, options)` runs. */
@@ -174,7 +179,10 @@ interface Event {
 export type ErrorPhase =
   'create' | 'destroy' | 'validate' | 'isBroken' | 'describe' | 'isTransient' | 'reset' | 'death' | 'obstacle' |
   'begin' | 'commit' | 'rollback' | 'afterCommit' | 'afterRollback' | 'close' | 'listener' |
-  'subscription' | 'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
+  'subscription' |
+  /** Not of one connection: two servers say that they are the primary, say; or a name can't be resolved. */
+  'targets' | 'discover' |
+  'onConnect' | 'onAcquire' | 'onRelease' | 'onDisconnect'
 
 interface HoldEvent extends Event {
   readonly id: number
@@ -348,7 +356,7 @@ export interface PoolFace<C, K extends Connector<C> = Connector<C>> {
    *
    * @throws what a synchronous `onAcquire` throws
    */
-  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'>): Lease<C> | null
+  tryAcquire (options?: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout' | 'affinity'>): Lease<C> | null
   /**
    * Calls `fn` with a connection and gives it back whatever happens. With `retry`, again on another connection where
    * the connector calls the error transient.

@@ -1,5 +1,5 @@
 // What a pool tells of itself: its books, and its health.
-import type { DestroyReason, Role } from './connector.js'
+import type { DestroyReason, TargetRole } from './connector.js'
 import type { SubscriptionStats } from './messages.js'
 
 export type Circuit = 'closed' | 'open' | 'half-open'
@@ -149,7 +149,10 @@ export interface PoolStats extends Counts {
   readonly subscriptions?: SubscriptionStats
   /** Where requests have fair shares of the connections. Their waits are in none of the pool's own numbers. */
   readonly bulkhead?: BulkheadStats
-  /** Where there are several targets: each one's books, whose sum the others are. */
+  /**
+   * Where there are several targets: each one's books. The others are their sums; with `discover`, those of servers
+   * that have gone included.
+   */
   readonly targets?: readonly TargetStats[]
   /** Where each tenant has a pool: all others are sums over these, closed ones included. */
   readonly tenants?: TenantsStats
@@ -170,7 +173,7 @@ export interface TenantStats extends PoolStats {
 export interface TargetStats extends PoolStats {
   readonly target: string
   /** What it is now: as it said when it was last asked, or else as it was given. */
-  readonly role: Role
+  readonly role: TargetRole
   /** Of a replica, as of `maxLag`; null: not known. */
   readonly lag: number | null
 }
@@ -202,6 +205,6 @@ export interface PoolHealth {
 export interface TargetHealth extends Pick<PoolHealth, 'status' | 'reason' | 'since' | 'latency' | 'circuit'> {
   readonly target: string
   /** What it is now, as in `stats().targets`. */
-  readonly role: Role
+  readonly role: TargetRole
   readonly lag: number | null
 }

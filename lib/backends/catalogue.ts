@@ -21,6 +21,8 @@ interface BackendOptions extends Readonly<Address>, Readonly<DriverOption> {
   readonly appName?: string
   readonly acquireTimeout: number
   readonly connectTimeout: number
+  /** The address to which its connections go, where `url` and `host` have the server's name. */
+  readonly hostaddr?: string
 }
 
 interface BuiltIn {
@@ -53,7 +55,8 @@ export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
     connect: mongodb as Connect,
     adopt: async (client, options) =>
       await (await import('./mongodb/connector.js')).adoptMongo(client, options as MongoOptions),
-    noTargets: 'none, since the url of mongodb lists all members, and connection.readPreference chooses',
+    noTargets: 'none, since the url of mongodb lists all members (or every mongos), and ' +
+      'connection.readPreference chooses',
   },
   redis: {
     connect: async (options) => await (await import('./redis/choice.js')).redisOrCluster(options as AnyRedis),
@@ -62,5 +65,10 @@ export const catalogue: Readonly<Record<Backend, BuiltIn>> = {
   postgresql: { connect: postgresql as Connect },
   postgres: { connect: postgresql as Connect, system: 'postgresql' },
   mysql: { connect: mysql as Connect },
-  sqlite: { connect: sqlite as Connect, adapt: adaptToSqlite, noTargets: 'none, since sqlite is a file' },
+  sqlite: {
+    connect: sqlite as Connect,
+    adapt: adaptToSqlite,
+    noTargets: 'none, since sqlite is a file on this machine, which one pool reads and writes: give each file a ' +
+      'pool of its own, under a name of its own',
+  },
 }

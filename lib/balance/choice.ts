@@ -34,9 +34,9 @@ export class Choice<T extends Candidate> {
    * weight says, evenly mixed (smooth weighted round robin).
    */
   took (taken: T, among: readonly T[]): void {
-    const all = among.reduce((sum, one) => sum + this.#weight(one), 0)
+    const all = among.reduce((sum, one) => sum + this.weightOf(one), 0)
     // Bounded: a candidate that could not be taken for long would get all of the next leases.
-    for (const one of among) one.credit = Math.min(all, one.credit + this.#weight(one))
+    for (const one of among) one.credit = Math.min(all, one.credit + this.weightOf(one))
     taken.credit = Math.max(-all, taken.credit - all)
   }
 
@@ -45,10 +45,11 @@ export class Choice<T extends Candidate> {
       const [mine, its] = [one.busy / one.weight, other.busy / other.weight]
       if (mine !== its) return mine < its
     }
-    return one.credit + this.#weight(one) > other.credit + this.#weight(other)
+    return one.credit + this.weightOf(one) > other.credit + this.weightOf(other)
   }
 
-  #weight ({ weight }: T): number {
+  /** Its share beside the others. */
+  weightOf ({ weight }: T): number {
     return this.#balance === 'round-robin' ? 1 : weight
   }
 

@@ -9,14 +9,14 @@ import { acquiredBy } from '../engine/lease.js'
 import { Guest, Moment, Waiters, type Waiter } from '../engine/line.js'
 import { Time, deadlineExpected, isDeadline, leftOf } from '../engine/time.js'
 import type { Choice } from './choice.js'
-import type { Roles } from './roles.js'
+import type { Ranks } from './roles.js'
 import { Moved, type Target } from './target.js'
 
 /** What the dispatch asks of its pool. */
 export interface Site<C> {
   name (): string
   readonly targets: ReadonlyArray<Target<C>>
-  readonly roles: Roles<C>
+  readonly roles: Ranks<C>
   readonly choice: Choice<Target<C>>
   readonly events: Events
   readonly clock: Clock
@@ -103,6 +103,7 @@ export class Dispatch<C> {
   acquire (options: AcquireOptions): Promise<Lease<C>> {
     try {
       const role = readRole(options)
+      checkAffinity(options)
       if (options.timeout !== undefined && !isDeadline(options.timeout)) {
         throw badOption('timeout', options.timeout, deadlineExpected)
       }
@@ -114,12 +115,12 @@ export class Dispatch<C> {
   }
 
   /** Lends an idle connection of a target that has the role now, or returns null. */
-  take (role: Role, { holder }: AcquireOptions): Lease<C> | null {
+  take (role: Role, { affinity, holder }: AcquireOptions): Lease<C> | null {
     const { choice, roles } = this.#site
     this.#site.start()
     // Callers that wait for a primary come first.
     if (this.#line.size > 0) return null
-    const eligible = roles.eligible(role)
+    const eligible = roles.eligible(role, affinity)
     if (eligible.length === 1) return eligible[0]!.engine.take(holder)
     const ready = eligible.filter((target) => target.ready)
     if (ready.length === 0) return null
@@ -140,14 +141,27 @@ export class Dispatch<C> {
     this.#site.choice.took(target, eligible)
     // A caller never waits while another target has an idle connection. Without `grow`, all connections would stay at
     // the target that had the first ones.
-    if (best !== target && ++best.passedOver % PATIENCE === 0) this.#grow(best)
+    if (best !== target && ++best.passedOver % PATIENCE === 0) this.#grow(best, eligible)
   }
 
-  /** Makes one more connection of a target, where there is room. */
-  #grow (target: Target<C>): void {
+  /**
+   * A target that comes back finds its connections with the others. One of those gives up an idle connection, where it
+   * has more for its weight even then: so the shares become even, and none is closed and created in turns.
+   */
+  #makeRoom (target: Target<C>, eligible: ReadonlyArray<Target<C>>): boolean {
+    const { choice } = this.#site
+    const fill = (one: Target<C>, more: number) => (one.engine.entries.total + more) / choice.weightOf(one)
+    const [richest] = eligible
+      .filter((one) => one !== target && one.engine.entries.idle.length > 0 && fill(one, -1) >= fill(target, 1))
+      .sort((one, other) => fill(other, 0) - fill(one, 0))
+    return richest !== undefined && richest.engine.shed()
+  }
+
+  /** Makes one more connection of a target, where there is room, or another one has more than its share. */
+  #grow (target: Target<C>, eligible: ReadonlyArray<Target<C>>): void {
     const { entries: { coming, total }, supply } = target.engine
     if (target.growing || coming > 0 || supply.isFull || supply.creator.circuit.state !== 'closed') return
-    if (total >= target.max || !this.#site.hasRoom()) return
+    if (total >= target.max || !(this.#site.hasRoom() || this.#makeRoom(target, eligible))) return
     target.growing = true
     const grown = () => { target.growing = false }
     // A failure was reported by the engine; the next turn of the target tries again.
@@ -203,7 +217,7 @@ export class Dispatch<C> {
   /** Acquires at the next target, or waits for a primary. */
   #attempt (request: Request): Promise<Lease<C>> {
     const { choice, roles } = this.#site
-    const eligible = roles.eligible(request.role)
+    const eligible = roles.eligible(request.role, request.options.affinity)
     if (eligible.length === 0) return this.#standInLine(request)
     const ready = eligible.filter((target) => target.ready)
     const best = choice.next(eligible)
@@ -246,7 +260,7 @@ export class Dispatch<C> {
     const { options: { signal }, deadline } = request
     if (isClosed()) return closedError()
     if (signal?.aborted === true) return faults.aborted(name(), signal)
-    if (!roles.mayGetPrimary) return this.#circuitError
+    if (!roles.mayServe) return this.#circuitError
     if (deadline <= this.time.read()) return this.#timeoutError(request)
     if (this.#line.size < maxPending) return undefined
     return new PoolError('FST_POOL_QUEUE_FULL', `${this.noPrimary}, and ${this.#line.size} wait for one already`)
@@ -282,7 +296,7 @@ export class Dispatch<C> {
       if (roles.eligible(claim.request.role).length > 0) {
         this.#leave(claim)
         claim.resolve(this.#attempt(claim.request))
-      } else if (!roles.mayGetPrimary) this.#reject(claim, this.#circuitError)
+      } else if (!roles.mayServe) this.#reject(claim, this.#circuitError)
     }
   }
 
@@ -300,7 +314,9 @@ export class Dispatch<C> {
   // --- Errors --------------------------------------------------------------------------------------------------------
 
   get noPrimary (): string {
-    return `pool '${this.#site.name()}' has no primary among its ${this.#site.targets.length} targets`
+    const { name, roles: { arePeers }, targets } = this.#site
+    if (arePeers) return `pool '${name()}' has no server that it could use among its ${targets.length} peers`
+    return `pool '${name()}' has no primary among its ${targets.length} targets`
   }
 
   /** Why a target can't be connected to; undefined: none is known to fail. */
@@ -319,6 +335,12 @@ export class Dispatch<C> {
     return new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `${this.noPrimary}, and did not get one within ` +
       `${Math.round(deadline - since)} ms`, { cause: this.cause })
   }
+}
+
+/** @throws `FST_POOL_BAD_OPTIONS` */
+export function checkAffinity ({ affinity }: Pick<AcquireOptions, 'affinity'>): void {
+  if (affinity === undefined || typeof affinity === 'string') return
+  throw badOption('affinity', affinity, 'a text, or undefined for none')
 }
 
 export function readRole ({ role = 'primary' }: Pick<AcquireOptions, 'role'>): Role {

@@ -2,6 +2,11 @@ import type { Role, ServerState } from '../../types/connector.js'
 import type { Clock } from '../../types/pool.js'
 import type { Target } from './target.js'
 
+/** What a pool asks about its targets: of `Roles`, or of `Peers`. */
+export type Ranks<C> = Omit<Roles<C>, 'primary' | 'become'> & {
+  readonly primary: Target<C> | undefined
+}
+
 /**
  * Which target has which role.
  *
@@ -13,6 +18,7 @@ export class Roles<C> {
   readonly #targets: ReadonlyArray<Target<C>>
   readonly #clock: Clock
   readonly #maxLag: number
+  readonly arePeers: boolean = false
   primary: Target<C> | undefined
   /** The primary that the last `failover` event told of. */
   #told: Target<C> | undefined
@@ -63,8 +69,13 @@ export class Roles<C> {
     return this.primary?.lost !== false
   }
 
+  /** Makes a target the primary; undefined: there is none now. */
+  become (target: Target<C> | undefined): void {
+    this.primary = target
+  }
+
   /** Whether a target may become the primary while a caller waits. */
-  get mayGetPrimary (): boolean {
+  get mayServe (): boolean {
     return this.#targets.some((target) => target.usable && (target.speaks || target.role === 'primary'))
   }
 
@@ -75,7 +86,7 @@ export class Roles<C> {
   }
 
   /** The targets that have a role and can be used now. */
-  eligible (role: Role): ReadonlyArray<Target<C>> {
+  eligible (role: Role, _key?: string): ReadonlyArray<Target<C>> {
     const primary = this.primary?.usable === true ? [this.primary] : []
     if (role === 'primary') return primary
     const replicas = this.#targets

@@ -2,34 +2,32 @@ import type { CallArguments, CallName, CallResult } from '../../types/calls.js'
 import type { Connector, Role } from '../../types/connector.js'
 import type { BalanceOptions, EngineOptions } from '../../types/options.js'
 import type {
-  AcquireOptions, CallOptions, Circuit, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolFace, PoolHealth,
-  PoolListener, PoolStats, RunOptions, TargetStats, Tx, UseOptions,
+  AcquireOptions, CallOptions, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolFace, PoolHealth,
+  PoolListener, PoolStats, RunOptions, Tx, UseOptions,
 } from '../../types/pool.js'
-import { Books } from '../engine/books.js'
-import { Engine } from '../engine/engine.js'
+import type { Engine } from '../engine/engine.js'
 import { PoolError, badOption } from '../engine/errors.js'
 import { Events, type Meter } from '../engine/events.js'
 import * as faults from '../engine/faults.js'
 import { checkHoldTimeout, lendFor } from '../engine/lease.js'
 import { Openers } from '../engine/openers.js'
-import type { Owner } from '../engine/parts.js'
-import { secretsIn } from '../engine/secrets.js'
-import { limitOf } from '../engine/settings.js'
 import { deadlineExpected, isDeadline, systemClock } from '../engine/time.js'
 import { LeaseTransactions, checkRunOptions } from '../engine/transaction.js'
 import { begin } from '../pool/begin.js'
 import { checkNames } from '../pool/calls.js'
 import { execute } from '../pool/execute.js'
-import { checkEngineOptions, poolDefaults } from '../pool/options.js'
+import { poolDefaults } from '../pool/options.js'
 import { renameEngine, type Innards } from '../pool/pool.js'
 import { useWithRetry, type Retrying } from '../pool/retry.js'
 import { acquires, trace } from '../pool/tracing.js'
-import { Budget } from './budget.js'
 import { Choice, balances } from './choice.js'
-import { Dispatch, readRole } from './dispatch.js'
-import { healthOf, reasonsOf, sumOf } from './report.js'
-import { Roles } from './roles.js'
-import { Moved, Target, type TargetSpec } from './target.js'
+import { Discovery } from './discovery.js'
+import { Dispatch, checkAffinity, readRole } from './dispatch.js'
+import { Fleet } from './fleet.js'
+import { healthOf, reasonsOf, statsOf } from './report.js'
+import { Peers } from './peers.js'
+import { Roles, type Ranks } from './roles.js'
+import { Moved, type Target, type TargetSpec } from './target.js'
 import { Watch } from './watch.js'
 
 export type { TargetSpec }
@@ -38,16 +36,6 @@ export interface TargetOptions<C> extends EngineOptions<C>, BalanceOptions {}
 
 /** From the best to the worst. */
 export const healthRank: ReadonlyArray<PoolHealth['status']> = ['up', 'degraded', 'draining', 'down']
-const circuitRank: readonly Circuit[] = ['closed', 'half-open', 'open']
-const worst = <T>(rank: readonly T[], all: readonly T[]): T =>
-  all.reduce((worse, one) => rank.indexOf(one) > rank.indexOf(worse) ? one : worse)
-
-/**
- * Events of the pool as a whole. Those of a single engine are not passed on: an acquire may go on at another target.
- */
-const wholes: ReadonlySet<PoolEventName> =
-  new Set<PoolEventName>(['refuse', 'timeout', 'failover', 'lag', 'open', 'drain', 'close'])
-
 /** As `renamePool`. */
 export let renameTargetPool: (pool: object, name: string) => void
 /** As `innardsOf`. */
@@ -70,23 +58,22 @@ export let callerOfTargets: (pool: object) => string | undefined
 export class TargetPool<C, K extends Connector<C> = Connector<C>> implements PoolFace<C, K> {
   readonly closeTimeout: number
   readonly replicas: boolean
+  readonly #fleet: Fleet<C>
   readonly #targets: ReadonlyArray<Target<C>>
-  /** All targets have a fixed role, as SQLite's writer and readers have, and `max` is divided between them for good. */
-  readonly #parts: boolean
-  readonly #budget = new Budget<C>()
   readonly #events: Events
-  readonly #roles: Roles<C>
+  readonly #roles: Ranks<C>
   readonly #dispatch: Dispatch<C>
   readonly #watch: Watch<C>
+  readonly #discovery: Discovery<C>
   readonly #retrying: Retrying<C>
-  #min = 0
   #phase: 'open' | 'draining' | 'closed' = 'open'
   #started = false
   #suspended = false
+  #hasToldPrimaries = false
   readonly #openers = new Openers()
   #closed: Promise<void> | undefined
-  /** The roles for which the transactions that run now were begun. */
-  readonly #begunFor = new WeakMap<object, Role>()
+  /** The roles and keys for which the transactions that run now were begun. */
+  readonly #begunFor = new WeakMap<object, { readonly role: Role, readonly affinity: string | undefined }>()
 
   /**
    * @param targets at least one
@@ -102,13 +89,21 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     }
     if (!(maxLag >= 1)) throw badOption('maxLag', maxLag, 'a number of at least 1')
     if (!isDeadline(checkInterval)) throw badOption('checkInterval', checkInterval, deadlineExpected)
-    this.#targets = targets.map((spec, index) => this.#join(spec, index, spec.options ?? common, clock))
-    this.#parts = targets.every(({ fixed }) => fixed === true)
-    this.replicas = targets.length > 1
+    this.#fleet = new Fleet({
+      clock,
+      name: () => this.name,
+      pending: () => this.#dispatch.pending,
+      review: () => { this.#review() },
+      relieve: (target) => { this.#relieve(target) },
+      askSoon: () => { this.#watch.soon() },
+    })
+    this.#fleet.given = targets.map((spec, index) => this.#fleet.join(spec, index, spec.options ?? common))
+    this.#targets = this.#fleet.targets
+    const arePeers = readPeers(targets)
+    this.replicas = targets.length > 1 && !arePeers
     this.closeTimeout = this.#first.options.closeTimeout
-    const secrets = this.#targets.map(({ engine, spec }) => secretsIn(engine.options, spec.connector))
-    this.#events = new Events(this.name, undefined, () => secrets.flatMap((secretsNow) => secretsNow()))
-    this.#roles = new Roles(this.#targets, clock, maxLag)
+    this.#events = new Events(this.name, undefined, () => this.#fleet.all.flatMap(({ secrets }) => secrets()))
+    this.#roles = arePeers ? new Peers(this.#targets) : new Roles(this.#targets, clock, maxLag)
 
     const { min = poolDefaults.min, max = poolDefaults.max, backoff } = options
     const acquireTimeout = options.acquireTimeout ?? poolDefaults.acquireTimeout
@@ -122,11 +117,12 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       acquireTimeout,
       maxPending: options.maxPending ?? poolDefaults.maxPending,
       isClosed: () => this.#phase === 'closed',
-      hasRoom: () => this.#budget.hasRoom,
+      hasRoom: () => this.#fleet.hasRoom,
       start: () => { this.#start() },
       askSoon: () => { this.#watch.soon() },
       closedError: () => this.#closedError,
     })
+    this.#discovery = this.#discoveryOf(clock, checkInterval, common)
     this.#watch = this.#watchOf(clock, checkInterval, options.validateTimeout ?? poolDefaults.validateTimeout)
     this.#retrying = {
       acquire: (acquire) => this.acquire(acquire),
@@ -137,7 +133,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
       acquireTimeout,
       backoff: { min: backoff?.min ?? poolDefaults.backoff.min, max: backoff?.max ?? poolDefaults.backoff.max },
     }
-    const most = Math.min(max, this.#limit)
+    const most = Math.min(max, this.#fleet.limit)
     this.resize({ min: Math.min(min, most), max: most })
   }
 
@@ -160,50 +156,6 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     ], { min, max, acquireTimeout, validateTimeout, maxPending, backoff }, clock)
   }
 
-  #join (spec: TargetSpec<C>, index: number, options: EngineOptions<C>, clock: Clock): Target<C> {
-    const { weight = 1, role = 'primary', name = `${role}-${index}`, connector } = spec
-    if (!(weight > 0)) throw badOption(`targets.${index}.weight`, weight, 'a number above 0')
-    const checked = checkEngineOptions<C>(connector, options)
-    const target: Target<C> = new Target<C>(name, spec, weight,
-      () => new Engine(connector, checked, clock, this.#ownerOf(name, () => target)))
-    this.#budget.join(target)
-    return target
-  }
-
-  /** What a target's engine asks, and is told by. @param get must not be called before the engine is made */
-  #ownerOf (name: string, get: () => Target<C>): Owner {
-    const budget = this.#budget
-    return {
-      target: name,
-      nextId: () => budget.nextId(),
-      wants: () => { budget.wants(get()) },
-      hasRoom: () => budget.hasRoom,
-      mustYield: () => budget.mustYield(get()),
-      freed: () => { budget.freed() },
-      connected: () => {
-        get().failing = false
-        if (this.#dispatch.pending > 0) this.#review()
-      },
-      createFailed: () => {
-        const target = get()
-        if (!target.failing) this.#watch.soon()
-        target.failing = true
-        this.#relieve(target)
-        this.#review()
-      },
-      lost: (ill) => {
-        // A connection that a check has ended tells nothing new.
-        if (ill && get().check === undefined) this.#watch.soon()
-        if (this.#dispatch.pending > 0) this.#review()
-      },
-      circuitMoved: (from, to) => {
-        // Only when it opens or closes, not at each probe.
-        if (from === 'closed' || to === 'closed') this.#watch.soon()
-        this.#review()
-      },
-    }
-  }
-
   #watchOf (clock: Clock, interval: number, timeout: number): Watch<C> {
     return new Watch(this.#targets, clock, {
       interval,
@@ -223,10 +175,54 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     })
   }
 
+  #discoveryOf (clock: Clock, interval: number, options: EngineOptions<C>): Discovery<C> {
+    const { targets } = this.#fleet
+    const changed = (gone?: Target<C>) => {
+      if (gone !== undefined && gone === this.#roles.primary) this.#become(this.#roles.another)
+      this.#fleet.spread(this.#roles.primary)
+      this.#watch.soon()
+      this.#review()
+    }
+    return new Discovery({
+      clock,
+      interval,
+      timeout: options.connectTimeout ?? poolDefaults.connectTimeout,
+      targets,
+      run: (fn) => this.#events.run(fn),
+      isAwaited: () => this.#openers.size > 0,
+      goesOn: () => this.#phase === 'open',
+      max: () => this.#fleet.max,
+      add: (seed, address, connector) => {
+        const target = this.#fleet.add(seed, address, connector, options)
+        changed()
+        return target
+      },
+      rest: (seed) => {
+        this.#fleet.rest(seed)
+        changed(seed)
+      },
+      retire: (target) => {
+        this.#fleet.retire(target)
+        changed(target)
+      },
+      failed: (error) => { this.#events.report(error, 'discover') },
+      warn: (message) => { this.#warn(message) },
+      done: () => {
+        // With the names' addresses, where there are any: nobody asks a server by a name that stands for several.
+        if (this.#discovery.settled) this.#watch.begin()
+        this.#review()
+      },
+    })
+  }
+
+  #warn (message: string): void {
+    this.#events.report(new PoolError('FST_POOL_BAD_OPTIONS', `pool '${this.name}': ${message}`), 'targets')
+  }
+
   static {
     renameTargetPool = (pool, name) => {
       if (!(pool instanceof TargetPool)) return
-      for (const { engine } of pool.#targets) renameEngine(engine, name)
+      for (const { engine } of pool.#fleet.all) renameEngine(engine, name)
       pool.#events.pool = name
     }
     innardsOfTargets = (pool) => {
@@ -237,8 +233,7 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     }
     measureTargets = (pool, meter) => {
       if (!(pool instanceof TargetPool)) return undefined
-      const undos = pool.#targets.map(({ engine }) => engine.events.measure(meter))
-      return () => { for (const undo of undos) undo() }
+      return pool.#fleet.subscribe(({ engine }) => engine.events.measure(meter))
     }
     callerOfTargets = (pool) => pool instanceof TargetPool ? pool.#dispatch.caller : undefined
   }
@@ -248,12 +243,13 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   }
 
   get #first (): Engine<C> {
-    return this.#targets[0]!.engine
+    return this.#fleet.given[0]!.engine
   }
 
   /** The connector of the target that is the primary now. */
   get backend (): K {
-    const target = this.#roles.primary ?? this.#targets.find(({ given }) => given === 'primary') ?? this.#targets[0]!
+    const { given: all } = this.#fleet
+    const target = this.#roles.primary ?? all.find(({ given }) => given === 'primary') ?? all[0]!
     return target.spec.connector as unknown as K
   }
 
@@ -282,8 +278,9 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     return options.holdTimeout === undefined ? acquired : acquired.then((lease) => lendFor(lease, options))
   }
 
-  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout'> = {}): Lease<C> | null {
+  tryAcquire (options: Pick<AcquireOptions, 'holder' | 'role' | 'holdTimeout' | 'affinity'> = {}): Lease<C> | null {
     checkHoldTimeout(options)
+    checkAffinity(options)
     const lease = this.#dispatch.take(readRole(options), options)
     return lease === null || options.holdTimeout === undefined ? lease : lendFor(lease, options)
   }
@@ -315,23 +312,27 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   async transaction<T> (
     fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    const { signal, timeout, holder, role: _, holdTimeout, ...run } = options
+    const { signal, timeout, holder, role: _, affinity, holdTimeout, ...run } = options
     const role = readRole(options)
-    const isFor = ({ transactions, target }: Around<C>) => (this.#begunFor.get(transactions) ?? target.role) === role
+    const isFor = ({ transactions, target }: Around<C>) => {
+      const begun = this.#begunFor.get(transactions)
+      if (affinity !== undefined && affinity !== begun?.affinity) return false
+      return target.isPeer || (begun?.role ?? target.role) === role
+    }
     const around = this.#around().find(isFor)?.transactions
     if (around !== undefined) return await around.run(fn, run)
     checkRunOptions({ name: this.name, transactions: this.backend.transactions }, run)
     return await this.use((_, lease) => lease.transaction((connection) => {
       for (const { transactions } of this.#around()) {
-        if (!this.#begunFor.has(transactions)) this.#begunFor.set(transactions, role)
+        if (!this.#begunFor.has(transactions)) this.#begunFor.set(transactions, { role, affinity })
       }
       return fn(connection)
-    }, run), { signal, timeout, holder, role, holdTimeout })
+    }, run), { signal, timeout, holder, role, affinity, holdTimeout } as UseOptions)
   }
 
   /** The transactions which the calling code is within. */
   #around (): Array<Around<C>> {
-    return this.#targets.flatMap((target) => {
+    return this.#fleet.all.flatMap((target) => {
       const transactions = LeaseTransactions.current(target.engine) as LeaseTransactions<C> | undefined
       return transactions === undefined ? [] : [{ transactions, target }]
     })
@@ -343,16 +344,17 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   #start (): void {
     if (this.#started || this.#phase !== 'open') return
     this.#started = true
-    this.#watch.begin()
+    this.#discovery.begin()
+    if (this.#discovery.settled) this.#watch.begin()
   }
 
   /** Makes a target the primary; undefined: there is none now. */
   #become (target: Target<C> | undefined): void {
     const from = this.#roles.primary
     if (from === target) return
-    this.#roles.primary = target
-    this.#spread()
-    if (target !== undefined) this.#handOver(target.spec.connector)
+    if (this.#roles instanceof Roles) this.#roles.become(target)
+    this.#fleet.spread(target)
+    if (target !== undefined) this.#fleet.handOver(target.spec.connector, this.#events)
     // Connections of the old primary were made, or waited for, because it was the primary.
     if (from !== undefined) {
       // The line first: without waiters its creates are cancelled, which makes room for the new primary.
@@ -362,23 +364,24 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#review()
   }
 
-  /** What listens to another target goes on at the primary. */
-  #handOver (to: Connector<C>): void {
-    for (const { spec: { connector } } of this.#targets) {
-      if (connector === to) continue
-      try {
-        this.#events.run(() => connector.handOver?.(to))
-      } catch (error) {
-        this.#events.report(error, 'subscription')
-      }
-    }
-  }
-
   /** Callers in the line of a replica that fails move, where another target can serve them. */
   #relieve (target: Target<C>): void {
     if (target === this.#roles.primary || target.sound || target.engine.line.size === 0) return
     if (!this.#roles.eligible('replica').some((other) => other !== target)) return
     target.engine.waiting.sendAllAway(() => new Moved(this.name))
+  }
+
+  /** Told once, when the servers have said what they are. */
+  #tellPrimaries (): void {
+    if (this.#hasToldPrimaries) return
+    this.#hasToldPrimaries = true
+    const { primary } = this.#roles
+    const all = this.#targets.filter(({ speaks, state }) => speaks && state?.role === 'primary')
+    if (all.length < 2 || primary === undefined) return
+    const names = all.map(({ name }) => `'${name}'`).join(', ')
+    this.#warn(`the targets ${names} all say that they are the primary, and all writes go to '${primary.name}'. Are ` +
+      "they equal servers? Then give each target role: 'peer'. Else they do not follow one another, and have " +
+      'data: make replicas of all but one, or take them out of targets')
   }
 
   /** Called after every change: chooses another primary where needed, and looks after those who wait for one. */
@@ -391,7 +394,9 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     for (const lag of this.#roles.takeLags()) this.#events.emit('lag', lag)
     this.#dispatch.review()
     // While the pool is suspended, targets are not asked.
-    const isKnown = (this.#suspended && primary?.usable === true) || this.#targets.every(({ settled }) => settled)
+    const isKnown = (this.#suspended && primary?.usable === true) ||
+      (this.#discovery.settled && this.#targets.every(({ settled }) => settled))
+    if (isKnown && this.#started) this.#tellPrimaries()
     if (this.#openers.size === 0 || !isKnown) return
     for (const { resolve } of this.#openers.take(0, 0)) resolve()
     this.#watch.keepAlive()
@@ -412,83 +417,66 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
     this.#watch.keepAlive()
     this.#review()
     await known
-    const { primary } = this.#roles
-    if (primary === undefined || (primary.speaks && !primary.usable)) {
-      const { cause, noPrimary } = this.#dispatch
-      throw new PoolError('FST_POOL_CONNECT_FAILED', `${noPrimary} (${reasonsOf(this.#targets)})`, { cause })
-    }
-    await primary.engine.open()
-    // The writers were opened first: they make the file that the readers read.
-    if (this.#parts) for (const { engine } of this.#targets) if (engine !== primary.engine) await engine.open()
+    if (this.#roles.arePeers) await this.#openPeers()
+    else await this.#openPrimary()
     const { driver } = this.backend
     this.#events.emit('open', { ...(driver !== undefined && { driver }) })
   }
 
+  /** Each peer that can be had is opened; one is enough. */
+  async #openPeers (): Promise<void> {
+    const eligible = this.#roles.eligible('primary')
+    const opened = await Promise.allSettled(eligible.map(({ engine }) => engine.open()))
+    if (opened.some(({ status }) => status === 'fulfilled')) return
+    throw this.#noTarget
+  }
+
+  async #openPrimary (): Promise<void> {
+    const { primary } = this.#roles
+    if (primary === undefined || (primary.speaks && !primary.usable)) {
+      throw this.#noTarget
+    }
+    await primary.engine.open()
+    // The writers were opened first: they make the file that the readers read.
+    if (this.#fleet.isFixed) for (const { engine } of this.#targets) if (engine !== primary.engine) await engine.open()
+  }
+
+  get #noTarget (): PoolError {
+    if (this.#phase !== 'open') return this.#closedError
+    const { cause, noPrimary } = this.#dispatch
+    return new PoolError('FST_POOL_CONNECT_FAILED', `${noPrimary} (${reasonsOf(this.#targets)})`, { cause })
+  }
+
   evict (options?: { idle?: boolean, used?: boolean }): void {
     checkNames('evict', options)
-    for (const { engine } of this.#targets) engine.evict(options)
+    for (const { engine } of this.#fleet.all) engine.evict(options)
   }
 
   resize (options: { min?: number, max?: number }): void {
     checkNames('resize', options)
-    const { min = this.#min, max = this.#budget.max } = options
-    const [least, limit] = [this.#targets.length, this.#limit]
-    const each = this.#parts ? 'one that writes and one that reads' : 'one for each target'
-    if (!Number.isSafeInteger(max) || max < least || max > limit) {
-      throw badOption('max', max, `an integer from ${least} (${each}) to ${limit}`)
-    }
-    if (!Number.isSafeInteger(min) || min < 0 || min > max) {
-      throw badOption('min', min, `an integer from 0 to max (${max})`)
-    }
-    this.#min = min
-    this.#budget.max = max
-    this.#spread()
-    this.#budget.settle()
-  }
-
-  /** The most connections that the connectors allow together. */
-  get #limit (): number {
-    const limits = this.#targets.map(({ spec: { connector } }) => limitOf(connector))
-    return limits.reduce((sum, limit) => Math.min(Number.MAX_SAFE_INTEGER, sum + limit), 0)
-  }
-
-  /** Sets `min` and `max` of each engine. */
-  #spread (): void {
-    const { max } = this.#budget
-    let [left, kept] = [max, this.#min]
-    for (const [index, target] of this.#targets.entries()) {
-      const own = Math.min(target.spec.max ?? max, limitOf(target.spec.connector), max)
-      const isPrimary = target === this.#roles.primary
-      // With fixed roles, each target leaves one connection for each that follows; the last has most of the `min`.
-      const most = this.#parts ? Math.min(own, left - (this.#targets.length - 1 - index)) : own
-      const least = this.#parts ? Math.min(kept, most, index === 0 ? 1 : most) : isPrimary ? Math.min(kept, most) : 0
-      left -= most
-      kept -= least
-      target.max = most
-      target.engine.resize({ min: least, max: most })
-    }
+    this.#fleet.resize(options, this.#roles.primary)
   }
 
   suspend (): void {
     this.#suspended = true
-    for (const { engine } of this.#targets) engine.suspend()
+    this.#fleet.suspend()
     this.#review()
   }
 
   resume (): void {
     this.#suspended = false
-    for (const { engine } of this.#targets) engine.resume()
+    this.#fleet.resume()
     this.#watch.soon()
   }
 
   async drain (): Promise<void> {
     this.#beginDrain()
     while (true) {
-      await Promise.all(this.#targets.map(({ engine }) => engine.closing.drain()))
+      await Promise.all(this.#fleet.all.map(({ engine }) => engine.closing.drain()))
       // A caller that moved from one target to another was in no engine's line meanwhile.
       const settled = this.#dispatch.settled()
       if (settled !== undefined) await settled
-      else if (this.#targets.every(({ busy }) => busy === 0)) return
+      else if (this.#fleet.all.every(({ busy }) => busy === 0)) return
     }
   }
 
@@ -507,18 +495,20 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
   close (options?: { timeout?: number }): Promise<void> {
     checkNames('close', options)
     // At a second call the engines check the option, and return their first promise.
-    const all = this.#targets.map(({ engine }) => engine.closing.close(options?.timeout))
-    this.#closed ??= this.#shut(all)
+    const engines = this.#fleet.all.map(({ engine }) => engine)
+    const all = engines.map((engine) => engine.closing.close(options?.timeout))
+    this.#closed ??= this.#shut(engines, all)
     return this.#closed
   }
 
-  async #shut (all: ReadonlyArray<Promise<void>>): Promise<void> {
+  async #shut (engines: ReadonlyArray<Engine<C>>, all: ReadonlyArray<Promise<void>>): Promise<void> {
     this.#beginDrain()
     this.#phase = 'closed'
     this.#watch.end(new Error(`pool '${this.name}' closes`))
+    this.#discovery.end()
     this.#dispatch.close()
     await Promise.all(all)
-    const ends = this.#targets.map(({ engine }) => engine.closing.end!)
+    const ends = engines.map(({ closing }) => closing.end!)
     this.#events.emit('close', {
       took: Math.max(...ends.map(({ took }) => took)),
       destroyed: ends.reduce((sum, { destroyed }) => sum + destroyed, 0),
@@ -546,52 +536,41 @@ export class TargetPool<C, K extends Connector<C> = Connector<C>> implements Poo
 
   /** Events of one target have its name in `target`. */
   on<E extends PoolEventName> (event: E, listener: PoolListener<E>): () => void {
-    const undos = [this.#events.on(event, listener)]
-    if (!wholes.has(event)) undos.push(...this.#targets.map(({ engine }) => engine.events.on(event, listener)))
-    return () => { for (const undo of undos) undo() }
+    return this.#fleet.on(this.#events, event, listener)
   }
 
   // --- Reading -------------------------------------------------------------------------------------------------------
 
   /** The sums over all targets, and each one's numbers in `targets`. `refused` counts callers that no target served. */
   stats (): PoolStats {
-    const targets = this.#targets.map((target) => {
-      const { engine: { report: { stats } }, name, role, gaveUp } = target
-      const lag = this.#roles.lagOf(target)
-      return Object.freeze<TargetStats>({ target: name, role, lag, ...stats, aborted: stats.aborted - gaveUp })
-    })
-    const whole = sumOf(targets)
-    const parts = this.#targets.map(({ engine: { books, report } }) => ({ books, going: report.going }))
     const { pending, books, going } = this.#dispatch
-    const all = Books.tell([...parts, { books, going }])
-    // A caller that one target refused may have been served by another one.
-    const { refused, refusals, lastMinute } = Books.tell([{ books, going }])
-    const gaveUp = this.#targets.reduce((sum, target) => sum + target.gaveUp, 0)
-    return Object.freeze<PoolStats>({
-      ...whole,
-      ...all,
-      refused,
-      refusals,
-      aborted: all.aborted - gaveUp,
-      lastMinute: Object.freeze({
-        ...all.lastMinute, refused: lastMinute.refused, refusals: lastMinute.refusals,
-      }),
-      min: this.#min,
-      max: Math.min(this.#budget.max, whole.max),
-      pending: whole.pending + pending,
-      circuit: worst(circuitRank, targets.map(({ circuit }) => circuit)),
-      targets: Object.freeze(targets),
+    const { all, gone, min, max } = this.#fleet
+    return statsOf({
+      all, gone, targets: this.#targets, roles: this.#roles, min, max, pending, front: { books, going },
     })
   }
 
   holders (): Holder[] {
-    return this.#targets.flatMap(({ engine }) => engine.report.holders).sort((a, b) => b.heldFor - a.heldFor)
+    return this.#fleet.all.flatMap(({ engine }) => engine.report.holders).sort((a, b) => b.heldFor - a.heldFor)
   }
 
   async health (): Promise<PoolHealth> {
     const [targets, roles, phase, started] = [this.#targets, this.#roles, this.#phase, this.#started]
     return await healthOf({ targets, roles, phase, started, stats: () => this.stats() })
   }
+}
+
+/**
+ * Whether the targets are peers.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS` where some are
+ */
+function readPeers (targets: ReadonlyArray<TargetSpec<unknown>>): boolean {
+  const others = targets.findIndex(({ role }) => role !== 'peer')
+  if (others < 0) return true
+  if (!targets.some(({ role }) => role === 'peer')) return false
+  throw badOption(`targets.${others}.role`, targets[others]!.role,
+    "'peer' like the others: peers are equal, and can't be mixed with a primary and its replicas")
 }
 
 interface Around<C> { readonly transactions: LeaseTransactions<C>, readonly target: Target<C> }

@@ -1,16 +1,31 @@
-import type { Connector, Role, ServerState } from '../../types/connector.js'
+import type { Connector, ServerState, TargetRole } from '../../types/connector.js'
 import type { EngineOptions } from '../../types/options.js'
 import type { Engine } from '../engine/engine.js'
 import { PoolError } from '../engine/errors.js'
+import { secretsIn } from '../engine/secrets.js'
 import type { Member } from './budget.js'
 import type { Candidate } from './choice.js'
+import { hashOf } from './rendezvous.js'
+
+/** A host name whose addresses come and go. */
+export interface HostName<C> {
+  readonly host: string
+  /** What names the server at an address in all processes. */
+  id (address: string): string
+  /** Makes the connector of the server at an address. Its TLS checks the name. */
+  connect (address: string): Promise<Connector<C>>
+}
 
 /** One server of a pool over several. */
 export interface TargetSpec<C> {
   /** What events, stats and errors call it. Default: its role and its place in the list, `'primary-0'`. */
   readonly name?: string | undefined
-  /** The role until the target has said it itself. Default `'primary'`. */
-  readonly role?: Role | undefined
+  /** The role until the target has said it itself; a peer is not asked. Default `'primary'`. */
+  readonly role?: TargetRole | undefined
+  /** It stands for all addresses of a host name, each of which becomes a target of its own. */
+  readonly discover?: HostName<C> | undefined
+  /** What names the server in all processes, where keys belong to servers. Default: `name`. */
+  readonly id?: string | undefined
   /** Its share beside the others of its role. Default 1. */
   readonly weight?: number | undefined
   /** The most connections of this target. Default: the pool's `max`. */
@@ -35,9 +50,9 @@ export class Target<C> implements Member<C>, Candidate {
   readonly weight: number
   readonly engine: Engine<C>
   /** The role in the options. */
-  readonly given: Role
-  role: Role
-  /** The target can say what its role is. */
+  readonly given: TargetRole
+  role: TargetRole
+  /** The target can say what its role is; a peer, whether it answers. */
   readonly speaks: boolean
   /** What the target said last. */
   state: ServerState | undefined
@@ -64,15 +79,35 @@ export class Target<C> implements Member<C>, Candidate {
   passedOver = 0
   credit = 0
   max = 0
+  readonly hash: number
+  /** What no error or event may show. */
+  readonly secrets: () => readonly string[]
+  /** It is a host name whose addresses are targets of their own by now. */
+  isResting = false
 
   constructor (name: string, spec: TargetSpec<C>, weight: number, make: (target: Target<C>) => Engine<C>) {
     this.name = name
     this.spec = spec
     this.weight = weight
     this.role = this.given = spec.role ?? 'primary'
-    this.speaks = spec.fixed !== true && spec.connector.inspect !== undefined
+    this.hash = hashOf(spec.id ?? name)
+    const { inspect, validate } = spec.connector
+    this.speaks = spec.fixed !== true && (this.isPeer ? validate : inspect) !== undefined
     this.known = !this.speaks
     this.engine = make(this)
+    this.secrets = secretsIn(this.engine.options, spec.connector)
+  }
+
+  get isPeer (): boolean {
+    return this.given === 'peer'
+  }
+
+  /** Asks it, over one of its connections, what it is. Rejects where a peer does not answer, or does not serve us. */
+  async ask (connection: C, signal: AbortSignal): Promise<ServerState> {
+    const { connector } = this.spec
+    if (!this.isPeer) return await connector.inspect!(connection, signal)
+    if (!await connector.validate!(connection, signal)) throw new Error('it does not serve this connection any more')
+    return { role: 'primary' }
   }
 
   /** Why the last create failed; undefined: it did not. */
@@ -127,7 +162,7 @@ export class Target<C> implements Member<C>, Candidate {
   /** Why the target is not the primary. */
   get why (): string {
     if (this.failure !== undefined) return this.failure.message
-    if (!this.known) return 'it does not answer'
+    if (!this.known || this.isPeer) return 'it does not answer'
     return `it says that it is a ${this.role}${this.isSuperseded ? ', but another one has become it since' : ''}`
   }
 }

@@ -1,4 +1,4 @@
-import type { ServerState } from '../../types/connector.js'
+import type { Role, ServerState } from '../../types/connector.js'
 import type { Clock, Lease } from '../../types/pool.js'
 import { badOption, isPoolError } from '../engine/errors.js'
 import { bare } from '../engine/lease.js'
@@ -42,7 +42,7 @@ export class Watch<C> {
   #begun = false
 
   constructor (targets: ReadonlyArray<Target<C>>, clock: Clock, watching: Watching<C>) {
-    this.#targets = targets.filter(({ speaks }) => speaks)
+    this.#targets = targets
     this.#clock = clock
     this.#watching = watching
     const { run, isAwaited } = watching
@@ -51,6 +51,7 @@ export class Watch<C> {
 
   /** Checks begin with the pool's first use. */
   begin (): void {
+    if (this.#begun) return
     this.#begun = true
     this.#tick()
   }
@@ -76,13 +77,13 @@ export class Watch<C> {
     if (!this.#begun || !goesOn()) return
     if (!isPaused()) {
       this.#askedAt = this.#clock.now()
-      for (const target of this.#targets) run(() => this.#ask(target))
+      for (const target of [...this.#targets]) if (target.speaks) run(() => this.#ask(target))
     }
     this.#ringAt(this.#clock.now() + interval)
   }
 
   #ringAt (at: number): void {
-    if (this.#targets.length > 0) this.#alarm.set(at)
+    if (this.#targets.some(({ speaks }) => speaks)) this.#alarm.set(at)
   }
 
   /** Asks a target on a connection that it acquires; never twice at the same time. */
@@ -100,7 +101,7 @@ export class Watch<C> {
       lease = await target.engine.acquire({ holder: HOLDER, signal, timeout: Math.min(LONGEST, 2 * timeout) })
       const connection = bare(lease)
       const at = this.#clock.now()
-      const state = readState(await Promise.race([target.spec.connector.inspect!(connection, signal), aborted(signal)]))
+      const state = readState(await Promise.race([target.ask(connection, signal), aborted(signal)]))
       lease.release()
       target.answer = 'given'
       said(target, state, at)
@@ -125,7 +126,8 @@ export class Watch<C> {
     }
     if (!this.#begun) return lease.release()
     const before = target.answer
-    target.answer = aborted || lease.ended || isTransient(target, error) ? 'none' : 'given'
+    const isSilent = aborted || lease.ended || target.isPeer || isTransient(target, error)
+    target.answer = isSilent ? 'none' : 'given'
     if (target.answer === 'none') {
       // Perhaps only this connection failed: the next check comes soon.
       if (before !== 'none') this.soon()
@@ -133,7 +135,7 @@ export class Watch<C> {
     }
     // The target answers with an error, so it can't say its role: that is the given one.
     lease.release()
-    if (!target.known) said(target, { role: target.given }, this.#clock.now())
+    if (!target.known) said(target, { role: target.given as Role }, this.#clock.now())
     refused(error)
   }
 }

@@ -196,6 +196,27 @@ export class Books {
     return this.#holds
   }
 
+  /** Adds what another one has counted, whose engine is gone. Nothing of either is of the last minute any more. */
+  absorb (other: Books, now: number): void {
+    for (const books of [this, other]) books.#settle()
+    const sums = [
+      'acquired', 'released', 'created', 'createErrors', 'timeouts', 'refused', 'aborted', 'leaked', 'failedWaits',
+    ] as const
+    for (const key of sums) this[key] += other[key]
+    for (const key of Object.keys(this.destroyed) as DestroyReason[]) this.destroyed[key] += other.destroyed[key]
+    for (const key of Object.keys(this.refusals) as RefuseReason[]) this.refusals[key] += other.refusals[key]
+    for (const [kind, count] of other.createFailures) add(this.createFailures, kind, count, FAILURES)
+    for (const [route, ms] of other.#routes) add(this.#routes, route, ms, ROUTES)
+    this.waits.add(other.waits)
+    this.#holds.add(other.#holds)
+    this.creates.add(other.creates)
+    this.#busy += other.#busy
+    this.#settled = this.released
+    this.saturate(false, now)
+    this.#saturated = Math.max(this.#saturated, other.#totals(now, 0).saturated)
+    this.#marks.splice(0, Infinity, this.#mark(now, 0))
+  }
+
   #totals (now: number, out: number): Totals {
     const { acquired, released, created, createErrors, timeouts, refused, aborted, leaked, failedWaits } = this
     const saturated = this.#saturated + Math.max(0, now - (this.#saturatedSince ?? now))

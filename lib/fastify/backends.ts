@@ -13,6 +13,7 @@ import { badOption, PoolError, scrub } from '../engine/errors.js'
 import { secretsOf } from '../engine/secrets.js'
 import { Pool } from '../pool/pool.js'
 import type { ResolvedPoolOptions } from './options.js'
+import { specsOf, tellOfPeers } from './servers.js'
 import { TenantPool } from './tenants/pool.js'
 import type { Face, Maker } from './tenants/tenants.js'
 
@@ -53,11 +54,13 @@ export async function makePool (
   const made: Connected[] = []
   try {
     for (const target of options.targets) made.push(await connect(app, target.options))
-    const specs = options.targets.map((target, index) => ({ ...target, connector: made[index]!.connector }))
-    const { min, max, acquireTimeout, validateTimeout, maxPending, backoff, balance, maxLag, checkInterval } = options
+    const specs = specsOf(options, made.map(({ connector }) => connector))
+    const { min, max, acquireTimeout, connectTimeout, validateTimeout, maxPending, backoff } = options
+    const { balance, maxLag, checkInterval } = options
     const pool = new TargetPool(specs, {
-      min, max, acquireTimeout, validateTimeout, maxPending, backoff, balance, maxLag, checkInterval,
+      min, max, acquireTimeout, connectTimeout, validateTimeout, maxPending, backoff, balance, maxLag, checkInterval,
     })
+    tellOfPeers(app, options)
     // The app has one client beside the pool: the first target's.
     const { connector: _first, ...shared } = made[0]!
     return { pool, ...shared }

@@ -1,7 +1,7 @@
 // A pool's options from environment variables. The variables: docs/environment.md.
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import type { Role } from '../../types/connector.js'
+import type { TargetRole } from '../../types/connector.js'
 import type { Backend, PoolOptions } from '../../types/plugin.js'
 import { PoolError, show } from '../engine/errors.js'
 
@@ -109,15 +109,15 @@ function readSecret (variable: string, file: string): string {
 }
 
 /** The servers of a list: `primary=postgres://...,replica=postgres://...`, or URLs alone. */
-function readTargets (name: (key: string) => string, list = ''): Array<{ url: string, role?: Role }> {
+function readTargets (name: (key: string) => string, list = ''): Array<{ url: string, role?: TargetRole }> {
   const targets = list.split(/[\s,]+/).filter((part) => part !== '')
   return targets.map((target, index) => {
     const [, role, url] = /^(?:(\w+)=)?([a-z][\w+.-]*:.*)$/i.exec(target) ?? []
-    if (url === undefined || (role !== undefined && role !== 'primary' && role !== 'replica')) {
+    if (url === undefined || (role !== undefined && !['primary', 'replica', 'peer'].includes(role))) {
       throw wrong(name('TARGETS'), `has something else as number ${index + 1}`,
-        'URLs with commas between them, each perhaps behind primary= or replica=')
+        'URLs with commas between them, each perhaps behind primary=, replica= or peer=')
     }
-    return { url, ...(role !== undefined && { role: role as Role }) }
+    return { url, ...(role !== undefined && { role: role as TargetRole }) }
   })
 }
 

@@ -1,5 +1,5 @@
 // The options of the plugin, of its pools and of routes: schemas, defaults and the check. Their types: types/plugin.ts.
-import type { Connector, Role } from '../../types/connector.js'
+import type { Connector, TargetRole } from '../../types/connector.js'
 import type { Balance } from '../../types/options.js'
 import type {
   Backend, BulkheadOptions, CommonPluginOptions, DriverOption, HealthRoutes, LogLevel, OtelOptions, Policy,
@@ -58,6 +58,8 @@ export const balanceProperties = {
     additionalProperties: false,
   },
   stickyFor: deadlineOnly,
+  affinity: optionalFunction,
+  discover: { enum: ['dns'] },
 } as const
 
 const driverProperties = {
@@ -73,7 +75,7 @@ export const targetProperties = {
   ...addressProperties,
   // Without a default: what a target leaves out is the pool's.
   connection: { anyOf: addressProperties.connection.anyOf, title: addressProperties.connection.title },
-  role: { enum: ['primary', 'replica'] },
+  role: { enum: ['primary', 'replica', 'peer'] },
   weight: { type: 'number', exclusiveMinimum: 0, title: 'a number above 0' },
   ...driverProperties,
   max: { type: 'integer', minimum: 1 },
@@ -229,7 +231,7 @@ export const pluginOptionsSchema: { readonly anyOf: readonly [ObjectSchema, Obje
 /** One server of a pool over several: checked, complete and frozen. */
 export interface ResolvedTarget<C = unknown> {
   readonly name: string
-  readonly role: Role
+  readonly role: TargetRole
   readonly weight: number
   readonly max: number
   readonly connector?: Connector<C>
@@ -255,6 +257,8 @@ export interface ResolvedPoolOptions<C = unknown> extends ResolvedEngineOptions<
   readonly bulkhead?: BulkheadOptions
   readonly sticky?: StickyOptions
   readonly stickyFor: number
+  readonly affinity?: KeyOf
+  readonly discover?: 'dns'
   /** Where each tenant has a pool. */
   readonly tenants?: ResolvedTenants
 }
@@ -362,8 +366,9 @@ export function checkPoolOptions<C = unknown> (
   checkSticky(result, path)
   const policy = own === undefined ? lease : mergePolicy(own, lease)
   const complete: Options = { ...balanceDefaults, ...result, name, lease: policy }
-  if (targets !== undefined) {
-    const read = Object.freeze(readTargets(targets as Options[], complete, path))
+  if (targets !== undefined || (complete.discover !== undefined && given.connector === undefined)) {
+    const read = Object.freeze(readTargets({ ...given, targets }, complete, path))
+    checkPeers(read, given, path)
     return seal<ResolvedPoolOptions<C>>({ ...complete, targets: read })
   }
   for (const key of Object.keys(balanceProperties)) {
@@ -371,6 +376,11 @@ export function checkPoolOptions<C = unknown> (
   }
   return seal<ResolvedPoolOptions<C>>(complete)
 }
+
+/** What is of all tenants together. */
+const notOfOne = [
+  'key', 'options', 'lease', 'startup', 'maxPools', 'bulkhead', 'sticky', 'stickyFor', 'affinity',
+] as const
 
 const anyConnector: Connector<unknown> = { system: 'other', create: async () => ({}), destroy: () => {} }
 
@@ -405,7 +415,7 @@ function readTenants (given: Options, path: string, named: { name: string, lease
   const optionsOf = async (key: string) => {
     const own: unknown = await options(key)
     if (!isObject(own)) throw badOption(where, own, 'an object')
-    for (const name of ['key', 'options', 'lease', 'startup', 'maxPools', 'bulkhead', 'sticky', 'stickyFor']) {
+    for (const name of notOfOne) {
       if (own[name] !== undefined) throw badOption(`${where}.${name}`, own[name], 'none for one tenant')
     }
     if (limits.maxTotal !== undefined && own.targets !== undefined) {
@@ -419,18 +429,45 @@ function readTenants (given: Options, path: string, named: { name: string, lease
   return Object.freeze({ ...all, startup: 'lazy', tenants })
 }
 
-/** The targets of a pool, each with the options of a pool of its own. */
-function readTargets (targets: readonly Options[], pool: Options, path: string): ResolvedTarget[] {
+/**
+ * Peers are equal, and what is about roles says nothing of them.
+ *
+ * @throws `FST_POOL_BAD_OPTIONS`
+ */
+function checkPeers (targets: readonly ResolvedTarget[], given: Options, path: string): void {
+  const index = targets.findIndex(({ role }) => role !== 'peer')
+  if (index < 0) {
+    for (const [name, instead] of [['sticky', ': see affinity'], ['stickyFor', ''], ['maxLag', '']]) {
+      if (given[name!] === undefined) continue
+      throw badOption(join(path, name!), given[name!], `none beside peers, which have no replicas${instead}`)
+    }
+    return
+  }
+  if (targets.some(({ role }) => role === 'peer')) {
+    throw badOption(join(path, `targets.${index}.role`), targets[index]!.role,
+      "'peer' like the others: peers are equal, and can't be mixed with a primary and its replicas")
+  }
+  if (given.affinity !== undefined) {
+    throw badOption(join(path, 'affinity'), given.affinity, "none unless the targets are peers (role: 'peer')")
+  }
+}
+
+/** The targets of a pool, each with the options of a pool of its own; without any, its own address is one of peers. */
+function readTargets (given: Options, pool: Options, path: string): ResolvedTarget[] {
+  const { targets = [{ role: 'peer' }] } = given as { readonly targets?: readonly Options[] }
   const names = new Set<string>()
   const noTargets = pool.backend === undefined ? undefined : catalogue[pool.backend as Backend].noTargets
-  if (noTargets !== undefined) throw badOption(join(path, 'targets'), targets, noTargets)
+  if (noTargets !== undefined) {
+    if (given.targets === undefined) throw badOption(join(path, 'discover'), given.discover, noTargets)
+    throw badOption(join(path, 'targets'), targets, noTargets)
+  }
   if (pool.max as number < targets.length) {
     throw badOption(join(path, 'max'), pool.max, `at least one connection for each of the ${targets.length} targets`)
   }
   return targets.map((target, index) => {
     const where = join(path, `targets.${index}`)
-    const { connector, role = 'primary', weight = 1, max = pool.max, ...given } = target
-    const { name = `${String(role)}-${index}`, ...address } = given
+    const { connector, role = 'primary', weight = 1, max = pool.max, ...rest } = target
+    const { name = `${String(role)}-${index}`, ...address } = rest
     if (names.has(name as string)) throw badOption(join(where, 'name'), name, 'a name that no other target has')
     names.add(name as string)
     if (pool.backend !== undefined && connector !== undefined) {
@@ -444,10 +481,10 @@ function readTargets (targets: readonly Options[], pool: Options, path: string):
     }
     checkAddress(target, where)
     // An address is of one piece: a host of the target's own is not looked up at the pool's url.
-    const { url: _url, host: _host, port: _port, ...rest } = pool
+    const { url: _url, host: _host, port: _port, ...common } = pool
     const own = ['url', 'host', 'port'].some((key) => address[key] !== undefined)
     const made = connector === undefined ? {} : { connector }
-    const options = seal<ResolvedPoolOptions>({ ...(own ? rest : pool), ...address, ...made, max })
+    const options = seal<ResolvedPoolOptions>({ ...(own ? common : pool), ...address, ...made, max })
     return Object.freeze({ name, role, weight, max, ...made, options }) as unknown as ResolvedTarget
   })
 }

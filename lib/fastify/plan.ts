@@ -7,6 +7,7 @@ import { checkTransactionOptions } from '../engine/transaction.js'
 import { defaultPolicy, readRoutePools } from './options.js'
 import type { Managed, PoolManager } from './pools.js'
 import { isBodiless } from './request/body.js'
+import type { KeyOf } from './rules/keys.js'
 import type { Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -26,6 +27,8 @@ export interface Step {
   /** Whether requests may write with it. */
   readonly writes: boolean
   readonly sticky: Sticky | undefined
+  /** Where the servers are peers: the key of a request. */
+  readonly affinityOf: KeyOf | undefined
 }
 
 /**
@@ -123,7 +126,7 @@ export class Plans {
   }
 
   #stepOf (
-    method: string, { name, pool, source, sticky, policy: usual }: Managed, policy: Policy = defaultPolicy,
+    method: string, { name, pool, source, sticky, affinityOf, policy: usual }: Managed, policy: Policy = defaultPolicy,
     ownHold = false
   ): Step {
     const transaction = policy.transaction === true ? {} : policy.transaction || undefined
@@ -141,6 +144,7 @@ export class Plans {
       writes: role === 'primary' && !reads,
       // Where there is one kind of connection, everybody has the same one.
       sticky: pool.replicas ? sticky : undefined,
+      affinityOf,
     }
   }
 }

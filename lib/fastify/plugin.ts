@@ -17,6 +17,7 @@ import { PoolManager, close, type Managed } from './pools.js'
 import { RequestHolder } from './request/holder.js'
 import { kReply } from './request/scope.js'
 import { Bulkhead } from './rules/bulkhead.js'
+import { askText } from './rules/keys.js'
 import { Sticky } from './rules/sticky.js'
 import { kSetting, type Setting } from './setting.js'
 import { TenantPool } from './tenants/pool.js'
@@ -36,13 +37,14 @@ async function register (app: FastifyInstance, options: PluginOptions): Promise<
     for (const [name, poolOptions] of checked.pools) {
       const { pool, share } = await makePool(app, poolOptions)
       made.push(pool)
-      const { lease: policy, bulkhead, sticky, stickyFor } = poolOptions
+      const { lease: policy, bulkhead, sticky, stickyFor, affinity } = poolOptions
       setting.manager.add(name, pool, {
         policy,
         source: pool instanceof TenantPool
           ? new TenantSource(pool, poolOptions.tenants!.key)
           : bulkhead && new Bulkhead(pool, { ...poolOptions, bulkhead }),
         sticky: sticky && new Sticky(name, sticky, stickyFor),
+        affinityOf: affinity && ((request) => askText(affinity, request, name, 'affinity')),
         places: placesOf(poolOptions),
       })
       if (share !== undefined) shares.push(share)
@@ -215,7 +217,7 @@ function closeInTime (managed: Managed): NodeJS.Timeout {
 
 /**
  * The plugin: `app.register(pool, options)`. Every request gets a connection of each pool in `onRequest`, as
- * `request.<name>`, and always gives it back; see the README for what can be set.
+ * `request.<name>`, and always gives it back; see docs/options.md for what can be set.
  *
  * Rejects with `FST_POOL_BAD_OPTIONS`, `FST_POOL_DUPLICATE_NAME`, `FST_POOL_MISSING_DRIVER` or
  * `FST_POOL_CONNECT_FAILED`, and then leaves nothing open.

@@ -7,6 +7,7 @@ import { PoolError } from '../engine/errors.js'
 import { renamePool } from '../pool/pool.js'
 import { Collector } from './advice/collector.js'
 import type { Place } from './log/place.js'
+import type { KeyOf } from './rules/keys.js'
 import { Direct, type Front, type Source } from './rules/source.js'
 import type { Sticky } from './rules/sticky.js'
 
@@ -18,6 +19,8 @@ export interface Managed {
   readonly policy: Policy | false
   readonly source: Source
   readonly sticky: Sticky | undefined
+  /** Where its servers are peers: the key of a request. */
+  readonly affinityOf: KeyOf | undefined
   /** Where its server is, for the log; each target's, where there are several. */
   readonly places: readonly Place[]
   /** What its advice rests on. */
@@ -30,6 +33,7 @@ interface Rules {
   /** undefined: the pool itself. */
   readonly source?: Source | undefined
   readonly sticky?: Sticky | undefined
+  readonly affinityOf?: KeyOf | undefined
   readonly places?: readonly Place[] | undefined
 }
 
@@ -108,8 +112,10 @@ export class PoolManager implements Pools {
     const policy = this.#admit(name, pool, rules.policy)
     renamePool(pool, name)
     renameTargetPool(pool, name)
-    const { source = new Direct(pool), sticky, places = [] } = rules
-    const managed: Managed = { name, pool, policy, source, sticky, places, collector: new Collector(pool) }
+    const { source = new Direct(pool), sticky, affinityOf, places = [] } = rules
+    const managed: Managed = {
+      name, pool, policy, source, sticky, affinityOf, places, collector: new Collector(pool),
+    }
     this.#own.set(name, managed)
     this.version++
     for (const { begin } of this.#subscriptions) begin(managed)

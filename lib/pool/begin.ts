@@ -49,10 +49,10 @@ class HeldTx<C> implements Tx<C> {
 export async function begin<C> (
   pool: Pick<PoolFace<C>, 'name' | 'backend' | 'acquire'>, options: AcquireOptions & HoldOptions = {}
 ): Promise<Tx<C>> {
-  const { signal, timeout, holder, role, holdTimeout, commitTimeout = 0, ...how } = options
+  const { signal, timeout, holder, role, affinity, holdTimeout, commitTimeout = 0, ...how } = options
   // Checked before the caller waits for a connection.
   checkTransactionOptions({ name: pool.name, transactions: pool.backend.transactions }, { ...how, commitTimeout })
-  const lease = await pool.acquire({ signal, timeout, holder, role, holdTimeout } as AcquireOptions)
+  const lease = await pool.acquire({ signal, timeout, holder, role, affinity, holdTimeout } as AcquireOptions)
   try {
     return new HeldTx(lease, await hold(lease, { ...how, commitTimeout }))
   } catch (error) {

@@ -6,7 +6,9 @@ type Face = PoolFace<unknown>
 type Options<Call extends 'acquire' | 'evict' | 'resize' | 'close'> = NonNullable<Parameters<Face[Call]>[0]>
 type Names<O> = { readonly [K in keyof O]-?: object }
 
-const acquire: Names<Options<'acquire'>> = { signal: {}, timeout: {}, holder: {}, holdTimeout: {}, role: {} }
+const acquire: Names<Options<'acquire'>> = {
+  signal: {}, timeout: {}, holder: {}, holdTimeout: {}, role: {}, affinity: {},
+}
 const use: Names<UseOptions> = { ...acquire, retry: {} }
 const execute: Names<CallOptions<string>> = { method: {}, ...use }
 const evict: Names<Options<'evict'>> = { idle: {}, used: {} }

@@ -71,7 +71,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   readonly #engine: Engine<C>
 
   /**
-   * @param options see the README; `name` is 'db' unless given
+   * @param options see docs/options.md; `name` is 'db' unless given
    * @throws `FST_POOL_BAD_OPTIONS`
    */
   constructor (connector: K & Connector<C>, options: EngineOptions<C> = {}, clock: Clock = systemClock) {
@@ -170,7 +170,7 @@ export class Pool<C, K extends Connector<C> = Connector<C>> implements PoolFace<
   async transaction<T> (
     fn: (connection: C) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    const { signal, timeout, holder, role, holdTimeout, ...run } = options
+    const { signal, timeout, holder, role, affinity: _, holdTimeout, ...run } = options
     const around = LeaseTransactions.current(this.#engine) as LeaseTransactions<C> | undefined
     if (around !== undefined) return await around.run(fn, run)
     // Checked before the caller waits for a connection.

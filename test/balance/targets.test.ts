@@ -81,7 +81,7 @@ function cluster (
   const clock = new VirtualClock(seed)
   const servers: Record<string, Server> = {}
   const specs = Object.entries(given).map(([name, { says, ...spec }]) => {
-    const connector = (servers[name] = new Server(name, says ?? { role: spec.role ?? 'primary' }))
+    const connector = (servers[name] = new Server(name, says ?? { role: spec.role as Role ?? 'primary' }))
     return { name, connector, ...spec }
   })
   const pool = new TargetPool<FakeConnection, Server>(specs, { max: 10, ...options }, clock)

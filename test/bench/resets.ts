@@ -1,5 +1,5 @@
 // `npm run bench:resets`: what a lease costs in each reset mode, beside the driver's own pool used by hand. Prints the
-// README's table.
+// table of docs/figures.md.
 //
 // CPU time of this process for one lease with one `select 1`, ten connections kept busy, in rounds of all ways one
 // after the other; the median, and the quartiles of the difference to the driver's own pool in the same round.

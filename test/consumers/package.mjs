@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path'
 /** In bytes. */
 const limit = 260_000
 
-export default async ({ tarball, folder, install, run, check }) => {
+export default async ({ root, tarball, folder, install, run, check }) => {
   const at = folder('tools')
   const unpacked = folder('unpacked')
   const { code, stdout, stderr } = await run('tar', ['-xzf', tarball, '-C', unpacked])
@@ -17,8 +17,10 @@ export default async ({ tarball, folder, install, run, check }) => {
   check(size < limit, `is under ${limit / 1000} kB packed: ${(size / 1000).toFixed(1)} kB`)
 
   for (const document of ['README.md', 'CHANGELOG.md']) {
-    const broken = linksOf(readFileSync(join(home, document), 'utf8')).filter((link) => !leads(home, document, link))
-    check(broken.length === 0, `${document}: every link leads to a file of the package`, broken.join('\n'))
+    const broken = linksOf(readFileSync(join(home, document), 'utf8'))
+      .filter((link) => !leads(home, document, link) && !isOfRepository(root, document, link))
+    check(broken.length === 0, `${document}: every link leads to a file of the package, or of the repository`,
+      broken.join('\n'))
   }
 
   const dangling = files.filter((file) => /\.[cm]?js$/.test(file)).filter((file) => !hasItsMap(join(home, file)))
@@ -46,6 +48,11 @@ function leads (home, document, link) {
   // Without a known repository there is no address of ours; others may be linked to.
   if (/^https?:/.test(link)) return !link.includes('fastify-pool')
   return existsSync(join(home, dirname(document), link.replace(/#.*/, '')))
+}
+
+/** The pages of docs/, and what is for those who change the code, are not in the package: the README says so. */
+function isOfRepository (root, document, link) {
+  return /^(docs\/|ARCHITECTURE\.md)/.test(link) && leads(root, document, link)
 }
 
 /** The anchors of a text's headings, as the usual renderers make them. */

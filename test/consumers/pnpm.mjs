@@ -1,6 +1,6 @@
 // pnpm's strict node_modules: a package sees only what it names itself. The app has what the README's install lines
-// name, and nothing else, so whatever an app imports has to be in them.
-import { cpSync, readFileSync, writeFileSync } from 'node:fs'
+// name, and nothing else, so whatever an app imports has to be in them. The pages of docs/ say what theirs import.
+import { cpSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { builtinModules } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -35,10 +35,14 @@ app.get('/', (request) => [request.pg.query(database), request.lite.open, reques
 
 export default async ({ root, folder, install, run, check, server }) => {
   const readme = readFileSync(join(root, 'README.md'), 'utf8')
-  const lines = [...readme.matchAll(/^.*npm install .*$/gm)].map(([line]) => line)
-  const words = new Set(lines.flatMap((line) => line.split(/[\s,:()`]+/)))
-  const missing = importedIn(readme).filter((name) => !words.has(name))
-  check(missing.length === 0, 'the README says how to install whatever its examples import', missing.join('\n'))
+  const docs = readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md'))
+    .map((name) => readFileSync(join(root, 'docs', name), 'utf8')).join('\n')
+  for (const [name, text] of [['the README says', readme], ['README and docs/ say', `${readme}\n${docs}`]]) {
+    const lines = [...text.matchAll(/^.*npm install .*$/gm)].map(([line]) => line)
+    const words = new Set(lines.flatMap((line) => line.split(/[\s,:()`]+/)))
+    const missing = importedIn(text).filter((name) => !words.has(name))
+    check(missing.length === 0, `${name} how to install whatever the examples import`, missing.join('\n'))
+  }
 
   const named = [...readme.matchAll(/^npm install ([^#\n]*)/gm)].flatMap(([, args]) => args.trim().split(/\s+/))
     .filter((name, i, all) => !name.startsWith('-') && all.indexOf(name) === i)
@@ -68,7 +72,7 @@ serve(Fastify, pool, JSON.parse(process.env.URLS)).then(console.log)
 
 /** The packages that a Markdown text's code imports. */
 function importedIn (text) {
-  const code = [...text.matchAll(/^```[jt]s\n([\s\S]*?)^```/gm)].map(([, block]) => block).join('\n')
+  const code = [...text.matchAll(/^```ts(?! of )[^\n]*\n([\s\S]*?)^```/gm)].map(([, block]) => block).join('\n')
   const names = [...code.matchAll(/^import .* from '([^'.][^']*)'/gm)].map(([, name]) => name)
   const packages = names.map((name) => name.split('/').slice(0, name.startsWith('@') ? 2 : 1).join('/'))
   return [...new Set(packages)].filter((name) => !builtinModules.includes(name.replace('node:', '')))

@@ -11,7 +11,7 @@ import { ask, keepAliveAgent } from './client.js'
 const servers = 2
 const clients = 20
 
-// What the README says of PgBouncer in transaction mode: what works, what to set, and what not to use.
+// What docs/postgresql.md says of PgBouncer in transaction mode: what works, what to set, and what not to use.
 t.test('PostgreSQL behind PgBouncer in transaction mode', { skip: findPgbouncer() === undefined && !process.env.CI && 'no pgbouncer' }, async (t) => {
   const postgres = await startPostgres(t)
   const bouncer = (await startPgBouncer(t, postgres, { ini: { default_pool_size: servers, max_client_conn: 200 } }))!

@@ -23,7 +23,7 @@ import { mongoose as wrapMongoose } from '../../lib/wrap/mongoose.js'
 import { startMongoDouble } from '../doubles/mongo-wire.js'
 import { startMariadb, startMongo, startPostgres } from '../support/services.js'
 
-// The README's recipes, as they stand there: `wrap` makes request.db a query builder or an ORM over the leased
+// The recipes of docs/query-builders-and-orms.md: `wrap` makes request.db a query builder or an ORM over the leased
 // connection. What their transactions do is in orm.test.ts.
 
 interface Note { id: number, text: string }

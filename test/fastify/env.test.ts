@@ -126,7 +126,7 @@ t.test('a list of targets', async (t) => {
   })
   t.ok(checkPoolOptions(options, 'pools.db'))
   refuses(t, { DB_TARGETS: 'postgres://a/x,main=postgres://b/x' },
-    'DB_TARGETS has something else as number 2: expected URLs with commas between them, each perhaps behind primary= or replica=')
+    'DB_TARGETS has something else as number 2: expected URLs with commas between them, each perhaps behind primary=, replica= or peer=')
   refuses(t, { DB_TARGETS: 'postgres://a/x,redis://b' },
     'DB_TARGETS is a URL of redis: expected one of postgresql, as the first is')
 })

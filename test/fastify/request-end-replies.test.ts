@@ -415,7 +415,7 @@ t.test('an earlier onResponse hook that takes its time holds the connection no l
   await stage.settled(t)
 })
 
-t.test('a reply that comes early frees the connection while its handler goes on: the limit that the README names', async (t) => {
+t.test('a reply that comes early frees the connection while its handler goes on: the limit that docs/acquire-and-release.md names', async (t) => {
   const stage = await Stage.set(t, {
     routes: (app, stage) => {
       app.get('/', async (request, reply) => {

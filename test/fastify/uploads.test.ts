@@ -305,7 +305,7 @@ for (const fail of [false, true]) {
   })
 }
 
-t.test('the recipe of the README: the file is stored, and then its row, on a connection that no upload has kept waiting', async (t) => {
+t.test('the recipe of docs/realtime.md: the file is stored, and then its row, on a connection that no upload has kept waiting', async (t) => {
   const folder = t.testdir()
   const stage = await Stage.set(t, {
     before: (app) => { app.register(multipart) },

@@ -131,6 +131,8 @@ const table: Record<string, { takes: readonly Kind[], elsewhere?: Kind, expected
   checkInterval: { ...deadline, beside: several },
   sticky: { takes: [], elsewhere: 'object', expected: 'an object', beside: several },
   stickyFor: { ...deadline, beside: several },
+  affinity: { ...hook, beside: { backend: undefined, targets: [{ connector, role: 'peer' }] } },
+  discover: { takes: [], expected: "'dns'" },
   key: { ...hook, beside: { options: () => ({}) } },
   options: { ...hook, beside: { key: () => 'a' } },
   maxPools: { ...positive, beside: tenants },
@@ -478,7 +480,7 @@ t.test('targets: what is wrong is refused with its place in the list', async (t)
   const a = { url: 'redis://a' }
   refused([], 'option pools.db.targets is an array: expected a list of at least one target')
   refused([a, 'redis://b'], 'option pools.db.targets.1 is a text: expected an object')
-  refused([a, { ...a, role: 'master' }], "option pools.db.targets.1.role is 'master': expected 'primary' or 'replica'")
+  refused([a, { ...a, role: 'master' }], "option pools.db.targets.1.role is 'master': expected 'primary', 'replica' or 'peer'")
   for (const weight of [0, -1, NaN, Infinity]) {
     refused([{ ...a, weight }],
     `option pools.db.targets.0.weight is ${weight}: expected a number above 0`)

@@ -29,7 +29,9 @@ export function checkTypes (): void {
   expectTypeOf<keyof PoolHooks>().toEqualTypeOf<keyof typeof hookProperties>()
   expectTypeOf<PartialPolicy>().toEqualTypeOf<Given<typeof policyProperties>>()
   expectTypeOf<Flat<BalanceOptions & Pick<RequestOptions, 'stickyFor'>>>()
-    .toEqualTypeOf<Given<Omit<typeof balanceProperties, 'sticky'>>>()
+    .toEqualTypeOf<Given<Omit<typeof balanceProperties, 'sticky' | 'affinity' | 'discover'>>>()
+  expectTypeOf<Pick<CommonPoolOptions, 'discover'>>()
+    .toEqualTypeOf<Given<Pick<typeof balanceProperties, 'discover'>>>()
   type StickySchema = (typeof balanceProperties)['sticky']['properties']
   expectTypeOf<Omit<NonNullable<RequestOptions['sticky']>, Functions>>().toEqualTypeOf<Given<Omit<StickySchema,
     Functions>>>()

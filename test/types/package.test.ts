@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import t from 'tap'
+import { docs } from '../docs/pages.js'
 
 const semver = createRequire(import.meta.url)('semver') as {
   satisfies (version: string, range: string): boolean
@@ -59,17 +60,17 @@ t.test('publishes what its exports name, types first', async (t) => {
   t.notMatch(readFileSync(new URL('dist/index.d.ts', root), 'utf8'), /from '\.\.\//, 'nothing outside of the package')
 })
 
-t.test('the README names every option, event and error code', async (t) => {
+t.test('docs/ name every option, event and error code of the package', async (t) => {
   const { pluginOptionsSchema, poolOptionsSchema } = await import('../../index.js')
-  const readme = readFileSync(new URL('README.md', root), 'utf8')
+  const text = docs()
   const [map, one] = pluginOptionsSchema.anyOf
   const events = Object.keys(map.properties.log!.anyOf![1].properties!)
   const names =
     new Set([...Object.keys(poolOptionsSchema.properties), ...Object.keys(map.properties),
       ...Object.keys(one.properties), ...events])
-  for (const name of names) t.match(readme, new RegExp(`\\b${name}\\b`), name)
+  for (const name of names) t.match(text, new RegExp(`\\b${name}\\b`), name)
   for (const [code] of readFileSync(new URL('types/errors.ts', root), 'utf8')
-    .matchAll(/FST_POOL_\w+/g)) t.ok(readme.includes(code), code)
+    .matchAll(/FST_POOL_\w+/g)) t.ok(text.includes(code), code)
 })
 
 t.test('package-lock.json holds the tree of package.json, for every machine', async (t) => {

@@ -11,11 +11,11 @@ const semver = createRequire(import.meta.url)('semver') as {
 
 const root = new URL('../../', import.meta.url)
 
-t.test('the README\'s table of versions is that of package.json', async (t) => {
+t.test('the table of versions in docs/versions.md is that of package.json', async (t) => {
   const own =
     JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as { dependencies: Record<string, string> }
-  const readme = readFileSync(new URL('README.md', root), 'utf8')
-  const [, table = ''] = /^\| package \| from \| to \|.*\n\| [-| ]+\|\n((?:\|.*\n)+)/m.exec(readme) ?? []
+  const page = readFileSync(new URL('docs/versions.md', root), 'utf8')
+  const [, table = ''] = /^\| package \| from \| to \|.*\n\| [-| ]+\|\n((?:\|.*\n)+)/m.exec(page) ?? []
   const told = new Map<string, { from: string, to: string }>()
   for (const row of table.trim().split('\n')) {
     const [, name = '', from = '', to = ''] = /^\| `([^`]+)` \| ([\d.]+) \| ([\d.]+)/.exec(row) ?? []

@@ -1,9 +1,10 @@
+import { connect } from 'node:net'
 import type { ConnectionOptions } from 'mysql2'
 import { badOption } from '../../engine/errors.js'
 import type { Address } from '../../../types/options.js'
 import {
   assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
-  type Addresses, type AddressNow, type RefusedKeys,
+  type Addresses, type AddressNow, type Discovered, type RefusedKeys,
 } from '../shared/address.js'
 import { appNameOf } from '../shared/app-name.js'
 
@@ -95,8 +96,8 @@ export function configsOf (options: MysqlOptions, addresses: Addresses): Config 
   return addresses.configs((address) => driverOptions(address, options))
 }
 
-function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions): ConnectionOptions {
-  const { host, port, database, connectTimeout } = options
+function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions & Discovered): ConnectionOptions {
+  const { host, port, database, connectTimeout, hostaddr } = options
   refuseKeys(connection, refused)
   if (connection.stream !== undefined && typeof connection.stream !== 'function') {
     throw badOption('connection.stream', connection.stream,
@@ -111,6 +112,11 @@ function driverOptions ({ url, connection }: AddressNow, options: MysqlOptions):
   // The driver writes into this object, and tells TLS sessions apart by it: one copy for all connections, not the
   // caller's own object.
   if (typeof base.ssl === 'object' && base.ssl !== null) base.ssl = { ...base.ssl }
+  if (hostaddr !== undefined) {
+    // The driver's TLS asks for the name of its own `host`, and checks it: that stays.
+    base.stream = () => connect({ host: hostaddr, port: base.port as number ?? 3306 })
+      .setKeepAlive(base.enableKeepAlive !== false, base.keepAliveInitialDelay as number).setNoDelay(true)
+  }
   // 0 turns the driver's own timeout off, which would be 10 s.
   base.connectTimeout = connectTimeout ?? 0
   return base

@@ -3,7 +3,7 @@ import { badOption } from '../../engine/errors.js'
 import type { Address, Backoff } from '../../../types/options.js'
 import {
   assignGiven, keepAliveAfter, refuseBeside, refuseKeys, refuseNextTo, refuseNumber,
-  type Addresses, type AddressNow, type RefusedKeys,
+  type Addresses, type AddressNow, type Discovered, type RefusedKeys,
 } from '../shared/address.js'
 import { appNameOf } from '../shared/app-name.js'
 import { facesOf, loadDriver, requirePackage } from '../shared/driver.js'
@@ -113,7 +113,9 @@ export function configsOf (options: PostgresOptions, addresses: Addresses): Conf
 }
 
 /** The options override `url`; the driver's own options come last, as they are. */
-function driverOptions (address: AddressNow, options: PostgresOptions, parse: Parser | undefined): ClientConfig {
+function driverOptions (
+  address: AddressNow, options: PostgresOptions & Discovered, parse: Parser | undefined
+): ClientConfig {
   const { url, connection } = address
   const { host, port, database } = options
   refuseKeys(connection, refused)
@@ -130,7 +132,18 @@ function driverOptions (address: AddressNow, options: PostgresOptions, parse: Pa
   const { ssl } = base
   // A pg that was given the same object before has made its key invisible to a copy.
   if (typeof ssl === 'object' && ssl !== null && ssl.key !== undefined) base.ssl = { ...ssl, key: ssl.key }
+  if (options.hostaddr !== undefined) goTo(options.hostaddr, base)
   return base
+}
+
+/** To one address of the host. Its name is what TLS asks for, and checks. */
+function goTo (address: string, base: ClientConfig): void {
+  if (base.ssl) {
+    const { ssl } = base
+    const given = typeof ssl === 'object' ? ssl : {}
+    base.ssl = { servername: base.host!, ...given, ...(given.key !== undefined && { key: given.key }) }
+  }
+  base.host = address
 }
 
 type Parser = (url: string) => Record<string, unknown>

@@ -4,7 +4,7 @@ import type { Redis } from '../../../types/drivers.js'
 import type { Address, Backoff } from '../../../types/options.js'
 import {
   Addresses, assignGiven, keepAliveAfter, readUrl, refuseBeside, refuseKeys, refuseNextTo,
-  type AddressNow, type RefusedKeys,
+  type AddressNow, type Discovered, type RefusedKeys,
 } from '../shared/address.js'
 import { appNameOf } from '../shared/app-name.js'
 import type { DriverEvents } from '../shared/events.js'
@@ -183,7 +183,7 @@ export class Source {
  * The driver's options for the next connection: the options override `url`, the driver's own options come last, as they
  * are.
  */
-function driverOptions (options: RedisOptions, { url, connection }: AddressNow): IORedisOptions {
+function driverOptions (options: RedisOptions & Discovered, { url, connection }: AddressNow): IORedisOptions {
   const { host, port, database, client } = options
   refuseBeside(options, beside, refused)
   refuseKeys(connection, refused)
@@ -214,6 +214,11 @@ function driverOptions (options: RedisOptions, { url, connection }: AddressNow):
   const base: IORedisOptions = { keepAlive: keepAliveAfter, ...client?.options, ...fromUrl }
   assignGiven(base, { host, port, db: numberOf(database) }, connection)
   base.connectionName ??= clientName(options.appName)
+  if (options.hostaddr !== undefined) {
+    // TLS asks for the name, and checks it.
+    if (base.tls !== undefined) base.tls = { servername: base.host!, ...base.tls }
+    base.host = options.hostaddr
+  }
   return base
 }
 

@@ -156,6 +156,12 @@ export function assignGiven<T extends object> (base: T, ...all: ReadonlyArray<Re
   return base
 }
 
+/** What the pool adds to a backend's options where a host name's addresses are known (`discover`). */
+export interface Discovered {
+  /** The address to which the connections go. TLS checks the name that `url` or `host` has. */
+  readonly hostaddr?: string
+}
+
 /** The parts of a URL. What it leaves out is undefined. */
 interface UrlParts {
   readonly protocol: string

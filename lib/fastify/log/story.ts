@@ -237,8 +237,9 @@ class PoolStory {
       ...(code !== undefined && { code }),
       err: error,
     }
-    // Where messages may be missed, they are subscribed to again: nothing is broken.
-    const level = phase === 'subscription' ? 'warn' : undefined
+    // Nothing is broken: messages are subscribed to again, servers are asked again.
+    const isMild = phase === 'subscription' || phase === 'targets' || phase === 'discover'
+    const level = isMild ? 'warn' : undefined
     return this.#write('pool.error', fields, texts.failed(phase, error.message), { level })
   }
 

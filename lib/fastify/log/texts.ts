@@ -295,6 +295,8 @@ export const phases: Readonly<Record<string, string>> = {
   describe: 'the connector could not tell what a connection is doing',
   isTransient: 'the connector could not tell whether an error is transient',
   reset: 'resetting a connection failed, and it was destroyed',
+  targets: 'the servers are not what the options say',
+  discover: 'the name of the servers could not be resolved, and those that are known stay',
   death: 'a connection died',
   obstacle: 'the connector could not tell what is in the way of a loan',
   begin: 'beginning a transaction failed',

@@ -125,7 +125,8 @@ export class Slots implements Awaiting, Owner {
   #wait (slot: Slot, options: AcquireOptions | undefined): Promise<Lease<unknown>> {
     const came = slot.is === 'parked' ? slot.since : undefined
     slot.since ??= performance.now()
-    const wait = new Wait(this.#holder, this.#roleOf(slot, options?.role), options, came)
+    const affinity = options?.affinity ?? slot.step.affinityOf?.(this.#reply.request)
+    const wait = new Wait(this.#holder, this.#roleOf(slot, options?.role), affinity, options, came)
     const { visit } = slot
     slot.join(wait)
     return slot.step.source.acquire(this.#reply.request, wait).then((lease) => {
@@ -177,7 +178,8 @@ export class Slots implements Awaiting, Owner {
 
   #askedOf (slot: Slot): AcquireOptions {
     const role = this.#roleOf(slot, undefined)
-    return role === 'primary' ? this.#holder : new Asked(this.#holder, role)
+    const affinity = slot.step.affinityOf?.(this.#reply.request)
+    return role === 'primary' && affinity === undefined ? this.#holder : new Asked(this.#holder, role, affinity)
   }
 
   /** Which kind of connection a request gets. @param asked the one that its call asks for */

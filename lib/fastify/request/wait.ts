@@ -4,7 +4,7 @@ import { kPlace, kTakesObjects, type Placed } from '../../engine/line.js'
 
 /** What a request asks a pool for. */
 export class Asked implements AcquireOptions {
-  constructor (readonly holder: HolderLabel, readonly role: Role) {}
+  constructor (readonly holder: HolderLabel, readonly role: Role, readonly affinity: string | undefined) {}
 }
 
 /** Why a wait ends: another one for the same slot has been served. */
@@ -36,8 +36,11 @@ export class Wait extends Asked implements AcquireSignal, Placed {
   #next: Wait | undefined
 
   /** @param place since when the request waits, where it had a connection meanwhile */
-  constructor (holder: HolderLabel, role: Role, options: AcquireOptions | undefined, place: number | undefined) {
-    super(options?.holder ?? holder, role)
+  constructor (
+    holder: HolderLabel, role: Role, affinity: string | undefined, options: AcquireOptions | undefined,
+    place: number | undefined
+  ) {
+    super(options?.holder ?? holder, role, affinity)
     this.timeout = options?.timeout
     this[kPlace] = place
     this.#isShared = isShared(options)

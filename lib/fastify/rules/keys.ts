@@ -27,13 +27,19 @@ export function shown (key: string): string {
   return createHash('sha256').update(key).digest('hex').slice(0, 12)
 }
 
+/** As `askText`, for keys that are kept. */
+export function askKey (keyOf: KeyOf, request: FastifyRequest, pool: string, option: string): string | undefined {
+  const key = askText(keyOf, request, pool, option)
+  return key === undefined ? undefined : bounded(key)
+}
+
 /**
  * Asks the app's function.
  *
  * @param option what the user calls it: `bulkhead.key`
  * @throws what the function throws; `FST_POOL_BAD_OPTIONS` where it gives anything but a text or undefined
  */
-export function askKey (keyOf: KeyOf, request: FastifyRequest, pool: string, option: string): string | undefined {
+export function askText (keyOf: KeyOf, request: FastifyRequest, pool: string, option: string): string | undefined {
   let key: unknown
   try {
     key = keyOf(request)
@@ -41,8 +47,7 @@ export function askKey (keyOf: KeyOf, request: FastifyRequest, pool: string, opt
     // Fastify takes an error that is falsy for none.
     throw error || new PoolError('FST_POOL_BAD_OPTIONS', `pool '${pool}': ${option} threw, and not an error`)
   }
-  if (typeof key === 'string') return bounded(key)
-  if (key === undefined) return undefined
+  if (typeof key === 'string' || key === undefined) return key
   if (key instanceof Promise) key.catch(() => { /* The request fails already, since a promise is no key. */ })
   const what = key === null ? 'null' : key instanceof Promise ? 'a promise' : `a value of type ${typeof key}`
   const message = `pool '${pool}': ${option} gave ${what}: expected a text, or undefined for none`

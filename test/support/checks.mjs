@@ -1,5 +1,5 @@
-// What `npm test` and `npm run check` ask of the code before any test runs: lint, build, types, and whatever package.json
-// names `check:...`, side by side. Shows what they say, and fails where one does.
+// What `npm test` and `npm run check` ask of the code before any test runs: lint, build, types, and whatever
+// package.json names `check:...`, side by side. Shows what they say, and fails where one does.
 import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -142,7 +142,7 @@ t.test('a pool over several servers, and one of an inner scope, tell it once', a
   const { app } = await set(t, {
     routes: (app) => {
       app.register(async (scope) => {
-        const targets = ['one', 'two'].map((name) => ({ name, connector: new FakeConnector() }))
+        const targets = ['one', 'two'].map((name) => ({ name, role: 'peer', connector: new FakeConnector() }))
         await scope.register(fastifyPool,
           { name: 'inner', targets, max: 2, acquireTimeout: 60, overload: false } as unknown as PluginOptions)
         scope.get('/inner', { config: { pools: ['inner'] } },

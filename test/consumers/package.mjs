@@ -52,7 +52,7 @@ function leads (home, document, link) {
 
 /** The pages of docs/, and what is for those who change the code, are not in the package: the README says so. */
 function isOfRepository (root, document, link) {
-  return /^(docs\/|ARCHITECTURE\.md)/.test(link) && leads(root, document, link)
+  return /^(docs\/|(ARCHITECTURE|CONTRIBUTING|SECURITY)\.md)/.test(link) && leads(root, document, link)
 }
 
 /** The anchors of a text's headings, as the usual renderers make them. */

@@ -23,7 +23,7 @@ const questions: ReadonlyArray<readonly [asked: string, page: string, heading: s
 ]
 
 t.test('every link leads to a file of the repository, and to a heading of it', async (t) => {
-  for (const page of [...pages, 'ARCHITECTURE.md']) {
+  for (const page of [...pages, 'ARCHITECTURE.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md']) {
     for (const { as, page: target, anchor } of linksOf(page)) {
       const there = existsSync(join(root, target))
       t.ok(there, `${page}: ${as}`)

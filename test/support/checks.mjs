@@ -1,9 +1,12 @@
-// What `npm test` asks of the code before any test runs: lint, build, types and floors, side by side. Shows what they
-// say, and fails where one does.
+// What `npm test` and `npm run check` ask of the code before any test runs: lint, build, types, and whatever
+// package.json names `check:...`, side by side. Shows what they say, and fails where one does.
 import { execFile } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { root } from './find.mjs'
 
-const checks = ['lint', 'build', 'typecheck', 'check:floors', 'check:rooms']
+const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+const checks = ['lint', 'build', 'typecheck', ...Object.keys(scripts).filter((name) => name.startsWith('check:'))]
 
 const ended = await Promise.all(checks.map((name) => new Promise((resolve) => {
   execFile('npm', ['run', '--silent', name], { cwd: root, maxBuffer: 1e8, shell: process.platform === 'win32' }, (error, stdout, stderr) => {

@@ -35,6 +35,21 @@ export function engineTests () {
     .filter((file) => !reaches(file, 'support/services.ts', 'doubles/mongo-wire.ts')))
 }
 
+/** Each takes as long as twenty others, so `npm run check` leaves them to `npm run test:engine`. */
+const slow = ['pool/circuit', 'balance/targets', 'fastify/holds', 'fastify/unread-replies', 'fastify/shown']
+
+/**
+ * What `npm run check` runs: of the engine's tests those that neither draw at random for long nor start processes, and
+ * of the tests of pages, types and workflows those that need no server. They may need a build.
+ */
+export function quickTests () {
+  const left = new Set([...longTests(), ...slow.map((name) => `test/${name}.test.ts`)])
+  const pages = told(['docs', 'types', 'support'].flatMap(testsIn)
+    .filter((file) => !reaches(file, 'support/services.ts', 'doubles/mongo-wire.ts')))
+  return [...engineTests(), ...pages]
+    .filter((file) => !left.has(file) && !/'node:child_process'/.test(readFileSync(join(root, file), 'utf8')))
+}
+
 /** The tests that can go on for as long as one likes: the more they draw at random, the more they find. */
 export function longTests () {
   return told(testsIn('').filter((file) => reaches(file, 'support/full.ts')))

@@ -1,9 +1,11 @@
-// The test run: `node test/support/run.mjs [--engine | --full] [--busy] [file ...]`. With any of these but `--busy`: no
-// bar for coverage.
+// The test run: `node test/support/run.mjs [--engine | --quick | --full] [--busy] [file ...]`. With any of these but
+// `--busy`: no bar for coverage.
 //
-// --engine only the tests of pool, balance and fastify that need neither a server nor a build --full only the tests
-// that draw or load at random (or the files named), for as long as it takes to find what is rare --busy beside a loop
-// on each core that takes all of its time
+// --engine  only the tests of pool, balance and fastify that need neither a server nor a build
+// --quick   of those what is quick, and the tests of pages, types and workflows that need no server
+// --full    only the tests that draw or load at random (or the files named), for as long as it takes to find what is
+//           rare
+// --busy    beside a loop on each core that takes all of its time
 //
 // Shows what failed or was skipped, what was measured, the coverage, the servers used and the ten slowest files. The
 // last line is the count, alone: `N passed, N failed[, N skipped]`.
@@ -17,7 +19,7 @@ import { Report } from 'c8'
 import { parseArgs } from 'node:util'
 import { stopLoops, takeAllCores } from './busy.mjs'
 import { clearPostgres, root, runs } from './find.mjs'
-import { engineTests, longTests } from './lanes.mjs'
+import { engineTests, longTests, quickTests } from './lanes.mjs'
 
 /** In percent, of lines and of branches, over all of index.ts and lib/. */
 const bar = 95
@@ -25,13 +27,16 @@ const coverage = join(root, '.tap/coverage')
 
 const { values: lane, positionals } = parseArgs({
   options: {
-    engine: { type: 'boolean' }, full: { type: 'boolean' }, busy: { type: 'boolean' },
+    engine: { type: 'boolean' },
+    quick: { type: 'boolean' },
+    full: { type: 'boolean' },
+    busy: { type: 'boolean' },
   },
   allowPositionals: true
 })
 const part = positionals.length > 0
   ? positionals
-  : [...lane.engine ? engineTests() : [], ...lane.full ? longTests() : []]
+  : [...lane.engine ? engineTests() : [], ...lane.quick ? quickTests() : [], ...lane.full ? longTests() : []]
 const isWhole = part.length === 0
 // Compiles; first of all loaders, see there.
 const nodeOptions = `${process.env.NODE_OPTIONS ?? ''} --import=${new URL('typescript.mjs', import.meta.url)}`.trim()

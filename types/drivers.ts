@@ -33,3 +33,11 @@ export type Notification = import('pg').Notification
 /** mysql2's promise connection.
  * @ts-ignore where mysql2 is not installed */
 export type Connection = import('mysql2/promise').Connection
+
+/** What @fastify/redis makes of `app.redis`. Its types add that to Fastify's.
+ * @ts-ignore where @fastify/redis is not installed */
+export type FastifyRedis = import('@fastify/redis').FastifyRedis
+
+/** What @fastify/mongodb makes of `app.mongo`. Its types add that to Fastify's.
+ * @ts-ignore where @fastify/mongodb is not installed */
+export type FastifyMongo = import('@fastify/mongodb').FastifyMongoObject

@@ -1,9 +1,9 @@
 import type { Connector } from './connector.js'
-import type { PubSubOf } from './messages.js'
+import type { BackendOf } from './backends.js'
 import type {
   AcquireOptions, Holder, Lease, PoolEventName, PoolFace, PoolHealth, PoolListener, PoolStats, RunOptions,
 } from './pool.js'
-import type { RoutePools } from './plugin.js'
+import type { Policy } from './plugin.js'
 
 /**
  * The pools of your app, by name: what `request.<name>` is. Yours to augment:
@@ -16,6 +16,21 @@ export interface RequestPools {}
 
 /** A pool's name: one of `RequestPools`, or any text. */
 export type PoolName = keyof RequestPools & string
+
+/** The names that a route may lease: those of `RequestPools`, or any where that is not augmented. */
+type RouteName = keyof RequestPools extends never ? string : PoolName
+
+/**
+ * `config.pools` of a route: none, exactly these, or exactly these with a policy; what a policy leaves out is as in the
+ * pool's. Where `RequestPools` is augmented, its names are the ones there are. In an object Fastify's own types take
+ * any further name, unless the route's types are given (`app.get<{ Params: ... }>`): `satisfies RoutePools` refuses it.
+ */
+export type RoutePools = false | readonly RouteName[] | PolicyByName
+
+/** Policies by name. It is no array: else each array would be one without a policy. */
+type PolicyByName = { readonly [N in RouteName]?: true | Partial<Policy> } & {
+  readonly [Symbol.iterator]?: undefined
+}
 
 /** What a name's connections are. */
 export type ConnectionOf<N extends string> = N extends keyof RequestPools ? RequestPools[N] : unknown
@@ -47,13 +62,14 @@ export interface Advice {
 /** The manager: `app.pools`. A scope sees its own pools and those of the scopes around it. */
 export interface Pools {
   /**
-   * Where `RequestPools` says that its connections are ioredis' or pg's, `backend` has `subscribe` or `listen`.
+   * Where `RequestPools` says that its connections are a built-in backend's, `backend` has what that has besides:
+   * `listen`, `subscribe`, `client`.
    *
-   * @typeParam K what its `backend` is: `get<'db', PostgresConnector>('db').backend.listen(...)`
+   * @typeParam K what its `backend` is, where its connections do not tell: of a pool with `wrap`, for example
    * @throws `FST_POOL_NOT_FOUND`
    */
   get<N extends PoolName | (string & {}),
-    K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>> & PubSubOf<ConnectionOf<N>>> (
+    K extends Connector<ConnectionOf<N>> = Connector<ConnectionOf<N>> & BackendOf<ConnectionOf<N>>> (
     name: N
   ): PoolFace<ConnectionOf<N>, K>
   has (name: string): boolean

@@ -1,3 +1,4 @@
+export type * from './backends.js'
 export type * from './calls.js'
 export type * from './connector.js'
 export type * from './errors.js'

@@ -1,5 +1,3 @@
-import type { Client, Cluster, Redis } from './drivers.js'
-
 // Messages that a server sends by itself: Redis' pub/sub, PostgreSQL's notifications.
 
 /** Ends one subscription. Resolves when the server knows, at once during an outage. Never rejects. */
@@ -115,14 +113,6 @@ export interface PostgresPubSub {
    */
   listen (channel: string, options?: MessagesOptions): Messages<PostgresNotification>
 }
-
-/** `any`, as a driver's type is where it is not installed, is no driver's. */
-type IsOf<C, D> =
-  0 extends 1 & D ? false : 0 extends 1 & C ? false : [C] extends [never] ? false : [C] extends [D] ? true : false
-
-/** What a pool of these connections can besides lending them. */
-export type PubSubOf<C> =
-  IsOf<C, Redis | Cluster> extends true ? RedisPubSub : IsOf<C, Client> extends true ? PostgresPubSub : unknown
 
 /** Of a pool's subscriptions. Left out while there was none. */
 export interface SubscriptionStats {

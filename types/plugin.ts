@@ -2,6 +2,7 @@
 // (test/types/options.test.ts) holds the two equal.
 import type { FastifyRequest } from 'fastify'
 import type { Connector, Isolation, Role, TargetRole } from './connector.js'
+import type { Client, Connection, Db, Redis } from './drivers.js'
 import type { Address, BalanceOptions, EngineNumbers, PoolHooks } from './options.js'
 import type { PoolEventName } from './pool.js'
 
@@ -55,12 +56,6 @@ export interface Policy {
 
 /** A policy as a pool or the plugin states it: what it leaves out has its default. */
 export type PartialPolicy = { [K in keyof Policy]?: Policy[K] | undefined }
-
-/**
- * `config.pools` of a route: none, exactly these, or exactly these with a policy; what a policy leaves out is as in the
- * pool's.
- */
-export type RoutePools = false | readonly string[] | Readonly<Record<string, true | Partial<Policy>>>
 
 /** Which driver a backend uses. */
 export interface DriverOption {
@@ -184,19 +179,29 @@ export interface CommonPoolOptions<C = unknown>
   discover?: 'dns' | undefined
 }
 
-/** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
-export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
+/** What the hooks of a pool with this backend get: the driver's own object. */
+type DriverConnection<B extends Backend> = {
+  mongodb: Db, redis: Redis, postgresql: Client, postgres: Client, mysql: Connection, sqlite: any
+}[B]
+
+/** The options of a pool with one of the backends that are built in. */
+type BackendPoolOptions<C, B extends Backend> = CommonPoolOptions<unknown extends C ? DriverConnection<B> : C> & {
   /** The database: `'mongodb'`, `'redis'`, `'postgresql'` (or `'postgres'`), `'mysql'` (MariaDB too) or `'sqlite'`. */
-  backend: Backend
+  backend: B
   connector?: undefined
   /**
    * The servers, where there are several: each with an address of its own; what it leaves out of that is the pool's.
    */
   targets?: ReadonlyArray<Omit<Target<C>, 'connector'>> | undefined
-} | {
-  /** How to make and unmake connections of any other kind. */
-  connector: Connector<C>
+}
+
+/** One pool's options: of a `backend` that is built in, or of a `connector` of the app's own. */
+export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
+  /** A pool for each tenant: the options of each have a `connector`. */
+  key: NonNullable<TenantRules['key']>
+  options: NonNullable<TenantRules['options']>
   backend?: undefined
+  connector?: undefined
   targets?: undefined
 } | {
   /** Several servers of any other kind, each with a connector of its own. */
@@ -204,13 +209,11 @@ export type PoolOptions<C = unknown> = CommonPoolOptions<C> & ({
   backend?: undefined
   connector?: undefined
 } | {
-  /** A pool for each tenant: the options of each have a `connector`. */
-  key: NonNullable<TenantRules['key']>
-  options: NonNullable<TenantRules['options']>
+  /** How to make and unmake connections of any other kind. */
+  connector: Connector<C>
   backend?: undefined
-  connector?: undefined
   targets?: undefined
-})
+}) | { [B in Backend]: BackendPoolOptions<C, B> }[Backend]
 
 /** A level of Fastify's logger, or `false`: not logged. */
 export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | false
@@ -297,14 +300,18 @@ export interface CommonPluginOptions {
   log?: false | { [E in PoolEventName | StoryLine]?: LogLevel | undefined } | undefined
 }
 
-/** The plugin's options: several pools in a map, or the options of one. */
+/** The plugin's options: the options of one pool, or several pools in a map. */
 export type PluginOptions =
-  (CommonPluginOptions & {
-    /** The pools, by name: `request[name]` is the connection. In the order in which a request takes its connections. */
-    pools: Record<string, PoolOptions>
-  }) |
   (CommonPluginOptions & PoolOptions & {
     /** The name of the one pool. Default `'db'`. */
     name?: string | undefined
-    pools?: undefined
+    /**
+     * Not beside the options of one pool: `register` refuses it. (Were it `undefined` here, the compiler would tell of
+     * each mistake in a map that it is not assignable to that.)
+     */
+    pools?: Record<string, PoolOptions> | undefined
+  }) |
+  (CommonPluginOptions & {
+    /** The pools, by name: `request[name]` is the connection. In the order in which a request takes its connections. */
+    pools: Record<string, PoolOptions>
   })

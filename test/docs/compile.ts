@@ -33,7 +33,7 @@ export function chainsOf (blocks: readonly Block[]): Chain[] {
 }
 
 function partsOf (blocks: readonly Block[]): Array<Pick<Block, 'page' | 'line' | 'code'>> {
-  const given = givenOf(blocks[0]!.page)
+  const given = blocks[0] && givenOf(blocks[0].page)
   return [...given === undefined ? [] : [given], ...blocks]
 }
 
@@ -122,7 +122,7 @@ function placeOf ({ blocks }: Chain, line: number): string {
     if (left < length) return `${page}:${first + left}`
     left -= length
   }
-  return `${blocks[0]!.page}: behind the last block`
+  return `${blocks[0]?.page}: behind the last block`
 }
 
 /** What Node runs of a chain. */

@@ -85,7 +85,7 @@ const { backoff, circuit, ...numbers } = omit(engineProperties, ...Object.keys(a
 const timing = Object.keys(numbers).filter((name) => /Timeout$/.test(name) && name !== 'idleTimeout')
 const common = ['min', 'max', 'startup', 'acquireTimeout', 'holdTimeout', 'commitTimeout', 'reset']
 const rest = Object.keys(numbers).filter((name) => !common.includes(name) && !timing.includes(name))
-const poolTypes = ['EngineNumbers', 'Address', 'PoolOptions', 'CommonPoolOptions', 'DriverOption', 'RequestOptions', 'PoolHooks']
+const poolTypes = ['EngineNumbers', 'Address', 'PoolOptions', 'BackendPoolOptions', 'CommonPoolOptions', 'DriverOption', 'RequestOptions', 'PoolHooks']
 
 /** Its members have a page of their own: docs/observing.md. */
 const log = {

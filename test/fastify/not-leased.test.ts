@@ -1,7 +1,7 @@
 import fastifyWebsocket from '@fastify/websocket'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
-import { fastifyPool, type PluginOptions } from '../../index.js'
+import { fastifyPool, type PluginOptions, type RoutePools } from '../../index.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
 
 // Which pools a route may name, and what a request without a connection is told.
@@ -44,7 +44,7 @@ for (const { name, outer, pools, then } of rows) {
       app.register(async (scope) => {
         const registered = scope.register(fastifyPool, options('own'))
         if (awaited) await registered
-        scope.get('/', { config: { pools } }, leased)
+        scope.get('/', { config: { pools: pools as RoutePools } }, leased)
       })
       const answer = await app.inject('/')
       t.same([answer.statusCode, answer.json()], [200, then])
@@ -73,7 +73,7 @@ for (const name of ['inner', 'nope']) {
     await app.register(fastifyPool, options('root'))
     app.register(async (scope) => {
       await scope.register(fastifyPool, options('own'))
-      scope.get('/', { config: { pools: [name] } }, leased)
+      scope.get('/', { config: { pools: [name] as RoutePools } }, leased)
     })
     app.register(async (other) => { await other.register(fastifyPool, options('inner')) })
     await t.rejects(Promise.resolve(app.ready()), {

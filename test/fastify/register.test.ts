@@ -1,11 +1,7 @@
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import fastifyPool, { Pool, PoolError, type PluginOptions } from '../../index.js'
+import fastifyPool, { Pool, PoolError, type PluginOptions, type RoutePools } from '../../index.js'
 import { FakeConnector, type FakeConnection } from '../support/fake-connector.js'
-
-declare module '../../index.js' {
-  interface RequestPools { db: FakeConnection, cache: FakeConnection }
-}
 
 /** An app that is closed when the test ends. */
 function appOf (t: Test): FastifyInstance {
@@ -205,7 +201,7 @@ t.test('a scope on its own, with nothing around it', async (t) => {
 t.test('a route\'s config is checked at boot', async (t) => {
   const app = appOf(t)
   await app.register(fastifyPool, { connector: new FakeConnector() })
-  t.throws(() => app.get('/a', { config: { pools: ['bd'] } }, async () => 1),
+  t.throws(() => app.get('/a', { config: { pools: ['bd'] as string[] as RoutePools } }, async () => 1),
     { code: 'FST_POOL_NOT_FOUND', message: /GET.* \/a.*'bd'/ })
   t.throws(() => app.get('/b', { config: { pools: { db: { acquire: 'never' } } } as never }, async () => 1),
     { code: 'FST_POOL_BAD_OPTIONS', message: /\/b.*acquire/ })

@@ -568,7 +568,7 @@ for (const method of ['GET', 'HEAD', 'OPTIONS', 'DELETE']) {
       const stage = await Stage.set(t, {
         plugin: { replyGrace: 20 },
         routes: (app, stage) => {
-          const config = { pools: ['db'] }
+          const config = { pools: ['db'] } as const
           for (const path of ['/', '/stream']) {
             app.route({
               method: ['GET', 'OPTIONS', 'DELETE'],

@@ -221,8 +221,8 @@ function goodbye (client: Client): void {
   client.write(closeFrame).socket.end()
 }
 
-const named = { config: { pools: ['db'] } }
-const ws = { websocket: true, ...named } as const
+const named = { config: { pools: ['db'] } } as const
+const ws = { websocket: true, ...named }
 
 const ends: End[] = [
   { name: 'a WebSocket whose client says goodbye', route: ws, handler: (request) => { on(request) }, leave: goodbye },

@@ -35,6 +35,19 @@ type Method = 'create' | 'destroy' | 'validate' | 'reset' | 'begin' | 'commit' |
 interface Open { readonly name: string | undefined, readonly rows: string[] }
 
 /** A connector in the test's hands. It keeps its own books of what the pool asked of it. */
+// The names of the pools that tests have. Those of the examples are here too: all is one program to the compiler.
+declare module '../../index.js' {
+  interface RequestPools {
+    db: FakeConnection
+    cache: FakeConnection
+    archive: FakeConnection
+    inner: FakeConnection
+    mine: FakeConnection
+    own: FakeConnection
+    root: FakeConnection
+  }
+}
+
 export class FakeConnector implements Connector<FakeConnection> {
   readonly system = 'fake'
   /** What the next calls do, by method; the last one stays. */

@@ -6,7 +6,7 @@ import type { Client } from 'pg'
 import t from 'tap'
 import ts from 'typescript'
 import type {
-  Connector, Messages, PoolFace, PostgresConnector, PostgresNotification, PubSubOf, Queued, RedisClusterConnector,
+  Connector, Messages, PoolFace, PostgresConnector, PostgresNotification, BackendOf, Queued, RedisClusterConnector,
   RedisConnector, RedisMessage, Unsubscribe,
 } from '../../index.js'
 
@@ -43,13 +43,15 @@ export async function checkTypes (
   plain.subscribe('a')
 
   // What `app.pools.get(name).backend` can follows from its connections, and nothing from what is not known of them.
-  expectTypeOf<PubSubOf<Redis>>().toEqualTypeOf<PubSubOf<Cluster>>()
-  expectTypeOf<PubSubOf<Redis>>().toHaveProperty('subscribe')
-  expectTypeOf<PubSubOf<Client>>().toHaveProperty('listen')
-  expectTypeOf<PubSubOf<unknown>>().toBeUnknown()
-  expectTypeOf<PubSubOf<{ id: number }>>().toBeUnknown()
-  expectTypeOf<PubSubOf<any>>().toBeUnknown()
-  expectTypeOf<PoolFace<Redis, RedisConnector>>().toExtend<PoolFace<Redis, Connector<Redis> & PubSubOf<Redis>>>()
+  expectTypeOf<BackendOf<Redis>>().toHaveProperty('client').toEqualTypeOf<Redis>()
+  expectTypeOf<BackendOf<Cluster>>().toHaveProperty('client').toEqualTypeOf<Cluster>()
+  expectTypeOf<BackendOf<Cluster>>().toHaveProperty('subscribe')
+  expectTypeOf<BackendOf<Redis>>().toHaveProperty('subscribe')
+  expectTypeOf<BackendOf<Client>>().toHaveProperty('listen')
+  expectTypeOf<BackendOf<unknown>>().toBeUnknown()
+  expectTypeOf<BackendOf<{ id: number }>>().toBeUnknown()
+  expectTypeOf<BackendOf<any>>().toBeUnknown()
+  expectTypeOf<PoolFace<Redis, RedisConnector>>().toExtend<PoolFace<Redis, Connector<Redis> & BackendOf<Redis>>>()
 }
 
 t.test('types are checked by the compiler', async (t) => { t.type(checkTypes, 'function') })

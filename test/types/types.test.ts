@@ -50,7 +50,7 @@ export function checkTypes (app: FastifyInstance, request: FastifyRequest, conne
     backend: 'redis', sticky: { key: (request: FastifyRequest) => string | undefined }, stickyFor: number,
   }>().toExtend<PoolOptions>()
   expectTypeOf<{ config: { pools: false } }>().toExtend<RouteShorthandOptions>()
-  expectTypeOf<{ config: { pools: string[] } }>().toExtend<RouteShorthandOptions>()
+  expectTypeOf<{ config: { pools: Array<'db' | 'cache'> } }>().toExtend<RouteShorthandOptions>()
   expectTypeOf<{ config: { pools: { db: { acquire: 'manual' } } } }>().toExtend<RouteShorthandOptions>()
   expectTypeOf<{
     config: { pools: { db: { transaction: true, role: 'primary' } } },

@@ -35,4 +35,7 @@ export async function serve (): Promise<void> {
   // @ts-expect-error The connector's client is MongoDB's, not any.
   made.client.nonsense()
   app.pools.add(name, new Pool(connector))
+  console.log(app.pools.get('db').backend.database, app.mongo.client.options)
+  // @ts-expect-error What hooks get is MongoDB's, not any.
+  await app.register(pool, { backend: 'mongodb', name: 'other', onConnect: (db) => db.nonsense() })
 }

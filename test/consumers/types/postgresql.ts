@@ -28,6 +28,22 @@ export async function serve (): Promise<void> {
     return [rows[0]?.id.toFixed(), await lease.connection.query('select 1')]
   })
 
+  // @ts-expect-error No pool has that name.
+  app.get('/absent', { config: { pools: ['absent'] } }, async () => 'well')
+  // @ts-expect-error There is no such policy.
+  app.get<{ Params: object }>('/policy', { config: { pools: { db: { aquire: 'manual' } } } }, async () => 'well')
+  await app.register(pool, {
+    name: 'other',
+    backend: 'postgresql',
+    onConnect: async (client) => { await client.query('select 1') },
+    // @ts-expect-error What hooks get is pg's, not any.
+    wrap: (client) => client.nonsense(),
+  })
+  // @ts-expect-error There is no such option.
+  await app.register(pool, { pools: { db: { backend: 'postgresql', maxx: 5 } } })
+
+  const system: 'postgresql' = app.pools.get('db').backend.system
+  console.log(system)
   const face: PoolFace<Client, PostgresConnector> = app.pools.get<'db', PostgresConnector>('db')
   const stop: () => Promise<void> = await face.backend.listen('orders', (payload, channel) => payload + channel)
   const made: PostgresConnector = await postgresql({ url: 'postgres://a', reset: 'transaction' })

@@ -41,4 +41,8 @@ export async function serve (): Promise<void> {
     console.log(message.length + dropped)
   }
   await stop()
+  const shared: Redis = app.pools.get('cache').backend.client
+  await app.redis.set('a', await shared.get('b') ?? '')
+  // @ts-expect-error What hooks get is ioredis', not any.
+  await app.register(pool, { backend: 'redis', name: 'other', onConnect: (client) => client.nonsense() })
 }

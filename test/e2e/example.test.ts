@@ -1,10 +1,14 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { startMongo, startRedis } from '../support/services.js'
 import { dist, startExample } from './example.js'
+
+const root = fileURLToPath(new URL('../../', import.meta.url))
+const quickstart = join(root, 'example/quickstart/server.mjs')
 
 async function behaves (t: Test, env: NodeJS.ProcessEnv): Promise<void> {
   const { url, ask, stop } = await startExample(t, 'notes/server.js', env)
@@ -74,4 +78,39 @@ t.test('the notes service, driven by autocannon', async (t) => {
 
 t.test('a custom pool', async (t) => {
   t.same(await run(join(dist, 'custom/server.js')), { code: 0, said: 'HELLO\n' })
+})
+
+t.test('the quickstart', async (t) => {
+  const { ask, stop } = await startExample(t, quickstart, { FILE: join(t.testdir({}), 'notes.db') })
+  t.match(await ask('/notes', { text: 'buy milk' }), { status: 201, body: { id: 1, text: 'buy milk' } })
+  t.match(await ask('/notes', {}), { status: 400 })
+  t.match(await ask('/notes'), { status: 200, body: [{ id: 1, text: 'buy milk' }] })
+  t.equal((await stop()).code, 0)
+})
+
+t.test('a database per tenant', async (t) => {
+  const { ask, stop } = await startExample(t, 'multi-tenant/server.js', { FOLDER: t.testdir({}), TENANTS: 'tea,milk' })
+  const [tea, milk, other] = ['tea', 'milk', '../tea'].map((key) => ({ 'x-tenant': key }))
+  t.match(await ask('/notes', { text: 'green' }, tea), { status: 201 })
+  t.match(await ask('/notes', undefined, tea), { status: 200, body: [{ text: 'green' }] })
+  t.match(await ask('/notes', undefined, milk), { status: 200, body: [] })
+  t.match(await ask('/count/tea'), { status: 200, body: { notes: 1 } })
+  t.match(await ask('/notes', undefined, other), { status: 404, body: { message: 'there is no such tenant' } })
+  t.match(await ask('/notes'), { status: 400, body: { code: 'FST_POOL_NOT_LEASED' } })
+  const { body } = await ask('/stats')
+  t.match(body, { tenants: { open: 2 } })
+  t.notMatch(JSON.stringify(body), /tea|milk/)
+  t.equal((await stop()).code, 0)
+})
+
+t.test('each example says in a few lines how to start it', async (t) => {
+  const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { scripts: object }
+  const folders = readdirSync(join(root, 'example'), { withFileTypes: true }).filter((entry) => entry.isDirectory())
+  t.equal(folders.length, 9)
+  for (const { name } of folders) {
+    const page = readFileSync(join(root, 'example', name, 'README.md'), 'utf8')
+    t.ok(page.split('\n').length <= 25, name)
+    const commands = [...page.matchAll(/npm (?:run )?([\w:-]+)/g)].map(([, command]) => command!)
+    t.ok(commands.some((command) => command in scripts) || /node --test/.test(page), `${name}: ${commands.join(', ')}`)
+  }
 })

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { join } from 'node:path'
+import { resolve as resolvePath } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
@@ -10,7 +10,7 @@ export const dist = fileURLToPath(new URL('../../dist/example/', import.meta.url
 
 /** Starts the server of an example on a free port. Resolves to its address, its log, and what ends it. */
 export async function startExample (t: Test, file: string, env: NodeJS.ProcessEnv) {
-  const child = spawn(process.execPath, [join(dist, file)], {
+  const child = spawn(process.execPath, [resolvePath(dist, file)], {
     env: { ...process.env, NODE_OPTIONS: '', PORT: '0', NODE_ENV: 'production', ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
@@ -28,12 +28,10 @@ export async function startExample (t: Test, file: string, env: NodeJS.ProcessEn
     url,
     lines,
     /** GET, or POST where there is a body. */
-    ask: async (path: string, body?: object) => {
+    ask: async (path: string, body?: object, headers: Record<string, string> = {}) => {
       const response = await fetch(url + path, body === undefined
-        ? {}
-        : {
-            method: 'POST', body: JSON.stringify(body), headers: { 'content-type': 'application/json' },
-          })
+        ? { headers }
+        : { method: 'POST', body: JSON.stringify(body), headers: { 'content-type': 'application/json', ...headers } })
       return {
         status: response.status,
         cache: response.headers.get('x-cache'),

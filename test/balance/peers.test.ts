@@ -1,7 +1,7 @@
 import dns from 'node:dns'
 import t, { type Test } from 'tap'
 import { belongsTo, hashOf } from '../../lib/balance/rendezvous.js'
-import { TargetPool, type TargetOptions, type TargetSpec } from '../../lib/balance/target-pool.js'
+import { TargetPool, measureTargets, type TargetOptions, type TargetSpec } from '../../lib/balance/target-pool.js'
 import type { Lease } from '../../types/pool.js'
 import { VirtualClock } from '../support/clock.js'
 import { FakeConnector, failure, watch, type FakeConnection } from '../support/fake-connector.js'
@@ -199,3 +199,98 @@ t.test("discover: a name's addresses come and go, leases end normally, and a nam
   t.equal(names().length, 9, 'no more than max')
   t.same(errors, ['discover', 'targets'])
 })
+
+/** A name whose addresses are `answers.now`. */
+function named (t: Test, answers: { now: string[] }) {
+  const { lookup } = dns.promises
+  t.teardown(() => { dns.promises.lookup = lookup })
+  dns.promises.lookup = (async () => answers.now.map((address) => ({ address, family: 4 }))) as unknown as typeof lookup
+  const made = new Map<string, FakeConnector>()
+  const connect = async (address: string) => {
+    made.set(address, new FakeConnector())
+    return made.get(address)!
+  }
+  return { made, discover: { host: 'db.test', id: (address: string) => address, connect } }
+}
+
+t.test('discover: replicas of a primary by their name', async (t) => {
+  const answers = { now: ['10.0.0.1', '10.0.0.2'] }
+  const { made, discover } = named(t, answers)
+  const { at, clock, open, pool, servers } = peers(t, {
+    one: { role: 'primary' }, reads: { role: 'replica', discover },
+  })
+  const names = () => pool.stats().targets!.map(({ target, role }) => `${target} ${role}`)
+  await open()
+  t.same(names(), ['one primary', 'reads@10.0.0.1 replica', 'reads@10.0.0.2 replica'])
+  const taking = watch(Promise.all([pool.acquire(), ...[1, 2].map(() => pool.acquire({ role: 'replica' }))]))
+  await clock.advance(5)
+  const [write, ...reads] = taking.value!
+  t.equal(at(write!), 'one')
+  t.same(reads.map(({ connection }) => [...made].findIndex(([, { connections }]) => connections.includes(connection))),
+    [0, 1])
+  for (const lease of taking.value!) lease.release()
+  answers.now = ['10.0.0.2']
+  await clock.advance(1500)
+  t.same(names(), ['one primary', 'reads@10.0.0.2 replica'])
+  t.equal(made.get('10.0.0.1')!.connections.filter(({ state }) => state === 'open').length, 0)
+  t.equal(servers.get('reads')!.connections.length, 0, 'the name itself is not connected to')
+})
+
+t.test('discover: a hundred addresses of a name at most', async (t) => {
+  const answers = { now: Array.from({ length: 150 }, (_, n) => `10.0.1.${n}`) }
+  const { discover } = named(t, answers)
+  const { clock, open, pool } = peers(t, { db: { discover } }, { max: 300 })
+  const warnings: string[] = []
+  pool.on('error', ({ error }) => { warnings.push(error.message) })
+  await open()
+  t.equal(pool.stats().targets!.length, 100)
+  t.match(warnings, [/has 150 addresses, of which 100 are used: there are 100 at most/])
+  answers.now = answers.now.slice(0, 3)
+  await clock.advance(1500)
+  t.equal(pool.stats().targets!.length, 3)
+})
+
+t.test('discover: listeners and meters hear of servers that come later, until they are undone', async (t) => {
+  const answers = { now: ['10.0.0.1'] }
+  const { discover } = named(t, answers)
+  const { clock, open, pool } = peers(t, { db: { discover } })
+  await open()
+  const heard: string[] = []
+  let lent = 0
+  const undoOn = pool.on('acquire', ({ target }) => { heard.push(target!) })
+  const undoMeter = measureTargets(pool, { lent: () => { lent++ }, ended: () => {} })!
+  answers.now = ['10.0.0.2']
+  await clock.advance(1500)
+  const use = async () => {
+    const taking = watch(pool.acquire())
+    await clock.advance(5)
+    taking.value!.release()
+  }
+  await use()
+  // The pool's own checks take connections, too.
+  t.same(new Set(heard), new Set(['db@10.0.0.2']))
+  t.equal(lent, heard.length)
+  const before = lent
+  undoOn()
+  undoMeter()
+  answers.now = ['10.0.0.3']
+  await clock.advance(1500)
+  await use()
+  t.same([heard.length, lent], [before, before])
+})
+
+for (const balance of ['weighted', 'round-robin', 'least-used', 'random'] as const) {
+  t.test(`peers are balanced: ${balance}`, async (t) => {
+    const { count, open } = peers(t, { a: {}, b: {}, c: { weight: 2 } }, { balance })
+    await open()
+    const counts = await count(400)
+    const shares = { a: counts.a! / 1200, b: counts.b! / 1200, c: counts.c! / 1200 }
+    t.comment(shares)
+    // Of three leases at a time the least used one for its weight has one of each.
+    const isEven = balance === 'round-robin' || balance === 'least-used'
+    const [most, least] = isEven ? [1 / 3, 1 / 3] : [1 / 2, 1 / 4]
+    for (const [name, share] of Object.entries(shares)) {
+      t.ok(Math.abs(share - (name === 'c' ? most : least)) < 0.05, `${name}: ${share}`)
+    }
+  })
+}

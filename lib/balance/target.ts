@@ -91,8 +91,7 @@ export class Target<C> implements Member<C>, Candidate {
     this.weight = weight
     this.role = this.given = spec.role ?? 'primary'
     this.hash = hashOf(spec.id ?? name)
-    const { inspect, validate } = spec.connector
-    this.speaks = spec.fixed !== true && (this.isPeer ? validate : inspect) !== undefined
+    this.speaks = this.isPeer || (spec.fixed !== true && spec.connector.inspect !== undefined)
     this.known = !this.speaks
     this.engine = make(this)
     this.secrets = secretsIn(this.engine.options, spec.connector)
@@ -102,11 +101,15 @@ export class Target<C> implements Member<C>, Candidate {
     return this.given === 'peer'
   }
 
-  /** Asks it, over one of its connections, what it is. Rejects where a peer does not answer, or does not serve us. */
+  /**
+   * Asks it, over one of its connections, what it is. Rejects where a peer does not answer, or does not serve us. Of a
+   * peer that can't be asked it is enough that there is a connection.
+   */
   async ask (connection: C, signal: AbortSignal): Promise<ServerState> {
     const { connector } = this.spec
     if (!this.isPeer) return await connector.inspect!(connection, signal)
-    if (!await connector.validate!(connection, signal)) throw new Error('it does not serve this connection any more')
+    const isWell = await connector.validate?.(connection, signal) ?? true
+    if (!isWell) throw new Error('it does not serve this connection any more')
     return { role: 'primary' }
   }
 

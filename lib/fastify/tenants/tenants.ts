@@ -10,7 +10,7 @@ import * as faults from '../../engine/faults.js'
 import { Alarm, systemClock } from '../../engine/time.js'
 import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
 import { bounded } from '../rules/keys.js'
-import { sumOf } from './sums.js'
+import { noStats, sumOf } from './sums.js'
 
 export type Face = PoolFace<unknown>
 
@@ -24,6 +24,10 @@ export interface Patience { readonly timeout?: number | undefined, readonly sign
 const REMEMBERED = 10_000
 /** So many of them at most: a client may make keys up. */
 const MOST_REJECTED = 10_000
+/** How long `lastMinute` is, in ms. */
+const MINUTE = 60_000
+/** So many pools that have closed are kept apart, so that `lastMinute` has them. */
+const RECENT = 100
 
 /** A tenant that has a pool, or is about to get one. */
 class Tenant {
@@ -81,10 +85,13 @@ export class Tenants {
   readonly #rejected = new Map<string, { readonly error: unknown, readonly until: number }>()
   readonly #subscriptions = new Set<Subscription>()
   #isClosed = false
+  #isSuspended = false
   /** Pools that close: their numbers still change. */
   readonly #leaving = new Set<Face>()
-  /** What the pools that have closed have counted. */
+  /** What the pools that have closed have counted: of most of them together. */
   #past: PoolStats[] = []
+  /** The last that have closed: what they did may be of the last minute. The oldest come first. */
+  #recent: Array<{ readonly at: number, readonly stats: PoolStats }> = []
 
   /** @param events tells what fails, and is not told to a caller */
   constructor (name: () => string, rules: ResolvedTenants, make: Maker, events: Events, clock: Clock = systemClock) {
@@ -104,12 +111,30 @@ export class Tenants {
 
   /** The numbers of pools that close, or have closed. */
   get past (): readonly PoolStats[] {
-    return [...this.#past, ...[...this.#leaving].map((pool) => pool.stats())]
+    this.#settle()
+    return [...this.#past, ...this.#recent.map(({ stats }) => stats), ...[...this.#leaving].map((pool) => pool.stats())]
+  }
+
+  /** Lends nothing of the pools that are there, nor of those that come. */
+  suspend (): void {
+    this.#isSuspended = true
+    for (const { pool } of this.all) pool.suspend()
+  }
+
+  resume (): void {
+    this.#isSuspended = false
+    for (const { pool } of this.all) pool.resume()
   }
 
   /** The pool of a tenant, where it is open. */
   peek (key: string): Face | undefined {
     return this.#open.get(key)?.pool
+  }
+
+  /** As `peek`, by what events and stats call the tenant. */
+  labelled (label: string): Face | undefined {
+    for (const tenant of this.#open.values()) if (tenant.label === label) return tenant.pool
+    return undefined
   }
 
   /**
@@ -168,10 +193,14 @@ export class Tenants {
   follow (enter: (pool: Face, label: string) => () => void, key?: string): () => void {
     const undos = new Set<() => void>()
     const begin = ({ label }: Tenant, pool: Face) => {
-      const undo = enter(pool, label)
-      undos.add(undo)
+      const entered = enter(pool, label)
       // Its last event: nothing of it stays.
-      pool.on('close', () => { undos.delete(undo) })
+      const unhear = pool.on('close', () => { undos.delete(undo) })
+      const undo = () => {
+        entered()
+        unhear()
+      }
+      undos.add(undo)
     }
     const subscription = { key, begin }
     this.#subscriptions.add(subscription)
@@ -224,6 +253,7 @@ export class Tenants {
 
   #opened (tenant: Tenant, pool: Face): Face {
     tenant.pool = pool
+    if (this.#isSuspended) pool.suspend()
     for (const subscription of this.#subscriptions) this.#subscribe(subscription, tenant)
     tenant.usedAt = this.#clock.now()
     this.#alarm.set(tenant.usedAt + this.#rules.idlePoolTimeout)
@@ -319,12 +349,23 @@ export class Tenants {
     this.#leaving.add(pool!)
     const closing = pool!.close().finally(() => {
       this.#leaving.delete(pool!)
-      this.#past = [sumOf([...this.#past, { ...pool!.stats(), min: 0, max: 0 }])]
+      this.#recent.push({ at: this.#clock.now(), stats: { ...pool!.stats(), min: 0, max: 0 } })
+      this.#settle()
       this.#budget?.forget(pool!)
       this.#closing.delete(key)
     })
     this.#closing.set(key, closing)
     closing.catch((error: unknown) => { this.#report(error) })
+  }
+
+  /** Nothing of a pool that closed a minute ago is of the last minute. So it is for all but the last ones, too. */
+  #settle (): void {
+    const before = this.#clock.now() - MINUTE
+    const first = this.#recent.findIndex(({ at }) => at > before)
+    const old = this.#recent.splice(0, Math.max(first < 0 ? this.#recent.length : first, this.#recent.length - RECENT))
+    if (old.length === 0) return
+    const { lastMinute } = noStats(this.#name(), '', { min: 0, max: 0 })
+    this.#past = [sumOf([...this.#past, ...old.map(({ stats }) => ({ ...stats, lastMinute }))])]
   }
 
   /** Closes the pool of one tenant; its next use makes another one. */

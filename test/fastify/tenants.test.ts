@@ -395,3 +395,48 @@ t.test('what closed pools have done leaves the last minute', async (t) => {
   await clock.advance(1000)
   await closed
 })
+
+t.test('callers that get no pool are counted, and told of', async (t) => {
+  const { app, get } = await serve(t, {
+    options: { maxPools: 1, acquireTimeout: 20 },
+    of: async (key, connector) => {
+      if (key === 'broken') throw new Error('no such tenant')
+      if (key === 'gone') throw Object.assign(new Error('gone'), { statusCode: 410 })
+      if (key === 'slow') await new Promise(() => {})
+      return { connector }
+    },
+  })
+  const told: string[] = []
+  const pool = app.pools.get('db')
+  for (const event of ['refuse', 'timeout', 'error'] as const) {
+    app.pools.on(event, ({ error }) => { told.push(`${event} ${(error as { code?: string }).code ?? error.message}`) })
+  }
+  const lease = await pool.of('a').acquire()
+  t.match(await get('b'), { statusCode: 503 })
+  t.match(await get('broken'), { statusCode: 503 })
+  t.match(await get('broken'), { statusCode: 503 })
+  t.match(await get('gone'), { statusCode: 410 })
+  const slow = get('slow')
+  await until(() => pool.stats().pending === 1)
+  t.match(await slow, { statusCode: 503 })
+  const counted = { refused: 3, refusals: { full: 1, connect: 2 }, timeouts: 1 }
+  t.match(pool.stats(), { pending: 0, ...counted, lastMinute: counted })
+  t.same(told.filter((one) => !one.startsWith('error gone')), [
+    'error FST_POOL_QUEUE_FULL', 'refuse FST_POOL_QUEUE_FULL', 'error no such tenant', 'refuse FST_POOL_CONNECT_FAILED',
+    'refuse FST_POOL_CONNECT_FAILED', 'timeout FST_POOL_ACQUIRE_TIMEOUT',
+  ])
+  lease.release()
+})
+
+t.test('who waits until the last pool of a tenant has closed is told so', async (t) => {
+  const { app } = await serve(t)
+  const pool = app.pools.get('db')
+  const lease = await pool.of('a').acquire()
+  const closed = pool.of('a').close()
+  await t.rejects(pool.of('a').acquire({ timeout: 1 }), {
+    code: 'FST_POOL_ACQUIRE_TIMEOUT',
+    message: "pool 'db': the last pool of this tenant, of which a connection may still be used, had not closed within 1 ms",
+  })
+  lease.release()
+  await closed
+})

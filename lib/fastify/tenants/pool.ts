@@ -152,7 +152,7 @@ export class TenantPool implements Face {
     const others = all.flatMap(({ now }) => 'books' in now ? [] : [now])
     const told = parts.length === 0 ? others : [sumOfParts(name, system, parts), ...others]
     return Object.freeze({
-      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.past, ...told]),
+      ...sumOf([{ ...tenants.front, name, system }, ...tenants.past, ...told]),
       tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest) }),
     })
   }

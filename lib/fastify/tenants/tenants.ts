@@ -1,11 +1,13 @@
 // The pools of tenants: each made at its first use, closed when it has not been used for long, or for another one.
 import { createHash } from 'node:crypto'
+import type { PoolErrorCode } from '../../../types/errors.js'
 import type {
-  AcquireSignal, Clock, PoolEventName, PoolFace, PoolListener, PoolStats,
+  AcquireSignal, Clock, HolderLabel, PoolEventName, PoolFace, PoolListener, PoolStats,
 } from '../../../types/pool.js'
 import { SharedBudget } from '../../balance/shared.js'
+import { Books } from '../../engine/books.js'
 import { PoolError, fieldOf } from '../../engine/errors.js'
-import type { Events } from '../../engine/events.js'
+import { label, type Events } from '../../engine/events.js'
 import * as faults from '../../engine/faults.js'
 import { Alarm, systemClock } from '../../engine/time.js'
 import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
@@ -18,7 +20,11 @@ export type Face = PoolFace<unknown>
 export type Maker = (options: ResolvedPoolOptions, budget: SharedBudget | undefined) => Promise<Face>
 
 /** What a caller waits at most for: the options of a tenant that has no pool yet. */
-export interface Patience { readonly timeout?: number | undefined, readonly signal?: AcquireSignal | undefined }
+export interface Patience {
+  readonly timeout?: number | undefined
+  readonly signal?: AcquireSignal | undefined
+  readonly holder?: HolderLabel | undefined
+}
 
 /** For so long, in ms, a key is remembered whose options were rejected. */
 const REMEMBERED = 10_000
@@ -28,6 +34,10 @@ const MOST_REJECTED = 10_000
 const MINUTE = 60_000
 /** So many pools that have closed are kept apart, so that `lastMinute` has them. */
 const RECENT = 100
+
+/** Codes of callers that are sent away. */
+const refusals: ReadonlySet<PoolErrorCode> =
+  new Set<PoolErrorCode>(['FST_POOL_QUEUE_FULL', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED'])
 
 /** A tenant that has a pool, or is about to get one. */
 class Tenant {
@@ -41,6 +51,8 @@ class Tenant {
   users = 0
   /** When the last one left, or came. */
   usedAt: number
+  /** What its callers wait for. */
+  awaited = "the options of this tenant's pool were not there"
 
   constructor (key: string, label: string, now: number) {
     this.key = key
@@ -75,6 +87,10 @@ export class Tenants {
   readonly #clock: Clock
   readonly #alarm: Alarm
   readonly #budget: SharedBudget | undefined
+  /** Callers that no pool knows of. */
+  readonly #books: Books
+  /** How many wait for their tenant's pool. */
+  #pending = 0
   /** Those that have a pool, or a place for one that is being made. The one used longest ago comes first. */
   readonly #open = new Map<string, Tenant>()
   /** Those whose options are asked for: they have no place yet. */
@@ -100,6 +116,7 @@ export class Tenants {
     this.#make = make
     this.#events = events
     this.#clock = clock
+    this.#books = new Books(clock.now())
     this.#alarm = new Alarm(clock, (fn) => events.run(fn), () => { this.#closeIdle() }, () => false)
     if (rules.maxTotal !== undefined) this.#budget = new SharedBudget(rules.maxTotal)
   }
@@ -113,6 +130,12 @@ export class Tenants {
   get past (): readonly PoolStats[] {
     this.#settle()
     return [...this.#past, ...this.#recent.map(({ stats }) => stats), ...[...this.#leaving].map((pool) => pool.stats())]
+  }
+
+  /** The numbers of callers that wait for their tenant's pool, or did so in vain. */
+  get front (): PoolStats {
+    const now = this.#clock.now(true)
+    return { ...noStats(this.#name(), '', { min: 0, max: 0 }, this.#books, now), pending: this.#pending }
   }
 
   /** Lends nothing of the pools that are there, nor of those that come. */
@@ -144,18 +167,45 @@ export class Tenants {
    * `FST_POOL_QUEUE_FULL` where all pools are in use; `FST_POOL_ACQUIRE_TIMEOUT`, `FST_POOL_ABORTED`, `FST_POOL_CLOSED`
    */
   async visit (key: string, patience: Patience): Promise<Visit> {
-    const tenant = this.#tenantOf(key)
-    const { pool } = tenant
-    if (pool !== undefined) return this.#enter(tenant, pool, patience.timeout)
     const began = this.#clock.now(true)
-    tenant.users++
     try {
-      const made = await this.#patiently(tenant.ready, patience)
+      const tenant = this.#tenantOf(key)
+      const { pool } = tenant
+      return pool === undefined
+        ? await this.#await(tenant, patience, began)
+        : this.#enter(tenant, pool, patience.timeout)
+    } catch (error) {
+      this.#count(error, key, this.#clock.now(true) - began, patience.holder)
+      throw error
+    }
+  }
+
+  async #await (tenant: Tenant, patience: Patience, began: number): Promise<Visit> {
+    tenant.users++
+    this.#pending++
+    try {
+      const made = await this.#patiently(tenant, patience)
       const spent = this.#clock.now(true) - began
       return this.#enter(tenant, made, Math.max(1, (patience.timeout ?? this.#rules.acquireTimeout) - spent))
     } finally {
+      this.#pending--
       this.#leave(tenant)
     }
+  }
+
+  /** What the app itself answers, of a tenant that there is not, is no refusal. */
+  #count (error: unknown, key: string, wait: number, holder: HolderLabel | undefined): void {
+    if (!(error instanceof PoolError)) return
+    const about = { error, wait, tenant: this.labelOf(key), ...label(holder) }
+    this.#books.tick(this.#clock.now(), 0, true)
+    if (refusals.has(error.code)) {
+      this.#books.refuse(error.code)
+      this.#events.emit('refuse', about)
+    } else if (error.code === 'FST_POOL_ACQUIRE_TIMEOUT') {
+      this.#books.timeouts++
+      this.#books.failedWait(wait)
+      this.#events.emit('timeout', about)
+    } else if (error.code === 'FST_POOL_ABORTED') this.#books.aborted++
   }
 
   /** As `visit`, without waiting. undefined: the tenant has no pool that is open. */
@@ -238,7 +288,9 @@ export class Tenants {
   async #openPool (tenant: Tenant): Promise<Face> {
     const { key } = tenant
     const options = await this.#ask(key)
+    tenant.awaited = 'the last pool of this tenant, of which a connection may still be used, had not closed'
     await this.#closing.get(key)
+    tenant.awaited = "this tenant's pool was not there"
     if (this.#isClosed) throw this.#closedError
     // Only now, since a key that is rejected must not close anybody's pool.
     this.#makeRoom()
@@ -298,22 +350,24 @@ export class Tenants {
       this.#retire(tenant)
       return
     }
-    throw new PoolError('FST_POOL_QUEUE_FULL', `pool '${this.#name()}' has pools of ${this.#open.size} tenants ` +
-      '(maxPools), and all of them are in use. Raise maxPools.')
+    const error = new PoolError('FST_POOL_QUEUE_FULL', `pool '${this.#name()}' has pools of ${this.#open.size} ` +
+      'tenants (maxPools), and all of them are in use. Raise maxPools.')
+    this.#report(error)
+    throw error
   }
 
   /** Resolves as `ready` does, or rejects at the caller's deadline, or when its signal aborts. */
-  async #patiently (ready: Promise<Face>, { timeout = this.#rules.acquireTimeout, signal }: Patience): Promise<Face> {
+  async #patiently (tenant: Tenant, { timeout = this.#rules.acquireTimeout, signal }: Patience): Promise<Face> {
     if (signal?.aborted === true) throw faults.aborted(this.#name(), signal)
     return await new Promise((resolve, reject) => {
       const timer = this.#clock.setTimer(() => {
-        reject(new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `pool '${this.#name()}': the options of this tenant's pool ` +
-          `were not there within ${timeout} ms`))
+        reject(new PoolError('FST_POOL_ACQUIRE_TIMEOUT',
+          `pool '${this.#name()}': ${tenant.awaited} within ${timeout} ms`))
       }, timeout)
       timer.ref()
       const abort = () => { reject(faults.aborted(this.#name(), signal!)) }
       signal?.addEventListener('abort', abort, { once: true })
-      ready.then(resolve, reject).finally(() => {
+      tenant.ready.then(resolve, reject).finally(() => {
         timer.cancel()
         signal?.removeEventListener('abort', abort)
       })

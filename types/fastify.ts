@@ -134,7 +134,8 @@ declare module 'fastify' {
      * Calls `fn` once, when the transaction that the request is within is stored (of one within another: when the outer
      * one is), or at once where none is open. No reply waits for it; what it throws is logged; `close()` waits for it.
      *
-     * @throws `FST_POOL_NOT_LEASED`, `FST_POOL_NOT_FOUND`, `FST_POOL_LEASE_RELEASED`
+     * @throws `FST_POOL_NOT_LEASED`, `FST_POOL_NOT_FOUND`, `FST_POOL_LEASE_RELEASED`; `FST_POOL_BAD_OPTIONS` where
+     * `fn` is no function
      */
     afterCommit (name: PoolName | (string & {}), fn: () => unknown): void
     /**

@@ -154,7 +154,7 @@ export interface Tx<C> {
   /**
    * Calls `fn` once, when the transaction is stored. What it throws is an event `error`. `close()` waits for it.
    *
-   * @throws `FST_POOL_LEASE_RELEASED` once it has ended
+   * @throws `FST_POOL_LEASE_RELEASED` once it has ended; `FST_POOL_BAD_OPTIONS` where `fn` is no function
    */
   afterCommit (fn: () => unknown): void
   /** As `afterCommit`, when it has been undone. Of a commit of which nobody knows, neither is called. */

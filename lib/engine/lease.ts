@@ -134,6 +134,7 @@ export class PoolLease<C> implements Lease<C> {
   /** See `after`. */
   static after<C> (lease: Lease<C>, on: After, fn: () => unknown): void {
     const { lender, entry } = PoolLease.#ours(lease)
+    if (typeof fn !== 'function') throw badOption('fn', fn, 'a function')
     lender.transactionsOf(entry).after(on, fn)
   }
 

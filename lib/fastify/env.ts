@@ -60,6 +60,12 @@ export function poolOptionsFromEnv (prefix: string, env: NodeJS.ProcessEnv = pro
     targets: targets.length === 0 ? undefined : targets,
   }
   for (const [key, option] of Object.entries(durations)) options[option] = readDuration(name(key), variables[key])
+  const { min, max } = options as { readonly min?: number, readonly max?: number }
+  // Without a max here, the app may add one.
+  if (min !== undefined && max !== undefined && min > max) {
+    const most = name(variables.POOL_MAX === undefined ? 'POOL_SIZE' : 'POOL_MAX')
+    throw wrong(name('POOL_MIN'), `is ${min}`, `at most ${most}, which is ${max}`)
+  }
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
   return Object.fromEntries(given) as unknown as PoolOptions
 }
@@ -161,6 +167,9 @@ function addressOf (name: (key: string) => string, backend: Backend, variables: 
   if (backend === 'sqlite') {
     const other = ['HOST', 'PORT', 'USER', 'PASSWORD', 'TARGETS'].find((key) => variables[key] !== undefined)
     if (other !== undefined) throw wrong(name(other), 'is given', `none, since sqlite is a file (${name('URL')})`)
+    if (url !== undefined && database !== undefined) {
+      throw wrong(name('NAME'), 'is given', `none beside ${name('URL')}, since sqlite is one file`)
+    }
     return { url: url ?? database }
   }
   const connection = user === undefined && password === undefined ? undefined : loginOf(backend, user, password)

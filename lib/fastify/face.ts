@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AcquireOptions, Lease, RunOptions } from '../../types/pool.js'
-import { PoolError } from '../engine/errors.js'
+import { PoolError, badOption } from '../engine/errors.js'
 import type { After } from '../engine/aftermath.js'
 import { after, transact } from '../engine/lease.js'
 import { checkNames } from '../pool/calls.js'
@@ -60,7 +60,9 @@ async function transaction (this: FastifyRequest, name: string, fn: Run, options
 }
 
 function runAfter (request: FastifyRequest, name: string, on: After, fn: () => unknown): void {
-  after(request.lease(name), on, async () => {
+  const lease = request.lease(name)
+  if (typeof fn !== 'function') throw badOption('fn', fn, 'a function')
+  after(lease, on, async () => {
     try {
       await fn()
     } catch (err) {

@@ -1,6 +1,7 @@
 import type { FastifyInstance, RouteOptions } from 'fastify'
 import type { HealthRoutes } from '../../types/plugin.js'
 import type { PoolHealth, TargetHealth } from '../../types/pool.js'
+import { badOption } from '../engine/errors.js'
 import type { PoolManager } from './pools.js'
 
 const paths = { live: '/livez', ready: '/readyz' } as const
@@ -22,6 +23,7 @@ export class HealthProbes {
   add (option: boolean | HealthRoutes): void {
     if (option === false) return
     const { live = paths.live, ready = paths.ready, downIs503 = [] } = option === true ? {} : option
+    if (live === ready) throw badOption('healthRoutes.ready', ready, 'another path than healthRoutes.live')
     const isKnown = this.#live.has(live)
     if (!isKnown) this.#addLive(live)
     const known = this.#ready.get(ready)

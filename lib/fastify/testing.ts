@@ -1,6 +1,7 @@
 // `fastify-pool/testing`: for the tests of an app. Nothing of it is loaded, and nothing is asked, where it is not used.
 import type { FastifyInstance } from 'fastify'
 import type { Faults, TestContext } from '../../types/testing.js'
+import { badOption } from '../engine/errors.js'
 import { Stage } from './testing/stage.js'
 
 export { fakePool } from './testing/fake.js'
@@ -21,10 +22,12 @@ export type * from '../../types/testing.js'
  * its end, as it does where a connection is still held.
  *
  * @param t the test: only its `after(fn)` is called
- * @throws `FST_POOL_NOT_SUPPORTED` for Redis, MongoDB, a pool per tenant, a database without savepoints, and a pool
- * that is rolled back already; `FST_POOL_NOT_FOUND`; what `acquire` throws
+ * @throws `FST_POOL_BAD_OPTIONS` where `t` has no `after`; `FST_POOL_NOT_SUPPORTED` for Redis, MongoDB, a pool per
+ * tenant, a database without savepoints, and a pool that is rolled back already; `FST_POOL_NOT_FOUND`; what `acquire`
+ * throws
  */
 export async function rollbackEach (t: TestContext, app: FastifyInstance, name: string): Promise<void> {
+  if (typeof (t as TestContext | undefined)?.after !== 'function') throw badOption('t', t, 'a test, with after(fn)')
   await app.ready()
   const end = await Stage.of(app, name, 'rollbackEach').share()
   t.after(end)

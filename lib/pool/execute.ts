@@ -22,9 +22,11 @@ export async function execute<C> (
     const fn = callOf(pool.backend, lease, connection, method)
     if (fn === undefined) throw new PoolError('FST_POOL_NOT_SUPPORTED', `execute: there is no call '${method}'`)
     const answer = fn(...args)
+    // Methods such as `on` give the connection itself.
+    const lives = (value: unknown) => value === connection || value === lease.raw || isHandle(value)
     // Looked at before it is awaited, too: some handles have a `then`.
-    const result = isHandle(answer) ? answer : await answer
-    if (!isHandle(result)) return result
+    const result = lives(answer) ? answer : await answer
+    if (!lives(result)) return result
     lease.destroy()
     throw new PoolError('FST_POOL_NOT_SUPPORTED', `execute: '${method}' gave something that lives on the ` +
       'connection (a cursor, a stream, a statement): call it within pool.use()')

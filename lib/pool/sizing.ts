@@ -1,5 +1,6 @@
 // How many connections a pool needs.
 import { badOption } from '../engine/errors.js'
+import { readObject } from './schema.js'
 
 /** What is known of an app and its database server. All are optional. */
 export interface PoolSizing {
@@ -13,6 +14,10 @@ export interface PoolSizing {
   heldMs?: number | undefined
   /** Requests a second, of one process, that hold one. */
   perSecond?: number | undefined
+}
+
+const known: { readonly [K in keyof PoolSizing]-?: object } = {
+  cores: {}, instances: {}, serverMax: {}, heldMs: {}, perSecond: {},
 }
 
 /** How many standard deviations above the mean are enough for 99 of 100 moments (normal distribution). */
@@ -32,8 +37,9 @@ const margin = 2.33
  * @throws `FST_POOL_BAD_OPTIONS`
  */
 export function recommendedPoolSize (sizing: PoolSizing = {}): number {
-  for (const [name, value] of Object.entries(sizing)) {
-    if (value !== undefined && !(Number.isFinite(value) && value > 0)) throw badOption(name, value, 'a number above 0')
+  for (const [name, value] of Object.entries(readObject(known, sizing, ''))) {
+    const isGood = typeof value === 'number' && Number.isFinite(value) && value > 0
+    if (value !== undefined && !isGood) throw badOption(name, value, 'a number above 0')
   }
   const { cores, instances = 1, serverMax = Infinity, heldMs, perSecond } = sizing
   if ((heldMs === undefined) !== (perSecond === undefined)) {

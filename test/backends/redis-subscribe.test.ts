@@ -191,6 +191,17 @@ t.test('a network that goes silent is noticed, since the connection is asked', a
   await until(() => heard.length === 1)
 })
 
+t.test('a server that does not answer is told so, with the option that says how long it may take', async (t) => {
+  const proxy = await startProxy(t, server)
+  const { backend } = await stage(t, { host: proxy.host, port: proxy.port, connectTimeout: 200 })
+  await backend.subscribe(fresh(), () => {})
+  proxy.blackHole()
+  await t.rejects(async () => { await backend.subscribe(fresh(), () => {}) }, {
+    code: 'FST_POOL_CONNECT_FAILED',
+    message: 'no connection to listen on: the server did not answer within 200 ms (connectTimeout)',
+  })
+})
+
 t.test('what a listener throws is an error event of the pool, and the others go on', async (t) => {
   const { backend, name, errors } = await stage(t)
   const channel = fresh()

@@ -105,3 +105,12 @@ t.test('a pool that the route does not lease, and one that there is not, are ref
   await app.inject('/')
   t.same(codes, ['FST_POOL_NOT_LEASED', 'FST_POOL_NOT_FOUND'])
 })
+
+t.test('what is no function is refused at once', async (t) => {
+  const { app } = await serve(t, (app) => {
+    app.get('/', async (request) => { request.afterCommit('db', undefined as never) })
+  })
+  const { statusCode, body } = await app.inject('/')
+  t.equal(statusCode, 500)
+  t.match(body, /option fn is missing: expected a function/)
+})

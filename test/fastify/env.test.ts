@@ -150,6 +150,10 @@ t.test('what is wrong names the variable', async (t) => {
   refuses(t, { ...url, DB_HOST: 'db1' }, 'DB_HOST is given: expected none beside DB_URL')
   refuses(t, { ...url, DB_TARGETS: 'postgres://a' }, 'DB_TARGETS is given: expected none beside DB_URL')
   refuses(t, { DB_TARGETS: 'postgres://a', DB_PORT: '1' }, 'DB_PORT is given: expected none beside DB_TARGETS')
+  refuses(t, { DB_URL: 'file:a.db', DB_NAME: 'b.db' },
+    'DB_NAME is given: expected none beside DB_URL, since sqlite is one file')
+  refuses(t, { ...url, DB_POOL_MIN: '5', DB_POOL_SIZE: '2' }, 'DB_POOL_MIN is 5: expected at most DB_POOL_SIZE, which is 2')
+  t.match(poolOptionsFromEnv('DB', { ...url, DB_POOL_MIN: '50' }), { min: 50 }, 'the app may add a max')
   refuses(t, { DB_URL: 'file:a.db', DB_USER: 'app' }, 'DB_USER is given: expected none, since sqlite is a file (DB_URL)')
   refuses(t, { ...url, DB_POOL_TIMEOUT: '30' },
     "DB_POOL_TIMEOUT is '30', without a unit: expected 30s for seconds or 30ms for milliseconds")

@@ -142,6 +142,8 @@ t.test('what is wrong is said at register, or when all is loaded', async (t) => 
   await refused('yes', /option healthRoutes is 'yes': expected true, false or an object/)
   await refused({ livez: '/x' }, /unknown option healthRoutes\.livez: did you mean live/)
   await refused({ live: 'x' }, /option healthRoutes\.live is 'x': expected a path that begins with '\/'/)
+  await refused({ live: '/up', ready: '/up' },
+    /option healthRoutes\.ready is a text: expected another path than healthRoutes\.live/)
   await refused({ downIs503: 'db' }, /option healthRoutes\.downIs503 is 'db': expected a list of pools' names/)
   await refused({ downIs503: ['no name'] }, /option healthRoutes\.downIs503\.0 is 'no name'/)
   await refused({ downIs503: ['dbb'] }, /there is no pool 'dbb'/, 'FST_POOL_NOT_FOUND')

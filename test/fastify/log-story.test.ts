@@ -1,7 +1,9 @@
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import { logEvents } from '../../lib/fastify/log/log.js'
+import { checkPoolOptions } from '../../lib/fastify/options.js'
 import { PoolManager } from '../../lib/fastify/pools.js'
+import { TenantPool } from '../../lib/fastify/tenants/pool.js'
 import type { Activity, FailureKind } from '../../types/connector.js'
 import type { EngineOptions } from '../../types/options.js'
 import type { PluginOptions } from '../../types/plugin.js'
@@ -385,4 +387,83 @@ t.test('all that the server gives are used: no route is blamed', async (t) => {
     held: [{ route: 'GET /' }],
     msg: /^all 1 connections that there are \(max 3\) have been used for 1\.0 s/,
   }])
+})
+
+/** A pool per tenant, each on the virtual clock. */
+function tenantsStaged (t: Test) {
+  const lines: Line[] = []
+  const stream = { write: (line: string) => { lines.push(JSON.parse(line) as Line) } }
+  const clock = new VirtualClock()
+  const connectors = new Map<string, Describing>()
+  const connectorOf = (key: string) => {
+    const connector = connectors.get(key) ?? new Describing()
+    connectors.set(key, connector)
+    return connector
+  }
+  const options = checkPoolOptions({
+    key: () => undefined,
+    options: (key: string) => ({ connector: connectorOf(key) }),
+    max: 1,
+    acquireTimeout: 30_000,
+    overload: false,
+    circuit: false,
+    showKeys: true,
+  }, '')
+  const pool = new TenantPool(options as ConstructorParameters<typeof TenantPool>[0],
+    async (own) => new Pool(own.connector!, own, clock))
+  const manager = new PoolManager(undefined, () => false)
+  logEvents({ log: Fastify({ logger: { level: 'info', stream } }).log }, manager, {}, clock)
+  manager.add('db', pool)
+  t.teardown(async () => {
+    const closed = pool.close({ timeout: 1 })
+    await clock.advance(10_000)
+    await closed
+  })
+  const named = (event: string) => lines.filter((line) => line.event === event)
+  return { lines, named, clock, connectorOf, pool }
+}
+
+t.test('a pool per tenant: one whose server is down is told of by name, though the others work', async (t) => {
+  const { lines, named, clock, connectorOf, pool } = tenantsStaged(t)
+  connectorOf('dead').outcomes.create = 'error'
+  quiet(pool.of('dead').acquire())
+  for (let at = 0; at < 15; at++) {
+    const lease = await pool.of(`good${at}`).acquire()
+    lease.release()
+    await clock.advance(100)
+  }
+  t.match(lines, [{ level: error, event: 'pool.down', pool: 'db', tenant: 'dead', cause: 'create failed', msg: /^tenant dead: pool 'db' is down/ }])
+  connectorOf('dead').outcomes.create = 'ok'
+  await clock.advance(5000)
+  t.match(named('pool.up'), [{ tenant: 'dead', for: Number }])
+  t.equal(lines.length, 2)
+})
+
+t.test('a pool per tenant: one whose connections are all used is told of, with who has them', async (t) => {
+  const { lines, clock, pool } = tenantsStaged(t)
+  const held = await pool.of('busy').acquire({ holder: { route: 'GET /slow', id: 'req-1' } })
+  const waiting = pool.of('busy').acquire()
+  const idle = await pool.of('idle').acquire({ holder: { route: 'GET /other', id: 'req-2' } })
+  idle.release()
+  await clock.advance(1100)
+  t.match(lines, [{ level: warn, event: 'pool.exhausted', pool: 'db', tenant: 'busy', max: 1, pending: 1, held: [{ route: 'GET /slow' }] }])
+  held.release()
+  const lease = await waiting
+  lease.release()
+  await clock.advance(2000)
+  t.match(lines[1], { event: 'pool.exhausted.end', tenant: 'busy' })
+  t.equal(lines.length, 2)
+})
+
+t.test('a pool per tenant: where the server of all is down, the lines of all together are bounded', async (t) => {
+  const { lines, named, clock, connectorOf, pool } = tenantsStaged(t)
+  for (let at = 0; at < 50; at++) {
+    connectorOf(`t${at}`).outcomes.create = 'error'
+    quiet(pool.of(`t${at}`).acquire())
+  }
+  await clock.advance(9000)
+  t.equal(named('pool.down').length, 3)
+  t.ok(lines.length <= 12, `${lines.length} lines`)
+  await clock.advance(3000)
+  t.ok(Number(named('pool.down').at(3)?.omitted) > 40, 'how many were left out is told')
 })

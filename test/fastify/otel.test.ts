@@ -134,13 +134,15 @@ t.test('registrations, scopes, pools that come and go; the global provider', asy
   await app.close()
   t.same(poolsIn(await read()), ['other'])
   await other.close()
+  t.same(poolsIn(await read()), [], 'the last ones, too, have no connections any more')
+  t.same(poolsIn(await read()), [])
 })
 
-t.test('closed: nothing is asked any more', async (t) => {
+t.test('closed: once more it is asked, and then no more', async (t) => {
   const { provider } = provided(t)
   const meter = provider.getMeter('test')
-  const added: unknown[] = []
-  const removed: unknown[] = []
+  const added: unknown[][] = []
+  const removed: unknown[][] = []
   const given = Object.assign(Object.create(meter) as typeof meter, {
     addBatchObservableCallback: (...args: unknown[]) => { added.push(args) },
     removeBatchObservableCallback: (...args: unknown[]) => { removed.push(args) },
@@ -150,7 +152,13 @@ t.test('closed: nothing is asked any more', async (t) => {
   await app.register(fastifyPool, { pools: pools('cache'), otel: { meter: given } })
   await app.ready()
   t.same([added.length, removed.length], [1, 0])
+  const observe = added[0]![0] as (result: { observe (...args: unknown[]): void }) => void
+  observe({ observe: () => {} })
   await app.close()
+  const values: unknown[] = []
+  observe({ observe: (_instrument, value) => { values.push(value) } })
+  t.ok(values.length > 0 && values.every((value) => value === 0))
+  await null
   t.same(removed, added)
 })
 

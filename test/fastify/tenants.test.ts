@@ -5,7 +5,10 @@ import {
   fastifyPool, type PluginOptions, type PoolEvents, type PostgresPubSub, type RedisPubSub, type TenantOptions,
 } from '../../index.js'
 import { Histogram } from '../../lib/engine/histogram.js'
-import { settle } from '../support/clock.js'
+import { checkPoolOptions } from '../../lib/fastify/options.js'
+import { TenantPool } from '../../lib/fastify/tenants/pool.js'
+import { Pool } from '../../lib/pool/pool.js'
+import { settle, VirtualClock } from '../support/clock.js'
 import { FakeConnector } from '../support/fake-connector.js'
 import { until } from '../support/until.js'
 
@@ -302,4 +305,138 @@ t.test('the stats of many tells distributions once, and those of the ten largest
   t.match(stats.lastMinute, { acquired: 40, held: { count: 40 } })
   // Waits, holds and creates, in all and of the last minute: of the sum, of a pool that has done nothing, and of ten.
   t.equal(told, 6 * 12)
+})
+
+t.test('suspend holds for tenants that come later, too', async (t) => {
+  const { app } = await serve(t)
+  const pool = app.pools.get('db')
+  pool.suspend()
+  await t.rejects(pool.of('late').acquire({ timeout: 1 }), { code: 'FST_POOL_ACQUIRE_TIMEOUT' })
+  const waiting = pool.of('late').acquire()
+  pool.resume()
+  const lease = await waiting
+  lease.release()
+  await pool.of('later').use(() => {})
+})
+
+t.test('a listener that is taken back leaves nothing at the pools', async (t) => {
+  const { app, get } = await serve(t)
+  await get('a')
+  const { tenants } = app.pools.get('db') as unknown as TenantPool
+  const pool = tenants.peek('a')!
+  const added: string[] = []
+  const { on } = pool
+  pool.on = (event, listener) => {
+    const undo = on.call(pool, event, listener as never)
+    added.push(event)
+    return () => {
+      added.splice(added.indexOf(event), 1)
+      undo()
+    }
+  }
+  app.pools.get('db').on('acquire', () => {})()
+  t.same(added, [])
+})
+
+t.test('a call waits for the options and the connection no longer than its timeout, all together', async (t) => {
+  const clock = new VirtualClock()
+  let answer = (_: TenantOptions) => {}
+  const connector = new FakeConnector()
+  const options = checkPoolOptions({
+    key: () => undefined,
+    options: () => new Promise<TenantOptions>((resolve) => { answer = resolve }),
+    max: 1,
+    overload: false,
+  }, '')
+  const make = async (own: { connector?: unknown }) => new Pool(own.connector as FakeConnector, own as never, clock)
+  const pool = new TenantPool(options as never, make as never, clock)
+  t.teardown(async () => {
+    const closed = pool.close({ timeout: 1 })
+    await clock.advance(10_000)
+    await closed
+  })
+  const first = pool.of('a').acquire()
+  const late: string[] = []
+  for (const call of ['use', 'transaction', 'execute', 'begin'] as const) {
+    const calls = {
+      use: () => pool.of('a').use(() => {}, { timeout: 100 }),
+      transaction: () => pool.of('a').transaction(() => {}, { timeout: 100 }),
+      execute: () => pool.of('a').execute({ method: 'x' as never, timeout: 100 }),
+      begin: () => pool.of('a').begin({ timeout: 100 }),
+    }
+    calls[call]().catch((error: unknown) => { late.push(`${call} ${(error as { code: string }).code}`) })
+  }
+  await clock.advance(90)
+  answer({ connector })
+  await settle()
+  const lease = await first
+  await clock.advance(9)
+  t.same(late, [])
+  await clock.advance(1)
+  t.same(late.sort(), ['begin', 'execute', 'transaction', 'use'].map((call) => `${call} FST_POOL_ACQUIRE_TIMEOUT`))
+  lease.release()
+})
+
+t.test('what closed pools have done leaves the last minute', async (t) => {
+  const clock = new VirtualClock()
+  const options = checkPoolOptions({
+    key: () => undefined, options: () => ({ connector: new FakeConnector() }), maxPools: 1,
+  }, '')
+  const make = async (own: { connector?: unknown }) => new Pool(own.connector as FakeConnector, own as never, clock)
+  const pool = new TenantPool(options as never, make as never, clock)
+  for (let at = 0; at < 60; at++) await pool.of(`t${at}`).use(() => {})
+  await clock.advance(10)
+  const all = { acquired: 60, created: 60, held: { count: 60 }, wait: { count: 60 } }
+  t.match(pool.stats(), { ...all, lastMinute: all })
+  await clock.advance(70_000)
+  const none = { acquired: 0, created: 0, held: { count: 0 }, wait: { count: 0 } }
+  t.match(pool.stats(), { ...all, lastMinute: none })
+  const closed = pool.close()
+  await clock.advance(1000)
+  await closed
+})
+
+t.test('callers that get no pool are counted, and told of', async (t) => {
+  const { app, get } = await serve(t, {
+    options: { maxPools: 1, acquireTimeout: 20 },
+    of: async (key, connector) => {
+      if (key === 'broken') throw new Error('no such tenant')
+      if (key === 'gone') throw Object.assign(new Error('gone'), { statusCode: 410 })
+      if (key === 'slow') await new Promise(() => {})
+      return { connector }
+    },
+  })
+  const told: string[] = []
+  const pool = app.pools.get('db')
+  for (const event of ['refuse', 'timeout', 'error'] as const) {
+    app.pools.on(event, ({ error }) => { told.push(`${event} ${(error as { code?: string }).code ?? error.message}`) })
+  }
+  const lease = await pool.of('a').acquire()
+  t.match(await get('b'), { statusCode: 503 })
+  t.match(await get('broken'), { statusCode: 503 })
+  t.match(await get('broken'), { statusCode: 503 })
+  t.match(await get('gone'), { statusCode: 410 })
+  const slow = get('slow')
+  await until(() => pool.stats().pending === 1)
+  t.match(await slow, { statusCode: 503 })
+  const counted = { refused: 3, refusals: { full: 1, connect: 2 }, timeouts: 1 }
+  t.match(pool.stats(), { pending: 0, ...counted, lastMinute: counted })
+  t.same(told.filter((one) => !one.startsWith('error gone')), [
+    'error FST_POOL_QUEUE_FULL', 'refuse FST_POOL_QUEUE_FULL', 'error no such tenant', 'refuse FST_POOL_CONNECT_FAILED',
+    'refuse FST_POOL_CONNECT_FAILED', 'timeout FST_POOL_ACQUIRE_TIMEOUT',
+  ])
+  lease.release()
+})
+
+t.test('who waits until the last pool of a tenant has closed is told so', async (t) => {
+  const { app } = await serve(t)
+  const pool = app.pools.get('db')
+  const lease = await pool.of('a').acquire()
+  const closed = pool.of('a').close()
+  await t.rejects(pool.of('a').acquire({ timeout: 1 }), {
+    code: 'FST_POOL_ACQUIRE_TIMEOUT',
+    message: "pool 'db': the last pool of this tenant, of which a connection may still be used, had not closed within 1 ms",
+  })
+  lease.release()
+  await closed
 })

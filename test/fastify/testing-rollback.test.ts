@@ -345,6 +345,17 @@ t.test('PostgreSQL: cursors, and what is submitted by itself', async (t) => {
   t.same(await stored(), [])
 })
 
+t.test('what is no test is refused before anything begins', async (t) => {
+  const { app, pool } = await serve(t, sqlite)
+  for (const no of [{}, undefined]) {
+    await t.rejects(rollbackEach(no as never, app, 'db'), { code: 'FST_POOL_BAD_OPTIONS', message: /option t is/ })
+  }
+  t.equal(pool.stats().used, 0)
+  const inner = new Inner()
+  await rollbackEach(inner, app, 'db')
+  await inner.end()
+})
+
 t.test('who waits for its turn in vain gets the pool\'s own error', async (t) => {
   const { app, pool, post } = await serve(t, sqlite, { acquireTimeout: 100 })
   const inner = new Inner()

@@ -102,6 +102,15 @@ t.test('afterCommit runs once, a turn after the commit; afterRollback does not',
   t.throws(() => { tx.afterCommit(() => {}) }, { code: 'FST_POOL_LEASE_RELEASED' })
 })
 
+t.test('what is no function is refused at once', async (t) => {
+  const { pool } = fakePool({ max: 1 })
+  const tx = await pool.begin()
+  const message = 'option fn is 7: expected a function'
+  t.throws(() => { tx.afterCommit(7 as never) }, { code: 'FST_POOL_BAD_OPTIONS', message })
+  t.throws(() => { tx.afterRollback(7 as never) }, { code: 'FST_POOL_BAD_OPTIONS', message })
+  await tx.rollback()
+})
+
 t.test('afterRollback runs on every way that a transaction is undone, and afterCommit on none', async (t) => {
   const ways: Record<string, (connector: FakeConnector, end: {
     tx: { commit (): Promise<void>, rollback (): Promise<void> }, pool: { evict (options: { used: true }): void },

@@ -17,6 +17,7 @@ class Talk {
   }
 
   now (): number { return 5 }
+  itself (): this { return this }
   nothing (): undefined { return undefined }
   rows (): { [Symbol.asyncIterator] (): unknown } { return { [Symbol.asyncIterator]: () => undefined } }
   async stream (): Promise<{ pipe (): void }> { return { pipe () {} } }
@@ -62,11 +63,11 @@ t.test('what there is not, and what every object has, is refused by name', async
 
 t.test('what lives on the connection is refused, and ends the connection', async (t) => {
   const { pool, made } = talking(t)
-  for (const method of ['rows', 'stream', 'statement', 'batch']) {
+  for (const method of ['rows', 'stream', 'statement', 'batch', 'itself']) {
     await t.rejects(pool.execute(method), { code: 'FST_POOL_NOT_SUPPORTED', message: new RegExp(`'${method}' gave`) })
     t.equal(made.at(-1)!.broken, true, `${method}: nobody can use it any more`)
   }
-  t.match(pool.stats(), { used: 0, idle: 0, destroyed: { released: 4 } })
+  t.match(pool.stats(), { used: 0, idle: 0, destroyed: { released: 5 } })
 })
 
 t.test('the options of the call: its deadline, who it is, and how often it is run again', async (t) => {

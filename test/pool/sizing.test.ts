@@ -37,6 +37,9 @@ t.test('what is wrong is named', async (t) => {
   const refused = (sizing: object, message: string) => {
     t.throws(() => recommendedPoolSize(sizing), { code: 'FST_POOL_BAD_OPTIONS', message })
   }
+  refused({ core: 4 }, 'unknown option core: did you mean cores?')
+  refused({ instance: 4, cores: 4 }, 'unknown option instance: did you mean instances?')
+  refused(null as never, 'the options: given null: expected an object')
   refused({ cores: 0 }, 'option cores is 0: expected a number above 0')
   refused({ heldMs: NaN, perSecond: 1 }, 'option heldMs is NaN: expected a number above 0')
   refused({ heldMs: 1 }, 'option perSecond is missing: expected requests a second, beside heldMs')

@@ -297,7 +297,7 @@ export class Listening<M> {
     const surplus = this.#surplusOf(held)
     if (surplus.length === 0) return
     try {
-      await unlessAborted(held.wire.unlisten(surplus), AbortSignal.timeout(this.#site.connectTimeout))
+      await this.#inTime(held.wire.unlisten(surplus))
     } catch (error) {
       // Its end undoes it, too.
       await this.#drop(place, held, error)
@@ -336,7 +336,7 @@ export class Listening<M> {
     held.revoked.clear()
     let refused: ReadonlyMap<string, unknown>
     try {
-      refused = await unlessAborted(held.wire.listen(keys), AbortSignal.timeout(this.#site.connectTimeout))
+      refused = await this.#inTime(held.wire.listen(keys))
     } catch (error) {
       await this.#drop(place, held, error)
       throw error
@@ -344,6 +344,16 @@ export class Listening<M> {
     for (const key of keys) if (!refused.has(key) && !held.revoked.has(key)) held.known.add(key)
     if (refused.size > 0) this.#site.failed?.(place)
     return refused
+  }
+
+  async #inTime<T> (answer: Promise<T>): Promise<T> {
+    const { connectTimeout } = this.#site
+    const late = AbortSignal.timeout(connectTimeout)
+    return await unlessAborted(answer, late).catch((error: unknown) => {
+      throw late.aborted && error === late.reason
+        ? new Error(`the server did not answer within ${connectTimeout} ms (connectTimeout)`)
+        : error
+    })
   }
 
   async #connect (place: string): Promise<Held> {
@@ -491,8 +501,7 @@ export class Listening<M> {
   /** Nothing else would show that a network swallows all. */
   #ping (): void {
     for (const [place, held] of this.#wires) {
-      const answered = unlessAborted(held.wire.ping(), AbortSignal.timeout(this.#site.connectTimeout))
-      answered.catch((error: unknown) => this.#drop(place, held, error))
+      this.#inTime(held.wire.ping()).catch((error: unknown) => this.#drop(place, held, error))
         .catch((error: unknown) => { this.#site.events.fail(error, 'subscription') })
     }
   }

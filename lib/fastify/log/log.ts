@@ -4,6 +4,7 @@ import type { Clock, Holder, HolderLabel, PoolEventName, PoolEvents } from '../.
 import { statsOf, type Managed, type PoolManager } from '../pools.js'
 import { RequestHolder } from '../request/holder.js'
 import { Bulkhead } from '../rules/bulkhead.js'
+import { TenantPool } from '../tenants/pool.js'
 import { eventLevels, isEnabled, storyLevels, type Level, type Levels } from './levels.js'
 import { messages } from './plain.js'
 import { Story, storyEvents, type Line } from './story.js'
@@ -53,9 +54,11 @@ export function logEvents (
   const isOn = (level: Level | false): level is Level => level !== false && isEnabled(app.log, level)
   const story = new Story({
     // With what the place in front of the pool knows: shares, and who has them.
-    stats: (pool) => {
-      const found = manager.find(pool)
-      return found === undefined ? undefined : statsOf(found)
+    stats: (name, tenant) => {
+      const found = manager.find(name)
+      if (found === undefined) return undefined
+      if (tenant === undefined) return statsOf(found)
+      return found.pool instanceof TenantPool ? found.pool.tenants.labelled(tenant)?.stats() : undefined
     },
     places: (pool) => manager.find(pool)?.places ?? [],
     holders: (pool) => manager.has(pool) ? manager.holders(pool) : [],
@@ -74,6 +77,9 @@ export function logEvents (
     const isMeant = event === 'wait' ? ({ source }: Managed) => source instanceof Bulkhead : undefined
     manager.onOwn(event, story.heard[event] as never, isMeant)
   }
+  manager.follow(({ name, pool }) => pool instanceof TenantPool
+    ? pool.tenants.follow((one, tenant) => one.on('close', () => { story.tenantClosed(name, tenant) }))
+    : () => {})
   // The last event. Pools may come and go while the app runs: nothing of them stays.
   manager.onOwn('close', ({ pool }) => { logger.forget(pool) })
 }

@@ -34,8 +34,8 @@ export interface Line {
 
 /** What the story asks of the pools, and where it writes. */
 export interface Site {
-  /** undefined: there is no such pool any more. */
-  stats (pool: string): PoolStats | undefined
+  /** @param tenant of the pool of one tenant. undefined: there is no such pool any more. */
+  stats (pool: string, tenant?: string): PoolStats | undefined
   holders (pool: string): readonly Holder[]
   /** Where its servers are, as far as that is known. */
   places (pool: string): readonly Place[]
@@ -65,6 +65,8 @@ export class Story {
   readonly #clock: Clock
   readonly #alarm: Alarm
   readonly #pools = new Map<string, PoolStory>()
+  /** By the pool's name: of its tenants' pools, those of which there is something to tell. */
+  readonly #tenants = new Map<string, Map<string, PoolStory>>()
 
   constructor (site: Site, clock: Clock = systemClock) {
     this.#site = site
@@ -73,30 +75,42 @@ export class Story {
   }
 
   readonly heard: Heard = {
-    open: (event) => { this.#at(event.pool, (one) => one.opened(event)) },
-    overflow: ({ pool, target }) => { this.#at(pool, (one, now) => one.overflow(target, now)) },
-    wait: ({ pool, bulkhead }) => {
-      if (bulkhead !== undefined) this.#at(pool, (one, now) => one.shareUsed(bulkhead, now))
+    open: (event) => { this.#at(event, (one) => one.opened(event)) },
+    overflow: (event) => { this.#at(event, (one, now) => one.overflow(event.target, now)) },
+    wait: (event) => {
+      const { bulkhead } = event
+      if (bulkhead !== undefined) this.#at(event, (one, now) => one.shareUsed(bulkhead, now))
     },
     refuse: (event) => {
       if ((event.error as { code?: unknown }).code !== 'FST_POOL_DEADLOCK') return
-      this.#at(event.pool, (one, now) => one.deadlocked(event, now))
+      this.#at(event, (one, now) => one.deadlocked(event, now))
     },
-    error: (event) => { this.#at(event.pool, (one, now) => one.failed(event, now)) },
-    connect: ({ pool, target }) => { this.#at(pool, (one, now) => one.connected(target, now)) },
-    disconnect: (event) => { this.#at(event.pool, (one, now) => one.disconnected(event, now)) },
-    leak: (event) => { this.#at(event.pool, (one, now) => one.leases.add('pool.leak', event, now)) },
+    error: (event) => { this.#at(event, (one, now) => one.failed(event, now)) },
+    connect: (event) => {
+      const { pool, target, tenant } = event
+      if (tenant === undefined) return this.#at(event, (one, now) => one.connected(target, now))
+      // A tenant of which there is nothing to tell has no story. What is told of all ends, too.
+      for (const one of [this.#tenants.get(pool)?.get(tenant), this.#pools.get(pool)]) {
+        if (one !== undefined) this.#alarm.set(one.connected(target, this.#clock.now(true)))
+      }
+    },
+    disconnect: (event) => {
+      if (event.reason === 'error') this.#at(event, (one, now) => one.disconnected(event, now))
+    },
+    leak: (event) => { this.#at(event, (one, now) => one.leases.add('pool.leak', event, now)) },
     unleak: (event) => {
       const line = event.taken === undefined ? 'pool.leak.end' : 'pool.leak.taken'
-      this.#at(event.pool, (one, now) => one.leases.add(line, event, now))
+      this.#at(event, (one, now) => one.leases.add(line, event, now))
     },
-    hold: (event) => { this.#at(event.pool, (one, now) => one.leases.add('pool.hold', event, now)) },
-    overdue: (event) => { this.#at(event.pool, (one, now) => one.leases.add('pool.overdue', event, now)) },
-    failover: (event) => { this.#at(event.pool, (one, now) => one.failover(event, now)) },
-    lag: (event) => { this.#at(event.pool, (one, now) => one.lag(event, now)) },
-    drain: ({ pool }) => { this.#at(pool, (one, now) => one.drain(now)) },
-    close: ({ pool }) => {
-      this.#at(pool, (one, now) => {
+    hold: (event) => { this.#at(event, (one, now) => one.leases.add('pool.hold', event, now)) },
+    overdue: (event) => { this.#at(event, (one, now) => one.leases.add('pool.overdue', event, now)) },
+    failover: (event) => { this.#at(event, (one, now) => one.failover(event, now)) },
+    lag: (event) => { this.#at(event, (one, now) => one.lag(event, now)) },
+    drain: (event) => { this.#at(event, (one, now) => one.drain(now)) },
+    close: (event) => {
+      const { pool } = event
+      for (const tenant of [...this.#tenants.get(pool)?.keys() ?? []]) this.tenantClosed(pool, tenant)
+      this.#at(event, (one, now) => {
         one.close(now)
         return Infinity
       })
@@ -105,20 +119,58 @@ export class Story {
     },
   }
 
+  /** The pool of one tenant has closed. */
+  tenantClosed (pool: string, tenant: string): void {
+    const tenants = this.#tenants.get(pool)
+    tenants?.get(tenant)?.close(this.#clock.now(true))
+    tenants?.delete(tenant)
+    if (tenants?.size === 0) this.#tenants.delete(pool)
+  }
+
   /** @param tell returns when to look */
-  #at (pool: string, tell: (one: PoolStory, now: number) => number): void {
+  #at ({ pool, tenant }: Whose, tell: (one: PoolStory, now: number) => number): void {
     const now = this.#clock.now(true)
     let one = this.#pools.get(pool)
     if (one === undefined) {
       one = new PoolStory(pool, this.#site, () => this.#clock.now(true))
       this.#pools.set(pool, one)
     }
-    this.#alarm.set(tell(one, now))
+    this.#alarm.set(tell(tenant === undefined ? one : this.#storyOf(pool, tenant, one), now))
+  }
+
+  /** What happens to one tenant's pool is no news of the others. @param all whose lines are counted with it */
+  #storyOf (pool: string, tenant: string, all: PoolStory): PoolStory {
+    const tenants = this.#tenants.get(pool) ?? new Map<string, PoolStory>()
+    this.#tenants.set(pool, tenants)
+    let one = tenants.get(tenant)
+    if (one === undefined) {
+      one = new PoolStory(pool, siteOf(this.#site, tenant), () => this.#clock.now(true), all)
+      tenants.set(tenant, one)
+    }
+    return one
   }
 
   #look (): void {
     const now = this.#clock.now(true)
-    for (const one of this.#pools.values()) this.#alarm.set(one.look(now))
+    const tenants = [...this.#tenants.values()].flatMap((all) => [...all.values()])
+    for (const one of [...this.#pools.values(), ...tenants]) this.#alarm.set(one.look(now))
+  }
+}
+
+type Whose = Pick<PoolEvents['open'], 'pool' | 'tenant'>
+
+/** The pool of one tenant, as its story sees it: advice, and what the server allows, are of all together. */
+function siteOf (site: Site, tenant: string): Site {
+  return {
+    stats: (pool) => site.stats(pool, tenant),
+    holders: (pool) => site.holders(pool).filter((holder) => holder.tenant === tenant),
+    places: () => [],
+    ask: () => undefined,
+    look: () => {},
+    advice: () => [],
+    write: (line) => {
+      site.write({ ...line, fields: { tenant, ...line.fields }, msg: `tenant ${tenant}: ${line.msg}` })
+    },
   }
 }
 
@@ -143,7 +195,8 @@ class PoolStory {
   readonly #pool: string
   readonly #site: Site
   readonly #now: () => number
-  readonly #throttle = new Throttle()
+  readonly #throttle: Throttle
+  readonly #isPart: boolean
   /** By target; '': the pool itself. */
   readonly #outages = new Map<string, Outage>()
   readonly #exhausted = new Map<string, Exhausted>()
@@ -160,8 +213,13 @@ class PoolStory {
   /** When the drain began, and how many lines were written about it. */
   #closing: { readonly since: number, told: number } | undefined
 
-  /** @param now reads the clock */
-  constructor (pool: string, site: Site, now: () => number) {
+  /**
+   * @param now reads the clock
+   * @param all whose lines are counted with this one's: it is of one tenant
+   */
+  constructor (pool: string, site: Site, now: () => number, all?: PoolStory) {
+    this.#throttle = all === undefined ? new Throttle() : all.#throttle
+    this.#isPart = all !== undefined
     this.#pool = pool
     this.#site = site
     this.#now = now
@@ -464,7 +522,7 @@ class PoolStory {
     for (const exhausted of [...this.#exhausted.values(), ...this.#shares.values()]) exhausted.close(now)
     for (const deaths of this.#deaths.values()) this.#tellDeaths(deaths)
     this.leases.close()
-    this.#throttle.end(now)
+    if (!this.#isPart) this.#throttle.end(now)
   }
 
   look (now: number): number {

@@ -81,6 +81,7 @@ class Exporter {
   readonly #use: Histogram
   /** The scopes, each with what ends its listeners. */
   readonly #managers = new Map<PoolManager, () => void>()
+  #isObserved = false
   /** What was observed last of each pool and can go down: a reader keeps what nobody observes any more. */
   #last: ReadonlyMap<string, ReadonlyArray<readonly [Observable, Attributes]>> = new Map()
 
@@ -96,17 +97,22 @@ class Exporter {
   }
 
   add (manager: PoolManager): () => void {
-    if (this.#managers.size === 0) this.#meter.addBatchObservableCallback(this.#observe, this.#instruments)
+    if (!this.#isObserved) this.#meter.addBatchObservableCallback(this.#observe, this.#instruments)
+    this.#isObserved = true
     if (!this.#managers.has(manager)) this.#managers.set(manager, this.#listen(manager))
     return () => {
       const end = this.#managers.get(manager)
       if (end === undefined) return
       end()
       this.#managers.delete(manager)
-      if (this.#managers.size > 0) return
-      this.#meter.removeBatchObservableCallback(this.#observe, this.#instruments)
-      this.#last = new Map()
     }
+  }
+
+  /** All scopes have closed, and that their pools have no connections any more was observed. */
+  #end (): void {
+    if (this.#managers.size > 0 || !this.#isObserved) return
+    this.#isObserved = false
+    this.#meter.removeBatchObservableCallback(this.#observe, this.#instruments)
   }
 
   get #instruments (): Observable[] {
@@ -142,6 +148,8 @@ class Exporter {
       if (!now.has(pool)) for (const [instrument, attributes] of observed) result.observe(instrument, 0, attributes)
     }
     this.#last = now
+    // Later: the meter walks through its callbacks now.
+    if (this.#managers.size === 0) queueMicrotask(() => { this.#end() })
   }
 }
 

@@ -2,7 +2,7 @@
 import type { CallArguments, CallName, CallResult } from '../../../types/calls.js'
 import type { Connector } from '../../../types/connector.js'
 import type {
-  AcquireOptions, CallOptions, Holder, HoldOptions, Lease, PoolEventName, PoolHealth, PoolListener, PoolStats,
+  AcquireOptions, CallOptions, Clock, Holder, HoldOptions, Lease, PoolEventName, PoolHealth, PoolListener, PoolStats,
   RunOptions, Tx, UseOptions,
 } from '../../../types/pool.js'
 import { PoolError, badOption } from '../../engine/errors.js'
@@ -52,13 +52,13 @@ export class TenantPool implements Face {
   readonly #events: Events
   #phase: 'open' | 'draining' | 'closed' = 'open'
 
-  constructor (options: ResolvedPoolOptions & { readonly tenants: ResolvedTenants }, make: Maker) {
+  constructor (options: ResolvedPoolOptions & { readonly tenants: ResolvedTenants }, make: Maker, clock?: Clock) {
     this.name = options.name
     this.#options = options
     this.backend = anyBackend(options.backend ?? 'other')
     this.closeTimeout = options.closeTimeout
     this.#events = new Events(this.name, undefined, () => [])
-    this.tenants = new Tenants(() => this.name, options.tenants, make, this.#events)
+    this.tenants = new Tenants(() => this.name, options.tenants, make, this.#events, clock)
   }
 
   of (key: string): Face {
@@ -94,11 +94,11 @@ export class TenantPool implements Face {
   }
 
   suspend (): void {
-    for (const { pool } of this.tenants.all) pool.suspend()
+    this.tenants.suspend()
   }
 
   resume (): void {
-    for (const { pool } of this.tenants.all) pool.resume()
+    this.tenants.resume()
   }
 
   async drain (): Promise<void> {
@@ -152,7 +152,7 @@ export class TenantPool implements Face {
     const others = all.flatMap(({ now }) => 'books' in now ? [] : [now])
     const told = parts.length === 0 ? others : [sumOfParts(name, system, parts), ...others]
     return Object.freeze({
-      ...sumOf([noStats(name, system, { min: 0, max: 0 }), ...tenants.past, ...told]),
+      ...sumOf([{ ...tenants.front, name, system }, ...tenants.past, ...told]),
       tenants: Object.freeze({ open: all.length, largest: Object.freeze(largest) }),
     })
   }
@@ -214,35 +214,38 @@ class OneTenant implements Face {
     return tryAcquireOf(this.#tenants, this.#key, options)
   }
 
-  async #with<T> (patience: Patience, fn: (pool: Face) => Promise<T>): Promise<T> {
-    const visit = await this.#tenants.visit(this.#key, patience)
+  /** @param fn gets the options with what is left of their timeout */
+  async #with<T, O extends Patience> (given: O, fn: (pool: Face, options: O) => Promise<T>): Promise<T> {
+    const visit = await this.#tenants.visit(this.#key, given)
     try {
-      return await fn(visit.pool)
+      return await fn(visit.pool, leftOf(visit, given))
     } finally {
       visit.leave()
     }
   }
 
-  async use<T> (fn: (connection: unknown, lease: Lease<unknown>) => T | Promise<T>, options?: UseOptions): Promise<T> {
-    return await this.#with(options ?? {}, (pool) => pool.use(fn, options))
+  async use<T> (
+    fn: (connection: unknown, lease: Lease<unknown>) => T | Promise<T>, options: UseOptions = {}
+  ): Promise<T> {
+    return await this.#with(options, (pool, options) => pool.use(fn, options))
   }
 
   async transaction<T> (
-    fn: (connection: unknown) => T | Promise<T>, options?: AcquireOptions & RunOptions
+    fn: (connection: unknown) => T | Promise<T>, options: AcquireOptions & RunOptions = {}
   ): Promise<T> {
-    return await this.#with(options ?? {}, (pool) => pool.transaction(fn, options))
+    return await this.#with(options, (pool, options) => pool.transaction(fn, options))
   }
 
   async execute<M extends CallName<unknown>, A extends CallArguments<unknown, M>> (
     method: M | CallOptions<M>, ...args: A
   ): Promise<CallResult<unknown, M, A>> {
-    const patience = typeof method === 'object' ? method : {}
-    return await this.#with(patience, (pool) => execute(pool, method, args)) as CallResult<unknown, M, A>
+    const call = typeof method === 'object' ? method : { method }
+    return await this.#with(call, (pool, call) => execute(pool, call, args)) as CallResult<unknown, M, A>
   }
 
   /** It is left when its lease ends. */
-  async begin (options?: AcquireOptions & HoldOptions): Promise<Tx<unknown>> {
-    return await this.#with(options ?? {}, (pool) => begin({
+  async begin (options: AcquireOptions & HoldOptions = {}): Promise<Tx<unknown>> {
+    return await this.#with(options, (pool, options) => begin({
       name: this.name, backend: pool.backend, acquire: (acquire) => this.acquire(acquire),
     }, options))
   }
@@ -310,8 +313,7 @@ class OneTenant implements Face {
 export async function acquireOf (tenants: Tenants, key: string, options: AcquireOptions): Promise<Lease<unknown>> {
   const visit = await tenants.visit(key, options)
   try {
-    const timeout = visit.timeout ?? options.timeout
-    return held(visit, await visit.pool.acquire(timeout === undefined ? options : { ...options, timeout }))
+    return held(visit, await visit.pool.acquire(leftOf(visit, options)))
   } catch (error) {
     visit.leave()
     throw error
@@ -333,6 +335,10 @@ export function tryAcquireOf (
   }
   visit.leave()
   return null
+}
+
+function leftOf<O extends Patience> ({ timeout }: Visit, options: O): O {
+  return timeout === undefined ? options : { ...options, timeout }
 }
 
 function held (visit: Visit, lease: Lease<unknown>): Lease<unknown> {

@@ -5,10 +5,12 @@ import type { Part } from '../../engine/report.js'
 
 const rank: readonly Circuit[] = ['closed', 'half-open', 'open']
 
-/** Of a pool that has done nothing yet. */
-export function noStats (name: string, system: string, { min, max }: { min: number, max: number }): PoolStats {
+/** Of a pool without connections. @param books what was counted at that time; left out: nothing */
+export function noStats (
+  name: string, system: string, { min, max }: { min: number, max: number }, books = new Books(0), now = 0
+): PoolStats {
   const zeros = { creating: 0, idle: 0, used: 0, resetting: 0, closing: 0, pending: 0, late: 0 }
-  const counts = Books.tell([{ books: new Books(0), going: { now: 0, waiting: [], out: [] } }])
+  const counts = Books.tell([{ books, going: { now, waiting: [], out: [] } }])
   return Object.freeze({ name, system, min, max, ...zeros, circuit: 'closed', ...counts })
 }
 

@@ -1,16 +1,18 @@
 // The pools of tenants: each made at its first use, closed when it has not been used for long, or for another one.
 import { createHash } from 'node:crypto'
+import type { PoolErrorCode } from '../../../types/errors.js'
 import type {
-  AcquireSignal, Clock, PoolEventName, PoolFace, PoolListener, PoolStats,
+  AcquireSignal, Clock, HolderLabel, PoolEventName, PoolFace, PoolListener, PoolStats,
 } from '../../../types/pool.js'
 import { SharedBudget } from '../../balance/shared.js'
+import { Books } from '../../engine/books.js'
 import { PoolError, fieldOf } from '../../engine/errors.js'
-import type { Events } from '../../engine/events.js'
+import { label, type Events } from '../../engine/events.js'
 import * as faults from '../../engine/faults.js'
 import { Alarm, systemClock } from '../../engine/time.js'
 import type { ResolvedPoolOptions, ResolvedTenants } from '../options.js'
 import { bounded } from '../rules/keys.js'
-import { sumOf } from './sums.js'
+import { noStats, sumOf } from './sums.js'
 
 export type Face = PoolFace<unknown>
 
@@ -18,12 +20,24 @@ export type Face = PoolFace<unknown>
 export type Maker = (options: ResolvedPoolOptions, budget: SharedBudget | undefined) => Promise<Face>
 
 /** What a caller waits at most for: the options of a tenant that has no pool yet. */
-export interface Patience { readonly timeout?: number | undefined, readonly signal?: AcquireSignal | undefined }
+export interface Patience {
+  readonly timeout?: number | undefined
+  readonly signal?: AcquireSignal | undefined
+  readonly holder?: HolderLabel | undefined
+}
 
 /** For so long, in ms, a key is remembered whose options were rejected. */
 const REMEMBERED = 10_000
 /** So many of them at most: a client may make keys up. */
 const MOST_REJECTED = 10_000
+/** How long `lastMinute` is, in ms. */
+const MINUTE = 60_000
+/** So many pools that have closed are kept apart, so that `lastMinute` has them. */
+const RECENT = 100
+
+/** Codes of callers that are sent away. */
+const refusals: ReadonlySet<PoolErrorCode> =
+  new Set<PoolErrorCode>(['FST_POOL_QUEUE_FULL', 'FST_POOL_CONNECT_FAILED', 'FST_POOL_CLOSED'])
 
 /** A tenant that has a pool, or is about to get one. */
 class Tenant {
@@ -37,6 +51,8 @@ class Tenant {
   users = 0
   /** When the last one left, or came. */
   usedAt: number
+  /** What its callers wait for. */
+  awaited = "the options of this tenant's pool were not there"
 
   constructor (key: string, label: string, now: number) {
     this.key = key
@@ -71,6 +87,10 @@ export class Tenants {
   readonly #clock: Clock
   readonly #alarm: Alarm
   readonly #budget: SharedBudget | undefined
+  /** Callers that no pool knows of. */
+  readonly #books: Books
+  /** How many wait for their tenant's pool. */
+  #pending = 0
   /** Those that have a pool, or a place for one that is being made. The one used longest ago comes first. */
   readonly #open = new Map<string, Tenant>()
   /** Those whose options are asked for: they have no place yet. */
@@ -81,10 +101,13 @@ export class Tenants {
   readonly #rejected = new Map<string, { readonly error: unknown, readonly until: number }>()
   readonly #subscriptions = new Set<Subscription>()
   #isClosed = false
+  #isSuspended = false
   /** Pools that close: their numbers still change. */
   readonly #leaving = new Set<Face>()
-  /** What the pools that have closed have counted. */
+  /** What the pools that have closed have counted: of most of them together. */
   #past: PoolStats[] = []
+  /** The last that have closed: what they did may be of the last minute. The oldest come first. */
+  #recent: Array<{ readonly at: number, readonly stats: PoolStats }> = []
 
   /** @param events tells what fails, and is not told to a caller */
   constructor (name: () => string, rules: ResolvedTenants, make: Maker, events: Events, clock: Clock = systemClock) {
@@ -93,6 +116,7 @@ export class Tenants {
     this.#make = make
     this.#events = events
     this.#clock = clock
+    this.#books = new Books(clock.now())
     this.#alarm = new Alarm(clock, (fn) => events.run(fn), () => { this.#closeIdle() }, () => false)
     if (rules.maxTotal !== undefined) this.#budget = new SharedBudget(rules.maxTotal)
   }
@@ -104,12 +128,36 @@ export class Tenants {
 
   /** The numbers of pools that close, or have closed. */
   get past (): readonly PoolStats[] {
-    return [...this.#past, ...[...this.#leaving].map((pool) => pool.stats())]
+    this.#settle()
+    return [...this.#past, ...this.#recent.map(({ stats }) => stats), ...[...this.#leaving].map((pool) => pool.stats())]
+  }
+
+  /** The numbers of callers that wait for their tenant's pool, or did so in vain. */
+  get front (): PoolStats {
+    const now = this.#clock.now(true)
+    return { ...noStats(this.#name(), '', { min: 0, max: 0 }, this.#books, now), pending: this.#pending }
+  }
+
+  /** Lends nothing of the pools that are there, nor of those that come. */
+  suspend (): void {
+    this.#isSuspended = true
+    for (const { pool } of this.all) pool.suspend()
+  }
+
+  resume (): void {
+    this.#isSuspended = false
+    for (const { pool } of this.all) pool.resume()
   }
 
   /** The pool of a tenant, where it is open. */
   peek (key: string): Face | undefined {
     return this.#open.get(key)?.pool
+  }
+
+  /** As `peek`, by what events and stats call the tenant. */
+  labelled (label: string): Face | undefined {
+    for (const tenant of this.#open.values()) if (tenant.label === label) return tenant.pool
+    return undefined
   }
 
   /**
@@ -119,18 +167,45 @@ export class Tenants {
    * `FST_POOL_QUEUE_FULL` where all pools are in use; `FST_POOL_ACQUIRE_TIMEOUT`, `FST_POOL_ABORTED`, `FST_POOL_CLOSED`
    */
   async visit (key: string, patience: Patience): Promise<Visit> {
-    const tenant = this.#tenantOf(key)
-    const { pool } = tenant
-    if (pool !== undefined) return this.#enter(tenant, pool, patience.timeout)
     const began = this.#clock.now(true)
-    tenant.users++
     try {
-      const made = await this.#patiently(tenant.ready, patience)
+      const tenant = this.#tenantOf(key)
+      const { pool } = tenant
+      return pool === undefined
+        ? await this.#await(tenant, patience, began)
+        : this.#enter(tenant, pool, patience.timeout)
+    } catch (error) {
+      this.#count(error, key, this.#clock.now(true) - began, patience.holder)
+      throw error
+    }
+  }
+
+  async #await (tenant: Tenant, patience: Patience, began: number): Promise<Visit> {
+    tenant.users++
+    this.#pending++
+    try {
+      const made = await this.#patiently(tenant, patience)
       const spent = this.#clock.now(true) - began
       return this.#enter(tenant, made, Math.max(1, (patience.timeout ?? this.#rules.acquireTimeout) - spent))
     } finally {
+      this.#pending--
       this.#leave(tenant)
     }
+  }
+
+  /** What the app itself answers, of a tenant that there is not, is no refusal. */
+  #count (error: unknown, key: string, wait: number, holder: HolderLabel | undefined): void {
+    if (!(error instanceof PoolError)) return
+    const about = { error, wait, tenant: this.labelOf(key), ...label(holder) }
+    this.#books.tick(this.#clock.now(), 0, true)
+    if (refusals.has(error.code)) {
+      this.#books.refuse(error.code)
+      this.#events.emit('refuse', about)
+    } else if (error.code === 'FST_POOL_ACQUIRE_TIMEOUT') {
+      this.#books.timeouts++
+      this.#books.failedWait(wait)
+      this.#events.emit('timeout', about)
+    } else if (error.code === 'FST_POOL_ABORTED') this.#books.aborted++
   }
 
   /** As `visit`, without waiting. undefined: the tenant has no pool that is open. */
@@ -168,10 +243,14 @@ export class Tenants {
   follow (enter: (pool: Face, label: string) => () => void, key?: string): () => void {
     const undos = new Set<() => void>()
     const begin = ({ label }: Tenant, pool: Face) => {
-      const undo = enter(pool, label)
-      undos.add(undo)
+      const entered = enter(pool, label)
       // Its last event: nothing of it stays.
-      pool.on('close', () => { undos.delete(undo) })
+      const unhear = pool.on('close', () => { undos.delete(undo) })
+      const undo = () => {
+        entered()
+        unhear()
+      }
+      undos.add(undo)
     }
     const subscription = { key, begin }
     this.#subscriptions.add(subscription)
@@ -209,7 +288,9 @@ export class Tenants {
   async #openPool (tenant: Tenant): Promise<Face> {
     const { key } = tenant
     const options = await this.#ask(key)
+    tenant.awaited = 'the last pool of this tenant, of which a connection may still be used, had not closed'
     await this.#closing.get(key)
+    tenant.awaited = "this tenant's pool was not there"
     if (this.#isClosed) throw this.#closedError
     // Only now, since a key that is rejected must not close anybody's pool.
     this.#makeRoom()
@@ -224,6 +305,7 @@ export class Tenants {
 
   #opened (tenant: Tenant, pool: Face): Face {
     tenant.pool = pool
+    if (this.#isSuspended) pool.suspend()
     for (const subscription of this.#subscriptions) this.#subscribe(subscription, tenant)
     tenant.usedAt = this.#clock.now()
     this.#alarm.set(tenant.usedAt + this.#rules.idlePoolTimeout)
@@ -268,22 +350,24 @@ export class Tenants {
       this.#retire(tenant)
       return
     }
-    throw new PoolError('FST_POOL_QUEUE_FULL', `pool '${this.#name()}' has pools of ${this.#open.size} tenants ` +
-      '(maxPools), and all of them are in use. Raise maxPools.')
+    const error = new PoolError('FST_POOL_QUEUE_FULL', `pool '${this.#name()}' has pools of ${this.#open.size} ` +
+      'tenants (maxPools), and all of them are in use. Raise maxPools.')
+    this.#report(error)
+    throw error
   }
 
   /** Resolves as `ready` does, or rejects at the caller's deadline, or when its signal aborts. */
-  async #patiently (ready: Promise<Face>, { timeout = this.#rules.acquireTimeout, signal }: Patience): Promise<Face> {
+  async #patiently (tenant: Tenant, { timeout = this.#rules.acquireTimeout, signal }: Patience): Promise<Face> {
     if (signal?.aborted === true) throw faults.aborted(this.#name(), signal)
     return await new Promise((resolve, reject) => {
       const timer = this.#clock.setTimer(() => {
-        reject(new PoolError('FST_POOL_ACQUIRE_TIMEOUT', `pool '${this.#name()}': the options of this tenant's pool ` +
-          `were not there within ${timeout} ms`))
+        reject(new PoolError('FST_POOL_ACQUIRE_TIMEOUT',
+          `pool '${this.#name()}': ${tenant.awaited} within ${timeout} ms`))
       }, timeout)
       timer.ref()
       const abort = () => { reject(faults.aborted(this.#name(), signal!)) }
       signal?.addEventListener('abort', abort, { once: true })
-      ready.then(resolve, reject).finally(() => {
+      tenant.ready.then(resolve, reject).finally(() => {
         timer.cancel()
         signal?.removeEventListener('abort', abort)
       })
@@ -319,12 +403,23 @@ export class Tenants {
     this.#leaving.add(pool!)
     const closing = pool!.close().finally(() => {
       this.#leaving.delete(pool!)
-      this.#past = [sumOf([...this.#past, { ...pool!.stats(), min: 0, max: 0 }])]
+      this.#recent.push({ at: this.#clock.now(), stats: { ...pool!.stats(), min: 0, max: 0 } })
+      this.#settle()
       this.#budget?.forget(pool!)
       this.#closing.delete(key)
     })
     this.#closing.set(key, closing)
     closing.catch((error: unknown) => { this.#report(error) })
+  }
+
+  /** Nothing of a pool that closed a minute ago is of the last minute. So it is for all but the last ones, too. */
+  #settle (): void {
+    const before = this.#clock.now() - MINUTE
+    const first = this.#recent.findIndex(({ at }) => at > before)
+    const old = this.#recent.splice(0, Math.max(first < 0 ? this.#recent.length : first, this.#recent.length - RECENT))
+    if (old.length === 0) return
+    const { lastMinute } = noStats(this.#name(), '', { min: 0, max: 0 })
+    this.#past = [sumOf([...this.#past, ...old.map(({ stats }) => ({ ...stats, lastMinute }))])]
   }
 
   /** Closes the pool of one tenant; its next use makes another one. */

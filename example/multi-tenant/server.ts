@@ -16,7 +16,10 @@ const { FOLDER = '.', TENANTS = 'tea,milk', PORT = '3000' } = process.env
 const tenants = new Set(TENANTS.split(','))
 
 const app = Fastify({ logger: true })
-const closing = closeWithGrace({ delay: 10_000, logger: app.log }, async () => { await app.close() })
+const closing = closeWithGrace({ delay: 10_000, logger: app.log }, async ({ err }) => {
+  if (err) app.log.error({ err }, 'closing after an error')
+  await app.close()
+})
 app.addHook('onClose', () => { closing.uninstall() })
 
 await app.register(pool, {

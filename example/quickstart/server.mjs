@@ -7,7 +7,10 @@ const { FILE = 'notes.db', PORT = '3000' } = process.env
 const app = Fastify({ logger: true })
 
 // On SIGTERM or SIGINT: requests in flight are answered, then the pool closes.
-const closing = closeWithGrace({ delay: 10_000, logger: app.log }, async () => { await app.close() })
+const closing = closeWithGrace({ delay: 10_000, logger: app.log }, async ({ err }) => {
+  if (err) app.log.error({ err }, 'closing after an error')
+  await app.close()
+})
 app.addHook('onClose', () => { closing.uninstall() })
 
 await app.register(pool, { backend: 'sqlite', url: FILE })

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
-import { askPostgres, needsOwn, startPostgres, startRedis } from '../support/services.js'
+import { askPostgres, askRedis, needsOwn, startPostgres, startRedis } from '../support/services.js'
 import { startExample } from './example.js'
 
 // example/shop on a real PostgreSQL and a real Redis.
@@ -27,7 +27,7 @@ t.test('an order takes from the stock, and the cache is told', needsOwn(database
   t.match(await ask('/products/1'), { status: 200, cache: 'miss', body: { stock: 7 } })
   t.match(await ask('/orders', { product: 1, quantity: 8 }, ada), { status: 409 })
   t.equal(await askPostgres(database.url, 'select count(*) from orders'), '1', 'the order that failed is undone')
-  t.match(await ask('/orders', { product: 9, quantity: 1 }, ada), { status: 500 })
+  t.match(await ask('/orders', { product: 9, quantity: 1 }, ada), { status: 409 })
   t.same((await ask('/orders', undefined, ada)).body, [{ id: 1, product: 1, quantity: 3 }])
 
   t.match((await ask('/openapi.json')).body, { openapi: /^3/, paths: { '/orders': { post: {} }, '/products/{id}': {} } })
@@ -44,8 +44,11 @@ t.test('who is refused takes no connection', needsOwn(database), async (t) => {
   t.ok(before !== undefined)
   t.equal((await ask('/orders')).status, 401)
   t.equal((await ask('/orders', { product: 1, quantity: 0 }, { authorization: 'Bearer no' })).status, 401)
+  t.equal(await taken(), before)
   let status = 0
   for (let n = 0; n < 100 && status !== 429; n++) status = (await ask('/orders')).status
-  t.equal(status, 429, 'the rate limit counts in Redis')
+  t.equal(status, 429)
+  t.match(await askRedis(new URL(cache.url), 'KEYS *'), /rate-limit/, 'the limit is counted in Redis')
+  t.equal(await taken(), before)
   t.equal((await stop()).code, 0)
 })

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
+import { plainNode } from '../support/plain.js'
 
 // What a request leaves must die young. Where an object that has grown old still refers to a request, the whole request
 // is kept until the next full collection, and so are those that it refers to: each request costs a quarter more then.
@@ -17,15 +18,14 @@ const atMost = 0.01
  * The share of all that was allocated which the young collections promoted.
  *
  * The young generation keeps the size of 4 MB: else V8 lets it grow as it sees fit, and the share depends on when it
- * does. Without the loaders of the test runner, and without coverage, which make V8 decide otherwise, too.
+ * does.
  */
 async function promotedShare (t: Test, ...args: string[]): Promise<number> {
   const compiler = new URL('../support/typescript.mjs', import.meta.url).href
   const file = fileURLToPath(new URL('../support/garbage.ts', import.meta.url))
   const sizes = ['--min-semi-space-size=4', '--max-semi-space-size=4']
-  const child = spawn(process.execPath, ['--import', compiler, '--trace-gc-nvp', ...sizes, file, ...args], {
-    stdio: ['ignore', 'pipe', 'inherit'], env: { PATH: process.env.PATH },
-  })
+  const child = spawn(...plainNode('--import', compiler, '--trace-gc-nvp', ...sizes, file, ...args),
+    { stdio: ['ignore', 'pipe', 'inherit'] })
   const [traced, [code]] = await Promise.all([text(child.stdout), once(child, 'close') as Promise<[number]>])
   t.equal(code, 0)
   const lines = traced.split('\n')

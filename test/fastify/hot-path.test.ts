@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import t from 'tap'
+import { plainNode } from '../support/plain.js'
 
 // What the paths that are taken most allocate: neither a timer, a closure, nor an asynchronous resource. A closure
 // takes 64 bytes or more, a timer over 100, so the bytes tell. They are the same on each machine: nothing is timed.
@@ -14,10 +15,7 @@ const flags = ['--min-semi-space-size=16', '--max-semi-space-size=16', '--no-con
 /** One `Lease`, and what the measuring takes. */
 const LEASE = 68
 
-// Without the loaders of the test runner, and without coverage: with them everything allocates more.
-const { stdout } = await promisify(execFile)(process.execPath, ['--import', compiler, ...flags, file], {
-  env: { PATH: process.env.PATH },
-})
+const { stdout } = await promisify(execFile)(...plainNode('--import', compiler, ...flags, file))
 const { bytes, resources } = JSON.parse(stdout) as {
   bytes: Record<string, number>, resources: Record<string, string[]>
 }

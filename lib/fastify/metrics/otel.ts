@@ -105,6 +105,8 @@ class Exporter {
       if (end === undefined) return
       end()
       this.#managers.delete(manager)
+      // Where something was observed, it is observed to be gone first.
+      if (this.#last.size === 0) this.#end()
     }
   }
 

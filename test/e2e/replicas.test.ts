@@ -18,7 +18,10 @@ t.test('reads go to the replica, but for the session that has written', needsGro
   const items = async () => await ask('/items') as unknown as { status: number, body: Array<{ replica: boolean }> }
   await until(async () => (await items()).body[0]?.replica, { what: 'the replica reads' })
   t.match(await items(), { status: 200, body: [{ name: 'tea', replica: true }] })
-  t.match(await ask('/count'), { status: 200, body: { items: 1, replica: false } })
+  t.match(await ask('/items', { name: 'milk' }, session), { status: 201 })
+  t.match(await ask('/items', undefined, session), { status: 200, body: [{ replica: false }, { name: 'milk' }] },
+    'whoever writes reads from the primary, though the replica is there')
+  t.match(await ask('/count'), { status: 200, body: { items: 2, replica: false } })
   t.match(await ask('/readyz'), { status: 200, body: { status: 'up' } })
   t.equal((await stop()).code, 0)
 })

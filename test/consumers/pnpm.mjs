@@ -75,5 +75,5 @@ function importedIn (text) {
   const code = [...text.matchAll(/^```ts(?! of )[^\n]*\n([\s\S]*?)^```/gm)].map(([, block]) => block).join('\n')
   const names = [...code.matchAll(/^import .* from '([^'.][^']*)'/gm)].map(([, name]) => name)
   const packages = names.map((name) => name.split('/').slice(0, name.startsWith('@') ? 2 : 1).join('/'))
-  return [...new Set(packages)].filter((name) => !builtinModules.includes(name.replace('node:', '')))
+  return [...new Set(packages)].filter((name) => !name.startsWith('node:') && !builtinModules.includes(name))
 }

@@ -10,7 +10,7 @@ import { entries } from './roll.mjs'
 
 const dist = join(root, 'dist')
 /** The packages that types/drivers.ts names: a user has some of them, and no error for the others. */
-const drivers = ['mongodb', 'ioredis', 'pg', 'mysql2/promise']
+const drivers = ['mongodb', 'ioredis', 'pg', 'mysql2/promise', '@fastify/mongodb', '@fastify/redis']
 const unknownTypes = new RegExp(`^import \\* as \\S+ from '(?:${drivers.join('|')})';$`, 'gm')
 /** What rollup adds where a file imports one that names a driver. TypeScript 6 asks that it is there, for nothing. */
 const forNothing = new RegExp(`^import '(?:${drivers.join('|')})';\n`, 'gm')

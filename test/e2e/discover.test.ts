@@ -77,7 +77,7 @@ for (const [name, { backend, ask, start }] of Object.entries(kinds)) {
       backend,
       url: url.href,
       discover: 'dns',
-      max: 6,
+      max: 12,
       checkInterval: 50,
       balance: 'round-robin',
     } as PoolOptions)
